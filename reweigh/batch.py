@@ -1,0 +1,414 @@
+"""What two policies said about the same tokens, and how those tokens group into turns and sequences."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
+POSITIVE_TOLERANCE = 1e-4  # nats
+
+
+class Layout(ABC):
+    """How tokens are stored. Every level, statistic and loss is built on these few operations.
+
+    A slot that is not in `mask` (padding, a prompt or tool token) contributes nothing to any of them.
+    """
+
+    mask: Bool[Tensor, "*tok"]  # True where mu sampled the token and it counts
+    turn: Int[Tensor, "*tok"] | None  # turn of each token, for the TURN level
+
+    @property
+    @abstractmethod
+    def num_seqs(self) -> int:
+        """Number of sequences, empty ones included."""
+
+    @abstractmethod
+    def sum_zeroed(self, x: Tensor) -> Tensor:
+        """Sum per sequence of something that is 0 off the mask already: one pass less than `sum`."""
+
+    @abstractmethod
+    def max(self, x: Tensor) -> Tensor:
+        """Maximum per sequence: tokens -> `[S]`; -inf for an empty sequence."""
+
+    @abstractmethod
+    def cumsum(self, x: Tensor) -> Tensor:
+        """Running sum, inclusive, that starts again in each sequence: tokens -> tokens."""
+
+    @abstractmethod
+    def spread(self, s: Tensor) -> Tensor:
+        """Give each token its sequence's value: `[S]` -> tokens."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum per sequence: tokens -> `[S]`; 0 for an empty sequence."""
+        return self.sum_zeroed(torch.where(self.mask, x, 0))
+
+    @property
+    def lengths(self) -> Int[Tensor, " S"]:
+        """Number of tokens in the mask, per sequence."""
+        # float32 counts exactly up to 2^24 tokens in one sequence, and sums faster than int64.
+        return self.sum_zeroed(self.mask.float()).long()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Padded(Layout):
+    """Tokens as `[S, T]`, one row a sequence; padding anywhere the mask is False."""
+
+    mask: Bool[Tensor, "S T"]
+    turn: Int[Tensor, "S T"] | None = None
+
+    @property
+    def num_seqs(self) -> int:
+        """Number of rows."""
+        return self.mask.shape[0]
+
+    def sum_zeroed(self, x: Tensor) -> Tensor:
+        """Sum over each row."""
+        return x.sum(-1)
+
+    def max(self, x: Tensor) -> Tensor:
+        """Maximum of each row."""
+        if x.shape[-1] == 0:
+            return x.new_full((x.shape[0],), -torch.inf)
+        return torch.where(self.mask, x, -torch.inf).amax(-1)
+
+    def cumsum(self, x: Tensor) -> Tensor:
+        """Running sum along each row."""
+        return torch.where(self.mask, x, 0).cumsum(-1)
+
+    def spread(self, s: Tensor) -> Tensor:
+        """Repeat a row's value along the row."""
+        return s[:, None].expand(self.mask.shape)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Packed(Layout):
+    """Tokens as `[N]`, sequences end to end; sequence `i` is `cu_seqlens[i] : cu_seqlens[i + 1]`."""
+
+    mask: Bool[Tensor, " N"]
+    cu_seqlens: Int[Tensor, " S_plus_1"]
+    seq: Int[Tensor, " N"]  # the sequence of each token
+    turn: Int[Tensor, " N"] | None = None
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, " N"], cu_seqlens: Tensor, turn: Tensor | None = None) -> "Packed":
+        """Build from the offsets of flash attention and friends: `[0, len_0, len_0 + len_1, ...]`."""
+        num_tokens = mask.shape[0]
+        # Counting the starts at or before each slot needs no host sync, and bad offsets are left for check() to name.
+        starts = cu_seqlens[1:-1].long().clamp(0, num_tokens)
+        bump = torch.zeros(num_tokens + 1, dtype=torch.int64, device=mask.device)
+        seq = bump.index_add(0, starts, torch.ones_like(starts)).cumsum(0)[:num_tokens]
+        return cls(mask, cu_seqlens, seq, turn)
+
+    @property
+    def num_seqs(self) -> int:
+        """Number of offsets less one."""
+        return self.cu_seqlens.shape[0] - 1
+
+    def sum_zeroed(self, x: Tensor) -> Tensor:
+        """Sum over each run of tokens."""
+        return x.new_zeros(self.num_seqs).index_add(0, self.seq, x)
+
+    def max(self, x: Tensor) -> Tensor:
+        """Maximum of each run of tokens."""
+        x = torch.where(self.mask, x, -torch.inf)
+        return x.new_full((self.num_seqs,), -torch.inf).scatter_reduce(0, self.seq, x, "amax")
+
+    def cumsum(self, x: Tensor) -> Tensor:
+        """Running sum within each run of tokens."""
+        # In float64, so that what earlier sequences added cancels without a trace.
+        x64 = torch.where(self.mask, x, 0).double()
+        total = x64.cumsum(0)
+        ends = torch.cat([total.new_zeros(1), total])
+        before = ends[self.cu_seqlens[:-1].long()]
+        return (total - before[self.seq]).to(x.dtype)
+
+    def spread(self, s: Tensor) -> Tensor:
+        """Gather each token's value."""
+        return s[self.seq]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What two policies said about the same sampled tokens.
+
+    `log_pi` is the policy that the loss is centred on; `log_mu` is the policy that sampled. Which is which is the
+    caller's one decision: there is no mode flag. Both must be log-probs of the *sampled* token under the distribution
+    that was really sampled from (same temperature, same top-p support), or no ratio of them means anything.
+
+    Build one with `Batch.padded`, `Batch.packed` or `Batch.from_lists`. A token in the mask whose log-prob is not
+    finite leaves the mask and is counted in `dropped`; call `check()` once on new data to have it raised instead.
+
+    Attributes:
+        log_pi: nats, any float type, token-shaped (`[S, T]` or `[N]`).
+        log_mu: nats, same shape.
+        log_ratio: `log pi - log mu` in nats, in float32 or better, detached; 0 off the mask. Made by the constructors:
+            the one place where precision is raised and where gradients stop.
+        layout: which tokens count, and which belong together.
+        advantage: token-shaped; read only by gates that depend on its sign (OPSM, DPPO).
+        group: `[S]`, an integer a prompt: the unit of clustering, and of self-normalisation by prompt.
+        dropped: token-shaped, True where a token of the given mask had a non-finite log-prob.
+    """
+
+    log_pi: Float[Tensor, "*tok"]
+    log_mu: Float[Tensor, "*tok"]
+    log_ratio: Float[Tensor, "*tok"]
+    layout: Layout
+    advantage: Float[Tensor, "*tok"] | None = None
+    group: Int[Tensor, " S"] | None = None
+    dropped: Bool[Tensor, "*tok"] | None = field(default=None, repr=False)
+
+    @classmethod
+    def padded(
+        cls,
+        log_pi: Tensor,
+        log_mu: Tensor,
+        mask: Tensor,
+        *,
+        advantage: Tensor | None = None,
+        group: Tensor | None = None,
+        turn: Tensor | None = None,
+    ) -> "Batch":
+        """Batch from `[S, T]` tensors with a mask, as verl, TRL and SkyRL hold them.
+
+        Args:
+            log_pi: `[S, T]` nats. What is at masked slots is never read, so it may be anything.
+            log_mu: `[S, T]` nats.
+            mask: `[S, T]`, bool or 0/1: the tokens that mu sampled and that count.
+            advantage: `[S, T]`, or `[S]` or `[S, 1]` for one value a sequence.
+            group: `[S]` integers, equal for responses to the same prompt.
+            turn: `[S, T]` integers; a turn is a run of equal values.
+
+        Raises:
+            ValueError: if shapes disagree; the message names both.
+
+        Example:
+            >>> import torch
+            >>> mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+            >>> batch = Batch.padded(torch.full((2, 3), -1.0), torch.full((2, 3), -1.5), mask)
+            >>> batch.log_ratio.tolist()
+            [[0.5, 0.5, 0.5], [0.5, 0.0, 0.0]]
+        """
+        if log_pi.dim() != 2:
+            raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
+        _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
+        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], lambda a: a[:, None])
+        _group_shape("Batch.padded", group, log_pi.shape[0])
+        log_ratio, live, dropped = _ratio(log_pi, log_mu, mask)
+        return cls(log_pi, log_mu, log_ratio, Padded(live, turn), advantage, group, dropped)
+
+    @classmethod
+    def packed(
+        cls,
+        log_pi: Tensor,
+        log_mu: Tensor,
+        cu_seqlens: Tensor,
+        mask: Tensor | None = None,
+        *,
+        advantage: Tensor | None = None,
+        group: Tensor | None = None,
+        turn: Tensor | None = None,
+    ) -> "Batch":
+        """Batch from `[N]` tensors, sequences end to end, as AReaL, prime-rl and slime hold them.
+
+        Args:
+            log_pi: `[N]` nats.
+            log_mu: `[N]` nats.
+            cu_seqlens: `[S + 1]` integer offsets: 0, then the running total of lengths, ending at N.
+            mask: `[N]`, bool or 0/1; all tokens count if not given.
+            advantage: `[N]`, or `[S]` for one value a sequence.
+            group: `[S]` integers, equal for responses to the same prompt.
+            turn: `[N]` integers; a turn is a run of equal values within a sequence.
+
+        Raises:
+            ValueError: if shapes disagree. Offsets are values, so they are for `check()` to read.
+
+        Example:
+            >>> import torch
+            >>> batch = Batch.packed(torch.full((4,), -1.0), torch.full((4,), -1.5), torch.tensor([0, 3, 4]))
+            >>> batch.layout.sum(batch.log_ratio).tolist()
+            [1.5, 0.5]
+        """
+        if log_pi.dim() != 1:
+            raise ValueError(f"Batch.packed: log_pi must be [N], got shape {tuple(log_pi.shape)}")
+        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.is_floating_point():
+            raise ValueError(
+                f"Batch.packed: cu_seqlens must be integers [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+            )
+        _same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
+        num_seqs = cu_seqlens.shape[0] - 1
+        log_ratio, live, dropped = _ratio(log_pi, log_mu, mask)
+        layout = Packed.of(live, cu_seqlens, turn)
+        advantage = _per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
+        _group_shape("Batch.packed", group, num_seqs)
+        return cls(log_pi, log_mu, log_ratio, layout, advantage, group, dropped)
+
+    @classmethod
+    def from_lists(
+        cls,
+        log_pi: Sequence[Tensor],
+        log_mu: Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+        *,
+        advantage: Sequence[Tensor] | None = None,
+        group: Tensor | None = None,
+        turn: Sequence[Tensor] | None = None,
+    ) -> "Batch":
+        """Batch from one 1-D tensor a sequence, as slime, prime-rl and tinker hand them to a loss.
+
+        Args:
+            log_pi: one `[len_i]` tensor a sequence, nats.
+            log_mu: the same for the sampling policy.
+            masks: the same for the mask; all tokens count if not given.
+            advantage: the same, token by token.
+            group: `[S]` integers, equal for responses to the same prompt.
+            turn: the same as masks, integers.
+
+        Raises:
+            ValueError: if a sequence's lengths disagree; the message names the sequence.
+
+        Example:
+            >>> import torch
+            >>> batch = Batch.from_lists([torch.zeros(3) - 1, torch.zeros(1) - 1], [torch.zeros(3) - 2, torch.zeros(1)])
+            >>> batch.layout.lengths.tolist()
+            [3, 1]
+        """
+        others = {"log_mu": log_mu, "masks": masks, "advantage": advantage, "turn": turn}
+        for name, parts in others.items():
+            if parts is None:
+                continue
+            if len(parts) != len(log_pi):
+                raise ValueError(f"Batch.from_lists: {name} has {len(parts)} sequences, log_pi has {len(log_pi)}")
+            for i, (a, b) in enumerate(zip(log_pi, parts, strict=True)):
+                if a.shape != b.shape:
+                    raise ValueError(
+                        f"Batch.from_lists: sequence {i}: {name} has shape {tuple(b.shape)}, log_pi {tuple(a.shape)}"
+                    )
+        lengths = torch.tensor([0] + [len(x) for x in log_pi], device=log_pi[0].device if len(log_pi) else None)
+        return cls.packed(
+            _cat(log_pi),
+            _cat(log_mu),
+            lengths.cumsum(0),
+            None if masks is None else _cat(masks),
+            advantage=None if advantage is None else _cat(advantage),
+            group=group,
+            turn=None if turn is None else _cat(turn),
+        )
+
+    def check(self) -> "Batch":
+        """Read the values once (a host sync) and raise if they cannot be log-probs of these sequences.
+
+        Returns:
+            The batch itself, so that `Batch.padded(...).check()` is one line.
+
+        Raises:
+            ValueError: offsets that do not rise from 0 to N; log-probs that are NaN, infinite or positive on a token
+                of the mask; a mask with no token. Each message has the count, the first place and a remedy.
+        """
+        if isinstance(self.layout, Packed):
+            _check_offsets(self.layout.cu_seqlens, self.log_pi.shape[0])
+        mask = self.layout.mask if self.dropped is None else self.layout.mask | self.dropped
+        for name, x in (("log_pi", self.log_pi), ("log_mu", self.log_mu)):
+            _check_values(name, x.detach(), mask)
+        if not bool(mask.any()):
+            raise ValueError(
+                f"Batch: the mask is empty: 0 of {mask.numel()} tokens count.\n"
+                "hint: is the mask 1 for response tokens and 0 for prompt and padding?"
+            )
+        return self
+
+
+def _ratio(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Log ratio, the tokens that count, and those that would if their log-probs were finite."""
+    dtype = torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
+    diff = log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
+    finite = diff.abs() < torch.inf  # False for NaN too; a difference of two finite log-probs is finite
+    if mask is None:
+        return torch.where(finite, diff, 0), finite, ~finite
+    given = mask.bool()
+    live = given & finite
+    return torch.where(live, diff, 0), live, given & ~finite
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) else torch.zeros(0)
+
+
+def _same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
+    for name, x in others.items():
+        if x is not None and x.shape != log_pi.shape:
+            raise ValueError(
+                f"{where}: {name} and log_pi must have one shape, got {tuple(x.shape)} and {tuple(log_pi.shape)}.\n"
+                "hint: log-probs, mask and turns are all of the response tokens, shifted the same way."
+            )
+
+
+def _per_token(where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread) -> Tensor | None:  # noqa: ANN001
+    if advantage is None or advantage.shape == log_pi.shape:
+        return advantage
+    if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
+        return spread(advantage.flatten()).expand(log_pi.shape)
+    raise ValueError(
+        f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
+        f"got {tuple(advantage.shape)}"
+    )
+
+
+def _group_shape(where: str, group: Tensor | None, num_seqs: int) -> None:
+    if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
+        raise ValueError(
+            f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
+        )
+
+
+def _check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
+    offsets = cu_seqlens.long()
+    falls = offsets.diff() < 0
+    if bool(falls.any()):
+        i = int(falls.nonzero()[0])
+        raise ValueError(
+            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} then {int(offsets[i + 1])} at index {i + 1}"
+        )
+    if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens:
+        raise ValueError(
+            f"Batch.packed: cu_seqlens must run from 0 to the number of tokens ({num_tokens}), "
+            f"got {int(offsets[0])} to {int(offsets[-1])}"
+        )
+
+
+def _check_values(name: str, x: Tensor, mask: Tensor) -> None:
+    total = int(mask.sum())
+    rules = (
+        (
+            torch.isnan(x),
+            "NaN",
+            "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
+        ),
+        (
+            torch.isinf(x),
+            "infinite",
+            "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
+            "one side only, a wrong token id, or a float16 overflow",
+        ),
+        (
+            x > POSITIVE_TOLERANCE,
+            "positive",
+            "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits",
+        ),
+    )
+    for rule, word, hint in rules:
+        bad = rule & mask
+        count = int(bad.sum())
+        if count:
+            first = tuple(int(i) for i in bad.nonzero()[0])
+            place = f"[{', '.join(map(str, first))}]"
+            raise ValueError(
+                f"Batch: {name} is {word} on {count} of {total} tokens in the mask, "
+                f"first {name}{place} = {float(x[first]):.6g}\nhint: {hint}."
+            )

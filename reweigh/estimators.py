@@ -1,0 +1,258 @@
+"""Estimators: products of factors that turn a batch into one weight for each unit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reweigh.batch import Batch, Layout
+from reweigh.divergences import log_ratio
+from reweigh.levels import Level, Unit, heads
+from reweigh.transforms import Clip, Identity, MeanAtMost, ParetoSmooth, Transform
+
+Statistic = Callable[[Batch], Tensor]
+Normalise = Literal["batch", "prompt"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One level, one transform, one statistic; and, for a gate, the sign of advantage that it applies to.
+
+    Attributes:
+        level: how token values become unit values.
+        transform: how unit values become log-weights and keeps.
+        of: the per-token statistic that the level folds.
+        sign: +1 or -1 applies the factor only to tokens of that advantage sign, the others pass with weight 1; 0 is all.
+        scale: multiplies the statistic before the level, so that -1 turns a bound from above into one from below.
+    """
+
+    level: Level
+    transform: Transform
+    of: Statistic = log_ratio
+    sign: int = 0
+    scale: float = 1.0
+
+    def __repr__(self) -> str:
+        """As one would write it."""
+        extra = "" if self.of is log_ratio else f", of={self.of.__name__}"
+        extra += f", scale={self.scale:g}" if self.scale != 1 else ""
+        extra += f", sign={self.sign:+d}" if self.sign else ""
+        return f"{self.level.name.upper()} {self.transform}{extra}"
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A product of factors: log-weights add, keeps AND. `Estimator()` is the unit of the product: naive.
+
+    All factors read the original batch, so the order of a product never matters. Calling it on a `Batch` gives
+    `Weights`; nothing is synchronised with the host and the weights are detached.
+
+    Attributes:
+        factors: what is multiplied.
+        normalise: None, or the set over whose kept units the weights are divided by their mean.
+    """
+
+    factors: tuple[Factor, ...] = ()
+    normalise: Normalise | None = None
+
+    def __mul__(self, other: "Estimator") -> "Estimator":
+        """The product; self-normalisation is not a factor, so it must come last.
+
+        Raises:
+            ValueError: if either side is self-normalised.
+        """
+        if self.normalise or other.normalise:
+            raise ValueError("Estimator: self-normalise last: write self_normalised(a * b)")
+        return Estimator(self.factors + other.factors)
+
+    @property
+    def unit(self) -> Unit:
+        """What a weight belongs to: the finest unit of any factor; a gate on the advantage's sign is per token."""
+        units = {"token" if f.sign else f.level.unit for f in self.factors} or {"token"}
+        return "token" if "token" in units else "turn" if "turn" in units else "sequence"
+
+    @property
+    def reads_batch(self) -> bool:
+        """Whether a unit's weight depends on the other units of the batch (normalised, fitted or sorted)."""
+        return self.normalise is not None or any(
+            isinstance(f.transform, (MeanAtMost, ParetoSmooth)) for f in self.factors
+        )
+
+    def __call__(self, batch: Batch, log_normaliser: Tensor | None = None) -> "Weights":
+        """Weights of the batch's units.
+
+        Args:
+            batch: the tokens.
+            log_normaliser: log of the mean weight over kept units, 0-d or `[S]` nats, to divide by in place of this
+                batch's own: what `log_normaliser` merged over micro-batches or ranks.
+        """
+        layout, unit = batch.layout, self.unit
+        valid = layout.lengths > 0 if unit == "sequence" else layout.mask
+        dtype = torch.promote_types(torch.promote_types(batch.log_pi.dtype, batch.log_mu.dtype), torch.float32)
+        log_w = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+        keep, bounded = valid, torch.zeros_like(valid)
+        for f in self.factors:
+            x = f.of(batch) if f.scale == 1 else f.of(batch) * f.scale
+            x = f.level.fold(x, layout)
+            lw, k = f.transform(x, f.level.valid(layout))
+            moved = (lw != x) & k if isinstance(f.transform, Clip) else None
+            if f.level.unit == "sequence" and unit != "sequence":
+                lw, k = layout.spread(lw), layout.spread(k)
+                moved = None if moved is None else layout.spread(moved)
+            if f.sign:
+                gate = _sign_gate(batch, f.sign)
+                lw, k = torch.where(gate, lw, 0), k | ~gate
+                moved = None if moved is None else moved & gate
+            log_w, keep = log_w + lw, keep & k
+            bounded = bounded if moved is None else bounded | moved
+        weights = Weights(log_w, keep, bounded & keep, valid, unit, layout)
+        if self.normalise is None:
+            return weights
+        shift = weights.log_normaliser(None if self.normalise == "batch" else _group(batch))
+        shift = shift if log_normaliser is None else log_normaliser
+        if shift.dim() and unit != "sequence":
+            shift = layout.spread(shift)
+        return replace(weights, log_w=weights.log_w - shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """One weight for each unit of a batch, and what was done to it. All detached.
+
+    Attributes:
+        log_w: nats; `[S]` if the unit is a sequence, else token-shaped.
+        keep: units that take part.
+        bounded: kept units whose ratio a `Clip` or `Truncate` moved.
+        valid: units that exist.
+        unit: "token", "turn" or "sequence".
+        layout: the batch's.
+    """
+
+    log_w: Float[Tensor, "*unit"]
+    keep: Bool[Tensor, "*unit"]
+    bounded: Bool[Tensor, "*unit"]
+    valid: Bool[Tensor, "*unit"]
+    unit: Unit
+    layout: Layout
+
+    @property
+    def per_unit(self) -> Float[Tensor, "*unit"]:
+        """The weight of each unit; 0 if it was dropped or does not exist."""
+        return torch.where(self.keep, self.log_w.exp(), 0)
+
+    @property
+    def per_token(self) -> Float[Tensor, "*tok"]:
+        """The weight that multiplies each token's loss term; 0 if dropped or off the mask."""
+        w = self.per_unit
+        return torch.where(self.layout.mask, self.layout.spread(w), 0) if self.unit == "sequence" else w
+
+    @property
+    def keep_tokens(self) -> Bool[Tensor, "*tok"]:
+        """Which tokens are kept."""
+        return self.layout.spread(self.keep) & self.layout.mask if self.unit == "sequence" else self.keep
+
+    @property
+    def num_units(self) -> Tensor:
+        """How many units exist, 0-d."""
+        return self._count(self.valid)
+
+    @property
+    def num_kept(self) -> Tensor:
+        """How many units are kept, 0-d."""
+        return self._count(self.keep)
+
+    @property
+    def num_bounded(self) -> Tensor:
+        """How many kept units had their ratio moved to a bound, 0-d."""
+        return self._count(self.bounded)
+
+    def log_normaliser(self, group: Tensor | None = None) -> Tensor:
+        """`log(sum of weights / number)` over kept units, nats: what self-normalisation subtracts.
+
+        Args:
+            group: `[S]` integers: one normaliser a group, in place of one for the batch.
+
+        Returns:
+            0-d, or `[S]` if a group was given. 0 where no unit is kept.
+        """
+        one_each = self.keep & heads(self.layout) if self.unit == "turn" else self.keep
+        log_w = torch.where(one_each, self.log_w, -torch.inf)
+        if group is None:
+            total = torch.logsumexp(log_w.flatten().double(), 0)
+            count = one_each.sum()
+            return torch.where(count > 0, total - count.log(), 0).to(self.log_w.dtype)
+        per_seq = self.unit == "sequence"
+        top = log_w if per_seq else self.layout.max(log_w)
+        same = (group[:, None] == group[None, :]).double()  # [S, S], so no value of group is an index
+        top = torch.where(same.bool(), top[None, :], -torch.inf).amax(1)
+        shift = torch.where(torch.isfinite(top), top, 0)
+        scaled = (log_w - (shift if per_seq else self.layout.spread(shift))).exp()
+        sums = scaled if per_seq else self.layout.sum(torch.where(one_each, scaled, 0))
+        counts = one_each if per_seq else self.layout.sum(one_each.to(scaled.dtype))
+        total, count = same @ sums.double(), same @ counts.double()
+        return torch.where(count > 0, shift + (total / count).log(), 0).to(self.log_w.dtype)
+
+    def _count(self, units: Tensor) -> Tensor:
+        return (units & heads(self.layout)).sum() if self.unit == "turn" else units.sum()
+
+
+def weigh(
+    level: Level, transform: Transform | None = None, of: Statistic = log_ratio, *, scale: float = 1.0
+) -> Estimator:
+    """An estimator of one factor: fold `of` (times `scale`) to `level`, then `transform`; the ratio itself if not given.
+
+    Example:
+        >>> from reweigh import SEQUENCE, Reject, weigh
+        >>> weigh(SEQUENCE, Reject(0.5, 2.0))
+        Estimator(factors=(SEQUENCE Reject(low=0.5, high=2.0),), normalise=None)
+    """
+    return Estimator((Factor(level, Identity() if transform is None else transform, of, scale=scale),))
+
+
+def self_normalised(estimator: Estimator, by: Normalise = "batch") -> Estimator:
+    """Divide the weights by their mean over kept units, of the batch or of each prompt's group (`Batch.group`).
+
+    The mean is over *kept* units and, with `log_normaliser`, over the global batch; a mean per micro-batch would make
+    the result depend on how the batch was cut.
+    """
+    return replace(estimator, normalise=by)
+
+
+def for_advantage(sign: int, estimator: Estimator) -> Estimator:
+    """Apply the estimator only where the advantage has this sign; other tokens are kept with weight 1.
+
+    Args:
+        sign: +1 or -1. A token of advantage 0 has no gradient and passes.
+        estimator: any product that is not self-normalised.
+
+    Raises:
+        ValueError: on another sign, a self-normalised estimator, or one that has a sign already.
+    """
+    if sign not in (-1, 1):
+        raise ValueError(f"for_advantage: sign must be +1 or -1, got {sign}")
+    if estimator.normalise:
+        raise ValueError("for_advantage: self-normalise last: write self_normalised(for_advantage(sign, e))")
+    if any(f.sign for f in estimator.factors):
+        raise ValueError("for_advantage: the estimator has a factor with a sign already")
+    return Estimator(tuple(replace(f, sign=sign) for f in estimator.factors))
+
+
+def _sign_gate(batch: Batch, sign: int) -> Tensor:
+    if batch.advantage is None:
+        raise ValueError(
+            "Estimator: a factor depends on the sign of the advantage and the batch has none.\n"
+            "hint: pass advantage= to Batch.padded, packed or from_lists."
+        )
+    return batch.advantage * sign > 0
+
+
+def _group(batch: Batch) -> Tensor:
+    if batch.group is None:
+        raise ValueError(
+            "self_normalised: by='prompt' needs the prompt of each sequence and the batch has none.\n"
+            "hint: pass group= ([S] integers, equal for responses to one prompt) to Batch.padded, packed or from_lists."
+        )
+    return batch.group

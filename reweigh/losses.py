@@ -1,0 +1,219 @@
+"""Losses that take weights and leave the denominator to the caller."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reweigh.batch import Batch, Layout
+from reweigh.estimators import Weights
+from reweigh.levels import GEOMETRIC
+
+Denominator = Tensor | float
+
+
+def policy_gradient(
+    log_pi: Float[Tensor, "*tok"],
+    advantage: Tensor,
+    weights: Weights,
+    denominator: Denominator,
+) -> Float[Tensor, ""]:
+    """`-(1/D) sum_t w_t A_t log pi_t`: REINFORCE with detached weights.
+
+    The gradient of each token is `-w_t A_t / D` times its score. Use it when rollouts are used once (or a few times) and
+    the weights carry all of the correction.
+
+    Args:
+        log_pi: nats, with gradient; token-shaped.
+        advantage: token-shaped, or one a sequence; not differentiated.
+        weights: of the same batch.
+        denominator: D: see `num_tokens`, `num_sequences`, `num_kept`. With several ranks or micro-batches, the global one.
+
+    Returns:
+        0-d; in float32 or better.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import Batch, num_tokens, policy_gradient, seq_tis
+        >>> log_pi = torch.full((2, 3), -1.0, requires_grad=True)
+        >>> batch = Batch.padded(log_pi, torch.full((2, 3), -1.5), torch.ones(2, 3))
+        >>> loss = policy_gradient(log_pi, torch.tensor([1.0, -1.0]), seq_tis(2.0)(batch), num_tokens(batch))
+        >>> loss.backward()
+        >>> print([round(g, 3) for g in log_pi.grad[:, 0].tolist()])
+        [-0.333, 0.333]
+
+    Source: Williams (1992); with truncated weights, Yao et al. (2025) and Liu and Li (2025).
+    """
+    layout = weights.layout
+    return -_total(layout, weights.per_token * _advantage(layout, advantage) * _live(layout, log_pi)) / denominator
+
+
+def ppo_clip(
+    log_pi: Float[Tensor, "*tok"],
+    log_old: Float[Tensor, "*tok"],
+    advantage: Tensor,
+    weights: Weights,
+    denominator: Denominator,
+    *,
+    low: float = 0.2,
+    high: float = 0.2,
+    dual: float | None = None,
+) -> Float[Tensor, ""]:
+    """`-(1/D) sum_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)` with `r = pi / pi_old`.
+
+    Which policies meet is decided by what is passed. *Decoupled* (three policies): `log_old` is the trainer's own
+    log-prob from before the update (the proximal policy), and the weights are of `Batch(log_old, log_mu)`. *Two-policy*:
+    `log_old` is `log_mu` itself and the weights are `naive()`'s, or a screen's.
+
+    Args:
+        log_pi: current policy, nats, with gradient.
+        log_old: the policy that the clip is centred on, nats; not differentiated.
+        advantage: token-shaped, or one a sequence.
+        weights: of the batch of the same tokens.
+        denominator: D.
+        low: clip below 1, a ratio difference.
+        high: clip above 1, a ratio difference.
+        dual: if given, over 1: for A < 0 the term is at most `dual |A|`, which bounds what a huge ratio can do.
+
+    Raises:
+        ValueError: if dual is not over 1, or a bound is negative.
+
+    Also called: `vanilla` in verl, `dual_clip` in SkyRL, decoupled loss in AReaL.
+    Source: Schulman et al. (2017), eq. 7; dual clip, Ye et al. (2020), eq. 5; decoupled, Hilton et al. (2021).
+    """
+    if dual is not None and not dual > 1:
+        raise ValueError(f"ppo_clip: dual must be > 1, got {dual}")
+    _check_clip("ppo_clip", low, high)
+    layout = weights.layout
+    ratio = torch.exp(_live(layout, log_pi) - _live(layout, log_old.detach()))
+    return _clipped(layout, ratio, _advantage(layout, advantage), weights, denominator, low, high, dual)
+
+
+def cispo(
+    log_pi: Float[Tensor, "*tok"],
+    log_old: Float[Tensor, "*tok"],
+    advantage: Tensor,
+    weights: Weights,
+    denominator: Denominator,
+    *,
+    low: float = 1.0,
+    high: float = 4.0,
+) -> Float[Tensor, ""]:
+    """`-(1/D) sum_t w_t clip(r_t, 1 - low, 1 + high)_detached A_t log pi_t` with `r = pi / pi_old`.
+
+    Every token keeps a gradient, which PPO's clip takes from some; only its size is bounded.
+
+    Args:
+        log_pi: current policy, nats, with gradient.
+        log_old: nats; not differentiated.
+        advantage: token-shaped, or one a sequence.
+        weights: of the batch of the same tokens.
+        denominator: D.
+        low: clip below 1; 1 (the default) means no lower bound.
+        high: clip above 1.
+
+    Source: MiniMax (2025), MiniMax-M1, the CISPO objective.
+    """
+    _check_clip("cispo", low, high)
+    layout = weights.layout
+    live = _live(layout, log_pi)
+    ratio = torch.exp(live.detach() - _live(layout, log_old.detach())).clamp(max(0.0, 1 - low), 1 + high)
+    return -_total(layout, weights.per_token * ratio * _advantage(layout, advantage) * live) / denominator
+
+
+def gspo(
+    log_pi: Float[Tensor, "*tok"],
+    log_old: Float[Tensor, "*tok"],
+    advantage: Tensor,
+    weights: Weights,
+    denominator: Denominator,
+    *,
+    low: float = 3e-4,
+    high: float = 4e-4,
+) -> Float[Tensor, ""]:
+    """`ppo_clip` with the geometric ratio `s = exp(mean_t log pi/pi_old)` of the sequence on each of its tokens.
+
+    The value is the sequence's ratio; the gradient reaches each token with the same weight s. For GSPO's own reduction
+    (mean over tokens, then over sequences) fold `1 / length` into the advantage and give the number of sequences.
+
+    Args:
+        log_pi: current policy, nats, with gradient.
+        log_old: nats; not differentiated.
+        advantage: token-shaped, or one a sequence.
+        weights: of the batch of the same tokens.
+        denominator: D.
+        low: clip below 1, of the geometric ratio.
+        high: clip above 1, of the geometric ratio.
+
+    Also called: `importance_sampling_level="sequence"` in TRL, `gspo` in verl, slime and SkyRL.
+    Source: Zheng et al. (2025), Group sequence policy optimization.
+    """
+    _check_clip("gspo", low, high)
+    layout = weights.layout
+    live = _live(layout, log_pi)
+    mean = layout.spread(GEOMETRIC.fold(live.detach() - _live(layout, log_old.detach()), layout))
+    ratio = torch.exp(mean + live - live.detach())  # value s, gradient s times the token's score
+    return _clipped(layout, ratio, _advantage(layout, advantage), weights, denominator, low, high, None)
+
+
+def num_tokens(batch: Batch) -> Tensor:
+    """Tokens of the mask, whatever a rejection did: 0-d. The usual global token mean; at least 1."""
+    return batch.layout.mask.sum().clamp(min=1)
+
+
+def num_sequences(batch: Batch) -> Tensor:
+    """Sequences with a token: 0-d, at least 1."""
+    return (batch.layout.lengths > 0).sum().clamp(min=1)
+
+
+def num_kept(weights: Weights) -> Tensor:
+    """Tokens that were kept: 0-d, at least 1. With it a rejection shrinks the batch, and the survivors' step grows."""
+    return weights.keep_tokens.sum().clamp(min=1)
+
+
+def per_sequence_mean(layout: Layout, advantage: Tensor) -> Tensor:
+    """The advantage over its sequence's length, token-shaped: with `num_sequences` it gives the mean of sequence means."""
+    return _advantage(layout, advantage) / layout.spread(layout.lengths.clamp(min=1).to(advantage.dtype))
+
+
+def _clipped(
+    layout: Layout,
+    ratio: Tensor,
+    advantage: Tensor,
+    weights: Weights,
+    denominator: Denominator,
+    low: float,
+    high: float,
+    dual: float | None,
+) -> Tensor:
+    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    if dual is not None:
+        gain = torch.where(advantage < 0, torch.maximum(gain, dual * advantage), gain)
+    return -_total(layout, weights.per_token * gain) / denominator
+
+
+def _live(layout: Layout, log_p: Tensor) -> Tensor:
+    # Before anything is computed from it: a NaN or -inf off the mask would reach the gradient through `where`.
+    return torch.where(layout.mask, log_p, 0).to(torch.promote_types(log_p.dtype, torch.float32))
+
+
+def _advantage(layout: Layout, advantage: Tensor) -> Tensor:
+    shape = layout.mask.shape
+    if advantage.shape != shape:
+        if advantage.shape not in ((layout.num_seqs,), (layout.num_seqs, 1)):
+            raise ValueError(
+                f"loss: advantage must have one value a token {tuple(shape)} or one a sequence ({layout.num_seqs},), "
+                f"got {tuple(advantage.shape)}"
+            )
+        advantage = layout.spread(advantage.flatten())
+    return torch.where(layout.mask, advantage.detach(), 0)
+
+
+def _total(layout: Layout, x: Tensor) -> Tensor:
+    return torch.where(layout.mask, x, 0).sum()
+
+
+def _check_clip(name: str, low: float, high: float) -> None:
+    if low < 0 or high < 0 or math.isnan(low) or math.isnan(high):
+        raise ValueError(f"{name}: low and high must be >= 0, got low={low}, high={high}")

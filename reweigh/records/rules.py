@@ -1,0 +1,119 @@
+"""The rules on values: log-probs that can be log-probs, token ids that can be ids, rows that count something."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reweigh.batch import POSITIVE_TOLERANCE
+from reweigh.records.schema import COLUMNS
+from reweigh.records.table import lengths_of, single, token_values
+from reweigh.records.violation import Origin, Report, Violation
+
+
+@dataclass(frozen=True)
+class _TokenRule:
+    columns: tuple[str, ...]
+    word: str
+    broken: Callable[[np.ndarray], np.ndarray]
+    hint: str
+
+
+_TOKEN_RULES = (
+    _TokenRule(
+        ("log_mu", "log_pi"),
+        "not finite",
+        lambda x: ~np.isfinite(x),
+        "a NaN is a placeholder, a null or an overflow, and an infinite log-prob means top-p or top-k on one side only "
+        "or a wrong token id; take such tokens out of the mask, or compute them again.",
+    ),
+    _TokenRule(
+        ("log_mu", "log_pi", "log_pi_repeat", "log_mu_prefill"),
+        "positive",
+        lambda x: np.isfinite(x) & (x > POSITIVE_TOLERANCE),
+        "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits.",
+    ),
+    _TokenRule(
+        ("entropy_pi", "entropy_mu"),
+        "negative",
+        lambda x: x < -POSITIVE_TOLERANCE,
+        "an entropy is at least 0; the entropy of a distribution over tokens is -sum p log p.",
+    ),
+    _TokenRule(
+        ("advantage",),
+        "infinite",
+        np.isinf,
+        "look for a division by a group's zero standard deviation.",
+    ),
+    _TokenRule(
+        ("token_ids", "versions"),
+        "negative",
+        lambda x: x < 0,
+        "ids and versions count from 0; where there is none, take the token out of the mask or leave the list null.",
+    ),
+)
+_ROW_COLUMNS = ("prompt_length", "pack_index")
+
+
+def check_values(
+    table: pa.Table, origin: Origin, report: Report, rows: Sequence[int] | np.ndarray | None = None
+) -> None:
+    """Report every rule on values that a canonical table with aligned rows breaks.
+
+    Args:
+        table: as `conform` and `aligned` left it.
+        origin: where its rows came from.
+        report: raises or counts.
+        rows: the number of each row in `origin`, if some were left out.
+    """
+    number = np.arange(table.num_rows) if rows is None else np.asarray(rows)
+
+    def place(row: int) -> str:
+        return origin.place(int(number[row]))
+
+    names = set(table.schema.names)
+    for name in ("sequence_id", *_ROW_COLUMNS):
+        if name in names:
+            _check_scalar(single(table, name), name, place, report)
+    if "log_mu" not in names:
+        return
+    lengths = lengths_of(single(table, "log_mu"))
+    ends = np.cumsum(lengths)
+    mask = np.ones(int(lengths.sum()), dtype=bool)
+    if "mask" in names:
+        mask = token_values(single(table, "mask"), lengths).to_numpy(zero_copy_only=False)
+    counted = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[mask], minlength=len(lengths))
+    if (counted == 0).any():
+        row = int(np.argmax(counted == 0))
+        detail = f"no token counts: the mask is empty, {lengths[row]} tokens in the response"
+        hint = "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled."
+        report(Violation("mask: no token counts", place(row), detail, hint, int((counted == 0).sum())))
+    for column in COLUMNS:
+        rules = [rule for rule in _TOKEN_RULES if column.name in rule.columns]
+        if not rules or column.name not in names:
+            continue
+        lists = single(table, column.name)
+        live = mask & np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
+        values = token_values(lists, lengths).to_numpy(zero_copy_only=False)
+        for rule in rules:
+            bad = live & rule.broken(values)
+            count = int(bad.sum())
+            if count:
+                token = int(np.argmax(bad))
+                row = int(np.searchsorted(ends, token, side="right"))
+                index = token - int(ends[row] - lengths[row])
+                detail = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}"
+                report(Violation(f"{column.name}: {rule.word}", place(row), detail, rule.hint, count, "tokens"))
+
+
+def _check_scalar(values: pa.Array, name: str, place: Callable[[int], str], report: Report) -> None:
+    is_id = name == "sequence_id"
+    wrong = pc.equal(values, "") if is_id else pc.less(values, 0)
+    bad = pc.fill_null(wrong, False).to_numpy(zero_copy_only=False)
+    if bad.any():
+        row = int(np.argmax(bad))
+        word = "empty" if is_id else "negative"
+        hint = "name each response." if is_id else f"{name} counts from 0; null if it is not known."
+        report(Violation(f"{name}: {word}", place(row), f"{name} is {word}: {values[row]}", hint, int(bad.sum())))

@@ -1,0 +1,167 @@
+"""The rollout record: its columns, their types and meanings, and what a file says about the run that wrote it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"reweigh"
+LogprobsMode = Literal["processed", "raw"]
+
+_FLOATS, _INTS, _BOOLS = pa.list_(pa.float32()), pa.list_(pa.int32()), pa.list_(pa.bool_())
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, the type it is written with, and what a value means."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    unit: str = ""
+    required: bool = False
+
+    @property
+    def per_token(self) -> bool:
+        """True for the list columns: one value a response token."""
+        return pa.types.is_list(self.type)
+
+    @property
+    def value_type(self) -> pa.DataType:
+        """Type of one value: of a token in a list column, of the row otherwise."""
+        return self.type.value_type if self.per_token else self.type
+
+
+COLUMNS = (
+    Column("sequence_id", pa.string(), "name of the response, unique over all files read together", required=True),
+    Column("prompt_id", pa.string(), "name of the prompt; equal for responses to one prompt"),
+    Column("step", pa.int64(), "training step that used the response"),
+    Column("env", pa.string(), "environment, task or data set"),
+    Column("prompt_length", pa.int64(), "tokens in the prompt", "tokens"),
+    Column("token_ids", _INTS, "the response's token ids"),
+    Column("log_mu", _FLOATS, "log-prob of the token under the policy that sampled it", "nats", required=True),
+    Column("log_pi", _FLOATS, "log-prob of the token under the policy that trains", "nats", required=True),
+    Column("mask", _BOOLS, "true where the policy sampled the token and it counts; null = all do"),
+    Column("advantage", _FLOATS, "advantage of the token; one number a row also reads"),
+    Column("reward", pa.float32(), "reward of the response"),
+    Column("versions", _INTS, "weight version that sampled the token"),
+    Column("trainer_version", pa.int64(), "weight version that log_pi is of"),
+    Column("turns", _INTS, "turn of the token; a turn is a run of equal values"),
+    Column("entropy_pi", _FLOATS, "entropy of the trainer's distribution at the token", "nats"),
+    Column("entropy_mu", _FLOATS, "entropy of the sampler's distribution at the token", "nats"),
+    Column("log_pi_repeat", _FLOATS, "log_pi computed a second time, other batch or order", "nats"),
+    Column("log_mu_prefill", _FLOATS, "log_mu from the sampling engine's prefill of the same tokens", "nats"),
+    Column("pack_index", pa.int64(), "which packed row or micro-batch the trainer put the response in"),
+    Column("finish_reason", pa.string(), "why sampling ended: stop, length, abort, ..."),
+    Column("text", pa.string(), "the response as text"),
+)
+BY_NAME: Mapping[str, Column] = {column.name: column for column in COLUMNS}
+REQUIRED = tuple(column.name for column in COLUMNS if column.required)
+ROLLOUT_REQUIRED = ("sequence_id", "log_mu")  # what a file has before a trainer has rescored it
+ARROW_SCHEMA = pa.schema([pa.field(column.name, column.type) for column in COLUMNS])
+
+_PER_FILE = ("created", "note", "seed")  # differ between shards of one run
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a file says about the run that wrote it; None is "not known".
+
+    Attributes:
+        schema_version: version of the columns; None for a file that no reweigh wrote.
+        engine: what sampled, for example "vllm"; `engine_version` its version.
+        trainer: what computed log_pi, for example "transformers"; `trainer_version` its version.
+        model: name or path of the model.
+        dtype_mu: number type that the sampler computed in; `dtype_pi` the trainer's.
+        temperature: of sampling, as are top_p, top_k, min_p, repetition_penalty and seed.
+        logprobs_mode: "processed" if log_mu is of the distribution after temperature and truncation, "raw" if before.
+        note: anything.
+        created: when, ISO 8601.
+    """
+
+    schema_version: int | None = SCHEMA_VERSION
+    engine: str | None = None
+    engine_version: str | None = None
+    trainer: str | None = None
+    trainer_version: str | None = None
+    model: str | None = None
+    dtype_mu: str | None = None
+    dtype_pi: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logprobs_mode: LogprobsMode | None = None
+    seed: int | None = None
+    note: str | None = None
+    created: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a version that these columns are not of, and values of another type."""
+        if self.schema_version is not None and self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"RunInfo: schema_version must be {SCHEMA_VERSION}, got {self.schema_version!r}\n"
+                "hint: the file was written by another version of reweigh; use that one, or a newer one."
+            )
+        if self.logprobs_mode not in (None, "processed", "raw"):
+            raise ValueError(f'RunInfo: logprobs_mode must be "processed", "raw" or None, got {self.logprobs_mode!r}')
+        for names, types, word in _FIELD_TYPES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
+                    raise ValueError(f"RunInfo: {name} must be {word} or None, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The known fields, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunInfo":
+        """Read what `to_dict` gave. Names that are not fields are the writer's own, and are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{"schema_version": None, **{k: v for k, v in values.items() if k in known}})
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """As Parquet key-value metadata: one JSON object under the key `reweigh`."""
+        return {METADATA_KEY: json.dumps(self.to_dict()).encode()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[bytes, bytes] | None) -> "RunInfo":
+        """Read Parquet key-value metadata; all unknown if the key is not there."""
+        raw = (metadata or {}).get(METADATA_KEY)
+        if raw is None:
+            return cls(schema_version=None)
+        try:
+            values = json.loads(raw)
+        except ValueError as e:
+            raise ValueError(f"RunInfo: the file's metadata under 'reweigh' must be JSON: {e}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"RunInfo: the file's metadata under 'reweigh' must be a JSON object, got {values!r}")
+        return cls.from_dict(values)
+
+    def disagreements(self, other: "RunInfo") -> dict[str, tuple[Any, Any]]:
+        """Fields that both know and that differ, other than those that belong to one file (seed, note, created)."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return {k: (a, b) for k, (a, b) in pairs.items() if k not in _PER_FILE and a != b and None not in (a, b)}
+
+    def merged(self, other: "RunInfo") -> "RunInfo":
+        """What is true of both files: fields that differ become None."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return RunInfo(
+            **{**{k: a if a == b else None for k, (a, b) in pairs.items()}, "schema_version": SCHEMA_VERSION}
+        )
+
+
+_FIELD_TYPES: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] = (
+    (("schema_version", "top_k", "seed"), int, "an integer"),
+    (("temperature", "top_p", "min_p", "repetition_penalty"), (int, float), "a number"),
+    (
+        ("engine", "engine_version", "trainer", "trainer_version", "model", "dtype_mu", "dtype_pi", "note", "created"),
+        str,
+        "a string",
+    ),
+)

@@ -1,0 +1,145 @@
+"""The laws that every estimator obeys, as one public check for anyone's composition."""
+
+import pickle
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from reweigh.batch import Batch
+from reweigh.estimators import Estimator, Weights
+
+
+def odd_batch(seed: int = 0, spread: float = 0.3, dtype: torch.dtype = torch.float32) -> Batch:
+    """A padded batch of awkward sequences: full, with holes, of length 1, all masked, left-padded.
+
+    Args:
+        seed: of the generator.
+        spread: standard deviation of the log ratio of a token, nats.
+        dtype: of the log-probs.
+    """
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1, 1],
+            [1, 0, 1, 1, 0, 1, 0],
+            [1, 0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0, 0],
+            [0, 0, 1, 1, 1, 1, 1],
+            [1, 1, 1, 1, 0, 0, 0],
+        ]
+    )
+    size = mask.shape
+    log_mu = -torch.rand(size, generator=g) * 3 - 0.5
+    log_pi = (log_mu + spread * torch.randn(size, generator=g)).clamp(max=0)
+    garbage = torch.where(torch.rand(size, generator=g) < 0.5, torch.nan, 1e30)  # padding may hold anything
+    advantage = torch.randn(size[0], generator=g)
+    turn = torch.tensor([[0, 0, 0, 1, 1, 2, 2]]).expand(size)
+    return Batch.padded(
+        torch.where(mask.bool(), log_pi, garbage).to(dtype),
+        torch.where(mask.bool(), log_mu, garbage).to(dtype),
+        mask,
+        advantage=advantage,
+        group=torch.tensor([0, 0, 7, 7, 7, -3]),
+        turn=turn,
+    )
+
+
+def check_estimator(estimator: Estimator, seed: int = 0) -> None:
+    """Raise unless the estimator obeys the laws of the algebra on awkward batches.
+
+    Weights are finite, at least 0, detached, 0 off the mask and on dropped units; padded and packed agree; the order of
+    sequences, the padding and, unless the estimator reads the whole batch, the way a batch is cut change nothing; equal
+    policies give every unit one weight and keep all; it pickles, prints, and commutes with another factor.
+
+    Args:
+        estimator: any composition.
+        seed: of the batches.
+
+    Raises:
+        AssertionError: naming the law, with the largest difference.
+
+    Example:
+        >>> from reweigh import check_estimator, geo_rs, token_tis
+        >>> check_estimator(geo_rs(0.9, 1.1) * token_tis(2.0))
+    """
+    batch = odd_batch(seed)
+    w = estimator(batch)
+    tokens = w.per_token
+    _law("weights are finite", bool(torch.isfinite(tokens).all()), tokens)
+    _law("weights are at least 0", bool((tokens >= 0).all()), tokens)
+    _law("weights are 0 off the mask", bool((tokens[~batch.layout.mask] == 0).all()), tokens)
+    _law("dropped tokens weigh 0", bool((tokens[~w.keep_tokens] == 0).all()), tokens)
+    _law("kept units exist", bool((w.keep & ~w.valid).sum() == 0))
+    _law("bounded units are kept", bool((w.bounded & ~w.keep).sum() == 0))
+    _same("padded and packed agree", _packed(estimator, batch), tokens)
+    order = torch.tensor([3, 5, 0, 2, 4, 1])
+    _same("the order of sequences changes nothing", estimator(_take(batch, order)).per_token, tokens[order])
+    _same("more padding changes nothing", estimator(_pad(batch, 4)).per_token[:, :-4], tokens)
+    if not estimator.reads_batch:
+        parts = [estimator(_take(batch, torch.arange(a, b))).per_token for a, b in ((0, 2), (2, 3), (3, 6))]
+        _same("the way a batch is cut changes nothing", torch.cat(parts), tokens)
+    equal = replace(batch, log_pi=batch.log_mu, log_ratio=torch.zeros_like(batch.log_ratio))
+    on_policy = estimator(equal)
+    live = on_policy.per_token[batch.layout.mask]
+    _same("equal policies give every unit one weight", live, live[:1].expand_as(live))
+    _law("equal policies keep every unit", bool((on_policy.keep == on_policy.valid).all()))
+    _law("it pickles", pickle.loads(pickle.dumps(estimator)) == estimator)  # noqa: S301 - our own bytes
+    _law("it prints", "<function" not in repr(estimator))
+    grad = Batch.padded(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), torch.ones(1, 1))
+    grad = replace(grad, advantage=torch.ones(1, 1), group=torch.zeros(1, dtype=torch.long), layout=_one_turn(grad))
+    _law("weights are detached", not estimator(grad).per_token.requires_grad)
+
+
+def _one_turn(batch: Batch):  # noqa: ANN202 - the batch's own layout type
+    return replace(batch.layout, turn=torch.zeros(1, 1, dtype=torch.long))  # pyright: ignore[reportArgumentType]
+
+
+def _law(name: str, holds: bool, value: Tensor | None = None) -> None:
+    if not holds:
+        raise AssertionError(f"check_estimator: broken law: {name}" + ("" if value is None else f"\n{value}"))
+
+
+def _same(name: str, got: Tensor, expected: Tensor) -> None:
+    off = float((got.double() - expected.double()).abs().max()) if got.numel() else 0.0
+    # float32 sums taken in another order differ in the last digits, and an exp multiplies that by the log's size.
+    _law(f"{name} (largest difference {off:.2g})", torch.allclose(got, expected, rtol=2e-5, atol=1e-6))
+
+
+def _packed(estimator: Estimator, batch: Batch) -> Tensor:
+    """Weights of the same tokens in the other layout, laid out as the batch."""
+    size, turn = batch.log_pi.shape, batch.layout.turn
+    assert batch.advantage is not None
+    cu = torch.arange(0, size[0] * size[1] + 1, size[1])
+    flat = Batch.packed(
+        batch.log_pi.flatten(),
+        batch.log_mu.flatten(),
+        cu,
+        batch.layout.mask.flatten(),
+        advantage=batch.advantage.flatten(),
+        group=batch.group,
+        turn=None if turn is None else turn.flatten(),
+    )
+    weights: Weights = estimator(flat)
+    return weights.per_token.view(size)
+
+
+def _take(batch: Batch, rows: Tensor) -> Batch:
+    pick = [None if x is None else x[rows] for x in (batch.advantage, batch.group, batch.layout.turn)]
+    return Batch.padded(
+        batch.log_pi[rows], batch.log_mu[rows], batch.layout.mask[rows], advantage=pick[0], group=pick[1], turn=pick[2]
+    )
+
+
+def _pad(batch: Batch, slots: int) -> Batch:
+    assert batch.advantage is not None
+    assert batch.layout.turn is not None
+    grow = lambda x, value: torch.nn.functional.pad(x, (0, slots), value=value)  # noqa: E731
+    return Batch.padded(
+        grow(batch.log_pi, 5.0),
+        grow(batch.log_mu, -torch.inf),
+        grow(batch.layout.mask, 0),
+        advantage=grow(batch.advantage, 0.0),
+        group=batch.group,
+        turn=grow(batch.layout.turn, 9),
+    )

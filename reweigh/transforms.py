@@ -1,0 +1,300 @@
+"""Transforms: how a unit's value becomes its log-weight, and whether the unit is kept."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+class Transform(ABC):
+    """`(x, valid) -> (log_w, keep)`: x is the level's value of each unit, valid says which units exist.
+
+    `keep` is never True where `valid` is False. What `log_w` holds at a unit that is not kept is not read.
+    """
+
+    @abstractmethod
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-weight of each unit, in nats, and which units stay."""
+
+
+@final
+@dataclass(frozen=True)
+class Identity(Transform):
+    """The weight is the ratio: `log w = x`."""
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Change nothing."""
+        return x, valid
+
+
+@final
+@dataclass(frozen=True)
+class Clip(Transform):
+    """A ratio outside [low, high] moves to the nearest bound: `w = min(max(r, low), high)`.
+
+    Args:
+        low: ratio pi/mu, at least 0.
+        high: ratio pi/mu, at least low.
+
+    Raises:
+        ValueError: unless 0 <= low <= high.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that cross."""
+        _check_bounds("Clip", self.low, self.high)
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Move values to the bounds."""
+        return x.clamp(_log(self.low), _log(self.high)), valid
+
+
+def Truncate(cap: float) -> Clip:  # noqa: N802 - it is a name of the algebra, used like one
+    """A ratio over `cap` weighs `cap`: `w = min(r, cap)`; that is `Clip(high=cap)`."""
+    return Clip(high=cap)
+
+
+@final
+@dataclass(frozen=True)
+class Reject(Transform):
+    """A unit with its ratio outside [low, high] is dropped; the others keep their ratio as weight.
+
+    Args:
+        low: ratio pi/mu, at least 0; the bound itself is kept.
+        high: ratio pi/mu, at least low; the bound itself is kept.
+
+    Raises:
+        ValueError: unless 0 <= low <= high.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that cross."""
+        _check_bounds("Reject", self.low, self.high)
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop what is outside."""
+        return x, valid & (x >= _log(self.low)) & (x <= _log(self.high))
+
+
+@final
+@dataclass(frozen=True)
+class Screen(Transform):
+    """A unit with its ratio outside [low, high] is dropped; the others weigh 1.
+
+    Args:
+        low: ratio pi/mu, at least 0; the bound itself is kept.
+        high: ratio pi/mu, at least low; the bound itself is kept.
+
+    Raises:
+        ValueError: unless 0 <= low <= high.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that cross."""
+        _check_bounds("Screen", self.low, self.high)
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop what is outside; weigh the rest 1."""
+        return torch.zeros_like(x), valid & (x >= _log(self.low)) & (x <= _log(self.high))
+
+
+@final
+@dataclass(frozen=True)
+class AtMost(Transform):
+    """A unit whose statistic is over `bound` is dropped; the others weigh 1.
+
+    Args:
+        bound: in the statistic's unit: nats for k1, k2, k3 and binary_kl, a probability for prob_diff.
+
+    Raises:
+        ValueError: if bound is NaN.
+    """
+
+    bound: float
+
+    def __post_init__(self) -> None:
+        """Refuse a bound that nothing can be compared with."""
+        if math.isnan(self.bound):
+            raise ValueError("AtMost: bound must be a number, got nan")
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop what is over the bound; weigh the rest 1."""
+        return torch.zeros_like(x), valid & (x <= self.bound)
+
+
+@final
+@dataclass(frozen=True)
+class Shrink(Transform):
+    """Smooth shrinkage of large ratios: `w = lam r / (r^2 + lam)`.
+
+    Small ratios stay (`w -> r`), large ones fall back to 0 (`w -> lam / r`); the peak is `sqrt(lam) / 2` at
+    `r = sqrt(lam)`. Unlike truncation it is not monotone: it distrusts extreme ratios, as rejection does, without an edge.
+
+    Args:
+        lam: ratio squared, over 0. `lam -> inf` gives the ratio itself.
+
+    Raises:
+        ValueError: unless lam > 0.
+
+    Source: Su, Dimakopoulou, Krishnamurthy, Dudik (2020), Doubly robust off-policy evaluation with shrinkage, the
+    "optimistic" weight.
+    """
+
+    lam: float
+
+    def __post_init__(self) -> None:
+        """Refuse a constant that would make the weight 0 or negative."""
+        if not self.lam > 0:
+            raise ValueError(f"Shrink: lam must be > 0, got {self.lam}")
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Shrink in log space."""
+        if math.isinf(self.lam):
+            return x, valid
+        log_lam = math.log(self.lam)
+        return x - torch.logaddexp(2 * x - log_lam, torch.zeros_like(x)), valid
+
+
+@final
+@dataclass(frozen=True)
+class Power(Transform):
+    """The ratio to a power: `w = r^alpha`; 0 is naive, 1 is importance sampling.
+
+    Args:
+        alpha: in [0, 1].
+
+    Raises:
+        ValueError: unless 0 <= alpha <= 1.
+
+    Also called: exponential smoothing of the weights. Source: Aouali, Brunel, Rohde, Korba (2023), Exponential
+    smoothing for off-policy learning.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        """Refuse powers that would sharpen the weights or turn them round."""
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"Power: alpha must be in [0, 1], got {self.alpha}")
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the log ratio."""
+        return self.alpha * x, valid
+
+
+@final
+@dataclass(frozen=True)
+class SoftKernel(Transform):
+    """A smooth gate around a ratio of 1: `w = r^a e^(b (1 - r))`, largest at `r = a / b`.
+
+    Args:
+        a: power at small ratios, over 0.
+        b: rate of decay at large ratios, over 0.
+
+    Raises:
+        ValueError: unless a > 0 and b > 0.
+
+    Source: Shen, Zhao, Cheng, Huang, Yu (2026), VESPO, eq. 17.
+    """
+
+    a: float
+    b: float
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not fall off."""
+        if not (self.a > 0 and self.b > 0):
+            raise ValueError(f"SoftKernel: a and b must be > 0, got a={self.a}, b={self.b}")
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Where exp(x) overflows, the weight is 0, as it should be."""
+        return self.a * x - self.b * torch.expm1(x), valid
+
+
+@final
+@dataclass(frozen=True)
+class MeanAtMost(Transform):
+    """Drop the largest statistics until the mean of those that stay is at most `bound`; survivors weigh 1.
+
+    The choice is made over the whole batch, so the result depends on what is in the batch. It costs one sort.
+
+    Args:
+        bound: in the statistic's unit, at least 0.
+
+    Raises:
+        ValueError: unless bound >= 0.
+    """
+
+    bound: float
+
+    def __post_init__(self) -> None:
+        """Refuse a bound that would drop everything, silently."""
+        if not self.bound >= 0:
+            raise ValueError(f"MeanAtMost: bound must be >= 0, got {self.bound}")
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Sort, and keep the longest run of smallest values whose mean is within the bound."""
+        # Zeros would be kept in any case, and non-units sort last, so neither changes which units stay.
+        flat = torch.where(valid, x, torch.inf).flatten()
+        ordered, order = flat.sort()
+        count = torch.arange(1, flat.numel() + 1, device=x.device, dtype=torch.float64)
+        inside = ordered.double().cumsum(0) <= self.bound * count
+        keep = torch.zeros_like(inside).scatter(0, order, inside).view(x.shape)
+        return torch.zeros_like(x), valid & keep
+
+
+@final
+@dataclass(frozen=True)
+class ParetoSmooth(Transform):
+    """Replace the largest ratios by the expected order statistics of a generalised Pareto fit to them (PSIS).
+
+    The fit is over all units of the batch, by `arviz_stats` (`pip install "reweigh[audit]"`), in NumPy: it leaves the
+    device and is not for `torch.compile`. Smoothed ratios are cut at the largest raw one, as PSIS prescribes. With
+    fewer than 25 units there is no tail to fit and the ratios stay as they are.
+
+    Args:
+        min_units: fewest units for a fit.
+
+    Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
+    """
+
+    min_units: int = 25
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit, smooth and put back."""
+        live = x[valid].detach().double().cpu()
+        if live.numel() < self.min_units or live.max() - live.min() < 1e-12:  # on-policy there is no tail either
+            return x, valid
+        smooth = torch.from_numpy(_pareto_smooth(live.numpy())).to(x)
+        return x.masked_scatter(valid, smooth), valid
+
+
+def _pareto_smooth(log_ratio):  # noqa: ANN001, ANN202 - arrays of an optional dependency's choosing
+    from arviz_stats.base import array_stats
+
+    # It takes log-likelihoods, whose negatives are the log-weights, and returns weights that sum to 1. Smoothing leaves
+    # the body of the sample as it was, so its smallest member tells what to add to be back on the scale of ratios.
+    smoothed = array_stats.psislw(-log_ratio)[0]
+    lowest = log_ratio.argmin()
+    return smoothed + (log_ratio[lowest] - smoothed[lowest])
+
+
+def _check_bounds(name: str, low: float, high: float) -> None:
+    if not 0 <= low <= high:
+        rule = "low must be <= high" if low >= 0 else "low must be >= 0"
+        raise ValueError(f"{name}: {rule}, got low={low}, high={high}")
+
+
+def _log(ratio: float) -> float:
+    return -math.inf if ratio == 0 else math.log(ratio)
