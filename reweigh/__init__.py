@@ -71,25 +71,27 @@ from reweigh.verdict import Finding, Verdict, judge
 
 __version__ = "0.1.0"
 
+# fmt: off
 __all__ = [
     # data
-    *("Batch", "Layout", "Padded", "Packed"),
+    "Batch", "Layout", "Packed", "Padded",
     # per-token statistics
-    *("log_ratio", "k1", "k2", "k3", "prob_diff", "binary_kl", "signed_binary_kl"),
+    "binary_kl", "k1", "k2", "k3", "log_ratio", "prob_diff", "signed_binary_kl",
     # levels and transforms
-    *("Level", "LEVELS", "TOKEN", "PREFIX", "SUFFIX", "TURN", "SEQUENCE", "GEOMETRIC", "WORST"),
-    *("Transform", "Identity", "Clip", "Truncate", "Reject", "Screen", "AtMost", "MeanAtMost", "Shrink", "Power"),
-    *("SoftKernel", "ParetoSmooth"),
-    # estimators
-    *("Estimator", "Factor", "Weights", "weigh", "self_normalised", "for_advantage", "check_estimator"),
-    *("NAMED", "naive", "seq_is", "snis", "group_snis", "token_is", "prefix_is", "suffix_is", "geo_is"),
-    *("token_tis", "prefix_tis", "turn_tis", "seq_tis", "cispo_cap", "post_cap"),
-    *("seq_mis", "token_mis", "geo_rs", "geo_mis", "k1_rs", "k3_rs", "trm", "opsm", "dppo_tv", "dppo_kl", "m2po"),
-    *("psis", "shrunk_seq_is", "vespo"),
+    "GEOMETRIC", "LEVELS", "PREFIX", "SEQUENCE", "SUFFIX", "TOKEN", "TURN", "WORST", "Level",
+    "AtMost", "Clip", "Identity", "MeanAtMost", "ParetoSmooth", "Power", "Reject", "Screen", "Shrink", "SoftKernel",
+    "Transform", "Truncate",
+    # estimators, and the field's names for them
+    "Estimator", "Factor", "Weights", "check_estimator", "for_advantage", "self_normalised", "weigh",
+    "NAMED", "geo_is", "group_snis", "naive", "prefix_is", "seq_is", "snis", "suffix_is", "token_is",
+    "cispo_cap", "post_cap", "prefix_tis", "seq_tis", "token_tis", "turn_tis",
+    "dppo_kl", "dppo_tv", "geo_mis", "geo_rs", "k1_rs", "k3_rs", "m2po", "opsm", "seq_mis", "token_mis", "trm",
+    "psis", "shrunk_seq_is", "vespo",
     # losses and their denominators
-    *("policy_gradient", "ppo_clip", "cispo", "gspo"),
-    *("num_tokens", "num_sequences", "num_kept", "per_sequence_mean"),
-    # statistics, verdict
-    *("RatioStats", "all_reduce", "log_normaliser", "summarise", "excess", "Number", "Summary"),
-    *("bernoulli_kl", "empirical_bernstein", "clustered", "judge", "Verdict", "Finding"),
+    "cispo", "gspo", "policy_gradient", "ppo_clip",
+    "num_kept", "num_sequences", "num_tokens", "per_sequence_mean",
+    # statistics and the verdict
+    "Number", "RatioStats", "Summary", "all_reduce", "excess", "log_normaliser", "summarise",
+    "bernoulli_kl", "clustered", "empirical_bernstein", "Finding", "Verdict", "judge",
 ]
+# fmt: on

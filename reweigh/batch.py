@@ -1,7 +1,7 @@
 """What two policies said about the same tokens, and how those tokens group into turns and sequences."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -198,7 +198,7 @@ class Batch:
         if log_pi.dim() != 2:
             raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
         _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
-        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], lambda a: a[:, None])
+        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], _column)
         _group_shape("Batch.padded", group, log_pi.shape[0])
         log_ratio, live, dropped = _ratio(log_pi, log_mu, mask)
         return cls(log_pi, log_mu, log_ratio, Padded(live, turn), advantage, group, dropped)
@@ -336,6 +336,10 @@ def _ratio(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor,
     return torch.where(live, diff, 0), live, given & ~finite
 
 
+def _column(x: Tensor) -> Tensor:
+    return x[:, None]
+
+
 def _cat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) else torch.zeros(0)
 
@@ -349,7 +353,9 @@ def _same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
             )
 
 
-def _per_token(where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread) -> Tensor | None:  # noqa: ANN001
+def _per_token(
+    where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread: Callable[[Tensor], Tensor]
+) -> Tensor | None:
     if advantage is None or advantage.shape == log_pi.shape:
         return advantage
     if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
@@ -373,7 +379,8 @@ def _check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
     if bool(falls.any()):
         i = int(falls.nonzero()[0])
         raise ValueError(
-            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} then {int(offsets[i + 1])} at index {i + 1}"
+            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} "
+            f"then {int(offsets[i + 1])} at index {i + 1}"
         )
     if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens:
         raise ValueError(

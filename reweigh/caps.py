@@ -4,7 +4,7 @@ import math
 
 
 def post_cap(chi2: float) -> float:
-    """`C = sqrt(2 (1 + chi2))`: the cap of the blog post, from the chi-square of pi from mu at the level that is capped.
+    """`C = sqrt(2 (1 + chi2))`: the cap of the blog post, from the chi-square of pi from mu at the level to cap.
 
     It minimises the post's bound on the error of *one* sequence. It ignores the batch size (the same bounds give
     `sqrt(2 (1 + chi2)) N^(1/4)`), and its bound is four times that of no cap at all, so read it as a starting point.

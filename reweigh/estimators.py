@@ -25,7 +25,8 @@ class Factor:
         level: how token values become unit values.
         transform: how unit values become log-weights and keeps.
         of: the per-token statistic that the level folds.
-        sign: +1 or -1 applies the factor only to tokens of that advantage sign, the others pass with weight 1; 0 is all.
+        sign: +1 or -1 applies the factor only to tokens of that advantage sign, the others pass with weight 1; 0 is
+            all.
         scale: multiplies the statistic before the level, so that -1 turns a bound from above into one from below.
     """
 
@@ -202,7 +203,7 @@ class Weights:
 def weigh(
     level: Level, transform: Transform | None = None, of: Statistic = log_ratio, *, scale: float = 1.0
 ) -> Estimator:
-    """An estimator of one factor: fold `of` (times `scale`) to `level`, then `transform`; the ratio itself if not given.
+    """An estimator of one factor: fold `of` (times `scale`) to `level`, then `transform`; the ratio if not given.
 
     Example:
         >>> from reweigh import SEQUENCE, Reject, weigh

@@ -63,8 +63,9 @@ def empirical_bernstein(mean: float, variance: float, n: float, high: float = 1.
 def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:
     """Interval of the ratio `sum total / sum count` when only whole clusters are independent.
 
-    Linearised (sandwich) variance `sum_c (total_c - m count_c)^2 G / (G - 1) / (sum count)^2` with a t quantile of G - 1
-    degrees of freedom, for G clusters. Merging clusters into larger ones keeps it valid and only costs degrees of freedom.
+    Linearised (sandwich) variance `sum_c (total_c - m count_c)^2 G / (G - 1) / (sum count)^2` with a t quantile of G -
+    1 degrees of freedom, for G clusters. Merging clusters into larger ones keeps it valid and only costs degrees of
+    freedom.
 
     Args:
         total: sum over each cluster, `[G]`.
@@ -95,7 +96,7 @@ def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:
 
 
 def design_effect(total: Array, count: Array, n: float, variance: float) -> float:
-    """How many times wider clustering makes the variance of a mean: clustered variance over that of n independent units.
+    """How many times clustering multiplies the variance of a mean: clustered variance over that of independent units.
 
     Args:
         total: sum over each cluster, `[G]`.
@@ -123,7 +124,7 @@ def t_quantile(p: float, df: float) -> float:
     """
     if df == 1:
         return math.tan(math.pi * (p - 0.5))
-    if df == 2:  # noqa: PLR2004 - the closed form is for this case only
+    if df == 2:
         return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
     z = NormalDist().inv_cdf(p)
     g1 = (z**3 + z) / 4

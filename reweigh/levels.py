@@ -41,7 +41,8 @@ def heads(layout: Layout) -> Tensor:
 def _turn_index(layout: Layout) -> tuple[Tensor, int]:
     if layout.turn is None:
         raise ValueError(
-            "TURN: the batch has no turns.\nhint: pass turn= (an integer a token) to Batch.padded, packed or from_lists."
+            "TURN: the batch has no turns.\n"
+            "hint: pass turn= (an integer a token) to Batch.padded, packed or from_lists."
         )
     seq = layout.spread(torch.arange(layout.num_seqs, device=layout.mask.device)).flatten()
     turn = layout.turn.flatten()

@@ -21,14 +21,15 @@ def policy_gradient(
 ) -> Float[Tensor, ""]:
     """`-(1/D) sum_t w_t A_t log pi_t`: REINFORCE with detached weights.
 
-    The gradient of each token is `-w_t A_t / D` times its score. Use it when rollouts are used once (or a few times) and
-    the weights carry all of the correction.
+    The gradient of each token is `-w_t A_t / D` times its score. Use it when rollouts are used once (or a few times)
+    and the weights carry all of the correction.
 
     Args:
         log_pi: nats, with gradient; token-shaped.
         advantage: token-shaped, or one a sequence; not differentiated.
         weights: of the same batch.
-        denominator: D: see `num_tokens`, `num_sequences`, `num_kept`. With several ranks or micro-batches, the global one.
+        denominator: D: see `num_tokens`, `num_sequences`, `num_kept`. With several ranks or micro-batches, the global
+            one.
 
     Returns:
         0-d; in float32 or better.
@@ -63,8 +64,8 @@ def ppo_clip(
     """`-(1/D) sum_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)` with `r = pi / pi_old`.
 
     Which policies meet is decided by what is passed. *Decoupled* (three policies): `log_old` is the trainer's own
-    log-prob from before the update (the proximal policy), and the weights are of `Batch(log_old, log_mu)`. *Two-policy*:
-    `log_old` is `log_mu` itself and the weights are `naive()`'s, or a screen's.
+    log-prob from before the update (the proximal policy), and the weights are of a batch of `log_old` and `log_mu`.
+    *Two-policy*: `log_old` is `log_mu` itself and the weights are `naive()`'s, or a screen's.
 
     Args:
         log_pi: current policy, nats, with gradient.
@@ -173,7 +174,7 @@ def num_kept(weights: Weights) -> Tensor:
 
 
 def per_sequence_mean(layout: Layout, advantage: Tensor) -> Tensor:
-    """The advantage over its sequence's length, token-shaped: with `num_sequences` it gives the mean of sequence means."""
+    """The advantage over its sequence's length, token-shaped: with `num_sequences`, the mean of sequence means."""
     return _advantage(layout, advantage) / layout.spread(layout.lengths.clamp(min=1).to(advantage.dtype))
 
 

@@ -84,15 +84,11 @@ def check_estimator(estimator: Estimator, seed: int = 0) -> None:
     live = on_policy.per_token[batch.layout.mask]
     _same("equal policies give every unit one weight", live, live[:1].expand_as(live))
     _law("equal policies keep every unit", bool((on_policy.keep == on_policy.valid).all()))
-    _law("it pickles", pickle.loads(pickle.dumps(estimator)) == estimator)  # noqa: S301 - our own bytes
+    _law("it pickles", pickle.loads(pickle.dumps(estimator)) == estimator)
     _law("it prints", "<function" not in repr(estimator))
-    grad = Batch.padded(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1), torch.ones(1, 1))
-    grad = replace(grad, advantage=torch.ones(1, 1), group=torch.zeros(1, dtype=torch.long), layout=_one_turn(grad))
+    one, zero = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
+    grad = Batch.padded(-one.clone().requires_grad_(), -one, one, advantage=one, group=zero, turn=zero[None])
     _law("weights are detached", not estimator(grad).per_token.requires_grad)
-
-
-def _one_turn(batch: Batch):  # noqa: ANN202 - the batch's own layout type
-    return replace(batch.layout, turn=torch.zeros(1, 1, dtype=torch.long))  # pyright: ignore[reportArgumentType]
 
 
 def _law(name: str, holds: bool, value: Tensor | None = None) -> None:
@@ -134,7 +130,10 @@ def _take(batch: Batch, rows: Tensor) -> Batch:
 def _pad(batch: Batch, slots: int) -> Batch:
     assert batch.advantage is not None
     assert batch.layout.turn is not None
-    grow = lambda x, value: torch.nn.functional.pad(x, (0, slots), value=value)  # noqa: E731
+
+    def grow(x: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, slots), value=value)
+
     return Batch.padded(
         grow(batch.log_pi, 5.0),
         grow(batch.log_mu, -torch.inf),

@@ -5,7 +5,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -139,8 +141,9 @@ class AtMost(Transform):
 class Shrink(Transform):
     """Smooth shrinkage of large ratios: `w = lam r / (r^2 + lam)`.
 
-    Small ratios stay (`w -> r`), large ones fall back to 0 (`w -> lam / r`); the peak is `sqrt(lam) / 2` at
-    `r = sqrt(lam)`. Unlike truncation it is not monotone: it distrusts extreme ratios, as rejection does, without an edge.
+    Small ratios stay (`w -> r`), large ones fall back to 0 (`w -> lam / r`); the peak is `sqrt(lam) / 2` at `r =
+    sqrt(lam)`. Unlike truncation it is not monotone: it distrusts extreme ratios, as rejection does, without an edge.
+    At r = 1 the weight is `lam / (1 + lam)`.
 
     Args:
         lam: ratio squared, over 0. `lam -> inf` gives the ratio itself.
@@ -280,8 +283,8 @@ class ParetoSmooth(Transform):
         return x.masked_scatter(valid, smooth), valid
 
 
-def _pareto_smooth(log_ratio):  # noqa: ANN001, ANN202 - arrays of an optional dependency's choosing
-    from arviz_stats.base import array_stats
+def _pareto_smooth(log_ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    from arviz_stats.base.array import array_stats
 
     # It takes log-likelihoods, whose negatives are the log-weights, and returns weights that sum to 1. Smoothing leaves
     # the body of the sample as it was, so its smallest member tells what to add to be back on the scale of ratios.

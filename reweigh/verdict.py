@@ -5,15 +5,20 @@ from typing import Literal
 
 from reweigh.stats import RatioStats
 from reweigh.summary import Summary, summarise
+from reweigh.tail import MIN_IDENTITY_GAP
 
 Severity = Literal["ok", "warn", "fail"]
 _ORDER: dict[Severity, int] = {"ok": 0, "warn": 1, "fail": 2}
 
 # Where a number turns into a word. Rules of thumb in use; each with who says so.
-MIN_IDENTITY_GAP = 1e-3  # |mean ratio - 1| below which a million tokens would flag trivia
 KL_NOTICEABLE = 1e-3  # nats a token: NeMo-RL's guide; Liu and Li (2025) report about this for healthy runs
 KL_LARGE = 1e-2  # nats a token: the advice of tinker-cookbook and prime-rl for a run worth stopping
 ESS_GOOD, ESS_POOR = 0.5, 0.3  # verl's guide to its rollout correction
+
+_RAISED = "does the engine log before temperature (vLLM: logprobs_mode=processed_logprobs)? are tokens shifted by one?"
+_LOWERED = (
+    "was sampling truncated (top-p, top-k, min-p) on one side only? is it the sampled token's log-prob that is logged?"
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _dropped(s: Summary) -> list[Finding]:
     return [
         Finding(
             "warn",
-            f"{s.dropped:,} tokens of the mask ({share:.2g} of them) have a log-prob that is not finite and were left out",
+            f"{s.dropped:,} tokens of the mask ({share:.2g} of them) have a log-prob that is not finite: left out",
             "find where they come from: a placeholder for a token that was not sampled, top-p on one side, float16",
         )
     ]
@@ -104,15 +109,12 @@ def _identity(s: Summary) -> list[Finding]:
     assert mean.high is not None
     assert k1.high is not None
     if not mean.low <= 1 <= mean.high and abs(mean.value - 1) > MIN_IDENTITY_GAP:
-        more = mean.value > 1
         return [
             Finding(
                 "fail",
                 f"the mean token ratio is {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}] and must be 1: "
                 "the logged log mu is not of the distribution that was sampled from",
-                "does the engine log before temperature (vLLM: logprobs_mode=processed_logprobs)? are tokens shifted by one?"
-                if more
-                else "was sampling truncated (top-p, top-k, min-p) on one side only? is it the sampled token's log-prob?",
+                _RAISED if mean.value > 1 else _LOWERED,
             )
         ]
     if k1.high < -MIN_IDENTITY_GAP:
@@ -121,7 +123,7 @@ def _identity(s: Summary) -> list[Finding]:
                 "fail",
                 f"KL(mu||pi) comes out as {k1.value:.2g} nats a token, and no KL is negative: "
                 "the logged log mu is not of the distribution that was sampled from",
-                "does the engine log before temperature (vLLM: logprobs_mode=processed_logprobs)?",
+                _RAISED,
             )
         ]
     return []

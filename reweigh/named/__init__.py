@@ -29,4 +29,10 @@ NAMED = {
 }
 """Every named estimator by its name; each can be called without arguments."""
 
-__all__ = ["NAMED", *NAMED]  # pyright: ignore[reportUnsupportedDunderAll]
+# fmt: off
+__all__ = [
+    "NAMED", "cispo_cap", "dppo_kl", "dppo_tv", "geo_is", "geo_mis", "geo_rs", "group_snis", "k1_rs", "k3_rs", "m2po",
+    "naive", "opsm", "prefix_is", "prefix_tis", "psis", "seq_is", "seq_mis", "seq_tis", "shrunk_seq_is", "snis",
+    "suffix_is", "token_is", "token_mis", "token_tis", "trm", "turn_tis", "vespo",
+]
+# fmt: on

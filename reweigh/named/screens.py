@@ -11,8 +11,9 @@ from reweigh.transforms import AtMost, MeanAtMost, Reject, Screen, Truncate
 def seq_mis(low: float = 0.0, high: float = 2.0) -> Estimator:
     """`w = r 1{low <= r <= high}` with r the sequence ratio: outliers are dropped, survivors keep their ratio.
 
-    When: huge ratios are artefacts and not information; otherwise truncation is better in the worst case: rejecting wins
-    only if over `C / (2 (C - 1))` of what is beyond the cap C is spurious (never at 2, 56% at 10). Cost: one sum a sequence.
+    When: huge ratios are artefacts and not information; otherwise truncation is better in the worst case: rejecting
+    wins only if over `C / (2 (C - 1))` of what is beyond the cap C is spurious (never at 2, 56% at 10). Cost: one sum a
+    sequence.
 
     Args:
         low: ratio pi/mu; 0 is the one-sided form of the blog.
@@ -104,9 +105,9 @@ def k3_rs(nats: float = 0.01) -> Estimator:
 def trm(worst: float | None = 0.1, mean: float | None = 0.002) -> Estimator:
     """`w = 1{max_t k2_t <= worst} 1{mean_t k3_t <= mean}`: trust region masking of whole sequences.
 
-    When: one bad token is reason to distrust the rest. Multiply with `token_is()` for the paper's surrogate, and divide by
-    all sequences, not by those that stay. The paper's criteria are exact KLs over the vocabulary; from sampled tokens
-    alone k2 and k3 stand in for them, as it proposes. Cost: an expm1 a token.
+    When: one bad token is reason to distrust the rest. Multiply with `token_is()` for the paper's surrogate, and divide
+    by all sequences, not by those that stay. The paper's criteria are exact KLs over the vocabulary; from sampled
+    tokens alone k2 and k3 stand in for them, as it proposes. Cost: an expm1 a token.
 
     Args:
         worst: nats, bound on the largest k2 of a token; None leaves the criterion out (alone, the paper has 0.05).
@@ -123,7 +124,8 @@ def trm(worst: float | None = 0.1, mean: float | None = 0.002) -> Estimator:
 def opsm(nats: float = 0.05) -> Estimator:
     """`w = 0 where A < 0 and mean_t log(mu_t/pi_t) > nats`, else 1: drop bad samples that pi has left behind.
 
-    When: negative advantages on stale samples push where pi no longer is. Needs the advantage. Cost: one mean a sequence.
+    When: negative advantages on stale samples push where pi no longer is. Needs the advantage. Cost: one mean a
+    sequence.
 
     Args:
         nats: a token; the source gives no number. Trinity-RFT suggests 0.05 to 0.2, TRL's example has 0.5, slime 1e-4.
@@ -156,7 +158,8 @@ def dppo_tv(up: float = 0.2, down: float = 0.2, cap: float = math.inf) -> Estima
 def dppo_kl(nats: float = 0.05, cap: float = math.inf) -> Estimator:
     """`w_t = min(r_t, cap)`, 0 where the binary KL(mu||pi) is over nats and r_t moves with the sign of A.
 
-    When: as `dppo_tv`; the KL of "this token or another" is stricter for near-certain tokens. Cost: logs and exps a token.
+    When: as `dppo_tv`; the KL of "this token or another" is stricter for near-certain tokens. Needs the advantage.
+    Cost: logs and exps a token.
 
     Args:
         nats: bound on the binary KL.

@@ -2,14 +2,14 @@
 
 from reweigh.estimators import Estimator, for_advantage, weigh
 from reweigh.levels import SEQUENCE
-from reweigh.transforms import ParetoSmooth, SoftKernel, Shrink
+from reweigh.transforms import ParetoSmooth, Shrink, SoftKernel
 
 
 def psis() -> Estimator:
     """`w` = the sequence ratio, with its largest values replaced by those of a fitted Pareto tail.
 
-    When: some tens of sequences or more, a tail index below 0.7 (see `khat`). The fit is over the batch. Cost: a sort and
-    a fit on the host; needs `pip install "reweigh[audit]"`; not for `torch.compile`.
+    When: some tens of sequences or more, a tail index below 0.7 (see `khat`). The fit is over the batch. Cost: a sort
+    and a fit on the host; needs `pip install "reweigh[audit]"`; not for `torch.compile`.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
     """

@@ -52,7 +52,8 @@ def snis() -> Estimator:
 def group_snis() -> Estimator:
     """`w_i = r_i / mean_j r_j` over the responses to the same prompt; needs `Batch.group`.
 
-    When: group baselines (GRPO, RLOO), where each prompt is an estimate of its own. With G responses no weight is over G.
+    When: group baselines (GRPO, RLOO), where each prompt is an estimate of its own. With G responses no weight is over
+    G.
     Cost: as `snis`, per prompt. All responses to a prompt must be in the batch.
 
     Source: self-normalisation (Swaminathan and Joachims 2015) applied to each prompt's group.
@@ -67,7 +68,8 @@ def token_is() -> Estimator:
     states are alike. Cost: one exp a token.
 
     Also called: `importance_sampling` (tinker), `truncated_importance_sampling_ratio=null` (NeMo-RL), prime-rl's ratio.
-    Source: Li and Liu (2025), Part 2, Analysis 2; its bias is bounded by `2 R K T (T - 1) Delta` with R half the reward's range.
+    Source: Li and Liu (2025), Part 2, Analysis 2; its bias is bounded by `2 R K T (T - 1) Delta` with R half the
+    reward's range.
     """
     return weigh(TOKEN)
 
@@ -143,7 +145,8 @@ def turn_tis(cap: float = 2.0) -> Estimator:
         cap: ratio pi/mu.
 
     Also called: `segment` in ROLL and `gspo_turn` are turn levels too, of the geometric mean.
-    Source: a product at turn level is this library's reading; for geometric ones see Li, Elmahdy et al. (2025), 2511.20718.
+    Source: a product at turn level is this library's reading; for geometric ones see Li, Elmahdy et al. (2025),
+    2511.20718.
     """
     return weigh(TURN, Truncate(cap))
 

@@ -1,0 +1,79 @@
+"""The sums of `RatioStats` on the host, as NumPy arrays."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reweigh.intervals import design_effect
+from reweigh.stats import RatioStats
+from reweigh.sums import CLUSTER, MOMENTS, POWERS
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HostSums:
+    """The sums as NumPy arrays on the host."""
+
+    level: str
+    moments: dict[str, Array]
+    shift: Array
+    powers: Array
+    grid: Array
+    blocks: Array
+    peaks: Array
+    top: Array
+    clusters: dict[str, Array]
+    dropped: float
+
+    @property
+    def n(self) -> float:
+        """Number of units."""
+        return float(self.moments["n"].sum())
+
+    @property
+    def shift_max(self) -> float:
+        """The largest shift, nats: what `clusters` is scaled by."""
+        return float(self.shift.max())
+
+    @property
+    def effective_n(self) -> float:
+        """Number of independent units that would know the total variation as well as these clustered ones do."""
+        mean = self.total("tv") / self.n
+        variance = max(0.0, self.total("tv2") / self.n - mean * mean)
+        return self.n / design_effect(self.clusters["tv"], self.clusters["n"], self.n, variance)
+
+    def total(self, name: str) -> float:
+        """A moment over all length bins."""
+        return float(self.moments[name].sum())
+
+    def log_power(self, k: float) -> float:
+        """log of the sum of r^k over all units, nats; -inf if there are none."""
+        row = self.powers[POWERS.index(k)]
+        top = k * self.shift_max
+        total = float((row * np.exp(k * self.shift - top)).sum())
+        return math.log(total) + top if total > 0 else -math.inf
+
+
+def to_host(stats: RatioStats) -> HostSums:
+    """Bring the sums over: one copy, one synchronisation."""
+    names = ("moments", "shift", "powers", "grid", "blocks", "peaks", "top", "clusters", "dropped")
+    tensors = [getattr(stats, name) for name in names]
+    flat = torch.cat([t.reshape(-1) for t in tensors]).cpu().numpy()
+    parts = np.split(flat, np.cumsum([t.numel() for t in tensors])[:-1])
+    a = {name: part.reshape(tuple(t.shape)) for name, part, t in zip(names, parts, tensors, strict=True)}
+    return HostSums(
+        stats.level.name,
+        dict(zip(MOMENTS, a["moments"], strict=True)),
+        a["shift"],
+        a["powers"],
+        a["grid"],
+        a["blocks"],
+        a["peaks"],
+        a["top"],
+        dict(zip(CLUSTER, a["clusters"].T, strict=True)),
+        float(a["dropped"]),
+    )

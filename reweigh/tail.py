@@ -1,0 +1,93 @@
+"""What the tail of the ratios allows one to say: its index, refusals, and bounds that hold under any tail."""
+
+import math
+
+import numpy as np
+
+from reweigh.host import HostSums
+from reweigh.intervals import bernoulli_kl
+from reweigh.sums import BLOCK_SIZES, CAPS
+
+MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
+MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable
+MAX_SHARE = 0.2  # heuristic: one unit with a fifth of all weight decides the estimate
+MIN_IDENTITY_GAP = 1e-3  # |mean ratio - 1| below which a million tokens would flag trivia
+MAX_BLOCK_ERROR = 0.25  # relative standard error of a block's mean square that still makes it a check
+MIN_BLOCK_RENYI2 = 0.1  # nats: below it the sample and the blocks both say "small"
+
+
+def refusal_of(h: HostSums, khat: float | None, mean: tuple[float, float, float], blocks: float | None) -> str:
+    """Why moments of the ratio cannot be told from this sample; empty if they can (first reason found).
+
+    Args:
+        h: the sums.
+        khat: tail index, None if it could not be had.
+        mean: mean ratio, and the ends of its interval.
+        blocks: `renyi2_by_blocks`.
+    """
+    n = h.n
+    if n < MIN_UNITS:
+        return f"{n:.0f} units are too few (at least {MIN_UNITS})"
+    limit = min(MAX_KHAT, 1 - 1 / math.log10(n))
+    if khat is not None and khat > limit:
+        return f"tail index {khat:.2f} is over {limit:.2f}"
+    share = math.exp(h.top[0] - h.log_power(1.0))
+    if share > MAX_SHARE:
+        return f"one unit carries {share:.0%} of the weight"
+    k1 = -h.total("l") / n
+    s2 = max(h.total("l2") / n - k1 * k1, 2 * k1)
+    if s2 > math.log(n):
+        return f"{n:.0f} units are fewer than exp({s2:.1f}), what a log-ratio spread like this one needs"
+    value, low, high = mean
+    if not low <= 1 <= high and abs(value - 1) > MIN_IDENTITY_GAP:
+        return f"the mean ratio {value:.3g} is not 1, so mu is not what was sampled from, or pi's support is wider"
+    plug_in = h.log_power(2.0) - math.log(n)
+    if blocks is not None and blocks > 2 * plug_in and blocks > MIN_BLOCK_RENYI2:
+        return f"log(1 + chi2) is {plug_in:.2g} in the sample but {blocks:.2g} by blocks of tokens: its tail is unseen"
+    return ""
+
+
+def renyi2_by_blocks(h: HostSums) -> float | None:
+    """`(T / size) log mean r_block^2` of the largest blocks whose mean square is known to 25%; else None.
+
+    Source: blocks as independent draws; the rule for the size is ours.
+    """
+    length = h.total("tokens") / h.total("seqs")
+    for size, (count, squares, fourths, shift) in reversed(list(zip(BLOCK_SIZES, h.blocks, strict=True))):
+        if count < MIN_UNITS or squares <= 0 or 2 * size > length:
+            continue
+        error = math.sqrt(max(0.0, fourths / squares**2 - 1 / count))
+        if error < MAX_BLOCK_ERROR:
+            return float(length / size * (math.log(squares / count) + 2 * shift))
+    return None
+
+
+def renyi2_lower(h: HostSums) -> float:
+    """log of a certified lower bound of 1 + chi2: the best over the grid of E min(r, C)^2 and of 1 + 4 TV^2."""
+    tries, n_eff = len(CAPS) + 1, h.effective_n
+    counts, _, squares = (g.sum(0) for g in h.grid)
+    best = 0.0
+    for i, cap in enumerate(CAPS):
+        over = counts[i + 1 :].sum()
+        mean = (squares[: i + 1].sum() + cap * cap * over) / h.n
+        low, _ = bernoulli_kl(min(mean, cap * cap), n_eff, cap * cap, 0.05 / tries)
+        best = max(best, math.log(low) if low > 0 else 0.0)
+    tv_low, _ = bernoulli_kl(h.total("tv") / h.n, n_eff, 1.0, 0.05 / tries)
+    return max(best, math.log1p(4 * tv_low * tv_low))
+
+
+def tail_index(h: HostSums) -> tuple[float | None, str]:
+    """Tail index from the largest log ratios; None, and why, if it cannot be had."""
+    top = h.top[np.isfinite(h.top)]
+    n = int(min(h.n, 7225))  # the sample size whose tail, 3 sqrt(n) = 255 points, is the one that was kept
+    tail = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
+    if n < MIN_UNITS or top[0] - top[tail - 1] < 1e-12:  # too few units, or all the largest are equal: no tail
+        return None, ""
+    try:
+        from arviz_stats.base.array import array_stats
+    except ModuleNotFoundError:
+        return None, 'the tail index needs arviz-stats: pip install "reweigh[audit]"'
+    # Only the tail is read, so what stands for the body may be anything below it.
+    body = np.full(n, top[-1] - 1.0)
+    body[: min(n, len(top))] = top[:n]
+    return float(array_stats.psislw(-body)[1]), ""
