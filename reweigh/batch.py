@@ -21,6 +21,7 @@ class Layout(ABC):
 
     mask: Bool[Tensor, "*tok"]  # True where mu sampled the token and it counts
     turn: Int[Tensor, "*tok"] | None  # turn of each token, for the TURN level
+    lengths: Int[Tensor, " S"]  # number of tokens in the mask, per sequence
 
     @property
     @abstractmethod
@@ -32,24 +33,43 @@ class Layout(ABC):
         """Sum per sequence of something that is 0 off the mask already: one pass less than `sum`."""
 
     @abstractmethod
-    def max(self, x: Tensor) -> Tensor:
-        """Maximum per sequence: tokens -> `[S]`; -inf for an empty sequence."""
+    def max_floored(self, x: Tensor) -> Tensor:
+        """Maximum per sequence of something that is -inf off the mask already."""
 
     @abstractmethod
-    def cumsum(self, x: Tensor) -> Tensor:
-        """Running sum, inclusive, that starts again in each sequence: tokens -> tokens."""
+    def cumsum_zeroed(self, x: Tensor) -> Tensor:
+        """Running sum, inclusive, that starts again in each sequence, of something that is 0 off the mask already."""
 
     @abstractmethod
     def spread(self, s: Tensor) -> Tensor:
         """Give each token its sequence's value: `[S]` -> tokens."""
 
+    @abstractmethod
+    def masked(self, mask: Tensor) -> "Layout":
+        """The same tokens with another mask."""
+
+    @abstractmethod
+    def chunks(self, slots: int) -> list[tuple[slice, slice, "Layout"]]:
+        """Cut into parts of about that many slots, so that what is made from one stays in the processor's cache.
+
+        Returns:
+            For each part: where its tokens are along the first axis, which sequences it is of, and its layout, on which
+            all but `masked` work. A sequence may lie in several parts.
+        """
+
     def sum(self, x: Tensor) -> Tensor:
         """Sum per sequence: tokens -> `[S]`; 0 for an empty sequence."""
         return self.sum_zeroed(torch.where(self.mask, x, 0))
 
-    @property
-    def lengths(self) -> Int[Tensor, " S"]:
-        """Number of tokens in the mask, per sequence."""
+    def cumsum(self, x: Tensor) -> Tensor:
+        """Running sum, inclusive, that starts again in each sequence: tokens -> tokens."""
+        return self.cumsum_zeroed(torch.where(self.mask, x, 0))
+
+    def max(self, x: Tensor) -> Tensor:
+        """Maximum per sequence: tokens -> `[S]`; -inf for an empty sequence."""
+        return self.max_floored(torch.where(self.mask, x, -torch.inf))
+
+    def _count(self) -> Tensor:
         # float32 counts exactly up to 2^24 tokens in one sequence, and sums faster than int64.
         return self.sum_zeroed(self.mask.float()).long()
 
@@ -61,6 +81,11 @@ class Padded(Layout):
 
     mask: Bool[Tensor, "S T"]
     turn: Int[Tensor, "S T"] | None = None
+    lengths: Int[Tensor, " S"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Count the tokens once."""
+        object.__setattr__(self, "lengths", self._count())
 
     @property
     def num_seqs(self) -> int:
@@ -71,40 +96,62 @@ class Padded(Layout):
         """Sum over each row."""
         return x.sum(-1)
 
-    def max(self, x: Tensor) -> Tensor:
+    def max_floored(self, x: Tensor) -> Tensor:
         """Maximum of each row."""
-        if x.shape[-1] == 0:
-            return x.new_full((x.shape[0],), -torch.inf)
-        return torch.where(self.mask, x, -torch.inf).amax(-1)
+        return x.amax(-1) if x.shape[-1] else x.new_full((x.shape[0],), -torch.inf)
 
-    def cumsum(self, x: Tensor) -> Tensor:
+    def cumsum_zeroed(self, x: Tensor) -> Tensor:
         """Running sum along each row."""
-        return torch.where(self.mask, x, 0).cumsum(-1)
+        return x.cumsum(-1)
 
     def spread(self, s: Tensor) -> Tensor:
         """Repeat a row's value along the row."""
         return s[:, None].expand(self.mask.shape)
 
+    def masked(self, mask: Tensor) -> "Padded":
+        """The same rows with another mask."""
+        return Padded(mask, self.turn)
+
+    def chunks(self, slots: int) -> list[tuple[slice, slice, Layout]]:
+        """Whole rows."""
+        step = max(1, slots // max(1, self.mask.shape[1]))
+        places = [slice(a, min(a + step, self.num_seqs)) for a in range(0, self.num_seqs, step)]
+        return [(p, p, Padded(self.mask[p])) for p in places]
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class Packed(Layout):
-    """Tokens as `[N]`, sequences end to end; sequence `i` is `cu_seqlens[i] : cu_seqlens[i + 1]`."""
+    """Tokens as `[N]`, sequences end to end; sequence `i` is `cu_seqlens[i] : cu_seqlens[i + 1]`.
+
+    Attributes:
+        mask: `[N]`.
+        cu_seqlens: `[S + 1]`, as given.
+        turn: `[N]`.
+        offsets: `[S + 1]`, the same forced to rise from 0 to N, so that no wrong offset can read beyond the tokens;
+            `Batch.check()` tells where the given ones were wrong.
+        seq: `[N]`, the sequence of each token.
+        lengths: `[S]`.
+    """
 
     mask: Bool[Tensor, " N"]
     cu_seqlens: Int[Tensor, " S_plus_1"]
-    seq: Int[Tensor, " N"]  # the sequence of each token
     turn: Int[Tensor, " N"] | None = None
+    offsets: Int[Tensor, " S_plus_1"] = field(init=False, repr=False)
+    seq: Int[Tensor, " N"] = field(init=False, repr=False)
+    lengths: Int[Tensor, " S"] = field(init=False, repr=False)
 
-    @classmethod
-    def of(cls, mask: Bool[Tensor, " N"], cu_seqlens: Tensor, turn: Tensor | None = None) -> "Packed":
-        """Build from the offsets of flash attention and friends: `[0, len_0, len_0 + len_1, ...]`."""
-        num_tokens = mask.shape[0]
-        # Counting the starts at or before each slot needs no host sync, and bad offsets are left for check() to name.
-        starts = cu_seqlens[1:-1].long().clamp(0, num_tokens)
-        bump = torch.zeros(num_tokens + 1, dtype=torch.int64, device=mask.device)
-        seq = bump.index_add(0, starts, torch.ones_like(starts)).cumsum(0)[:num_tokens]
-        return cls(mask, cu_seqlens, seq, turn)
+    def __post_init__(self) -> None:
+        """Find each token's sequence and count the tokens once, without a host sync."""
+        num_tokens = self.mask.shape[0]
+        inner = self.cu_seqlens[1:-1].long().clamp(0, num_tokens).cummax(0).values
+        ends = inner.new_full((1,), num_tokens)
+        offsets = torch.cat([torch.zeros_like(ends), inner, ends]) if self.num_seqs else torch.zeros_like(ends)
+        bump = torch.zeros(num_tokens + 1, dtype=torch.int64, device=self.mask.device)
+        seq = bump.index_add(0, inner, torch.ones_like(inner)).cumsum(0)[:num_tokens]
+        object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "seq", seq)
+        object.__setattr__(self, "lengths", self._count())
 
     @property
     def num_seqs(self) -> int:
@@ -113,25 +160,33 @@ class Packed(Layout):
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
         """Sum over each run of tokens."""
-        return x.new_zeros(self.num_seqs).index_add(0, self.seq, x)
+        return torch.segment_reduce(x, "sum", lengths=self.offsets.diff(), unsafe=True)  # offsets are safe by making
 
-    def max(self, x: Tensor) -> Tensor:
+    def max_floored(self, x: Tensor) -> Tensor:
         """Maximum of each run of tokens."""
-        x = torch.where(self.mask, x, -torch.inf)
         return x.new_full((self.num_seqs,), -torch.inf).scatter_reduce(0, self.seq, x, "amax")
 
-    def cumsum(self, x: Tensor) -> Tensor:
+    def cumsum_zeroed(self, x: Tensor) -> Tensor:
         """Running sum within each run of tokens."""
         # In float64, so that what earlier sequences added cancels without a trace.
-        x64 = torch.where(self.mask, x, 0).double()
-        total = x64.cumsum(0)
-        ends = torch.cat([total.new_zeros(1), total])
-        before = ends[self.cu_seqlens[:-1].long()]
+        total = x.double().cumsum(0)
+        before = torch.cat([total.new_zeros(1), total])[self.offsets[:-1]]
         return (total - before[self.seq]).to(x.dtype)
 
     def spread(self, s: Tensor) -> Tensor:
         """Gather each token's value."""
         return s[self.seq]
+
+    def masked(self, mask: Tensor) -> "Packed":
+        """The same runs with another mask."""
+        return Packed(mask, self.cu_seqlens, self.turn)
+
+    def chunks(self, slots: int) -> list[tuple[slice, slice, Layout]]:
+        """Runs of tokens, cut anywhere; every part is of all sequences, most of them empty in it."""
+        num_tokens = self.mask.shape[0]
+        places = [slice(a, min(a + slots, num_tokens)) for a in range(0, num_tokens, slots)]
+        everyone = slice(0, self.num_seqs)
+        return [(p, everyone, Packed(self.mask[p], self.offsets.clamp(p.start, p.stop) - p.start)) for p in places]
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +299,7 @@ class Batch:
         _same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
         num_seqs = cu_seqlens.shape[0] - 1
         log_ratio, live, dropped = _ratio(log_pi, log_mu, mask)
-        layout = Packed.of(live, cu_seqlens, turn)
+        layout = Packed(live, cu_seqlens, turn)
         advantage = _per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
         _group_shape("Batch.packed", group, num_seqs)
         return cls(log_pi, log_mu, log_ratio, layout, advantage, group, dropped)
@@ -298,7 +353,7 @@ class Batch:
             None if masks is None else _cat(masks),
             advantage=None if advantage is None else _cat(advantage),
             group=group,
-            turn=None if turn is None else _cat(turn),
+            turn=None if turn is None else _cat(turn, torch.int64),
         )
 
     def check(self) -> "Batch":
@@ -340,8 +395,8 @@ def _column(x: Tensor) -> Tensor:
     return x[:, None]
 
 
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts)) if len(parts) else torch.zeros(0)
+def _cat(parts: Sequence[Tensor], none: torch.dtype = torch.float32) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) else torch.zeros(0, dtype=none)
 
 
 def _same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:

@@ -47,8 +47,8 @@ def prob_diff(batch: Batch) -> Float[Tensor, "*tok"]:
 
     Also called: binary TV in DPPO, prime-rl and SkyRL (absolute value).
     """
-    mu = torch.exp(batch.log_mu.detach().to(batch.log_ratio.dtype))
-    return torch.where(batch.layout.mask, mu * torch.expm1(batch.log_ratio), 0)
+    log_mu = torch.where(batch.layout.mask, batch.log_mu.detach(), 0).to(batch.log_ratio.dtype)
+    return torch.exp(log_mu + batch.log_ratio) - torch.exp(log_mu)
 
 
 def binary_kl(batch: Batch) -> Float[Tensor, "*tok"]:
@@ -58,9 +58,10 @@ def binary_kl(batch: Batch) -> Float[Tensor, "*tok"]:
 
     Also called: `binary_kl` in SkyRL, OpenRLHF and DPPO.
     """
-    log_mu = torch.where(batch.layout.mask, batch.log_mu.detach(), -1).to(batch.log_ratio.dtype)
-    log_pi = log_mu + batch.log_ratio
-    # log(1 - p) from log p: expm1 keeps the digits that 1 - exp(log p) would lose near p = 1.
+    both = (batch.log_mu.detach(), batch.log_pi.detach())
+    # Near p = 1 the digits are in log p itself: log mu + log ratio would have lost them, as 1 - exp(log p) would.
+    # Rounding can leave a log-prob just over 0; that is certainty, and no NaN.
+    log_mu, log_pi = (torch.where(batch.layout.mask, x, -1).to(batch.log_ratio.dtype).clamp(max=0) for x in both)
     rest_mu, rest_pi = -torch.expm1(log_mu), -torch.expm1(log_pi)
     rest = torch.where(rest_mu > 0, rest_mu * (torch.log(rest_mu) - torch.log(rest_pi)), 0)
     return torch.where(batch.layout.mask, rest - log_mu.exp() * batch.log_ratio, 0)

@@ -32,11 +32,14 @@ def bernoulli_kl(mean: float, n: float, high: float = 1.0, alpha: float = 0.05) 
 
     Source: Chernoff (1952); the form used for KL-UCB by Garivier and Cappe (2011).
     """
+    return bernoulli_kl_end(mean, n, 0.0, high, alpha / 2), bernoulli_kl_end(mean, n, 1.0, high, alpha / 2)
+
+
+def bernoulli_kl_end(mean: float, n: float, end: float, high: float = 1.0, alpha: float = 0.05) -> float:
+    """One end of `bernoulli_kl`, alone at confidence 1 - alpha: the lower one for end 0, the upper one for end 1."""
     if not n > 0:
-        return 0.0, high
-    z = min(max(mean / high, 0.0), 1.0)
-    budget = math.log(2 / alpha) / n
-    return high * _solve_kl(z, 0.0, budget), high * _solve_kl(z, 1.0, budget)
+        return end * high
+    return high * _solve_kl(min(max(mean / high, 0.0), 1.0), end, math.log(1 / alpha) / n)
 
 
 def empirical_bernstein(mean: float, variance: float, n: float, high: float = 1.0, alpha: float = 0.05) -> Interval:

@@ -16,6 +16,8 @@ Unit = Literal["token", "turn", "sequence"]
 class Level:
     """A name, the unit that a weight belongs to, and the fold from token values to unit values.
 
+    A fold takes values that are 0 off the mask, as every statistic of `reweigh.divergences` is.
+
     Units of a "sequence" level are `[S]`. Units of a "token" or "turn" level are token-shaped; a turn's value stands
     on each of its tokens, and the turn is counted once, at its first token (`heads`).
     """
@@ -56,11 +58,11 @@ def _token(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _prefix(x: Tensor, layout: Layout) -> Tensor:
-    return layout.cumsum(x)
+    return layout.cumsum_zeroed(x)
 
 
 def _suffix(x: Tensor, layout: Layout) -> Tensor:
-    return layout.spread(layout.sum(x)) - layout.cumsum(x) + torch.where(layout.mask, x, 0)
+    return layout.spread(layout.sum_zeroed(x)) - layout.cumsum_zeroed(x) + x
 
 
 def _turn(x: Tensor, layout: Layout) -> Tensor:
@@ -70,11 +72,11 @@ def _turn(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _sequence(x: Tensor, layout: Layout) -> Tensor:
-    return layout.sum(x)
+    return layout.sum_zeroed(x)
 
 
 def _geometric(x: Tensor, layout: Layout) -> Tensor:
-    return layout.sum(x) / layout.lengths.clamp(min=1)  # an empty sequence is no unit; 0 keeps its slot finite
+    return layout.sum_zeroed(x) / layout.lengths.clamp(min=1)  # an empty sequence is no unit; 0 keeps its slot finite
 
 
 def _worst(x: Tensor, layout: Layout) -> Tensor:

@@ -47,7 +47,8 @@ def policy_gradient(
     Source: Williams (1992); with truncated weights, Yao et al. (2025) and Liu and Li (2025).
     """
     layout = weights.layout
-    return -_total(layout, weights.per_token * _advantage(layout, advantage) * _live(layout, log_pi)) / denominator
+    gain = _advantage(layout, advantage) * _live(weights.keep_tokens, log_pi)
+    return -(weights.per_token * gain).sum() / denominator
 
 
 def ppo_clip(
@@ -87,8 +88,9 @@ def ppo_clip(
         raise ValueError(f"ppo_clip: dual must be > 1, got {dual}")
     _check_clip("ppo_clip", low, high)
     layout = weights.layout
-    ratio = torch.exp(_live(layout, log_pi) - _live(layout, log_old.detach()))
-    return _clipped(layout, ratio, _advantage(layout, advantage), weights, denominator, low, high, dual)
+    keep = weights.keep_tokens
+    log_ratio = _live(keep, log_pi) - _live(keep, log_old.detach())
+    return _clipped(log_ratio, _advantage(layout, advantage), weights, denominator, low, high, dual)
 
 
 def cispo(
@@ -118,9 +120,10 @@ def cispo(
     """
     _check_clip("cispo", low, high)
     layout = weights.layout
-    live = _live(layout, log_pi)
-    ratio = torch.exp(live.detach() - _live(layout, log_old.detach())).clamp(max(0.0, 1 - low), 1 + high)
-    return -_total(layout, weights.per_token * ratio * _advantage(layout, advantage) * live) / denominator
+    keep = weights.keep_tokens
+    live = _live(keep, log_pi)
+    ratio = torch.exp(live.detach() - _live(keep, log_old.detach())).clamp(max(0.0, 1 - low), 1 + high)
+    return -(weights.per_token * ratio * _advantage(layout, advantage) * live).sum() / denominator
 
 
 def gspo(
@@ -152,10 +155,12 @@ def gspo(
     """
     _check_clip("gspo", low, high)
     layout = weights.layout
-    live = _live(layout, log_pi)
-    mean = layout.spread(GEOMETRIC.fold(live.detach() - _live(layout, log_old.detach()), layout))
-    ratio = torch.exp(mean + live - live.detach())  # value s, gradient s times the token's score
-    return _clipped(layout, ratio, _advantage(layout, advantage), weights, denominator, low, high, None)
+    keep = weights.keep_tokens
+    live = _live(keep, log_pi)
+    gap = _live(layout.mask, log_pi.detach()) - _live(layout.mask, log_old.detach())
+    mean = torch.where(keep, layout.spread(GEOMETRIC.fold(gap, layout)), 0)
+    log_ratio = mean + live - live.detach()  # the ratio's value is s, its gradient s times the token's score
+    return _clipped(log_ratio, _advantage(layout, advantage), weights, denominator, low, high, None)
 
 
 def num_tokens(batch: Batch) -> Tensor:
@@ -179,8 +184,7 @@ def per_sequence_mean(layout: Layout, advantage: Tensor) -> Tensor:
 
 
 def _clipped(
-    layout: Layout,
-    ratio: Tensor,
+    log_ratio: Tensor,
     advantage: Tensor,
     weights: Weights,
     denominator: Denominator,
@@ -188,15 +192,18 @@ def _clipped(
     high: float,
     dual: float | None,
 ) -> Tensor:
-    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
-    if dual is not None:
-        gain = torch.where(advantage < 0, torch.maximum(gain, dual * advantage), gain)
-    return -_total(layout, weights.per_token * gain) / denominator
+    # min(r A, clip(r) A) bounds r from above where A > 0 and from below where A < 0. Bounded before the exp: the slope
+    # of a clipped term is 0, and 0 times the slope of a ratio that no float holds would be NaN.
+    rise = log_ratio.clamp(max=math.log1p(high))
+    fall = log_ratio.clamp(-math.inf if low >= 1 else math.log1p(-low), math.inf if dual is None else math.log(dual))
+    gain = torch.exp(torch.where(advantage < 0, fall, rise)) * advantage
+    return -(weights.per_token * gain).sum() / denominator
 
 
-def _live(layout: Layout, log_p: Tensor) -> Tensor:
-    # Before anything is computed from it: a NaN or -inf off the mask would reach the gradient through `where`.
-    return torch.where(layout.mask, log_p, 0).to(torch.promote_types(log_p.dtype, torch.float32))
+def _live(where: Tensor, log_p: Tensor) -> Tensor:
+    # Before anything is computed from it: off the mask there may be a NaN, and a dropped token may have any ratio;
+    # neither a weight of 0 nor a later `where` would keep them out of the gradient.
+    return torch.where(where, log_p, 0).to(torch.promote_types(log_p.dtype, torch.float32))
 
 
 def _advantage(layout: Layout, advantage: Tensor) -> Tensor:
@@ -209,10 +216,6 @@ def _advantage(layout: Layout, advantage: Tensor) -> Tensor:
             )
         advantage = layout.spread(advantage.flatten())
     return torch.where(layout.mask, advantage.detach(), 0)
-
-
-def _total(layout: Layout, x: Tensor) -> Tensor:
-    return torch.where(layout.mask, x, 0).sum()
 
 
 def _check_clip(name: str, low: float, high: float) -> None:

@@ -10,22 +10,25 @@ from reweigh.batch import Batch
 from reweigh.levels import SEQUENCE, TOKEN, Level
 from reweigh.sums import (
     BLOCK_SIZES,
+    CHUNK,
     CLUSTER,
     GRID_CELLS,
-    GRID_TOP,
     MOMENTS,
     NUM_BINS,
     NUM_BUCKETS,
     POWERS,
+    ROWS,
     SHIFT_STEP,
     TOP,
-    Units,
     blocks,
     bucket,
     gaps,
     hybrid,
     length_bin,
+    ratio_sums,
     sum_by_bin,
+    tops,
+    unit_values,
 )
 
 
@@ -47,7 +50,7 @@ class RatioStats:
         grid: `[3, bins, cells]`: count, sum of r and sum of r^2 of units in each cell of the log grid; only the count
             in the cell over the top.
         blocks: `[3, 4]`: for each block size the count of whole blocks, the shifted sums of r^2 and r^4, the shift.
-        peaks: `[3]`: max l, max -l, and at TOKEN level max |pi - mu|; -inf if there are none.
+        peaks: `[3]`: max l, max(0, -l), and at TOKEN level max |pi - mu|; -inf if there are none.
         top: `[256]`: the largest l, in falling order, -inf after the last.
         clusters: `[64, 7]`, see `CLUSTER`: sums by hash of the cluster (the prompt, or else the sequence); `w1` and
             `w2` are scaled by the largest shift.
@@ -98,40 +101,40 @@ class RatioStats:
         single, whole = level.name == TOKEN.name, level.name == SEQUENCE.name
         if batch.layout.num_seqs == 0 or batch.log_pi.numel() == 0:
             return cls.empty(level, batch.log_pi.device)
-        layout, lr = batch.layout, batch.log_ratio
-        lengths = layout.lengths
-        bins = length_bin(lengths)
-        l = lr if single else level.fold(lr, layout)
-        units = Units.of(layout, l, bins, level)
-        r = torch.exp(units.l.clamp(max=GRID_TOP))  # for bounded quantities: none reads beyond the top of the grid
-        below = (1 - r).clamp(min=0)
-        peak = units.max_by_bin()
+        lengths, bins = batch.layout.lengths, length_bin(batch.layout.lengths)
+        l, units = unit_values(batch, level)
+        live = torch.where(units.mask, l, -torch.inf)
+        peak, top = tops(live, units, bins, TOP)
         shift = (peak / SHIFT_STEP).floor().clamp(min=0) * SHIFT_STEP
-        e = units.exp(shift)
-        e2 = e * e
-        powers = [units.rows(x) for x in (e.sqrt(), e, e2, e2 * e, e2 * e2)]
-        n = lengths.double() if single else units.rows(units.valid.to(l.dtype))
-        plain = [units.rows(x) for x in (units.l, units.l * units.l, units.l.abs(), below, below * below)]
-        gap, peaks = gaps(batch) if single else (torch.zeros_like(n).expand(2, -1), None)
-        over = hybrid(batch, l) if whole else torch.zeros_like(n)
+        # The compiler fuses by itself, and would only unroll the chunks.
+        slots = batch.log_pi.numel() if torch.compiler.is_compiling() else CHUNK
+        parts = batch.layout.chunks(slots)
+        unit_parts = parts if single else units.chunks(slots)
+        rows, grid = ratio_sums(l, live, units, unit_parts, bins, shift)
+        plain, powers = rows.split([len(ROWS) - len(POWERS), len(POWERS)])
+        n = units.lengths.double()
+        zero = torch.zeros_like(n)
+        gap, largest_gap = (
+            gaps(batch, parts) if single else (torch.stack([zero, zero]), torch.full_like(shift[0], -torch.inf))
+        )
+        over = hybrid(batch, l.squeeze(-1), parts) if whole else zero
         some = (n > 0).double()
         moments = torch.stack([n, some, *plain, *gap, over, over * over, lengths * some])
         down = torch.exp(shift - shift.max())[bins]
-        l1, l2, abs_l, tv, _ = plain
-        per_cluster = torch.stack([n, l1, abs_l, l2, tv, powers[1] * down, powers[2] * down.square()], -1)
-        by_bucket = torch.zeros(NUM_BUCKETS, len(CLUSTER), dtype=torch.float64, device=l.device)
-        none = torch.full((), -torch.inf, dtype=torch.float64, device=l.device)
+        l1, _, abs_l, tv, _ = plain
+        per_cluster = torch.stack([n, l1, abs_l, plain[1], tv, powers[1] * down, powers[2] * down.square()], -1)
+        empty = cls.empty(level, l.device)
         return cls(
             level,
-            sum_by_bin(moments, bins),
-            shift,
-            sum_by_bin(torch.stack(powers), bins),
-            units.grid(r),
-            blocks(batch, lengths) if whole else torch.zeros_like(by_bucket[: len(BLOCK_SIZES), :4]),
-            torch.stack([peak.max(), units.lowest(), none if peaks is None else peaks]),
-            units.largest(TOP),
-            by_bucket.index_add(0, bucket(batch), per_cluster),
-            l.new_zeros((), dtype=torch.float64) if batch.dropped is None else batch.dropped.sum().double(),
+            moments=sum_by_bin(moments, bins),
+            shift=shift,
+            powers=sum_by_bin(powers, bins),
+            grid=grid,
+            blocks=blocks(batch, parts) if whole else empty.blocks,
+            peaks=torch.stack([peak.max(), (-l.amin()).double(), largest_gap]),
+            top=top,
+            clusters=empty.clusters.index_add(0, bucket(batch), per_cluster),
+            dropped=empty.dropped if batch.dropped is None else batch.dropped.sum().double(),
         )
 
     def __add__(self, other: "RatioStats") -> "RatioStats":

@@ -186,7 +186,8 @@ def _excess(h: HostSums, cap: float) -> Number:
     low, high = bernoulli_kl(min(mean, cap), h.effective_n, cap)
     value = max(0.0, 1 - mean)
     what = f"Mean weight that truncation at {cap:g} cuts off."
-    return Number(value, max(0.0, 1 - high), min(1.0, 1 - low), value, "ratio", what)
+    # A sample whose mean ratio is over 1 can leave 1 - low below 0, where no excess is.
+    return Number(value, max(0.0, 1 - high), max(0.0, 1 - low), value, "ratio", what)
 
 
 def _token(h: HostSums) -> dict[str, Number]:

@@ -1,13 +1,11 @@
 """The sums over one batch that `RatioStats` is made of: by sequence, by length, by cell of a grid, by block."""
 
 import math
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from reweigh.batch import Batch, Layout
+from reweigh.batch import Batch, Layout, Padded
 from reweigh.levels import Level, heads
 
 # The grid of caps: half octaves, 2^-4 to 2^20. Cell 0 is below the grid, the last cell above it.
@@ -38,74 +36,126 @@ MOMENTS = (
     "hybrid2",  # its squares
     "tokens",  # tokens
 )
+# What `ratio_sums` sums over each sequence's units: moments l to tv2, then the powers.
+ROWS = (*MOMENTS[2:7], *POWERS)
 # Columns of `clusters`: per bucket, additive after the shift.
 CLUSTER = ("n", "l", "abs", "l2", "tv", "w1", "w2")
 
 
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Unit values and what it takes to sum them by sequence, whichever layout or level they have."""
+CHUNK = 1 << 15  # slots worked on at a time: some ten float32 arrays of that many fit a core's second-level cache
 
-    layout: Layout
-    valid: Tensor
-    l: Tensor  # 0 where not valid, as is any function of it that is 0 at 0
-    bins: Tensor
-    per_seq: bool
 
-    @classmethod
-    def of(cls, layout: Layout, l: Tensor, bins: Tensor, level: Level) -> "Units":
-        """Units of a level from its folded values."""
-        if level.unit == "sequence":
-            # There are few of them: float64 costs nothing, and then the shift leaves no rounding behind.
-            return cls(layout, layout.lengths > 0, l.double(), bins, True)
-        valid = heads(layout) if level.unit == "turn" else layout.mask
-        return cls(layout, valid, torch.where(valid, l, 0) if level.unit == "turn" else l, bins, False)
+Parts = list[tuple[slice, slice, Layout]]
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Sum of x, which is 0 where there is no unit, over each sequence: `[S]`, float64."""
-        return x if self.per_seq else self.layout.sum_zeroed(x).double()
 
-    def at(self, by_bin: Tensor) -> Tensor:
-        """Each unit's value of something by length bin."""
-        s = by_bin[self.bins].to(self.l.dtype)
-        return s if self.per_seq else self.layout.spread(s)
+def unit_values(batch: Batch, level: Level) -> tuple[Tensor, Layout]:
+    """The level's log ratios, 0 where there is no unit, and the layout that sums units by sequence."""
+    layout = batch.layout
+    if level.unit == "sequence":
+        # There are few of them: float64 costs nothing, and a sequence is a row of one unit.
+        return level.fold(batch.log_ratio, layout).double()[:, None], Padded((layout.lengths > 0)[:, None])
+    if level.unit == "turn":
+        first = heads(layout)
+        return torch.where(first, level.fold(batch.log_ratio, layout), 0), layout.masked(first)
+    return level.fold(batch.log_ratio, layout), layout
 
-    def exp(self, shift: Tensor) -> Tensor:
-        """e^(l - shift), 0 where there is no unit."""
-        return torch.where(self.valid, torch.exp(self.l - self.at(shift)), 0)
 
-    def max_by_bin(self) -> Tensor:
-        """Largest l of each length bin, -inf if it has none."""
-        x = torch.where(self.valid, self.l, -torch.inf)
-        start = torch.full((NUM_BINS,), -torch.inf, dtype=torch.float64, device=x.device)
-        return start.scatter_reduce(0, self.bins, (x if self.per_seq else self.layout.max(x)).double(), "amax")
+def tops(live: Tensor, units: Layout, bins: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Largest l of each length bin, and the `count` largest of all in falling order; -inf where there is none.
 
-    def lowest(self) -> Tensor:
-        """Largest -l."""
-        return torch.where(self.valid, -self.l, -torch.inf).amax().double()
+    Args:
+        live: log ratios, -inf where there is no unit.
+        units: their layout.
+        bins: length bin of each sequence.
+        count: how many.
+    """
+    by_bin = torch.full((NUM_BINS,), -torch.inf, dtype=torch.float64, device=live.device)
+    by_bin = by_bin.scatter_reduce(0, bins, units.max_floored(live).double(), "amax")
+    flat, width = live.flatten(), 256
+    short = max(0, count - flat.numel())
+    pad = short + -(flat.numel() + short) % width
+    rows = (torch.cat([flat, flat.new_full((pad,), -torch.inf)]) if pad else flat).view(-1, width)
+    if rows.shape[0] > count:
+        # The `count` largest lie in the `count` rows with the largest maxima: one cheap pass, then a small top-k.
+        rows = rows[rows.amax(-1).topk(count).indices]
+    return by_bin, rows.flatten().topk(count).values.double()
 
-    def largest(self, count: int) -> Tensor:
-        """The `count` largest l in falling order, -inf after the last."""
-        flat, width = torch.where(self.valid, self.l, -torch.inf).flatten(), 256
-        short = max(0, count - flat.numel())
-        flat = torch.cat([flat, flat.new_full((short + -(flat.numel() + short) % width,), -torch.inf)])
-        rows = flat.view(-1, width)
-        if rows.shape[0] > count:
-            # The `count` largest lie in the `count` rows with the largest maxima: one cheap pass, then a small top-k.
-            rows = rows[rows.amax(-1).topk(count).indices]
-        return rows.flatten().topk(count).values.double()
 
-    def grid(self, r: Tensor) -> Tensor:
-        """Count, sum of r and sum of r^2 by length bin and grid cell."""
-        cell = ((self.l - (GRID_LOW - GRID_STEP)) * (1 / GRID_STEP)).clamp(0, GRID_CELLS).long()
-        size = NUM_BINS * (GRID_CELLS + 1)
-        start = self.bins * (GRID_CELLS + 1)
-        index = cell + (start if self.per_seq else self.layout.spread(start))
-        index = torch.where(self.valid, index, size).flatten()
-        r = torch.where(self.l < GRID_TOP, r, 0).flatten().double()
-        sums = [torch.zeros(size + 1, dtype=torch.float64, device=r.device).index_add(0, index, x) for x in (r, r * r)]
-        count = torch.zeros(size + 1, dtype=torch.int64, device=r.device).index_add(0, index, torch.ones_like(index))
-        return torch.stack([count.double(), *sums])[:, :size].view(3, NUM_BINS, GRID_CELLS + 1)
+def ratio_sums(
+    l: Tensor, live: Tensor, units: Layout, parts: Parts, bins: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is summed over units: the rows of `ROWS` by sequence, and the grid.
+
+    Args:
+        l: log ratios, 0 where there is no unit.
+        live: log ratios, -inf where there is no unit.
+        units: their layout.
+        parts: its chunks.
+        bins: length bin of each sequence.
+        shift: `[bins]`, nats.
+
+    Returns:
+        `[10, S]`, and `[3, bins, cells]`: count, sum of r and sum of r^2, the latter two 0 in the cell over the top.
+    """
+    rows = torch.zeros(len(ROWS), units.num_seqs, dtype=torch.float64, device=l.device)
+    grid = torch.zeros(3, NUM_BINS * (GRID_CELLS + 1), dtype=torch.float64, device=l.device)
+    by_seq, start = shift[bins].to(l.dtype), bins * (GRID_CELLS + 1)
+    for tokens, seqs, part in parts:
+        x, y, total = l[tokens], live[tokens], part.sum_zeroed
+        e = (y - part.spread(by_seq[seqs])).exp_()
+        e2 = e * e
+        below = (1 - x.clamp(max=0).exp_()).clamp_(min=0)
+        # Each product is summed as it is made: ten of them at once would not fit the cache.
+        sums = [total(x), total(x * x), total(x.abs()), total(below), total(below * below)]
+        sums += [total(e.sqrt()), total(e), total(e2), total(e2 * e), total(e2 * e2)]
+        rows[:, seqs] += torch.stack(sums).double()
+        cell = (y - (GRID_LOW - GRID_STEP)).mul_(1 / GRID_STEP).clamp_(0, GRID_CELLS).long()
+        index = cell.add_(part.spread(start[seqs])).flatten()
+        r = y.clamp(max=GRID_TOP).exp_().flatten().double()
+        grid[0].index_add_(0, index, torch.ones_like(r))
+        grid[1].index_add_(0, index, r)
+        grid[2].index_add_(0, index, r * r)
+    grid = grid.view(3, NUM_BINS, GRID_CELLS + 1)
+    grid[1:, :, -1] = 0
+    # Slots without a unit were counted in the lowest cell, with r = 0: what the other cells leave is its true count.
+    n = sum_by_bin(units.lengths[None].double(), bins)[0]
+    grid[0, :, 0] = n - grid[0, :, 1:].sum(-1)
+    return rows, grid
+
+
+def gaps(batch: Batch, parts: Parts) -> tuple[Tensor, Tensor]:
+    """Bounds of the total variation at visited states: sums of |pi - mu| and 1 - min(pi, mu), and the largest gap.
+
+    Returns:
+        `[2, S]`, and 0-d: -inf if there is no token.
+    """
+    layout, lr = batch.layout, batch.log_ratio
+    rows = torch.zeros(2, layout.num_seqs, dtype=torch.float64, device=lr.device)
+    peak = torch.full((), -torch.inf, dtype=lr.dtype, device=lr.device)
+    for tokens, seqs, part in parts:
+        log_mu = torch.where(part.mask, batch.log_mu.detach()[tokens], -torch.inf).to(lr.dtype)
+        pi, mu = (log_mu + lr[tokens]).exp_(), log_mu.exp_()
+        short = part.lengths - part.sum_zeroed(torch.minimum(pi, mu))
+        gap = pi.sub_(mu).abs_()
+        rows[:, seqs] += torch.stack([part.sum_zeroed(gap), short]).double()
+        peak = torch.maximum(peak, gap.amax())
+    return rows, torch.where(layout.mask.any(), peak, -torch.inf).double()
+
+
+def hybrid(batch: Batch, l: Tensor, parts: Parts) -> Tensor:
+    """Per sequence, `sum_t (r_t - r)_+`: its mean bounds the bias of token importance sampling.
+
+    Args:
+        batch: the tokens.
+        l: `[S]`, log ratio of each sequence.
+        parts: chunks of the batch's layout.
+    """
+    r = torch.exp(l.clamp(max=GRID_TOP)).to(batch.log_ratio.dtype)
+    total = torch.zeros_like(l, dtype=torch.float64)
+    for tokens, seqs, part in parts:
+        over = batch.log_ratio[tokens].clamp(max=GRID_TOP).exp_().sub_(part.spread(r[seqs]))
+        total[seqs] += part.sum(over.clamp_(min=0)).double()
+    return total
 
 
 def length_bin(lengths: Tensor) -> Tensor:
@@ -129,49 +179,51 @@ def bucket(batch: Batch) -> Tensor:
     return (key.long() * 0x9E3779B97F4A7C1 >> 40) % NUM_BUCKETS
 
 
-def gaps(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Bounds of the total variation at visited states: sums of |pi - mu| and 1 - min(pi, mu), and the largest gap."""
-    layout, lr = batch.layout, batch.log_ratio
-    mu = torch.exp(torch.where(layout.mask, batch.log_mu.detach(), -torch.inf).to(lr.dtype))
-    gap = mu * torch.expm1(lr)  # pi - mu
-    shortfall = layout.sum_zeroed(gap.clamp(max=0)) + layout.sum_zeroed(mu)  # of min(pi, mu)
-    sums = torch.stack([layout.sum_zeroed(gap.abs()), layout.lengths - shortfall]).double()
-    return sums, torch.where(layout.mask, gap.abs(), -torch.inf).amax().double()
-
-
-def hybrid(batch: Batch, l: Tensor) -> Tensor:
-    """Per sequence, `sum_t (r_t - r)_+`: its mean bounds the bias of token importance sampling."""
-    r_seq = torch.exp(l.clamp(max=GRID_TOP))
-    r_tok = torch.exp(batch.log_ratio.clamp(max=GRID_TOP))
-    return batch.layout.sum((r_tok - batch.layout.spread(r_seq)).clamp(min=0)).double()
-
-
-def _take(values: Tensor, index: Tensor) -> Tensor:
-    return values[index]
-
-
-def blocks(batch: Batch, lengths: Tensor) -> Tensor:
+def blocks(batch: Batch, parts: Parts) -> Tensor:
     """For each block size: whole blocks of live tokens, the shifted sums of their ratio's square and fourth power."""
-    layout, mask = batch.layout, batch.layout.mask
-    rank = layout.cumsum(mask.float()) - 1  # float32 counts exactly to 2^24, and is much faster than int64
-    values, rows, previous = batch.log_ratio.flatten(), [], 1
-    at = layout.spread
-    for size in BLOCK_SIZES:
-        per_seq = (lengths + size - 1) // size  # the last one may not be whole
-        ends = per_seq.cumsum(0)
-        start = ends - per_seq
-        # A bound that shapes alone give: the number of blocks is a value, and reading it would stop the device.
-        bound = values.numel() // (size // previous) + layout.num_seqs + 1
-        index = (rank * (previous / size)).floor().clamp(min=0) + at(start.float())
-        values = values.new_zeros(bound).index_add(0, index.flatten().long().clamp(max=bound - 1), values)
-        slot = torch.arange(bound, device=values.device)
-        bump = torch.zeros(bound + 1, dtype=torch.int64, device=values.device)
-        seq = bump.index_add(0, ends, torch.ones_like(ends)).cumsum(0)[:bound].clamp(max=layout.num_seqs - 1)
-        rank, at = (slot - start[seq]).float(), partial(_take, index=seq)
-        whole = (slot < ends[-1]) & ((rank + 1) * size <= lengths[seq])
+    layout, lengths = batch.layout, batch.layout.lengths
+    values, rows = _smallest_blocks(batch, parts), []
+    seq, rank, _ = _block_places(lengths, BLOCK_SIZES[0], values.numel())
+    for previous, size in zip((BLOCK_SIZES[0], *BLOCK_SIZES), BLOCK_SIZES, strict=False):
+        if size > previous:
+            into = _block_starts(lengths, size)[seq] + rank // (size // previous)
+            bound = values.numel() // (size // previous) + layout.num_seqs + 1
+            values = values.new_zeros(bound).index_add(0, into.clamp(max=bound - 1), values)
+        seq, rank, inside = _block_places(lengths, size, values.numel())
+        whole = inside & ((rank + 1) * size <= lengths[seq])
         x = torch.where(whole, values.double(), -torch.inf)
         shift = x.amax().clamp(min=0)
         e2 = torch.exp(2 * (x - shift))
         rows.append(torch.stack([whole.sum().double(), e2.sum(), e2.square().sum(), shift]))
-        previous = size
     return torch.stack(rows)
+
+
+def _smallest_blocks(batch: Batch, parts: Parts) -> Tensor:
+    """Log ratio of each block of the smallest size, sequence after sequence, 0 behind the last."""
+    layout, lr, size = batch.layout, batch.log_ratio, BLOCK_SIZES[0]
+    # A bound that shapes alone give: the number of blocks is a value, and reading it would stop the device.
+    values = lr.new_zeros(lr.numel() // size + layout.num_seqs + 1)
+    start = _block_starts(layout.lengths, size).float()  # exact to 2^24 blocks, and faster than int64
+    done = torch.zeros_like(start)
+    for tokens, seqs, part in parts:
+        live = part.mask.float()
+        rank = part.cumsum_zeroed(live) - live + part.spread(done[seqs])  # live tokens before this one
+        index = rank.mul_(1 / size).floor_().add_(part.spread(start[seqs]))
+        values.index_add_(0, index.flatten().long(), lr[tokens].flatten())
+        done[seqs] += part.lengths
+    return values
+
+
+def _block_starts(lengths: Tensor, size: int) -> Tensor:
+    per_seq = (lengths + size - 1) // size  # the last one may not be whole
+    return per_seq.cumsum(0) - per_seq
+
+
+def _block_places(lengths: Tensor, size: int, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each slot for a block: its sequence, its place there, and whether there is a block at all."""
+    per_seq = (lengths + size - 1) // size
+    ends = per_seq.cumsum(0)
+    slot = torch.arange(slots, device=lengths.device)
+    bump = torch.zeros(slots + 1, dtype=torch.int64, device=lengths.device)
+    seq = bump.index_add(0, ends, torch.ones_like(ends)).cumsum(0)[:slots].clamp(max=len(lengths) - 1)
+    return seq, slot - (ends - per_seq)[seq], slot < ends[-1]

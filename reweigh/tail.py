@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from reweigh.host import HostSums
-from reweigh.intervals import bernoulli_kl
+from reweigh.intervals import bernoulli_kl_end
 from reweigh.sums import BLOCK_SIZES, CAPS
+from reweigh.transforms import smoothed_tail
 
 MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
 MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable
@@ -70,9 +71,11 @@ def renyi2_lower(h: HostSums) -> float:
     for i, cap in enumerate(CAPS):
         over = counts[i + 1 :].sum()
         mean = (squares[: i + 1].sum() + cap * cap * over) / h.n
-        low, _ = bernoulli_kl(min(mean, cap * cap), n_eff, cap * cap, 0.05 / tries)
+        if mean <= math.exp(best):  # its lower bound is lower still
+            continue
+        low = bernoulli_kl_end(min(mean, cap * cap), n_eff, 0.0, cap * cap, 0.05 / tries)
         best = max(best, math.log(low) if low > 0 else 0.0)
-    tv_low, _ = bernoulli_kl(h.total("tv") / h.n, n_eff, 1.0, 0.05 / tries)
+    tv_low = bernoulli_kl_end(h.total("tv") / h.n, n_eff, 0.0, 1.0, 0.05 / tries)
     return max(best, math.log1p(4 * tv_low * tv_low))
 
 
@@ -80,14 +83,13 @@ def tail_index(h: HostSums) -> tuple[float | None, str]:
     """Tail index from the largest log ratios; None, and why, if it cannot be had."""
     top = h.top[np.isfinite(h.top)]
     n = int(min(h.n, 7225))  # the sample size whose tail, 3 sqrt(n) = 255 points, is the one that was kept
-    tail = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
-    if n < MIN_UNITS or top[0] - top[tail - 1] < 1e-12:  # too few units, or all the largest are equal: no tail
+    if n < MIN_UNITS:
         return None, ""
-    try:
-        from arviz_stats.base.array import array_stats
-    except ModuleNotFoundError:
-        return None, 'the tail index needs arviz-stats: pip install "reweigh[audit]"'
     # Only the tail is read, so what stands for the body may be anything below it.
     body = np.full(n, top[-1] - 1.0)
     body[: min(n, len(top))] = top[:n]
-    return float(array_stats.psislw(-body)[1]), ""
+    try:
+        fit = smoothed_tail(body)
+    except ModuleNotFoundError:
+        return None, 'the tail index needs arviz-stats: pip install "reweigh[audit]"'
+    return None if fit is None else fit[1], ""

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.estimators import Estimator, Weights
+from reweigh.estimators import Estimator, Weights, weigh
+from reweigh.levels import TOKEN
+from reweigh.transforms import Clip
 
 
 def odd_batch(seed: int = 0, spread: float = 0.3, dtype: torch.dtype = torch.float32) -> Batch:
@@ -66,6 +68,7 @@ def check_estimator(estimator: Estimator, seed: int = 0) -> None:
     batch = odd_batch(seed)
     w = estimator(batch)
     tokens = w.per_token
+    _law("weights are detached", not tokens.requires_grad)
     _law("weights are finite", bool(torch.isfinite(tokens).all()), tokens)
     _law("weights are at least 0", bool((tokens >= 0).all()), tokens)
     _law("weights are 0 off the mask", bool((tokens[~batch.layout.mask] == 0).all()), tokens)
@@ -79,11 +82,16 @@ def check_estimator(estimator: Estimator, seed: int = 0) -> None:
     if not estimator.reads_batch:
         parts = [estimator(_take(batch, torch.arange(a, b))).per_token for a, b in ((0, 2), (2, 3), (3, 6))]
         _same("the way a batch is cut changes nothing", torch.cat(parts), tokens)
-    equal = replace(batch, log_pi=batch.log_mu, log_ratio=torch.zeros_like(batch.log_ratio))
-    on_policy = estimator(equal)
-    live = on_policy.per_token[batch.layout.mask]
-    _same("equal policies give every unit one weight", live, live[:1].expand_as(live))
-    _law("equal policies keep every unit", bool((on_policy.keep == on_policy.valid).all()))
+    for sign in (1.0, -1.0):  # a gate may weigh one sign otherwise than the other
+        equal = replace(batch, log_pi=batch.log_mu, log_ratio=torch.zeros_like(batch.log_ratio))
+        on_policy = estimator(replace(equal, advantage=torch.full_like(batch.log_ratio, sign)))
+        live = on_policy.per_token[batch.layout.mask]
+        _same("equal policies give every unit one weight", live, live[:1].expand_as(live))
+        _law("equal policies keep every unit", bool((on_policy.keep == on_policy.valid).all()))
+    if estimator.normalise is None:
+        other = weigh(TOKEN, Clip(0.5, 1.5))
+        one, two = (other * estimator)(batch).per_token, (estimator * other)(batch).per_token
+        _same("it commutes with another factor", one, two)
     _law("it pickles", pickle.loads(pickle.dumps(estimator)) == estimator)
     _law("it prints", "<function" not in repr(estimator))
     one, zero = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)

@@ -276,21 +276,28 @@ class ParetoSmooth(Transform):
 
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Fit, smooth and put back."""
-        live = x[valid].detach().double().cpu()
-        if live.numel() < self.min_units or live.max() - live.min() < 1e-12:  # on-policy there is no tail either
-            return x, valid
-        smooth = torch.from_numpy(_pareto_smooth(live.numpy())).to(x)
-        return x.masked_scatter(valid, smooth), valid
+        live = x[valid].detach().double().cpu().numpy()
+        fit = smoothed_tail(live) if len(live) >= self.min_units else None
+        return (x, valid) if fit is None else (x.masked_scatter(valid, torch.from_numpy(fit[0]).to(x)), valid)
 
 
-def _pareto_smooth(log_ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
+    """Log ratios with their upper tail smoothed, and its index; None if the tail has too many ties for a fit."""
     from arviz_stats.base.array import array_stats
 
-    # It takes log-likelihoods, whose negatives are the log-weights, and returns weights that sum to 1. Smoothing leaves
-    # the body of the sample as it was, so its smallest member tells what to add to be back on the scale of ratios.
-    smoothed = array_stats.psislw(-log_ratio)[0]
+    n = len(log_ratio)
+    tail = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
+    if np.ptp(np.sort(log_ratio)[n - tail :]) < 1e-12:  # on-policy, say
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):  # ties at the foot of the tail make the fit NaN
+        # It takes log-likelihoods, whose negatives are the log-weights.
+        smoothed, index = array_stats.psislw(-log_ratio)
+    if not np.isfinite(smoothed).all():
+        return None
+    # Its weights sum to 1. Smoothing leaves the body of the sample as it was, so its smallest member tells what to add
+    # to be back on the scale of ratios.
     lowest = log_ratio.argmin()
-    return smoothed + (log_ratio[lowest] - smoothed[lowest])
+    return smoothed + (log_ratio[lowest] - smoothed[lowest]), float(index)
 
 
 def _check_bounds(name: str, low: float, high: float) -> None:
