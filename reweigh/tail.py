@@ -75,6 +75,8 @@ def renyi2_lower(h: HostSums) -> float:
             continue
         low = bernoulli_kl_end(min(mean, cap * cap), n_eff, 0.0, cap * cap, 0.05 / tries)
         best = max(best, math.log(low) if low > 0 else 0.0)
+        if over == 0:  # a higher cap has the same mean over a wider range
+            break
     tv_low = bernoulli_kl_end(h.total("tv") / h.n, n_eff, 0.0, 1.0, 0.05 / tries)
     return max(best, math.log1p(4 * tv_low * tv_low))
 

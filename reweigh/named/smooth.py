@@ -6,7 +6,7 @@ from reweigh.transforms import ParetoSmooth, Shrink, SoftKernel
 
 
 def psis() -> Estimator:
-    """`w` = the sequence ratio, with its largest values replaced by those of a fitted Pareto tail.
+    """`w = min(Pareto(r), max r)`: the sequence ratio, its largest values replaced by those of a fitted Pareto tail.
 
     When: some tens of sequences or more, a tail index below 0.7 (see `khat`). The fit is over the batch. Cost: a sort
     and a fit on the host; needs `pip install "reweigh[audit]"`; not for `torch.compile`.

@@ -50,7 +50,7 @@ def snis() -> Estimator:
 
 
 def group_snis() -> Estimator:
-    """`w_i = r_i / mean_j r_j` over the responses to the same prompt; needs `Batch.group`.
+    """`w_i = r_i / mean_{j of its prompt} r_j`, over the responses to the same prompt; needs `Batch.group`.
 
     When: group baselines (GRPO, RLOO), where each prompt is an estimate of its own. With G responses no weight is over
     G.

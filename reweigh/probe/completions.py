@@ -65,7 +65,7 @@ def to_completion(reply: Any, kind: ServerKind, url: str) -> Completion:
     logprobs: Any = choice.get("logprobs")
     if not logprobs:
         raise ProbeError(
-            f"--url: {url} gave no log-probs (\"logprobs\" is {logprobs!r})\n"
+            f'--url: {url} gave no log-probs ("logprobs" is {logprobs!r})\n'
             "hint: the server must be allowed to return them; some need an option at start."
         )
     if kind == "llama.cpp":

@@ -26,11 +26,12 @@ class SamplingSettings:
 
     temperature: float = 1.0
     top_p: float = 1.0
-    max_tokens: int = 48
+    max_tokens: int = 64
     seed: int = 0
     n: int = 2
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be sampled with."""
         if not self.temperature > 0:
             raise ProbeError(
                 f"SamplingSettings: temperature must be > 0, got {self.temperature}\n"
@@ -84,7 +85,7 @@ def silent(tokens: int) -> None:
 
 
 class Engine(ABC):
-    """Samples tokens with their log-probs. To add one, write these two methods."""
+    """Samples tokens with their log-probs. To add one, write these three methods."""
 
     @property
     @abstractmethod
@@ -111,3 +112,7 @@ class Engine(ABC):
         Raises:
             ProbeError: the engine cannot do it, or its log-probs are not of what it drew from.
         """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the engine holds: memory, connections, processes."""

@@ -2,9 +2,10 @@
 
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import httpx
@@ -14,9 +15,15 @@ from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, Samplin
 
 # What a busy or restarting server answers; anything else will not get better by asking again.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-# A greedy-looking token's probability: the probe of a server's log-probs mode calls a token certain above it.
-_CERTAIN_LOG_PROB = -0.01
-_CERTAIN_SHARE = 0.9
+# Tokens drawn in one context at both of these have other log-probs, unless temperature is left out of them.
+_WARM = SamplingSettings(temperature=1.0, max_tokens=8, n=8)
+_COOL = SamplingSettings(temperature=0.5, max_tokens=8, n=8)
+_TELLING_LOG_PROB = -0.05  # nats; a token more certain than this hardly changes
+_SAME_LOG_PROB = 0.01  # nats; a batch's rounding is less, halving the temperature is more
+# A nucleus this small is one token, whose probability is 1.
+_NARROW = SamplingSettings(top_p=1e-6, max_tokens=16, n=1)
+_NARROW_LOG_PROB = -1e-3
+_CHECK_PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class OpenAIEngine(Engine):
         url: str,
         *,
         model: str | None = None,
+        dtype: str | None = None,
         api_key: str | None = None,
         concurrency: int = 32,
         timeout: float = 600.0,
@@ -63,6 +71,7 @@ class OpenAIEngine(Engine):
         Args:
             url: the API's base, such as `http://127.0.0.1:8000/v1`.
             model: the server's name for the model; not needed if it serves one.
+            dtype: what the server computes in, for the record; it does not say itself.
             api_key: sent as a bearer token.
             concurrency: requests in flight.
             timeout: seconds that one response may take.
@@ -73,6 +82,7 @@ class OpenAIEngine(Engine):
             ProbeError: unreachable, or no such model there; the message names the url and the models it has.
         """
         self._retry = Retry() if retry is None else retry
+        self._dtype = dtype
         self._extra = dict(extra or {})
         self._concurrency = concurrency
         self._client = httpx.Client(
@@ -81,13 +91,17 @@ class OpenAIEngine(Engine):
             limits=httpx.Limits(max_connections=concurrency),
             trust_env=False,
         )
-        self._server = self._connect(url.rstrip("/"), model)
+        try:
+            self._server = self._connect(url.rstrip("/"), model)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> EngineInfo:
-        """The number format is the server's secret; log-probs are checked to be processed before sampling."""
+        """Name and version by the server; log-probs are "processed" because sampling checks that they are."""
         server = self._server
-        return EngineInfo(server.kind, server.version, server.model, None, "processed", f"server at {server.url}")
+        return EngineInfo(server.kind, server.version, server.model, self._dtype, "processed", "completions API")
 
     def sample(
         self,
@@ -96,14 +110,28 @@ class OpenAIEngine(Engine):
         on_tokens: Callable[[int], None] = silent,
     ) -> Generator[Sample, None, None]:
         """Draw through the server; refuses if its log-probs are not those of the distribution it draws from."""
-        if not settings.plain:
-            self._check_processed(prompts, settings)
-        jobs = [(prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)]
+        if settings.temperature != 1:
+            self._check_temperature(prompts[:_CHECK_PROMPTS])
+        if settings.top_p < 1:
+            self._check_top_p(prompts[:_CHECK_PROMPTS])
+        yield from self._draw(prompts, settings, on_tokens)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _draw(
+        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, on_tokens: Callable[[int], None]
+    ) -> Generator[Sample, None, None]:
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             futures = {
-                pool.submit(self._complete, prompts[prompt], settings, settings.seed + prompt * settings.n + k): (prompt, k)
-                for prompt, k in jobs
+                pool.submit(self._complete, prompts[prompt], settings, settings.seed + prompt * settings.n + k): (
+                    prompt,
+                    k,
+                )
+                for prompt in range(len(prompts))
+                for k in range(settings.n)
             }
             for future in as_completed(futures):
                 prompt, k = futures[future]
@@ -119,26 +147,28 @@ class OpenAIEngine(Engine):
         body = request_body(server.kind, server.model, prompt, settings, seed) | self._extra
         return to_completion(self._json("POST", f"{server.url}/completions", body), server.kind, server.url)
 
-    def _check_processed(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings) -> None:
-        """Ask at a setting where every token is nearly certain: processed log-probs are then 0, raw ones are not."""
-        checks = {
-            "temperature": (settings.temperature != 1, SamplingSettings(0.01, 1.0, 16, 0, 1)),
-            "top_p": (settings.top_p < 1, SamplingSettings(1.0, 1e-6, 16, 0, 1)),
-        }
-        for name, (needed, extreme) in checks.items():
-            if not needed:
-                continue
-            log_mu = [x for prompt in prompts[:4] for x in self._complete(prompt, extreme, 0).log_mu]
-            certain = sum(x > _CERTAIN_LOG_PROB for x in log_mu)
-            if certain < _CERTAIN_SHARE * len(log_mu):
-                raise ProbeError(
-                    f"--engine openai: {self._server.url} returns log-probs without the {name} it samples with: at "
-                    f"{name} {getattr(extreme, name)} only {certain} of {len(log_mu)} tokens have probability near 1\n"
-                    "hint: start vLLM with --logprobs-mode processed_logprobs, or sample with temperature 1 and top_p 1."
-                )
+    def _check_temperature(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Draw the same contexts at two temperatures: raw log-probs of the same token are equal, true ones are not."""
+        warm, cool = (_by_context(self._draw(prompts, settings, silent)) for settings in (_WARM, _COOL))
+        gaps = [abs(warm[key] - cool[key]) for key in warm.keys() & cool.keys() if warm[key] < _TELLING_LOG_PROB]
+        if gaps and median(gaps) < _SAME_LOG_PROB:
+            raise self._is_raw("temperature", f"{len(gaps)} tokens have equal ones at temperatures 0.5 and 1")
+
+    def _check_top_p(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Draw from a nucleus of one token, whose true log-prob is 0."""
+        lowest = min(x for one in self._draw(prompts, _NARROW, silent) for x in one.log_mu)
+        if lowest < _NARROW_LOG_PROB:
+            raise self._is_raw("top_p", f"the only choice has {lowest:.2g} nats at top_p {_NARROW.top_p:g}, not 0")
+
+    def _is_raw(self, name: str, evidence: str) -> ProbeError:
+        return ProbeError(
+            f"--engine openai: {self._server.url} returns log-probs without the {name} it samples with: {evidence}\n"
+            "hint: start vLLM with --logprobs-mode processed_logprobs, or use temperature 1 and top_p 1."
+        )
 
     def _connect(self, url: str, model: str | None) -> Server:
-        reply = self._json("GET", f"{url}/models")
+        # A server that is not there is more likely a wrong url than a passing failure.
+        reply = self._json("GET", f"{url}/models", times=min(1, self._retry.times))
         cards = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(cards, list) or not cards:
             raise ProbeError(f"--url: {url}/models lists no model, got {str(reply)[:200]}\nhint: does it end in /v1?")
@@ -147,7 +177,7 @@ class OpenAIEngine(Engine):
             raise ProbeError(f"--served-model: {url} has {', '.join(names)}\nhint: name one of them.")
         if model is not None and model not in names:
             raise ProbeError(
-                f"--served-model: {model!r} is not at {url}, which has {', '.join(names)}\nhint: use one of these names."
+                f"--served-model: {model!r} is not at {url}, which has {', '.join(names)}\nhint: use one of these."
             )
         card = cards[0 if model is None else names.index(model)]
         kind = server_kind(str(card.get("owned_by")))
@@ -161,10 +191,11 @@ class OpenAIEngine(Engine):
             return str(self._json("GET", f"{root}/props")["build_info"])
         return None
 
-    def _json(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _json(self, method: str, url: str, body: Mapping[str, Any] | None = None, times: int | None = None) -> Any:
         """Ask, again after a passing failure, and read the answer."""
+        times = self._retry.times if times is None else times
         problem = ""
-        for attempt in range(self._retry.times + 1):
+        for attempt in range(times + 1):
             if attempt:
                 # Spread out, so that many requests that failed together do not come back together.
                 time.sleep(self._retry.first * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
@@ -185,9 +216,14 @@ class OpenAIEngine(Engine):
                 continue
             return _read(reply)
         raise ProbeError(
-            f"--url: {method} {url} failed {self._retry.times + 1} times; the last time: {problem}\n"
+            f"--url: {method} {url} failed {times + 1} times; the last time: {problem}\n"
             "hint: is the server up, at this host and port? Its own log has the reason for a 5xx."
         )
+
+
+def _by_context(samples: Iterable[Sample]) -> dict[tuple[int, tuple[int, ...]], float]:
+    """The log-prob of each drawn token, by prompt and tokens up to it."""
+    return {(one.prompt, one.token_ids[: t + 1]): x for one in samples for t, x in enumerate(one.log_mu)}
 
 
 def _read(reply: httpx.Response) -> Any:
@@ -196,7 +232,7 @@ def _read(reply: httpx.Response) -> Any:
         raise ProbeError(f"--url: {url} answers {reply.status_code}: {text}\nhint: set REWEIGH_API_KEY or --api-key.")
     if reply.status_code == 404:
         raise ProbeError(
-            f"--url: {url} answers 404: {text}\nhint: the base url ends in /v1, and --served-model is the server's name."
+            f"--url: {url} answers 404: {text}\nhint: the base url ends in /v1; --served-model is the server's name."
         )
     if reply.status_code >= 400:
         raise ProbeError(f"--url: {url} answers {reply.status_code}: {text}\nhint: the server refused this request.")

@@ -63,6 +63,9 @@ class TransformersEngine(Engine):
         for start in range(0, len(jobs), self._batch_size):
             yield from self._batch(jobs[start : start + self._batch_size], prompts, settings, on_tokens)
 
+    def close(self) -> None:
+        """Nothing to give back: the model is the caller's."""
+
     @torch.inference_mode()
     def _batch(
         self,
@@ -132,8 +135,7 @@ def _uniform(settings: SamplingSettings, sequence: int) -> Tensor:
 
 def end_ids(model: PreTrainedModel) -> list[int]:
     """Tokens that end a response by the model's own settings."""
-    config = model.generation_config
-    ids = None if config is None else config.eos_token_id
+    ids: int | list[int] | None = model.generation_config.eos_token_id
     if ids is None:
         return []
     return [ids] if isinstance(ids, int) else list(ids)

@@ -10,7 +10,9 @@ from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, Samplin
 class VLLMEngine(Engine):
     """Samples with `vllm.LLM`, which is usually installed apart from the trainer: see `reweigh probe --sample-only`."""
 
-    def __init__(self, model: str, *, name: str, dtype: str = "bfloat16", args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, model: str, *, name: str, dtype: str = "bfloat16", args: Mapping[str, Any] | None = None
+    ) -> None:
         """Start the engine.
 
         Args:
@@ -25,6 +27,8 @@ class VLLMEngine(Engine):
         # One process, so that an interrupt ends the engine too; on a CPU vLLM must be told how much memory to take.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        # It warns of each weight that it casts; its errors are raised as well as logged.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
             import vllm
         except ImportError as error:
@@ -60,21 +64,13 @@ class VLLMEngine(Engine):
                 f"{settings.temperature}, top_p {settings.top_p}\n"
                 "hint: leave logprobs_mode out: processed_logprobs is the default here."
             )
+        pairs = [(prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)]
+        params = [self._params(settings, settings.seed + prompt * settings.n + k) for prompt, k in pairs]
+        inputs = [{"prompt_token_ids": list(prompts[prompt])} for prompt, _ in pairs]
+        names: list[str] = self._llm.enqueue(inputs, params, use_tqdm=False)
+        jobs = dict(zip(names, pairs, strict=True))
+        drawn = dict.fromkeys(names, 0)
         engine = self._llm.llm_engine
-        jobs = {f"{prompt}.{k}": (prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)}
-        for name, (prompt, k) in jobs.items():
-            params = self._vllm.SamplingParams(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                top_k=0,
-                min_p=0.0,
-                max_tokens=settings.max_tokens,
-                seed=settings.seed + prompt * settings.n + k,
-                logprobs=0,
-                detokenize=False,
-            )
-            engine.add_request(name, {"prompt_token_ids": list(prompts[prompt])}, params)
-        drawn = dict.fromkeys(jobs, 0)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 reply = output.outputs[0]
@@ -85,3 +81,19 @@ class VLLMEngine(Engine):
                     log_mu = tuple(float(row[i].logprob) for row, i in zip(reply.logprobs, token_ids, strict=True))
                     prompt, k = jobs[output.request_id]
                     yield Sample(prompt, k, token_ids, log_mu, reply.finish_reason)
+
+    def _params(self, settings: SamplingSettings, seed: int) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=0,
+            min_p=0.0,
+            max_tokens=settings.max_tokens,
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+        )
+
+    def close(self) -> None:
+        """Shut the engine core down."""
+        self._llm.llm_engine.engine_core.shutdown()

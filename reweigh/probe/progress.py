@@ -1,7 +1,7 @@
 """How far a probe is and how fast: a bar on a terminal, a line now and then elsewhere, both on stderr."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def reporting(console: Console, what: str, num_seqs: int) -> Iterator[Report]:
+def reporting(console: Console, what: str, num_seqs: int) -> Generator[Report, None, None]:
     """Show progress while the block runs; give it a function that takes newly finished sequences and tokens."""
     start = last = time.monotonic()
     seqs = tokens = 0
@@ -33,7 +33,12 @@ def reporting(console: Console, what: str, num_seqs: int) -> Iterator[Report]:
 
         yield line
     else:
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=num_seqs, status="")
 

@@ -51,16 +51,14 @@ def load_prompts(path: Path | None = None, limit: int | None = None) -> list[Pro
 
 def tokenize(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each prompt as one user message, with the chat template if the tokenizer has one."""
+    return [_ids(prompt.text, tokenizer) for prompt in prompts]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
     if tokenizer.chat_template is None:
-        return [list(tokenizer(prompt.text)["input_ids"]) for prompt in prompts]
-    return [
-        list(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}], add_generation_prompt=True, return_dict=False
-            )
-        )
-        for prompt in prompts
-    ]
+        return list(tokenizer(text)["input_ids"])
+    message = {"role": "user", "content": text}
+    return list(tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=False))
 
 
 def _prompt(line: str, place: str, number: int) -> Prompt:

@@ -58,4 +58,4 @@ def _int8_dynamic(model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         # torch announces that this will move to another package; until it does there is nothing a user could do.
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # pyright: ignore[reportDeprecated]

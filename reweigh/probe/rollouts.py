@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from reweigh.probe.engine import EngineInfo, ProbeError, SamplingSettings
 
@@ -58,25 +58,38 @@ class RolloutWriter:
     """Appends samples to a file, each on disk before the next; the first line says what sampled and how."""
 
     def __init__(self, path: Path, model: str, engine: EngineInfo, settings: SamplingSettings) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
-        self._line({"reweigh_rollouts": _FORMAT, "model": model, "engine": asdict(engine), "settings": asdict(settings)})
+        self._path = path
+        self._file: TextIO | None = None
+        self._head = {
+            "reweigh_rollouts": _FORMAT,
+            "model": model,
+            "engine": asdict(engine),
+            "settings": asdict(settings),
+        }
 
     def __enter__(self) -> "RolloutWriter":
+        """Return the writer."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
     def write(self, rollout: Rollout) -> None:
-        """Append one sample."""
-        self._line(asdict(rollout))
+        """Append one sample; the first one makes the file."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+            _put(self._file, self._head)
+        _put(self._file, asdict(rollout))
 
-    def _line(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+
+def _put(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()
 
 
 def read_rollouts(path: Path) -> RolloutFile:

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -98,7 +98,7 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
     size = min(max(len(rollouts) // _GROUPS, _SMALLEST_GROUP), _LARGEST_GROUP)
     num_tokens = num_outside = 0
     gap = 0.0
-    with RecordWriter(part, _run_info(source, scorer)) as writer:
+    with _writing(part, _run_info(source, scorer)) as writer:
         for start in range(0, len(rollouts), size):
             group = rollouts[start : start + size]
             scores = scorer.score([Response(r.prompt_ids, r.token_ids) for r in group], lambda n: progress(1, n))
@@ -109,6 +109,18 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
                 gap += sum(abs(p - m) for p, m in zip(one.log_pi, rollout.log_mu, strict=True))
     os.replace(part, out)
     return Summary(len(rollouts), num_tokens, gap / max(num_tokens, 1), num_outside)
+
+
+@contextmanager
+def _writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
+    """A writer that leaves no file if it is stopped before the first row."""
+    writer = RecordWriter(path, info)
+    try:
+        with writer:
+            yield writer
+    finally:
+        if writer.rows_written == 0:
+            path.unlink()
 
 
 def _run_id(engine: EngineInfo, settings: SamplingSettings) -> str:

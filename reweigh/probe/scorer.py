@@ -69,9 +69,7 @@ class Scorer:
         """Version of the library that does the forward."""
         return transformers.__version__
 
-    def score(
-        self, responses: Sequence[Response], on_tokens: Callable[[int], None] = silent
-    ) -> list[Score]:
+    def score(self, responses: Sequence[Response], on_tokens: Callable[[int], None] = silent) -> list[Score]:
         """Score each response, in the order given; longest together, so that little is padded.
 
         Raises:
@@ -121,7 +119,7 @@ class Scorer:
         return torch.cat(log_pi), torch.cat(nats), torch.cat(outside)
 
     def _check_ids(self, responses: Sequence[Response]) -> None:
-        size = self.model.get_input_embeddings().num_embeddings
+        size = int(self.model.config.vocab_size)
         for i, row in enumerate(responses):
             if not row.prompt_ids:
                 raise ProbeError(f"scorer: response {i} has an empty prompt\nhint: one token at least comes before it.")

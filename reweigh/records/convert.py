@@ -1,7 +1,10 @@
 """Record files to one record file: Parquet to JSON lines, back, and many into one."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,7 +52,7 @@ def convert(
     partial = output.with_name(f"partial-{os.getpid()}-{output.name}")
     try:
         with RecordWriter(partial, info) as writer:
-            for table in _regrouped(read_tables_only(files), rows_per_group):
+            for table in _regrouped(_tables(files), rows_per_group):
                 writer.write_table(table)
                 if on_rows is not None:
                     on_rows(table.num_rows)
@@ -60,23 +63,23 @@ def convert(
 
 
 def merged_info(files: list[Path], *, force: bool = False) -> RunInfo:
-    """What the files say together of their runs; refuses to merge runs that disagree, unless forced."""
-    first, merged = read_info(files[0]), read_info(files[0])
+    """What is true of all the files' runs; refuses to merge runs that disagree, unless forced."""
+    known = merged = read_info(files[0])
     for path in files[1:]:
         info = read_info(path)
-        differ = first.disagreements(info)
+        differ = known.disagreements(info)
         if differ and not force:
-            listed = ", ".join(f"{name} {a!r} and {b!r}" for name, (a, b) in differ.items())
+            listed = ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in differ.items())
             raise ValueError(
-                f"convert: {files[0]} and {path} are not of one run: {listed}\n"
+                f"convert: {path} is not of the same run as the files before it: {listed}\n"
                 "hint: convert them to separate files, or --force to merge them with these as unknown."
             )
         merged = merged.merged(info)
-    return RunInfo(**{**merged.to_dict(), "schema_version": SCHEMA_VERSION})
+        known = RunInfo.from_dict({**info.to_dict(), **known.to_dict()})
+    return replace(merged, schema_version=SCHEMA_VERSION)
 
 
-def read_tables_only(files: list[Path]) -> Iterator[pa.Table]:
-    """The canonical tables of the files, rollouts included."""
+def _tables(files: list[Path]) -> Iterator[pa.Table]:
     for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS):
         yield table
 

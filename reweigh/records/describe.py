@@ -1,4 +1,6 @@
 """What is in a set of record files: sizes, columns, lengths, prompts, steps and the run they came from."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 from collections.abc import Callable
 from dataclasses import dataclass

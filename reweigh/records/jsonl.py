@@ -1,11 +1,13 @@
 """JSON lines: one record an object a line, plain or gzipped, with the run's metadata on the first line."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import gzip
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,9 @@ _MAX_ROWS = 65_536  # of one table, however short the rows
 
 def open_lines(path: Path, mode: str) -> IO[bytes]:
     """Open for reading ("rb") or writing ("wb"), through gzip if the name ends in .gz."""
-    return gzip.open(path, mode) if path.suffix == ".gz" else open(path, mode)  # type: ignore[return-value] # noqa: SIM115
+    if path.suffix == ".gz":
+        return cast("IO[bytes]", gzip.open(path, mode))
+    return open(path, mode)
 
 
 def read_jsonl_info(path: Path) -> RunInfo:

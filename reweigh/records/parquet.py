@@ -1,6 +1,8 @@
 """Parquet files of records, read in runs of row groups that hold about as many tokens as asked."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def read_parquet(path: Path, columns: tuple[str, ...] | None, max_tokens: int) -
                     row += batch.num_rows
             except (pa.ArrowException, OSError) as e:
                 raise UnreadableFileError(
-                    f"{path}: damaged after row {row} of {file.metadata.num_rows}: {e}\n"
+                    f"{path}: damaged after row {row} of {file.metadata.num_rows}: {_line(e)}\n"
                     "hint: the footer is whole but data pages are not; copy the file again from where it was written."
                 ) from None
 
@@ -83,7 +85,7 @@ def _num_tokens(group: pq.RowGroupMetaData) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path) -> Generator[pq.ParquetFile, None, None]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as e:
@@ -105,6 +107,10 @@ def _unreadable(path: Path, error: Exception) -> Exception:
             "write again; reweigh.records.RecordWriter closes the file when its block is left by an error."
         )
     return UnreadableFileError(
-        f"{path}: not a Parquet file: it starts with {starts!r}, not {_MAGIC!r}: {error}\n"
+        f"{path}: not a Parquet file: it starts with {starts!r}, not {_MAGIC!r}: {_line(error)}\n"
         "hint: name JSON lines *.jsonl or *.jsonl.gz."
     )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

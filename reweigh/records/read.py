@@ -1,4 +1,6 @@
 """Record files as a stream of packed Batches, with the log-probs still in the buffers that the file was read into."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,6 @@
 """Rows as Python mappings (of lists, arrays or tensors) -> the canonical Arrow table."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import difflib
 from collections.abc import Mapping, Sequence

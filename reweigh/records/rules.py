@@ -1,6 +1,8 @@
 """The rules on values: log-probs that can be log-probs, token ids that can be ids, rows that count something."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,42 +56,19 @@ _TOKEN_RULES = (
         "ids and versions count from 0; where there is none, take the token out of the mask or leave the list null.",
     ),
 )
-_ROW_COLUMNS = ("prompt_length", "pack_index")
+_SCALARS = ("sequence_id", "prompt_length", "pack_index")
 
 
-def check_values(
-    table: pa.Table, origin: Origin, report: Report, rows: Sequence[int] | np.ndarray | None = None
-) -> None:
-    """Report every rule on values that a canonical table with aligned rows breaks.
-
-    Args:
-        table: as `conform` and `aligned` left it.
-        origin: where its rows came from.
-        report: raises or counts.
-        rows: the number of each row in `origin`, if some were left out.
-    """
-    number = np.arange(table.num_rows) if rows is None else np.asarray(rows)
-
-    def place(row: int) -> str:
-        return origin.place(int(number[row]))
-
+def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report every rule on values that a canonical table with aligned rows breaks."""
     names = set(table.schema.names)
-    for name in ("sequence_id", *_ROW_COLUMNS):
+    for name in _SCALARS:
         if name in names:
-            _check_scalar(single(table, name), name, place, report)
+            _check_scalar(single(table, name), name, origin, report)
     if "log_mu" not in names:
         return
-    lengths = lengths_of(single(table, "log_mu"))
+    lengths, mask = _mask(table)
     ends = np.cumsum(lengths)
-    mask = np.ones(int(lengths.sum()), dtype=bool)
-    if "mask" in names:
-        mask = token_values(single(table, "mask"), lengths).to_numpy(zero_copy_only=False)
-    counted = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[mask], minlength=len(lengths))
-    if (counted == 0).any():
-        row = int(np.argmax(counted == 0))
-        detail = f"no token counts: the mask is empty, {lengths[row]} tokens in the response"
-        hint = "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled."
-        report(Violation("mask: no token counts", place(row), detail, hint, int((counted == 0).sum())))
     for column in COLUMNS:
         rules = [rule for rule in _TOKEN_RULES if column.name in rule.columns]
         if not rules or column.name not in names:
@@ -105,15 +84,38 @@ def check_values(
                 row = int(np.searchsorted(ends, token, side="right"))
                 index = token - int(ends[row] - lengths[row])
                 detail = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}"
-                report(Violation(f"{column.name}: {rule.word}", place(row), detail, rule.hint, count, "tokens"))
+                name = f"{column.name}: {rule.word}"
+                report(Violation(name, origin.place(row), detail, rule.hint, count, "tokens"))
 
 
-def _check_scalar(values: pa.Array, name: str, place: Callable[[int], str], report: Report) -> None:
+def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report rows in which no token counts: harmless to a Batch, but nothing that a record is for."""
+    if "log_mu" not in table.schema.names:
+        return
+    lengths, mask = _mask(table)
+    counted = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[mask], minlength=len(lengths))
+    empty = counted == 0
+    if empty.any():
+        row = int(np.argmax(empty))
+        detail = f"no token counts: {lengths[row]} tokens in the response, 0 in the mask"
+        hint = "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled."
+        report(Violation("mask: no token counts", origin.place(row), detail, hint, int(empty.sum())))
+
+
+def _mask(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    lengths = lengths_of(single(table, "log_mu"))
+    if "mask" not in table.schema.names:
+        return lengths, np.ones(int(lengths.sum()), dtype=bool)
+    return lengths, token_values(single(table, "mask"), lengths).to_numpy(zero_copy_only=False)
+
+
+def _check_scalar(values: pa.Array, name: str, origin: Origin, report: Report) -> None:
     is_id = name == "sequence_id"
     wrong = pc.equal(values, "") if is_id else pc.less(values, 0)
     bad = pc.fill_null(wrong, False).to_numpy(zero_copy_only=False)
     if bad.any():
         row = int(np.argmax(bad))
         word = "empty" if is_id else "negative"
+        detail = f"{name} is {word}" + ("" if is_id else f": {values[row]}")
         hint = "name each response." if is_id else f"{name} counts from 0; null if it is not known."
-        report(Violation(f"{name}: {word}", place(row), f"{name} is {word}: {values[row]}", hint, int(bad.sum())))
+        report(Violation(f"{name}: {word}", origin.place(row), detail, hint, int(bad.sum())))

@@ -1,4 +1,6 @@
 """The rollout record: its columns, their types and meanings, and what a file says about the run that wrote it."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import json
 from collections.abc import Mapping
@@ -150,10 +152,8 @@ class RunInfo:
 
     def merged(self, other: "RunInfo") -> "RunInfo":
         """What is true of both files: fields that differ become None."""
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return RunInfo(
-            **{**{k: a if a == b else None for k, (a, b) in pairs.items()}, "schema_version": SCHEMA_VERSION}
-        )
+        same = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) == getattr(other, f.name)}
+        return RunInfo.from_dict({**same, "schema_version": SCHEMA_VERSION})
 
 
 _FIELD_TYPES: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] = (

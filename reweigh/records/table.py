@@ -1,7 +1,9 @@
 """Any Arrow table that means records -> the canonical one: known columns, exact types, equal list lengths."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,10 @@ from reweigh.records.schema import BY_NAME, COLUMNS, Column
 from reweigh.records.violation import Origin, Report, Violation
 
 FILL = -1  # what stands for a null integer in a list
+_RESCORE = (
+    "this is a rollout that no trainer has rescored. Compute log_pi of its tokens with the trainer's forward, "
+    "at the temperature and top-p of sampling (`reweigh probe` samples and rescores)."
+)
 
 
 def single(table: pa.Table, name: str) -> pa.Array:
@@ -39,8 +45,9 @@ def token_values(lists: pa.Array, lengths: np.ndarray) -> pa.Array:
     if lists.null_count == 0:
         return flat
     present = np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
-    values = np.full(len(present), _fill(flat.type), dtype=flat.type.to_pandas_dtype())
-    values[present] = flat.to_numpy(zero_copy_only=False)
+    some = flat.to_numpy(zero_copy_only=False)
+    values = np.full(len(present), _fill(flat.type), dtype=some.dtype)
+    values[present] = some
     return pa.array(values, flat.type)
 
 
@@ -59,10 +66,7 @@ def check_names(names: Iterable[str], required: Sequence[str], place: str, repor
         near = difflib.get_close_matches(name, have, n=1)
         hint = f"{name} is the {BY_NAME[name].meaning}. The file has: {', '.join(have) or 'no column'}."
         if name == "log_pi":
-            hint = (
-                "the file holds a rollout only. Rescore its tokens with the trainer and add log_pi "
-                "(`reweigh probe` does both), and read it again."
-            )
+            hint = _RESCORE
         elif near:
             hint = f"rename {near[0]} to {name} if that is what it is. " + hint
         detail = f"column {name} is missing"
@@ -100,7 +104,9 @@ def aligned(table: pa.Table, origin: Origin, required: Sequence[str], report: Re
                 report,
                 f"{name}: value is null",
                 lambda row, name=name: f"{name} is null",
-                f"{name} is required in every row; leave the row out, or write its value.",
+                _RESCORE
+                if name == "log_pi"
+                else f"{name} is required in every row; leave the row out, or write its value.",
             )
     if "log_mu" not in table.schema.names:
         return whole
@@ -131,7 +137,9 @@ def aligned(table: pa.Table, origin: Origin, required: Sequence[str], report: Re
     return whole
 
 
-def _report_rows(bad: np.ndarray, origin: Origin, report: Report, rule: str, detail, hint: str) -> None:  # noqa: ANN001
+def _report_rows(
+    bad: np.ndarray, origin: Origin, report: Report, rule: str, detail: Callable[[int], str], hint: str
+) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         report(Violation(rule, origin.place(row), detail(row), hint, int(bad.sum())))
@@ -183,8 +191,9 @@ def _cast_values(raw: pa.Array, column: Column) -> pa.Array:
 
 def _first_failure(raw: pa.Array, column: Column, whole: pa.ArrowInvalid) -> tuple[int, str]:
     for row in range(len(raw)):
+        alone = pa.array(raw.slice(row, 1).to_pylist(), raw.type)  # a cast of a slice reads all of its buffer
         try:
-            _cast_values(raw.slice(row, 1), column)
+            _cast_values(alone, column)
         except pa.ArrowInvalid as e:
             return row, str(e)
     return 0, str(whole)

@@ -1,4 +1,6 @@
 """Checking every rule of the record format on whole files, and counting what breaks which."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import pyarrow as pa
 from reweigh.records.paths import Paths, expand
 from reweigh.records.read import MAX_TOKENS, read_info, read_names, read_raw, stable_hashes
 from reweigh.records.rows import unknown_name
-from reweigh.records.rules import check_values
+from reweigh.records.rules import check_counts, check_values
 from reweigh.records.schema import BY_NAME, REQUIRED
 from reweigh.records.table import aligned, check_names, conform, single
 from reweigh.records.violation import Origin, Report, Tally, UnreadableFileError, Violation
@@ -23,7 +25,7 @@ class Validation:
 
     Attributes:
         files: those that were named.
-        rows: rows read; `tokens` is not counted for rows whose lists do not line up.
+        rows: rows read.
         violations: one a rule that is broken.
         notes: things worth knowing that break no rule.
         unreadable: messages of files that cannot be read to their end.
@@ -90,7 +92,9 @@ def _check_table(raw: pa.Table, origin: Origin, seen: set[int], report: Report) 
     if "sequence_id" in table.schema.names:
         _check_unique(single(table, "sequence_id"), origin, seen, report)
     whole = aligned(table, origin, REQUIRED, report)
-    check_values(table.filter(pa.array(whole)), origin, report, np.flatnonzero(whole))
+    table, origin = table.filter(pa.array(whole)), origin.keep(np.flatnonzero(whole).tolist())
+    check_values(table, origin, report)
+    check_counts(table, origin, report)
 
 
 def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report) -> None:
@@ -115,7 +119,7 @@ def _notes(path: Path) -> list[str]:
         notes.append(f"{path}: no run metadata (engine, trainer, temperature, ...); it is all taken as unknown")
     elif info.logprobs_mode == "raw" and info.temperature not in (None, 1.0):
         notes.append(
-            f"{path}: log_mu is raw, sampled at temperature {info.temperature:g}: it is not of the distribution that was "
-            "sampled from"
+            f"{path}: log_mu is raw and temperature was {info.temperature:g}: it is not of the distribution that "
+            "was sampled from"
         )
     return notes

@@ -1,7 +1,7 @@
 """One broken rule of the record format: what, how often, where first, and what to do about it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -66,9 +66,11 @@ class Origin:
     path: Path
     first_row: int
     lines: Sequence[int] | None = None
+    kept: Sequence[int] | None = None  # which rows are left, if some were taken out
 
     def place(self, row: int) -> str:
         """File and row (counted from 0), or file and line (from 1)."""
+        row = row if self.kept is None else self.kept[row]
         if self.lines is not None:
             return f"{self.path}:{self.lines[row]}"
         return f"{self.path} row {self.first_row + row}"
@@ -77,3 +79,7 @@ class Origin:
         """The origin of `table.slice(start, length)`."""
         lines = None if self.lines is None else self.lines[start : start + length]
         return Origin(self.path, self.first_row + start, lines)
+
+    def keep(self, rows: Sequence[int]) -> "Origin":
+        """The origin of a table that has only these rows of it."""
+        return replace(self, kept=rows)

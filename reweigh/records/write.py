@@ -1,4 +1,6 @@
 """Writing record files, so that what was written stays readable if the run that writes is stopped."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -13,15 +15,21 @@ from reweigh.records.jsonl import info_line, lines_of, open_lines
 from reweigh.records.paths import format_of
 from reweigh.records.rows import table_of, unknown_name
 from reweigh.records.rules import check_values
-from reweigh.records.schema import ARROW_SCHEMA, BY_NAME, COLUMNS, ROLLOUT_REQUIRED, RunInfo
-from reweigh.records.table import aligned, check_names, lengths_of, single
+from reweigh.records.schema import ARROW_SCHEMA, BY_NAME, COLUMNS, ROLLOUT_REQUIRED, Column, RunInfo
+from reweigh.records.table import aligned, check_names, single
 from reweigh.records.violation import Origin, fail
 
+
+def _leaf(column: Column) -> str:
+    return f"{column.name}.list.element" if column.per_token else column.name
+
+
 # Log-probs hardly repeat: split into byte planes they take 3.4 bytes a token with zstd, in a dictionary 5.2.
-_SPLIT = [f"{c.name}.list.element" for c in COLUMNS if c.per_token and pa.types.is_floating(c.value_type)]
-_DICTIONARY = [
-    f"{c.name}.list.element" if c.per_token else c.name for c in COLUMNS if not pa.types.is_floating(c.value_type)
-]
+_ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "use_byte_stream_split": [_leaf(c) for c in COLUMNS if pa.types.is_floating(c.value_type)],
+    "use_dictionary": [_leaf(c) for c in COLUMNS if not pa.types.is_floating(c.value_type)],
+}
 
 
 class RecordWriter:
@@ -52,9 +60,7 @@ class RecordWriter:
         self._parquet: pq.ParquetWriter | None = None
         if format_of(self.path) == "parquet":
             schema = ARROW_SCHEMA.with_metadata(info.to_metadata())
-            self._parquet = pq.ParquetWriter(
-                self.path, schema, compression="zstd", use_dictionary=_DICTIONARY, use_byte_stream_split=_SPLIT
-            )
+            self._parquet = pq.ParquetWriter(self.path, schema, **_ENCODING)
         else:
             self._lines = open_lines(self.path, "wb")
             self._lines.write(info_line(info))

@@ -1,0 +1,86 @@
+"""All that an audit adds up, as one value that merges: over parts of a file, and over files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reweigh.audit.pictures import (
+    POSITION_BINS,
+    PROBABILITY_BINS,
+    Histogram,
+    Profile,
+    position_bins,
+    probability_bins,
+)
+from reweigh.audit.slices import By, Slices, merge, positions
+from reweigh.audit.trial import Trial, default_estimators
+from reweigh.batch import Batch
+from reweigh.estimators import Estimator
+from reweigh.levels import SEQUENCE, TOKEN, TURN
+from reweigh.records import RecordBatch
+from reweigh.stats import RatioStats
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of an audit: which estimators to try (None for the default ones), and what to cut by."""
+
+    estimators: Mapping[str, Estimator] | None = None
+    by: tuple[By, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Sums over records, of a size that does not depend on how many there are; `a + b` is the sums of both.
+
+    Attributes:
+        levels: stats of the raw ratios, by name of the level; TURN only where the records have turns.
+        trials: what each estimator did, by its name.
+        histograms: of log ratios, by name of the level.
+        profiles: of |log ratio| by "position" and by "probability".
+        slices: by what they are cut by.
+        positive: tokens that were left out because a log-prob is over 0.
+    """
+
+    levels: dict[str, RatioStats] = field(default_factory=dict[str, RatioStats])
+    trials: dict[str, Trial] = field(default_factory=dict[str, Trial])
+    histograms: dict[str, Histogram] = field(default_factory=dict[str, Histogram])
+    profiles: dict[str, Profile] = field(default_factory=dict[str, Profile])
+    slices: dict[By, Slices] = field(default_factory=dict[By, Slices])
+    positive: int = 0
+
+    @classmethod
+    def of(cls, batch: Batch, part: RecordBatch, plan: Plan, positive: int = 0) -> "Sums":
+        """The sums of one part of the records.
+
+        Args:
+            batch: the tokens that count.
+            part: the columns beside them.
+            plan: what is asked.
+            positive: how many tokens were left out of `batch` because a log-prob is over 0.
+        """
+        layout = batch.layout
+        levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
+        estimators = default_estimators(batch) if plan.estimators is None else plan.estimators
+        by_sequence = layout.sum(batch.log_ratio.double())[layout.lengths > 0]
+        return cls(
+            {level.name: RatioStats.of(batch, level) for level in levels},
+            {name: Trial.of(estimator, batch) for name, estimator in estimators.items()},
+            {"token": Histogram.of(batch.log_ratio[layout.mask]), "sequence": Histogram.of(by_sequence)},
+            {
+                "position": Profile.of(batch, position_bins(positions(batch)), POSITION_BINS),
+                "probability": Profile.of(batch, probability_bins(batch), PROBABILITY_BINS),
+            },
+            {by: Slices.of(by, batch, part) for by in plan.by},
+            positive,
+        )
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """The sums of both."""
+        return Sums(
+            merge(self.levels, other.levels),
+            merge(self.trials, other.trials),
+            merge(self.histograms, other.histograms),
+            merge(self.profiles, other.profiles),
+            merge(self.slices, other.slices),
+            self.positive + other.positive,
+        )

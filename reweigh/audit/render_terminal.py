@@ -1,0 +1,150 @@
+"""An audit as text of at most 100 columns: the verdict first, then the tables."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reweigh.audit.labels import (
+    BY_WORDS,
+    MEAN_WEIGHT,
+    PI_MU,
+    UNITS,
+    cells,
+    counted,
+    pairs,
+    refusals,
+    run_line,
+    shown,
+    shown_rows,
+    slice_ratio,
+    slice_refusals,
+    slice_tv,
+)
+from reweigh.audit.lengths import LengthColumn, length_columns
+from reweigh.audit.numerals import of_log, share, two
+from reweigh.audit.result import Audit
+from reweigh.audit.slices import By, SliceRow
+from reweigh.summary import Summary
+from reweigh.verdict import Finding, Verdict
+
+MAX_WIDTH = 100
+MAX_LENGTHS = 6  # columns of the table by length
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def render(audit: Audit, console: Console) -> None:
+    """Print an audit."""
+    width = min(MAX_WIDTH, console.width)
+    _verdict(audit.verdict, console, width)
+    _say(console, "")
+    _say(console, counted(audit), width)
+    if run := run_line(audit.info):
+        _say(console, run, width)
+    for note in audit.notes:
+        _say(console, f"note: {note}", width)
+    for levels in pairs(audit):
+        _print(console, _levels(levels), [*refusals(levels), *([PI_MU] if levels[0].level == "token" else [])], width)
+    columns = length_columns(audit.trials, MAX_LENGTHS)
+    _print(console, _trials(audit), [MEAN_WEIGHT], width)
+    if len(columns) > 1:
+        _print(console, _by_length(audit, columns), [], width)
+    for by, rows in audit.slices.items():
+        _print(console, _slices(by, rows), slice_refusals(rows), width)
+
+
+def _verdict(verdict: Verdict, console: Console, width: int) -> None:
+    first, *others = verdict.findings
+    _finding(first, console, width, verdict.level.upper())
+    for finding in others:
+        _finding(finding, console, width, finding.severity)
+
+
+def _finding(finding: Finding, console: Console, width: int, word: str) -> None:
+    style = _STYLES[finding.severity]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=4)
+    grid.add_column()
+    strong = word.isupper()
+    grid.add_row(Text(word, f"bold {style}" if strong else style), Text(finding.reason, "bold" if strong else ""))
+    if finding.hint:
+        grid.add_row(Text("hint"), Text(finding.hint))
+    console.print(grid, width=width)
+
+
+def _levels(levels: list[Summary]) -> Table:
+    table = _table("Size of the gap" if levels[0].level == "token" else "Size of the gap, by turn")
+    table.add_column("")
+    for level in levels:
+        table.add_column(f"{level.n:,} {UNITS[level.level]}", justify="right")
+        table.add_column("95% interval")
+    for name, label in shown_rows(levels):
+        found = [shown(level, name) for level in levels]
+        table.add_row(label, *(text for x in found for text in (("", "") if x is None else cells(name, x))))
+    return table
+
+
+def _trials(audit: Audit) -> Table:
+    table = _table("What estimators would do")
+    for heading in ("", "unit"):
+        table.add_column(heading)
+    for heading in ("kept", "tokens kept", "capped", "mean weight", "largest"):
+        table.add_column(heading, justify="right")
+    for trial in audit.trials:
+        all_ = trial.all
+        table.add_row(
+            Text(trial.name),
+            trial.unit,
+            share(all_.kept_share),
+            share(all_.kept_tokens_share),
+            share(all_.bounded_share),
+            of_log(all_.log_mean_weight),
+            of_log(all_.log_largest),
+        )
+    return table
+
+
+def _by_length(audit: Audit, columns: list[LengthColumn]) -> Table:
+    table = _table("Mean weight by response length, tokens")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.label, justify="right")
+    for trial in audit.trials:
+        outcomes = [column.of(trial) for column in columns]
+        table.add_row(Text(trial.name), *(of_log(x.log_mean_weight) if x.units else "" for x in outcomes))
+    return table
+
+
+def _slices(by: By, rows: tuple[SliceRow, ...]) -> Table:
+    whole = any(row.sequence is not None for row in rows)
+    table = _table(f"By {BY_WORDS[by]}")
+    table.padding = (0, 1, 0, 0)
+    table.add_column("", no_wrap=True, max_width=12)
+    headings = ["tokens", "KL k3", "|log r|", "ratio", "95%"] + (["seqs", "TV", "95%", "ESS/n"] if whole else [])
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "95%" else "right", no_wrap=True)
+    for row in rows:
+        token, sequence = row.token, row.sequence
+        shown = [f"{token.n:,}", two(token["kl_k3"].sample or 0.0), two(token["mean_abs"].sample or 0.0)]
+        shown += slice_ratio(token)
+        if sequence is not None:
+            shown += [f"{sequence.n:,}", *slice_tv(sequence), cells("ess_fraction", sequence["ess_fraction"])[0]]
+        table.add_row(Text(row.label), *shown)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1)
+    )
+
+
+def _print(console: Console, table: Table, below: list[str], width: int) -> None:
+    console.print()
+    console.print(table, width=width)
+    for line in below:
+        console.print(Text(line, "dim"), width=width)
+
+
+def _say(console: Console, text: str, width: int | None = None) -> None:
+    console.print(Text(text), width=width)

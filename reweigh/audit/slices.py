@@ -1,0 +1,234 @@
+"""The same statistics for parts of the records: by step, environment, length, position or lag."""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reweigh.batch import Batch, Packed
+from reweigh.levels import SEQUENCE, TOKEN
+from reweigh.records import RecordBatch
+from reweigh.stats import RatioStats
+from reweigh.summary import Summary, summarise
+from reweigh.sums import LENGTH_EDGES, length_bin
+
+By = Literal["step", "env", "length", "position", "lag"]
+BYS: tuple[By, ...] = get_args(By)
+COLUMNS_OF: Mapping[By, tuple[str, ...]] = {"step": ("step",), "env": ("env",), "lag": ("versions", "trainer_version")}
+
+MAX_RANGES = 16  # steps and lags are grouped into ranges of 2, 4, 8, ... until there are no more than these
+MAX_ENVS = 1000  # environments counted one by one; those first seen later are counted together
+MAX_ENVS_SHOWN = 15  # those with most tokens; the rest is merged
+_MISSING = -(2**62)
+_OTHER = -1
+
+Key = int | str | None
+_K, _V = TypeVar("_K"), TypeVar("_V")
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Stats of each slice, by key; `a + b` is the slices of both.
+
+    Attributes:
+        by: what the records are cut by.
+        token: stats of the tokens of a slice. The key is the first number of a range, the name of an environment, an
+            index of a bin of lengths, or None where the records do not say.
+        sequence: stats of the sequences of a slice; none by position. By lag, a sequence counts at its largest.
+        width: of a range of steps or lags.
+    """
+
+    by: By
+    token: dict[Key, RatioStats]
+    sequence: dict[Key, RatioStats]
+    width: int = 1
+
+    @classmethod
+    def of(cls, by: By, batch: Batch, part: RecordBatch) -> "Slices":
+        """Slices of one part of the records; `batch` has its tokens."""
+        if by == "env":
+            return cls(by, *_by_name(batch, part))._merged()
+        tokens, seqs = _codes(by, batch, part)
+        width = _width(_numbers(tokens[batch.layout.mask])) if by in ("step", "lag") else 1
+        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, _coarse(tokens, width))}
+        if seqs is None:
+            return cls(by, token, {}, width)
+        whole = _split(batch, batch.layout.spread(_coarse(seqs, width)))
+        return cls(by, token, {key: RatioStats.of(x, SEQUENCE) for key, x in whole}, width)
+
+    def __add__(self, other: "Slices") -> "Slices":
+        """The slices of both."""
+        width = max(self.width, other.width)
+        a, b = self._at(width), other._at(width)
+        both = Slices(self.by, merge(a.token, b.token), merge(a.sequence, b.sequence), width)
+        return both._at(max(width, _width([k for k in both.token if isinstance(k, int)])))._merged()
+
+    def rows(self) -> list["SliceRow"]:
+        """The slices as numbers, in order; environments with most tokens first."""
+        if self.by == "env":
+            most = sorted(self.token, key=lambda k: (-float(self.token[k].moments[0].sum()), str(k)))
+            shown = _keep(self, set(most[:MAX_ENVS_SHOWN]))
+            keys = sorted(shown.token, key=lambda k: (k == _OTHER, k is None, most.index(k) if k in most else 0))
+        else:
+            shown = self
+            keys = sorted(self.token, key=lambda k: (k is None, k if isinstance(k, int) else 0))
+        return [
+            SliceRow(
+                _label(self.by, key, self.width),
+                summarise(shown.token[key]),
+                summarise(shown.sequence[key]) if key in shown.sequence else None,
+            )
+            for key in keys
+        ]
+
+    def _at(self, width: int) -> "Slices":
+        if self.by not in ("step", "lag") or width == self.width:
+            return self
+
+        def coarse(key: Key) -> Key:
+            return key // width * width if isinstance(key, int) else key
+
+        return Slices(self.by, _rekey(self.token, coarse), _rekey(self.sequence, coarse), width)
+
+    def _merged(self) -> "Slices":
+        if self.by != "env" or len(self.token) <= MAX_ENVS + 1:
+            return self
+        return _keep(self, set(list(self.token)[:MAX_ENVS]))
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """One slice: its label, and its numbers by token and, unless sliced by position, by sequence."""
+
+    label: str
+    token: Summary
+    sequence: Summary | None
+
+
+def take(batch: Batch, tokens: Tensor) -> Batch:
+    """The same sequences with only some of their tokens; what has none left is an empty sequence."""
+    layout = batch.layout
+    lengths = layout.sum_zeroed(tokens.double()).long()
+    mask = layout.mask if batch.dropped is None else layout.mask | batch.dropped
+    return Batch.packed(
+        batch.log_pi[tokens],
+        batch.log_mu[tokens],
+        torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        mask[tokens],
+        group=batch.group,
+    )
+
+
+def positions(batch: Batch) -> Tensor:
+    """Index of each token in its response, from 0, whether in the mask or not."""
+    layout = batch.layout
+    assert isinstance(layout, Packed)
+    return torch.arange(layout.mask.shape[0]) - layout.spread(layout.cu_seqlens[:-1])
+
+
+def merge(a: Mapping[_K, _V], b: Mapping[_K, _V], add: Callable[[_V, _V], _V] = operator.add) -> dict[_K, _V]:
+    """Both, with what they share added up."""
+    return {**a, **{key: add(a[key], value) if key in a else value for key, value in b.items()}}
+
+
+def bin_label(index: int, first: int) -> str:
+    """`16-31` for the second bin of lengths or positions; `first` is the smallest value there is."""
+    if index == len(LENGTH_EDGES):
+        return f"{LENGTH_EDGES[-1]:,}+"
+    low = LENGTH_EDGES[index - 1] if index else first
+    return f"{low:,}-{LENGTH_EDGES[index] - 1:,}"
+
+
+def _codes(by: By, batch: Batch, part: RecordBatch) -> tuple[Tensor, Tensor | None]:
+    """The number of each token, and of each sequence unless it has none."""
+    layout = batch.layout
+    if by == "length":
+        seqs = length_bin(layout.lengths)
+        return layout.spread(seqs), seqs
+    if by == "position":
+        return length_bin(positions(batch)), None
+    if by == "step":
+        seqs = torch.from_numpy(_integers(part.column("step"), layout.num_seqs))
+        return layout.spread(seqs), seqs
+    versions = part.tokens("versions")
+    now = layout.spread(torch.from_numpy(_integers(part.column("trainer_version"), layout.num_seqs)))
+    then = torch.full_like(now, -1) if versions is None else torch.from_numpy(versions.astype(np.int64))
+    lag = torch.where((then >= 0) & (now != _MISSING), now - then, _MISSING)
+    return lag, _largest(lag, layout.mask, batch)
+
+
+def _largest(lag: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+    """The largest lag of each sequence's tokens, missing if one of them is."""
+    layout = batch.layout
+    unknown = layout.sum((lag == _MISSING).double()) > 0
+    largest = layout.max(lag.double())  # float64 holds every version exactly
+    known = torch.isfinite(largest) & ~unknown
+    return torch.where(known, torch.where(known, largest, 0).long(), _MISSING)
+
+
+def _integers(values: NDArray[np.generic] | None, size: int) -> NDArray[np.int64]:
+    if values is None:
+        return np.full(size, _MISSING)
+    if values.dtype.kind == "f":  # integers with nulls among them
+        null = np.isnan(values)
+        return np.where(null, _MISSING, np.where(null, 0, values).astype(np.int64))
+    return values.astype(np.int64)
+
+
+def _by_name(batch: Batch, part: RecordBatch) -> tuple[dict[Key, RatioStats], dict[Key, RatioStats]]:
+    values = part.column("env")
+    names: list[Key] = [None] * batch.layout.num_seqs if values is None else values.tolist()
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    parts = _split(batch, batch.layout.spread(torch.tensor([index[name] for name in names])))
+    keys = list(index)
+    split = [(keys[i], x) for i, x in parts if i is not None]
+    return {k: RatioStats.of(x, TOKEN) for k, x in split}, {k: RatioStats.of(x, SEQUENCE) for k, x in split}
+
+
+def _split(batch: Batch, codes: Tensor) -> list[tuple[int | None, Batch]]:
+    numbers: list[int] = codes[batch.layout.mask].unique().tolist()
+    return [(None if n == _MISSING else n, take(batch, codes == n)) for n in numbers]
+
+
+def _numbers(codes: Tensor) -> list[int]:
+    return [n for n in codes.unique().tolist() if n != _MISSING]
+
+
+def _width(numbers: list[int]) -> int:
+    width = 1
+    while len({n // width for n in numbers}) > MAX_RANGES:
+        width *= 2
+    return width
+
+
+def _coarse(codes: Tensor, width: int) -> Tensor:
+    return torch.where(codes == _MISSING, codes, torch.div(codes, width, rounding_mode="floor") * width)
+
+
+def _rekey(stats: dict[Key, RatioStats], name: Callable[[Key], Key]) -> dict[Key, RatioStats]:
+    out: dict[Key, RatioStats] = {}
+    for key, value in stats.items():
+        out = merge(out, {name(key): value})
+    return out
+
+
+def _keep(slices: Slices, keys: set[Key]) -> Slices:
+    def name(key: Key) -> Key:
+        return key if key in keys or key is None else _OTHER
+
+    return Slices(slices.by, _rekey(slices.token, name), _rekey(slices.sequence, name), slices.width)
+
+
+def _label(by: By, key: Key, width: int) -> str:
+    if key is None:
+        return "not recorded"
+    if by in ("length", "position") and isinstance(key, int):
+        return bin_label(key, 1 if by == "length" else 0)
+    if by == "env":
+        return "other" if key == _OTHER else str(key)
+    return str(key) if width == 1 or not isinstance(key, int) else f"{key} to {key + width - 1}"

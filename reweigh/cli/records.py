@@ -1,0 +1,158 @@
+"""`reweigh records`: look into, check and convert record files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from reweigh import records as rec
+from reweigh.cli.output import print_json, progress, stderr, stdout
+from reweigh.records.schema import BY_NAME
+
+records = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Look into, check and convert record files: what two policies said about the same sampled tokens.\n\n"
+    "PATHS are files (.parquet, .jsonl, .jsonl.gz), folders of them, or quoted globs.",
+)
+
+_Paths = Annotated[list[str], typer.Argument(metavar="PATHS", help="Files, folders or quoted globs.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+@records.command(short_help="Rows, tokens, columns, lengths, prompts, steps, run.")
+def describe(paths: _Paths, as_json: _Json = False) -> None:
+    """Say what is in record files: rows, tokens, columns, lengths, prompts, steps, and the run they came from.
+
+    \b
+    Examples:
+      reweigh records describe report/records.parquet
+      reweigh records describe runs/ --json
+      reweigh records describe 'runs/step_*.parquet'
+    """
+    with progress("reading rows") as count:
+        found = rec.describe(paths, on_rows=count)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    out = stdout()
+    out.print(_sizes(found))
+    if found.null_rows:
+        table = Table(title="columns", title_justify="left")
+        for heading, justify in (("column", "left"), ("type", "left"), ("null", "right"), ("meaning", "left")):
+            table.add_column(heading, justify="right" if justify == "right" else "left")
+        for name, nulls in found.null_rows.items():
+            column = BY_NAME[name]
+            unit = f" ({column.unit})" if column.unit else ""
+            table.add_row(name, _type(name), f"{100 * nulls / found.rows:.3g}%", column.meaning + unit)
+        out.print(table)
+    if "log_pi" not in found.null_rows and found.rows:
+        out.print("log_pi is not there: these are rollouts that a trainer has yet to rescore.")
+    _print_runs(found)
+
+
+def _sizes(found: rec.Described) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    files = found.files[0] if len(found.files) == 1 else f"{len(found.files)}, {found.files[0]} to {found.files[-1]}"
+    table.add_row("files", escape(str(files)))
+    table.add_row("rows", f"{found.rows:,}")
+    table.add_row("tokens", f"{found.tokens:,}, of which {found.tokens_counted:,} count (are in the mask)")
+    if found.lengths is not None:
+        table.add_row("length", "min {:,}, median {:,.6g}, max {:,} tokens".format(*found.lengths))
+    table.add_row("prompts", "not known" if found.prompts is None else f"{found.prompts:,}")
+    if found.steps is not None:
+        table.add_row("steps", f"{found.steps[0]:,} to {found.steps[1]:,}")
+    if found.envs:
+        table.add_row("envs", escape(", ".join(f"{name} ({n:,})" for name, n in found.envs.items())))
+    return table
+
+
+def _type(name: str) -> str:
+    column = BY_NAME[name]
+    return f"list<{column.value_type}>" if column.per_token else str(column.type)
+
+
+def _print_runs(found: rec.Described) -> None:
+    out = stdout()
+    distinct: dict[rec.RunInfo, list[Path]] = {}
+    for path, info in zip(found.files, found.infos, strict=True):
+        distinct.setdefault(info, []).append(path)
+    for info, paths in distinct.items():
+        whose = (
+            "run" if len(distinct) == 1 else f"run of {paths[0]}" + (f" and {len(paths) - 1} more" * (len(paths) > 1))
+        )
+        values = {name: value for name, value in info.to_dict().items() if name != "schema_version"}
+        text = ", ".join(f"{name} {value}" for name, value in values.items()) or "nothing is said of it"
+        out.print(f"{whose}: {text}", markup=False)
+
+
+@records.command(short_help="Check every rule of the format; exit 0, 1 or 2.")
+def validate(paths: _Paths, as_json: _Json = False) -> None:
+    """Check every rule of the record format.
+
+    Names and types of columns, equal list lengths, finite log-probs of at most 0 on tokens that count, token ids of at
+    least 0, sequence ids used once, masks that are not empty. Exit code 0 if all hold, 1 if one is broken, 2 if a file
+    cannot be read.
+
+    \b
+    Examples:
+      reweigh records validate report/records.parquet
+      reweigh records validate runs/ --json
+    """
+    with progress("checking rows") as count:
+        found = rec.validate(paths, on_rows=count)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print_validation(found)
+    if not found.ok:
+        raise typer.Exit(2 if found.unreadable else 1)
+
+
+def _print_validation(found: rec.Validation) -> None:
+    out = stdout()
+    of = f"{found.rows:,} rows in {len(found.files)} file{'s' * (len(found.files) != 1)}"
+    if found.ok:
+        out.print(f"valid: {of}, no rule is broken")
+    else:
+        out.print(f"not valid: {of}: {len(found.violations)} rules broken, {len(found.unreadable)} files unreadable")
+    for violation in found.violations:
+        out.print(f"\n{violation.rule}: {violation.count:,} {violation.counted}", markup=False, style="bold")
+        out.print(f"  first: {violation.place}: {violation.detail}", markup=False, soft_wrap=True)
+        out.print(f"  hint: {violation.hint}", markup=False, soft_wrap=True)
+    for message in found.unreadable:
+        out.print("\nunreadable", style="bold")
+        out.print("  " + message.replace("\n", "\n  "), markup=False, soft_wrap=True)
+    for note in found.notes:
+        stderr().print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+@records.command(short_help="Parquet to JSON lines, back, and many files into one.")
+def convert(
+    inputs: Annotated[list[str], typer.Argument(metavar="IN", help="Files, folders or quoted globs.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, .jsonl or .jsonl.gz.")],
+    row_group_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a Parquet row group.", show_default="as many as make a million tokens"),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Merge runs whose metadata disagree, and replace OUT if it exists.")
+    ] = False,
+) -> None:
+    """Convert between Parquet and JSON lines, or merge many files into one.
+
+    Columns are cast to the types of the schema (half and double log-probs become float32, 64-bit ids 32-bit), columns
+    that it does not know are left out. OUT appears only when it is complete.
+
+    \b
+    Examples:
+      reweigh records convert records.jsonl.gz records.parquet
+      reweigh records convert 'rank_*.parquet' all.parquet --row-group-size 4096
+      reweigh records convert records.parquet look.jsonl
+    """
+    with progress("writing rows") as count:
+        rows = rec.convert(inputs, output, rows_per_group=row_group_size, force=force, on_rows=count)
+    stderr().print(f"wrote {rows:,} rows to {output}", markup=False, soft_wrap=True)
