@@ -40,7 +40,7 @@ bench: $(VENV)/.dev  ## speed against named peers; see benchmarks/
 	$(BIN)/python benchmarks/correction.py
 
 docs: $(VENV)/.dev  ## what in the documentation is made from code
-	$(BIN)/python docs/estimators.py > docs/estimators.md
+	$(BIN)/python docs/estimators.py
 
 clean:
 	rm -rf $(VENV) report

@@ -28,7 +28,7 @@ def bernoulli_kl(mean: float, n: float, high: float = 1.0, alpha: float = 0.05) 
     Example:
         >>> low, high = bernoulli_kl(0.1, 100)
         >>> print(f"{low:.3f} {high:.3f}")
-        0.037 0.203
+        0.038 0.200
 
     Source: Chernoff (1952); the form used for KL-UCB by Garivier and Cappe (2011).
     """
@@ -82,7 +82,7 @@ def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:
         >>> import numpy as np
         >>> low, high = clustered(np.array([1.0, 2.0, 3.0]), np.ones(3))
         >>> print(f"{low:.2f} {high:.2f}")
-        -0.46 4.46
+        -0.48 4.48
 
     Source: Liang and Zeger (1986); the t correction is the usual small-sample practice.
     """
@@ -105,7 +105,7 @@ def design_effect(total: Array, count: Array, n: float, variance: float) -> floa
         total: sum over each cluster, `[G]`.
         count: units of each cluster, `[G]`.
         n: number of units.
-        variance: variance of a unit.
+        variance: variance of a unit, with n in its denominator.
 
     Returns:
         At least 1: a smaller estimate is noise, and units that repel each other are not a case to bank on.
@@ -115,7 +115,7 @@ def design_effect(total: Array, count: Array, n: float, variance: float) -> floa
     if groups < 2 or not variance > 0:
         return 1.0
     residual = total[some] - total.sum() / n * count[some]
-    return max(1.0, float(np.square(residual).sum() * groups / (groups - 1) / (n * variance)))
+    return max(1.0, float(np.square(residual).sum() * groups / (groups - 1) / (n * variance * n / (n - 1))))
 
 
 def t_quantile(p: float, df: float) -> float:
