@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from reweigh.audit.parts import merge, positions
 from reweigh.audit.pictures import (
     POSITION_BINS,
     PROBABILITY_BINS,
@@ -11,7 +12,7 @@ from reweigh.audit.pictures import (
     position_bins,
     probability_bins,
 )
-from reweigh.audit.slices import By, Slices, merge, positions
+from reweigh.audit.slices import By, Slices
 from reweigh.audit.trial import Trial, default_estimators
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator

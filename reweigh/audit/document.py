@@ -104,4 +104,4 @@ def _finite(x: float | None) -> float | None:
 
 def _exp(log_x: float) -> float | None:
     """None where it overflows; its logarithm stands beside it."""
-    return math.exp(log_x) if log_x < 709 else None  # noqa: PLR2004 - the largest exponent of a float64
+    return math.exp(log_x) if log_x < 709 else None

@@ -32,11 +32,13 @@ def figures(audit: Audit) -> list[Plot]:
 def sequence_histogram(histogram: Histogram) -> Plot:
     """Log ratio of sequences, with caps marked."""
     n = histogram.n
-    bars = histogram.linear(8 if n < 200 else 16 if n < 5000 else 32, MAX_OUTSIDE)  # noqa: PLR2004 - some units a bar
+    bars = histogram.linear(8 if n < 200 else 16 if n < 5000 else 32, MAX_OUTSIDE)
     left_out = f" Beyond the picture: {bars.outside:,}." if bars.outside else ""
     text = f"Histogram of the log ratio of {n:,} sequences, nats. Marked: ratio 1, and caps 2 and 10.{left_out}"
     marks = [(0.0, "ratio 1"), *((math.log(cap), f"cap {cap:g}") for cap in CAPS)]
-    return _histogram("Sequence log ratio", text, "log ratio of the sequence, nats", "sequences", bars, marks, log=False)
+    return _histogram(
+        "Sequence log ratio", text, "log ratio of the sequence, nats", "sequences", bars, marks, log=False
+    )
 
 
 def token_histogram(histogram: Histogram) -> Plot:
@@ -44,17 +46,23 @@ def token_histogram(histogram: Histogram) -> Plot:
     bars = histogram.linear(32)
     text = f"Histogram of the log ratio of {histogram.n:,} tokens, nats; counts on a logarithmic scale."
     marks = [(0.0, "ratio 1")]
-    return _histogram("Token log ratio", text, "log ratio of the token, nats", "tokens (log scale)", bars, marks, log=True)
+    return _histogram(
+        "Token log ratio", text, "log ratio of the token, nats", "tokens (log scale)", bars, marks, log=True
+    )
 
 
 def by_position(profile: Sequence[Point]) -> Plot:
     """Mean |log ratio| by position in the response."""
     first, last = profile[0].bin, profile[-1].bin
     starts = [(i, position_start(i)) for i in range(first, last + 1)]
-    labelled = [(i, start) for i, start in starts if start and start & (start - 1) == 0 and start >= 16] or starts  # noqa: PLR2004
-    text = f"Mean |log ratio| from {two(profile[0].mean)} nats in the first tokens to {two(profile[-1].mean)} in the last."
+    labelled = [(i, start) for i, start in starts if start and start & (start - 1) == 0 and start >= 16] or starts
+    text = (
+        f"Mean |log ratio| from {two(profile[0].mean)} nats in the first tokens to {two(profile[-1].mean)} in the last."
+    )
     x_ticks = [(float(i), f"{start:,}") for i, start in labelled]
-    return _profile("Gap by position", text, "position in the response, tokens (log scale)", profile, x_ticks, first, last)
+    return _profile(
+        "Gap by position", text, "position in the response, tokens (log scale)", profile, x_ticks, first, last
+    )
 
 
 def by_probability(profile: Sequence[Point]) -> Plot:
@@ -67,7 +75,9 @@ def by_probability(profile: Sequence[Point]) -> Plot:
     )
     decades = [(PROBABILITY_BINS - 1 - 4 * k + 0.5, "1" if k == 0 else f"1e-{k}") for k in range(7)]
     x_ticks = [(at, label) for at, label in decades if first - 0.5 <= at]
-    return _profile("Gap by token probability", text, "probability of the token under mu", flipped, x_ticks, first, last)
+    return _profile(
+        "Gap by token probability", text, "probability of the token under mu", flipped, x_ticks, first, last
+    )
 
 
 def retained(trials: Sequence[TrialRow]) -> list[Plot]:

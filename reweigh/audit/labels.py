@@ -1,7 +1,7 @@
 """Words for the numbers of a report: which are shown, in what order, and how they are called."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from reweigh.audit.numerals import interval, share, two
 from reweigh.audit.result import Audit
@@ -17,10 +17,10 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("mean_abs", "mean |log ratio|, nats"),
     ("sd", "sd of log ratio, nats"),
     ("tv", "total variation"),
-    ("beyond_2x", "share with ratio beyond 2x"),
-    ("excess_2", "weight over 2, lost by a cap"),
-    ("renyi2", "log(1 + chi-square), nats"),
-    ("renyi2_at_least", "log(1 + chi-square) at least"),
+    ("beyond_2x", "ratio outside [1/2, 2]"),
+    ("excess_2", "weight lost by a cap of 2"),
+    ("renyi2", "log(1 + chi2), nats"),
+    ("renyi2_at_least", "log(1 + chi2) at least"),
     ("ess_fraction", "effective share (ESS / n)"),
     ("ess", "ESS of this sample, units"),
     ("largest_share", "weight of largest unit"),
@@ -29,7 +29,6 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("largest_gap", "largest |pi - mu|"),
 )
 SHARES = ("beyond_2x", "ess_fraction", "largest_share")
-UNITS: Mapping[str, str] = {"token": "tokens", "sequence": "sequences", "turn": "turns"}
 HIDDEN = {"token": ("excess_2",)}  # of a token, the share beyond 2x says it better
 _LARGE_RATIO = 100.0  # from here on decimals say nothing
 PI_MU = "pi: the policy that trains; mu: the one that sampled; ratio: pi/mu; intervals: 95%, by prompt."
@@ -43,10 +42,20 @@ BY_WORDS = {
 }
 
 
-def pairs(audit: Audit) -> list[list[Summary]]:
-    """Levels that share a table: two fit a page."""
+def level_tables(audit: Audit, size: int = 2) -> list[list[Summary]]:
+    """Levels that share a table, `size` of them: two fit a page."""
     levels = [audit.levels[name] for name in ("token", "sequence", "turn") if name in audit.levels]
-    return [levels[:2], levels[2:]] if levels[2:] else [levels]
+    return [levels[i : i + size] for i in range(0, len(levels), size)]
+
+
+def level_title(levels: list[Summary]) -> str:
+    """Title of a table of levels; the first one needs no more words."""
+    return "Size of the gap" if levels[0].level == "token" else f"Size of the gap, by {levels[0].level}"
+
+
+def count(n: int, word: str) -> str:
+    """`1 token`, `1,024 tokens`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
 def shown(level: Summary, name: str) -> Number | None:
@@ -61,7 +70,15 @@ def shown_rows(levels: list[Summary]) -> list[tuple[str, str]]:
 
 def refusals(levels: list[Summary]) -> list[str]:
     """Why numbers of a level are refused, once each."""
-    return [f"refused at {level.level} level: {level.refusal}" for level in levels if level.refusal]
+    lines: list[str] = []
+    for level in levels:
+        if level.refusal:
+            lines.append(f"refused at {level.level} level: {level.refusal}")
+        for name, label in ROWS:
+            number = shown(level, name)
+            if number is not None and number.refused not in ("", level.refusal):
+                lines.append(f"refused at {level.level} level, {label}: {number.refused}")
+    return lines
 
 
 def slice_refusals(rows: Sequence[SliceRow]) -> list[str]:
@@ -70,7 +87,8 @@ def slice_refusals(rows: Sequence[SliceRow]) -> list[str]:
     for row in rows:
         if row.sequence is not None and row.sequence.refusal:
             reasons.setdefault(row.sequence.refusal, []).append(row.label)
-    return [f"refused for {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]
+    whom = {reason: "all" if len(labels) == len(rows) else ", ".join(labels) for reason, labels in reasons.items()}
+    return [f"refused for {labels}: {reason}" for reason, labels in whom.items()]
 
 
 def cells(name: str, number: Number) -> tuple[str, str]:
@@ -87,7 +105,7 @@ def slice_ratio(token: Summary) -> tuple[str, str]:
     number = token["mean_ratio"]
     value, low, high = number.value, number.low, number.high
     if value is None or low is None or high is None or not math.isfinite(high) or value > _LARGE_RATIO:
-        return interval(number)
+        return interval(number)[0], ""
     return f"{value:.3f}", f"[{low:.3f}, {high:.3f}]"
 
 
@@ -101,9 +119,9 @@ def counted(audit: Audit) -> str:
     """What was read, in a line."""
     token = audit.levels["token"]
     files = str(audit.files[0].path) if len(audit.files) == 1 else f"{len(audit.files)} files"
-    text = f"{files}: {token.sequences:,} sequences, {token.tokens:,} tokens"
+    text = f"{files}: {count(token.sequences, 'sequence')}, {count(token.tokens, 'token')}"
     idle = sum(file.rows for file in audit.files) - token.sequences
-    return text + (f" ({idle:,} rows without a token that counts)" if idle else "")
+    return text + (f" ({count(idle, 'row')} without a token that counts)" if idle else "")
 
 
 def run_line(info: RunInfo) -> str:
@@ -133,4 +151,4 @@ def _in(dtype: str | None) -> str:
 
 
 def _short(x: float) -> str:
-    return "<1e-4" if 0 < x < 1e-4 else two(x)  # noqa: PLR2004 - as it reads
+    return "<1e-4" if 0 < x < 1e-4 else two(x)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from reweigh.audit.result import TrialRow
 from reweigh.audit.trial import Outcome
@@ -40,7 +41,7 @@ def length_columns(trials: Sequence[TrialRow], limit: int) -> list[LengthColumn]
     tokens = [sum(trial.by_bin[i].tokens for trial in trials) for i in range(len(LENGTH_EDGES) + 1)]
     columns = [LengthColumn(i, i) for i, n in enumerate(tokens) if n]
     while len(columns) > limit:
-        sizes = [sum(tokens[a.first : b.last + 1]) for a, b in zip(columns, columns[1:], strict=False)]
+        sizes = [sum(tokens[a.first : b.last + 1]) for a, b in pairwise(columns)]
         i = sizes.index(min(sizes))
         columns[i : i + 2] = [LengthColumn(columns[i].first, columns[i + 1].last)]
     return columns

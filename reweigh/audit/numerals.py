@@ -7,6 +7,7 @@ from reweigh.summary import Number
 _PLAIN = (-4, 6)  # powers of ten that are written out
 _MOST_DIGITS = 5  # beyond it an interval is tighter than anybody reads
 _LARGEST = math.log(1e300)  # nats; beyond it a weight is written as a power of e
+_OVER = ">1e308"  # what a float64 cannot hold
 SMALLEST = 1e-12  # below it a number is written as 0: rounding of sums in float64
 
 
@@ -25,7 +26,7 @@ def digits(x: float, count: int) -> str:
     if abs(x) < SMALLEST:
         return "0"
     if not math.isfinite(x):
-        return "inf" if x > 0 else "-inf"
+        return "-" if math.isnan(x) else _OVER if x > 0 else f"-{_OVER}"
     rounded = float(f"{x:.{count - 1}e}")
     exponent = math.floor(math.log10(abs(rounded)))
     if not _PLAIN[0] <= exponent < _PLAIN[1]:
@@ -44,13 +45,15 @@ def of_log(log_x: float) -> str:
 
 
 def share(x: float) -> str:
-    """A share in percent: 0% and 100% only where exact, else as many digits as tell it from either.
+    """A share in percent: 0% and 100% only where it is so, else as many digits as tell it from either.
 
     Example:
         >>> share(0.123), share(0.99962), share(0.0004), share(1.0)
         ('12%', '99.96%', '0.040%', '100%')
     """
-    if x in (0.0, 1.0):
+    if not math.isfinite(x):
+        return "-"
+    if min(abs(x), abs(1 - x)) < SMALLEST:
         return f"{x:.0%}"
     percent = 100 * x
     missing = min(percent, 100 - percent)

@@ -9,10 +9,11 @@ from reweigh.audit.labels import (
     BY_WORDS,
     MEAN_WEIGHT,
     PI_MU,
-    UNITS,
     cells,
+    count,
     counted,
-    pairs,
+    level_tables,
+    level_title,
     refusals,
     run_line,
     shown,
@@ -57,7 +58,7 @@ def render_html(audit: Audit) -> str:
         counted=counted(audit),
         run=run_line(audit.info),
         notes=audit.notes,
-        levels=[_levels(levels) for levels in pairs(audit)],
+        levels=[_levels(levels) for levels in level_tables(audit)],
         plots=figures(audit),
         trials=_trials(audit),
         lengths=_lengths(audit) if len(columns) > 1 else None,
@@ -71,14 +72,14 @@ def render_html(audit: Audit) -> str:
 def _levels(levels: list[Summary]) -> Grid:
     heading = [""]
     for level in levels:
-        heading += (f"{level.n:,} {UNITS[level.level]}", "95% interval")
+        heading += (count(level.n, level.level), "95% interval")
     rows: list[tuple[str, ...]] = []
     for name, label in shown_rows(levels):
         found = [shown(level, name) for level in levels]
         rows.append((label, *(text for x in found for text in (("", "") if x is None else cells(name, x)))))
     first = levels[0].level == "token"
     below = (*refusals(levels), *((PI_MU,) if first else ()))
-    return Grid("Size of the gap" if first else "Size of the gap, by turn", tuple(heading), tuple(rows), below)
+    return Grid(level_title(levels), tuple(heading), tuple(rows), below)
 
 
 def _meanings(audit: Audit) -> list[tuple[str, str]]:
@@ -118,8 +119,8 @@ def _lengths(audit: Audit) -> Grid:
 
 def _slices(words: str, rows: tuple[SliceRow, ...]) -> Grid:
     whole = any(row.sequence is not None for row in rows)
-    heading = ("", "tokens", "KL k3, nats", "|log ratio|", "mean ratio", "95% interval")
-    heading += ("sequences", "sequence TV", "95% interval", "ESS / n") if whole else ()
+    heading = ("", "tokens", "KL k3", "|log r|", "mean ratio", "95% interval")
+    heading += ("seqs", "seq. TV", "95% interval", "ESS / n") if whole else ()
     out: list[tuple[str, ...]] = []
     for row in rows:
         token, sequence = row.token, row.sequence

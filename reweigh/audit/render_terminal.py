@@ -9,10 +9,11 @@ from reweigh.audit.labels import (
     BY_WORDS,
     MEAN_WEIGHT,
     PI_MU,
-    UNITS,
     cells,
+    count,
     counted,
-    pairs,
+    level_tables,
+    level_title,
     refusals,
     run_line,
     shown,
@@ -43,7 +44,7 @@ def render(audit: Audit, console: Console) -> None:
         _say(console, run, width)
     for note in audit.notes:
         _say(console, f"note: {note}", width)
-    for levels in pairs(audit):
+    for levels in level_tables(audit, 2 if width == MAX_WIDTH else 1):
         _print(console, _levels(levels), [*refusals(levels), *([PI_MU] if levels[0].level == "token" else [])], width)
     columns = length_columns(audit.trials, MAX_LENGTHS)
     _print(console, _trials(audit), [MEAN_WEIGHT], width)
@@ -73,11 +74,11 @@ def _finding(finding: Finding, console: Console, width: int, word: str) -> None:
 
 
 def _levels(levels: list[Summary]) -> Table:
-    table = _table("Size of the gap" if levels[0].level == "token" else "Size of the gap, by turn")
-    table.add_column("")
+    table = _table(level_title(levels))
+    table.add_column("", no_wrap=True)
     for level in levels:
-        table.add_column(f"{level.n:,} {UNITS[level.level]}", justify="right")
-        table.add_column("95% interval")
+        table.add_column(count(level.n, level.level), justify="right", no_wrap=True)
+        table.add_column("95% interval", no_wrap=True)
     for name, label in shown_rows(levels):
         found = [shown(level, name) for level in levels]
         table.add_row(label, *(text for x in found for text in (("", "") if x is None else cells(name, x))))
@@ -135,7 +136,12 @@ def _slices(by: By, rows: tuple[SliceRow, ...]) -> Table:
 
 def _table(title: str) -> Table:
     return Table(
-        title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1)
+        title=Text(title, "bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1),
     )
 
 

@@ -17,11 +17,12 @@ from reweigh.records import RunInfo, Violation, expand, read_batches, read_info
 from reweigh.records.parquet import parquet_rows
 from reweigh.records.paths import Paths, format_of
 from reweigh.records.rules import check_values
-from reweigh.summary import Summary, excess, summarise
+from reweigh.summary import Number, Summary, excess, summarise
+from reweigh.tail import MIN_IDENTITY_GAP
 from reweigh.verdict import Finding, Verdict, judge
 
 PART_TOKENS = 1 << 18  # of one part: enough to be fast, little enough for progress to move and memory to stay small
-SHOWN_CAP = 2.0  # ratio; the cap of the fields' defaults, for which the lost weight is shown
+SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class Progress:
     total_rows: int | None
 
 
+Report = Callable[[Progress], None]
+
+
 def audit(
     paths: Paths,
     *,
     estimators: Mapping[str, Estimator] | None = None,
     by: Iterable[By] = (),
     keep_going: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Report | None = None,
 ) -> Audit:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
@@ -70,7 +74,8 @@ def audit(
     plan, files = Plan(estimators, by), expand(paths)
     total = _count_rows(files)
     columns = tuple(dict.fromkeys(c for name in by for c in COLUMNS_OF.get(name, ())))
-    sums, read = Sums(), dict.fromkeys(files, (0, 0))
+    sums = Sums()
+    read: dict[Path, tuple[int, int]] = dict.fromkeys(files, (0, 0))
     for part in read_batches(files, columns=columns, max_tokens=PART_TOKENS):
         if not keep_going:
             check_values(part.table, part.origin, partial(_refuse, part.path))
@@ -91,8 +96,13 @@ def _conclude(sums: Sums, files: tuple[FileRead, ...], plan: Plan) -> Audit:
     for name, stats in sums.levels.items():
         summary = summarise(stats)
         if summary.n:
-            cut = excess(stats, SHOWN_CAP)
-            levels[name] = replace(summary, numbers={**summary.numbers, f"excess_{SHOWN_CAP:g}": cut})
+            levels[name] = summary
+    wrong = any(_is_not_one(summary["mean_ratio"]) for summary in levels.values())
+    for name, summary in levels.items():
+        cut = excess(sums.levels[name], SHOWN_CAP)
+        if wrong:  # it is what is missing from a mean of 1
+            cut = replace(cut, value=None, low=None, high=None, refused="the mean ratio is not 1")
+        levels[name] = replace(summary, numbers={**summary.numbers, f"excess_{SHOWN_CAP:g}": cut})
     trials: list[TrialRow] = []
     for name, trial in sums.trials.items():
         by_bin = tuple(trial.by_bin())
@@ -106,8 +116,15 @@ def _conclude(sums: Sums, files: tuple[FileRead, ...], plan: Plan) -> Audit:
         sums.histograms,
         {name: tuple(profile.points()) for name, profile in sums.profiles.items()},
         sums.positive,
-        _notes(files, levels),
+        _notes(files, levels, sums),
     )
+
+
+def _is_not_one(mean: Number) -> bool:
+    value, low, high = mean.value, mean.low, mean.high
+    if value is None or low is None or high is None:
+        return False
+    return not low <= 1 <= high and abs(value - 1) > MIN_IDENTITY_GAP
 
 
 def _refuse(path: Path, violation: Violation) -> None:
@@ -141,9 +158,7 @@ def _without_positive(batch: Batch) -> tuple[Batch, int]:
     if count == 0:
         return batch, 0
     mask = layout.mask & ~wrong
-    return replace(
-        batch, layout=layout.masked(mask), log_ratio=torch.where(mask, batch.log_ratio, 0)
-    ), count
+    return replace(batch, layout=layout.masked(mask), log_ratio=torch.where(mask, batch.log_ratio, 0)), count
 
 
 def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
@@ -151,7 +166,7 @@ def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
         return verdict
     finding = Finding(
         "warn",
-        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0 and were left out",
+        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0: left out",
         "compute the log-softmax in float32, and check that these are not logits",
     )
     if verdict.level == "ok":
@@ -159,11 +174,15 @@ def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
     return replace(verdict, findings=(*verdict.findings, finding))
 
 
-def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary]) -> tuple[str, ...]:
+def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sums) -> tuple[str, ...]:
     notes: dict[str, None] = {}
     for file in files[1:]:
         for name, (a, b) in files[0].info.disagreements(file.info).items():
             notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+    for by, slices in sums.slices.items():
+        if set(slices.token) == {None}:
+            columns = " and ".join(COLUMNS_OF.get(by, ()))
+            notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
     notes.update(dict.fromkeys(summary.note for summary in levels.values() if summary.note))
     return tuple(notes)
 

@@ -1,16 +1,16 @@
 """The same statistics for parts of the records: by step, environment, length, position or lag."""
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.batch import Batch, Packed
+from reweigh.audit.parts import merge, positions, take
+from reweigh.batch import Batch
 from reweigh.levels import SEQUENCE, TOKEN
 from reweigh.records import RecordBatch
 from reweigh.stats import RatioStats
@@ -28,7 +28,6 @@ _MISSING = -(2**62)
 _OTHER = -1
 
 Key = int | str | None
-_K, _V = TypeVar("_K"), TypeVar("_V")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +54,14 @@ class Slices:
             return cls(by, *_by_name(batch, part))._merged()
         tokens, seqs = _codes(by, batch, part)
         width = _width(_numbers(tokens[batch.layout.mask])) if by in ("step", "lag") else 1
-        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, _coarse(tokens, width))}
+        token: dict[Key, RatioStats] = {
+            key: RatioStats.of(x, TOKEN) for key, x in _split(batch, _coarse(tokens, width))
+        }
         if seqs is None:
             return cls(by, token, {}, width)
         whole = _split(batch, batch.layout.spread(_coarse(seqs, width)))
-        return cls(by, token, {key: RatioStats.of(x, SEQUENCE) for key, x in whole}, width)
+        sequence: dict[Key, RatioStats] = {key: RatioStats.of(x, SEQUENCE) for key, x in whole}
+        return cls(by, token, sequence, width)
 
     def __add__(self, other: "Slices") -> "Slices":
         """The slices of both."""
@@ -108,32 +110,6 @@ class SliceRow:
     label: str
     token: Summary
     sequence: Summary | None
-
-
-def take(batch: Batch, tokens: Tensor) -> Batch:
-    """The same sequences with only some of their tokens; what has none left is an empty sequence."""
-    layout = batch.layout
-    lengths = layout.sum_zeroed(tokens.double()).long()
-    mask = layout.mask if batch.dropped is None else layout.mask | batch.dropped
-    return Batch.packed(
-        batch.log_pi[tokens],
-        batch.log_mu[tokens],
-        torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
-        mask[tokens],
-        group=batch.group,
-    )
-
-
-def positions(batch: Batch) -> Tensor:
-    """Index of each token in its response, from 0, whether in the mask or not."""
-    layout = batch.layout
-    assert isinstance(layout, Packed)
-    return torch.arange(layout.mask.shape[0]) - layout.spread(layout.cu_seqlens[:-1])
-
-
-def merge(a: Mapping[_K, _V], b: Mapping[_K, _V], add: Callable[[_V, _V], _V] = operator.add) -> dict[_K, _V]:
-    """Both, with what they share added up."""
-    return {**a, **{key: add(a[key], value) if key in a else value for key, value in b.items()}}
 
 
 def bin_label(index: int, first: int) -> str:

@@ -1,7 +1,7 @@
 """What an estimator would do on these records: how much it keeps, caps and weighs, by length of the response."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +65,8 @@ def refuse_batch_readers(estimators: Mapping[str, Estimator]) -> None:
     for name, estimator in estimators.items():
         if estimator.reads_batch:
             raise ValueError(
-                f"audit: {name} looks at a whole batch (it normalises, sorts or fits), and records are read in parts of "
-                "no particular size\nhint: try its factors without that step, or call it on a training batch of yours."
+                f"audit: {name} looks at a whole batch (it normalises, sorts or fits), and records are read "
+                "in parts of no particular size\nhint: try its factors without that step, or call it on one batch."
             )
 
 
@@ -92,20 +92,20 @@ class Trial:
         w, layout = estimator(batch), batch.layout
         lengths = layout.lengths
         bins = length_bin(lengths)
-        per_seq: Callable[[Tensor], Tensor]
-        if w.unit == "sequence":
-            unit, per_seq, spread, largest = w.valid, torch.Tensor.double, _same, _same
-        else:
-            unit = w.valid & heads(layout) if w.unit == "turn" else w.valid
-            per_seq, spread, largest = (lambda x: layout.sum_zeroed(x.double())), layout.spread, layout.max
+        whole = w.unit == "sequence"
+        unit = w.valid & heads(layout) if w.unit == "turn" else w.valid
+
+        def per_seq(x: Tensor) -> Tensor:
+            return x.double() if whole else layout.sum_zeroed(x.double())
+
         kept = w.keep & unit
         log_w = torch.where(kept, w.log_w.double(), -torch.inf)
         nothing = log_w.new_full((NUM_BINS,), -torch.inf)
-        top = nothing.scatter_reduce(0, bins, largest(log_w), "amax")
+        top = nothing.scatter_reduce(0, bins, log_w if whole else layout.max(log_w), "amax")
         shift = torch.where(torch.isfinite(top), top, 0)
         counts = [unit, kept, w.bounded & unit, layout.mask, w.keep_tokens]
         rows = [per_seq(x) for x in counts[:3]] + [layout.sum_zeroed(x.double()) for x in counts[3:]]
-        rows.append(per_seq(torch.exp(log_w - spread(shift[bins]))))
+        rows.append(per_seq(torch.exp(log_w - (shift[bins] if whole else layout.spread(shift[bins])))))
         sums = sum_by_bin(torch.stack(rows), bins)
         return cls(w.unit, sums[:5], sums[5].log() + shift, top)
 
@@ -121,7 +121,11 @@ class Trial:
     def by_bin(self) -> list["Outcome"]:
         """What was done in each length bin."""
         columns = zip(self.counts.T.tolist(), self.log_weight.tolist(), self.log_largest.tolist(), strict=True)
-        return [Outcome(*(int(n) for n in counts), log_w, top) for counts, log_w, top in columns]
+        found: list[Outcome] = []
+        for counts, log_weight, log_largest in columns:
+            units, kept, bounded, tokens, kept_tokens = (round(n) for n in counts)
+            found.append(Outcome(units, kept, bounded, tokens, kept_tokens, log_weight, log_largest))
+        return found
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,3 @@ class Outcome:
     def log_mean_weight(self) -> float:
         """log of the mean weight over all units, dropped ones included at weight 0; nats."""
         return self.log_weight - math.log(self.units)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x

@@ -1,0 +1,136 @@
+"""`reweigh audit` as a user meets it: what it prints, where, and with which exit code."""
+
+import json
+
+import numpy as np
+import pytest
+
+from reweigh.__main__ import main
+from reweigh.records import RecordWriter, RunInfo
+
+
+def records(path, sd=0.02, shift=0.0, n=40):
+    g = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        log_mu = np.minimum(-g.gamma(0.5, 2.0, 30) - 4 * sd, -3 * abs(shift))
+        noise = sd * g.normal(size=30) - sd * sd / 2 + shift
+        rows.append(
+            {
+                "sequence_id": str(i),
+                "env": "<script>" if i % 2 else "code [bold]",
+                "log_mu": log_mu.astype(np.float32),
+                "log_pi": np.minimum(log_mu + noise, 0).astype(np.float32),
+            }
+        )
+    with RecordWriter(path, RunInfo(engine="vllm", dtype_mu="bfloat16", temperature=1.0)) as writer:
+        writer.write(rows)
+    return str(path)
+
+
+@pytest.fixture
+def healthy(tmp_path):
+    return records(tmp_path / "healthy.parquet")
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    return records(tmp_path / "shifted.parquet", shift=0.05)
+
+
+@pytest.fixture
+def rough(tmp_path):
+    return records(tmp_path / "rough.parquet", sd=0.07)
+
+
+def test_verdict_comes_first_and_fits(healthy, capsys):
+    assert main(["audit", healthy, "--by", "env", "--by", "position"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("OK    KL(mu||pi) is 0.000")
+    assert max(len(line) for line in lines) <= 100
+    assert "\x1b" not in out
+    assert err == ""
+    order = [
+        out.index(title) for title in ("Size of the gap", "What estimators would do", "By environment", "By position")
+    ]
+    assert order == sorted(order)
+    assert "vllm (bfloat16) sampled; temperature 1" in out
+    assert "1,200 tokens   95% interval" in out
+    assert "<script>" in out
+    assert "code [bold]" in out
+
+
+def test_numbers_are_there_with_intervals_and_refusals(rough, capsys):
+    assert main(["audit", rough]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("WARN  KL(mu||pi) is 0.002")
+    row = next(line for line in out.splitlines() if line.startswith("mean ratio (must be 1)"))
+    assert row.count("[") == row.count("]") == 2
+    trial = next(line for line in out.splitlines() if line.startswith("seq_tis(2)"))
+    assert trial.split()[1:4] == ["sequence", "100%", "100%"]
+
+
+@pytest.mark.parametrize(
+    ("which", "fail_on", "code"),
+    [
+        ("healthy", "warn", 0),
+        ("rough", "warn", 1),
+        ("rough", "fail", 0),
+        ("shifted", "fail", 1),
+        ("shifted", "never", 0),
+    ],
+)
+def test_exit_codes(which, fail_on, code, request):
+    assert main(["audit", request.getfixturevalue(which), "--fail-on", fail_on]) == code
+
+
+def test_json_is_one_object_and_nothing_else(shifted, capsys):
+    assert main(["audit", shifted, "--json", "--by", "length"]) == 1
+    out, _ = capsys.readouterr()
+    document = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert document["reweigh_audit"] == 1
+    assert document["verdict"]["level"] == "fail"
+    assert "must be 1" in document["verdict"]["reason"]
+    assert document["slices"]["length"][0]["label"] == "16-31"
+
+
+def test_html_is_written_beside_the_table(shifted, tmp_path, capsys):
+    page = tmp_path / "new" / "report.html"
+    assert main(["audit", shifted, "--by", "env", "--html", str(page)]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("FAIL  the mean token ratio is")
+    assert err == f"wrote {page}\n"
+    html = page.read_text(encoding="utf-8")
+    assert "and must be 1" in html
+    assert "&lt;script&gt;" in html
+    assert "<script" not in html
+
+
+def test_bad_input_is_exit_code_2_on_stderr(tmp_path, capsys):
+    assert main(["audit", str(tmp_path / "none.parquet")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no such file or folder" in err
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 and then nothing")
+    assert main(["audit", str(broken)]) == 2
+    assert "truncated" in capsys.readouterr().err
+    positive = tmp_path / "positive.jsonl"
+    positive.write_text(json.dumps({"sequence_id": "a", "log_mu": [0.5, -1.0], "log_pi": [-1.0, -1.0]}) + "\n")
+    assert main(["audit", str(positive)]) == 2
+    err = capsys.readouterr().err
+    assert f"{positive}:1: log_mu[0] = 0.5 is positive" in err
+    assert "--keep-going" in err
+    assert main(["audit", str(positive), "--keep-going"]) in (0, 1)
+    assert "1 tokens of the mask (0.5 of them) have a log-prob over 0: left out" in capsys.readouterr().out.replace(
+        "\n     ", ""
+    )
+
+
+def test_help_says_what_exit_codes_mean(capsys):
+    assert main(["audit", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Exit code 0 if the verdict is ok or warn" in " ".join(out.split())
+    for option in ("--by", "--json", "--html", "--fail-on", "--keep-going"):
+        assert option in out
