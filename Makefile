@@ -25,7 +25,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	@touch $@
 
 demo: $(VENV)/.demo  ## sample from a real model, rescore, audit: report/report.html
-	$(BIN)/reweigh probe --output report/records.parquet --force
+	$(BIN)/reweigh probe --out report/records.parquet
 	$(BIN)/reweigh audit report/records.parquet --html report/report.html
 
 test: $(VENV)/.dev  ## all tests, the slow ones too

@@ -30,7 +30,7 @@ class Layout(ABC):
 
     @abstractmethod
     def sum_zeroed(self, x: Tensor) -> Tensor:
-        """Sum per sequence of something that is 0 off the mask already: one pass less than `sum`."""
+        """Sum per sequence of floats that are 0 off the mask already: one pass less than `sum`."""
 
     @abstractmethod
     def max_floored(self, x: Tensor) -> Tensor:
@@ -114,6 +114,8 @@ class Padded(Layout):
 
     def chunks(self, slots: int) -> list[tuple[slice, slice, Layout]]:
         """Whole rows."""
+        if slots >= self.mask.numel():
+            return [(slice(None), slice(None), self)]
         step = max(1, slots // max(1, self.mask.shape[1]))
         places = [slice(a, min(a + step, self.num_seqs)) for a in range(0, self.num_seqs, step)]
         return [(p, p, Padded(self.mask[p])) for p in places]
@@ -164,7 +166,7 @@ class Packed(Layout):
 
     def max_floored(self, x: Tensor) -> Tensor:
         """Maximum of each run of tokens."""
-        return x.new_full((self.num_seqs,), -torch.inf).scatter_reduce(0, self.seq, x, "amax")
+        return torch.segment_reduce(x, "max", lengths=self.offsets.diff(), unsafe=True, initial=-torch.inf)
 
     def cumsum_zeroed(self, x: Tensor) -> Tensor:
         """Running sum within each run of tokens."""
@@ -183,6 +185,8 @@ class Packed(Layout):
 
     def chunks(self, slots: int) -> list[tuple[slice, slice, Layout]]:
         """Runs of tokens, cut anywhere; every part is of all sequences, most of them empty in it."""
+        if slots >= self.mask.numel():
+            return [(slice(None), slice(None), self)]
         num_tokens = self.mask.shape[0]
         places = [slice(a, min(a + slots, num_tokens)) for a in range(0, num_tokens, slots)]
         everyone = slice(0, self.num_seqs)

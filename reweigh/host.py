@@ -35,6 +35,15 @@ class HostSums:
         return float(self.moments["n"].sum())
 
     @property
+    def renyi2(self) -> float:
+        """`log(n sum r^2 / (sum r)^2) = log(n / ESS)`, nats: log(1 + chi2), self-normalised.
+
+        Dividing by the sample's own mean ratio takes out most of the noise that the mean of r^2 shares with it, and
+        keeps the figure and the effective share of units one statement.
+        """
+        return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
+
+    @property
     def shift_max(self) -> float:
         """The largest shift, nats: what `clusters` is scaled by."""
         return float(self.shift.max())
@@ -55,7 +64,11 @@ class HostSums:
         row = self.powers[POWERS.index(k)]
         top = k * self.shift_max
         total = float((row * np.exp(k * self.shift - top)).sum())
-        return math.log(total) + top if total > 0 else -math.inf
+        if total > 0:
+            return math.log(total) + top
+        # Every ratio is below what a float64 can hold: the largest ones, kept as logs, are what there is to go by.
+        largest = k * self.top[np.isfinite(self.top)]
+        return float(np.logaddexp.reduce(largest)) if len(largest) else -math.inf
 
 
 def to_host(stats: RatioStats) -> HostSums:

@@ -33,14 +33,15 @@ class Level:
 
 def heads(layout: Layout) -> Tensor:
     """Token-shaped, True at the first live token of each turn."""
-    unit, num_slots = _turn_index(layout)
-    place = torch.arange(num_slots, device=unit.device)
-    live = torch.where(layout.mask.flatten(), place, num_slots)
-    first = torch.full_like(place, num_slots).scatter_reduce(0, unit, live, "amin")
-    return layout.mask & (place == first[unit]).view(layout.mask.shape)
+    starts, live = _turn_starts(layout), layout.mask.flatten().long()
+    place = torch.arange(len(starts), device=starts.device)
+    first = torch.where(starts, place, 0).cummax(0).values
+    count = live.cumsum(0)
+    return layout.mask & (count - (count - live)[first] == 1).view(layout.mask.shape)
 
 
-def _turn_index(layout: Layout) -> tuple[Tensor, int]:
+def _turn_starts(layout: Layout) -> Tensor:
+    """Flat, True at the first slot of each turn."""
     if layout.turn is None:
         raise ValueError(
             "TURN: the batch has no turns.\n"
@@ -48,9 +49,8 @@ def _turn_index(layout: Layout) -> tuple[Tensor, int]:
         )
     seq = layout.spread(torch.arange(layout.num_seqs, device=layout.mask.device)).flatten()
     turn = layout.turn.flatten()
-    start = torch.ones_like(seq, dtype=torch.int64)
-    start[1:] = ((seq[1:] != seq[:-1]) | (turn[1:] != turn[:-1])).long()
-    return start.cumsum(0) - 1, seq.numel()
+    changes = (seq[1:] != seq[:-1]) | (turn[1:] != turn[:-1])
+    return torch.cat([torch.ones_like(seq[:1], dtype=torch.bool), changes])
 
 
 def _token(x: Tensor, layout: Layout) -> Tensor:
@@ -66,9 +66,10 @@ def _suffix(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _turn(x: Tensor, layout: Layout) -> Tensor:
-    unit, num_slots = _turn_index(layout)
-    live = torch.where(layout.mask, x, 0).flatten()
-    return live.new_zeros(num_slots).index_add(0, unit, live)[unit].view(layout.mask.shape)
+    unit = _turn_starts(layout).long().cumsum(0) - 1
+    slots = torch.zeros_like(unit).index_add(0, unit, torch.ones_like(unit))
+    # Not by index_add: a compiler has been seen to fuse one with the gather of its result, which then reads too early.
+    return torch.segment_reduce(x.flatten(), "sum", lengths=slots, unsafe=True)[unit].view(layout.mask.shape)
 
 
 def _sequence(x: Tensor, layout: Layout) -> Tensor:
@@ -99,3 +100,4 @@ WORST = Level("worst", "sequence", _worst)
 """The maximum over the sequence's tokens."""
 
 LEVELS = (TOKEN, PREFIX, SUFFIX, TURN, SEQUENCE, GEOMETRIC, WORST)
+"""All of them."""

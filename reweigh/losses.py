@@ -219,5 +219,5 @@ def _advantage(layout: Layout, advantage: Tensor) -> Tensor:
 
 
 def _check_clip(name: str, low: float, high: float) -> None:
-    if low < 0 or high < 0 or math.isnan(low) or math.isnan(high):
+    if not (low >= 0 and high >= 0):
         raise ValueError(f"{name}: low and high must be >= 0, got low={low}, high={high}")

@@ -124,8 +124,9 @@ def _exp(x: float) -> float:
 def _mean_ratio(h: HostSums) -> tuple[float, float, float]:
     scale = _exp(h.shift_max)
     if math.isinf(scale):
-        return scale, -scale, scale
-    return _exp(h.log_power(1.0) - math.log(h.n)), *_interval(h, lambda c: c["w1"] * scale)
+        return scale, 0.0, scale
+    low, high = _interval(h, lambda c: c["w1"] * scale)
+    return _exp(h.log_power(1.0) - math.log(h.n)), max(0.0, low), high
 
 
 def _means(h: HostSums) -> dict[str, Number]:
@@ -159,7 +160,7 @@ def _bounded(h: HostSums) -> dict[str, Number]:
 
 def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
     log1, log2 = h.log_power(1.0), h.log_power(2.0)
-    renyi2, ess, share = log2 - math.log(h.n), math.exp(2 * log1 - log2), math.exp(h.top[0] - log1)
+    ess, share = math.exp(2 * log1 - log2), math.exp(h.top[0] - log1)
     least = renyi2_lower(h)
 
     def told(value: float, unit: str, meaning: str) -> Number:
@@ -167,7 +168,7 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
 
     return {
         "renyi2": told(
-            renyi2, "nats", "log(1 + chi-square) of pi from mu: the variance that importance sampling adds."
+            h.renyi2, "nats", "log(1 + chi-square) of pi from mu, as log(n / ESS): the variance that weights add."
         ),
         "renyi2_at_least": Number(least, least, None, least, "nats", "A lower bound of renyi2 under any tail (95%)."),
         "ess_fraction": told(

@@ -28,7 +28,7 @@ def refusal_of(h: HostSums, khat: float | None, mean: tuple[float, float, float]
     """
     n = h.n
     if n < MIN_UNITS:
-        return f"{n:.0f} units are too few (at least {MIN_UNITS})"
+        return f"{n:.0f} {'unit is' if n == 1 else 'units are'} too few (at least {MIN_UNITS})"
     limit = min(MAX_KHAT, 1 - 1 / math.log10(n))
     if khat is not None and khat > limit:
         return f"tail index {khat:.2f} is over {limit:.2f}"
@@ -42,9 +42,8 @@ def refusal_of(h: HostSums, khat: float | None, mean: tuple[float, float, float]
     value, low, high = mean
     if not low <= 1 <= high and abs(value - 1) > MIN_IDENTITY_GAP:
         return f"the mean ratio {value:.3g} is not 1, so mu is not what was sampled from, or pi's support is wider"
-    plug_in = h.log_power(2.0) - math.log(n)
-    if blocks is not None and blocks > 2 * plug_in and blocks > MIN_BLOCK_RENYI2:
-        return f"log(1 + chi2) is {plug_in:.2g} in the sample but {blocks:.2g} by blocks of tokens: its tail is unseen"
+    if blocks is not None and blocks > 2 * h.renyi2 and blocks > MIN_BLOCK_RENYI2:
+        return f"log(1 + chi2) is {h.renyi2:.2g} in the sample but {blocks:.2g} by blocks of tokens: its tail is unseen"
     return ""
 
 

@@ -134,12 +134,17 @@ def _identity(s: Summary) -> list[Finding]:
 def _size(s: Summary) -> list[Finding]:
     k3, gap = s["kl_k3"], s["mean_abs"].value
     assert k3.value is not None
-    said = f"KL(mu||pi) is {max(k3.value, 0):.2g} nats a token (mean |log ratio| {gap:.2g})"
+    assert gap is not None
+    said = f"KL(mu||pi) is {_nats(max(k3.value, 0))} nats a token (mean |log ratio| {_nats(gap)})"
     if k3.value > KL_LARGE:
         return [Finding("fail", f"{said}: more than numerics explain", "look for a cause before choosing a correction")]
     if k3.value > KL_NOTICEABLE:
         return [Finding("warn", f"{said}: noticeable", "correct for it, and watch whether it grows")]
     return [Finding("ok", f"{said}: small")]
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}" if value < 1e6 else "over a million"
 
 
 def _trust(s: Summary) -> list[Finding]:

@@ -26,7 +26,7 @@ def stats():
         ("kl_k1", GIVEN["kl_k1"]),
         ("tv", GIVEN["tv_bounded"]),
         ("hellinger", GIVEN["hell2_plugin"]),
-        ("renyi2", log(1 + GIVEN["chi2_plugin"])),
+        ("renyi2", log(1 + GIVEN["chi2_selfnorm"])),
         ("ess", GIVEN["ess"]),
         ("largest_share", GIVEN["top_weight_share"]),
         ("khat", GIVEN["khat_psis"]),

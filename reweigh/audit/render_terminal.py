@@ -51,7 +51,7 @@ def render(audit: Audit, console: Console) -> None:
     if len(columns) > 1:
         _print(console, _by_length(audit, columns), [], width)
     for by, rows in audit.slices.items():
-        _print(console, _slices(by, rows), slice_refusals(rows), width)
+        _print(console, _slices(by, rows, width == MAX_WIDTH), slice_refusals(rows), width)
 
 
 def _verdict(verdict: Verdict, console: Console, width: int) -> None:
@@ -116,20 +116,25 @@ def _by_length(audit: Audit, columns: list[LengthColumn]) -> Table:
     return table
 
 
-def _slices(by: By, rows: tuple[SliceRow, ...]) -> Table:
+def _slices(by: By, rows: tuple[SliceRow, ...], intervals: bool) -> Table:
     whole = any(row.sequence is not None for row in rows)
     table = _table(f"By {BY_WORDS[by]}")
     table.padding = (0, 1, 0, 0)
     table.add_column("", no_wrap=True, max_width=12)
-    headings = ["tokens", "KL k3", "|log r|", "ratio", "95%"] + (["seqs", "TV", "95%", "ESS/n"] if whole else [])
+    ends = ["95%"] if intervals or not whole else []  # the first thing that a narrow terminal goes without
+    headings = ["tokens", "KL k3", "|log r|", "ratio", *ends] + (["seqs", "TV", *ends, "ESS/n"] if whole else [])
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "95%" else "right", no_wrap=True)
     for row in rows:
         token, sequence = row.token, row.sequence
         shown = [f"{token.n:,}", two(token["kl_k3"].sample or 0.0), two(token["mean_abs"].sample or 0.0)]
-        shown += slice_ratio(token)
+        shown += slice_ratio(token)[: 1 + len(ends)]
         if sequence is not None:
-            shown += [f"{sequence.n:,}", *slice_tv(sequence), cells("ess_fraction", sequence["ess_fraction"])[0]]
+            shown += [
+                f"{sequence.n:,}",
+                *slice_tv(sequence)[: 1 + len(ends)],
+                cells("ess_fraction", sequence["ess_fraction"])[0],
+            ]
         table.add_row(Text(row.label), *shown)
     return table
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from reweigh.cli.output import stderr
-from reweigh.probe.engine import ProbeError, SamplingSettings
+from reweigh.probe.engine import CUT, ProbeError, SamplingSettings
 from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer
 from reweigh.probe.progress import reporting
 from reweigh.probe.prompts import Prompt, load_prompts
@@ -20,7 +20,9 @@ from reweigh.probe.quantise import number_format
 from reweigh.probe.rollouts import read_rollouts
 from reweigh.probe.run import partial_path, rollout_path, sample, score
 from reweigh.probe.session import EngineName, EngineOptions, ScorerOptions, start_engine, start_scorer
+from reweigh.records.paths import format_of
 
+_NUM_PROMPTS = 32
 _INTERRUPTED = 130  # the exit code that a shell gives a command stopped by Ctrl-C
 
 
@@ -66,7 +68,10 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 32,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Prompts to use.  [default: {_NUM_PROMPTS}, all of a file]", show_default=False),
+    ] = None,
     samples_per_prompt: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
     temperature: Annotated[float, typer.Option(help="Over 0.")] = 1.0,
@@ -120,6 +125,7 @@ def probe(
         scoring = ScorerOptions(
             trainer_model or model, number_format("--trainer-dtype", trainer_dtype), device, entropy, repeat
         )
+        format_of(out)
         if rescore is not None:
             _score(console, scoring, rescore, out)
             typer.echo(out)
@@ -137,13 +143,15 @@ def probe(
             args=_key_values(engine_arg or []),
         )
         settings = SamplingSettings(temperature, top_p, max_tokens, seed, samples_per_prompt)
-        chosen = load_prompts(prompts, num_prompts)
+        chosen = load_prompts(prompts, _NUM_PROMPTS if num_prompts is None and prompts is None else num_prompts)
         if sample_only is not None:
             if sample_only.exists():
                 raise ProbeError(f"--sample-only: {sample_only} is there already\nhint: name another, or delete it.")
             _sample(console, options, settings, chosen, sample_only, text, out)
             typer.echo(sample_only)
             return
+        if trainer_model is not None:
+            find_model(trainer_model)
         rollouts = rollout_path(out)
         _sample(console, options, settings, chosen, rollouts, text, out)
         _score(console, scoring, rollouts, out)
@@ -190,6 +198,8 @@ def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path) 
         _say(console, f"{rollouts}: the last line is cut off and left out")
     if not source.rollouts:
         raise ProbeError(f"--rescore: {rollouts} has no samples\nhint: sample again.")
+    if num_cut := sum(one.finish_reason == CUT for one in source.rollouts):
+        _say(console, f"{num_cut} of {len(source.rollouts)} responses end before a token whose log-prob was not given")
     try:
         with console.status("loading the trainer's model"):
             scorer = start_scorer(options, source)

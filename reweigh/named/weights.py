@@ -88,8 +88,9 @@ def prefix_is() -> Estimator:
 def suffix_is() -> Estimator:
     """`w_t = prod_{s >= t} pi_s/mu_s`: corrects returns but not states: its mean is token IS with the advantage of pi.
 
-    When: to split the bias of token IS into its two halves. Cost: one running sum. The complement of `prefix_is`; no
-    framework offers it and no published name is known to us.
+    When: to split the bias of token IS into its two halves. Cost: one running sum. No framework offers it.
+
+    Source: no published name is known to us; it is the complement of `prefix_is`, which see.
     """
     return weigh(SUFFIX)
 

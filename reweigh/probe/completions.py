@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import log
 from typing import Any, Literal
 
-from reweigh.probe.engine import ProbeError, SamplingSettings
+from reweigh.probe.engine import CUT, ProbeError, SamplingSettings
 
 ServerKind = Literal["vllm", "sglang", "llama.cpp", "openai"]
 
+_LLAMA_CPP_REASONS: Mapping[str, str] = {"eos": "stop", "word": "stop", "limit": "length"}
 _OWNERS: Mapping[str, ServerKind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 
 
@@ -26,6 +27,14 @@ def server_kind(owned_by: str) -> ServerKind:
     return _OWNERS.get(owned_by, "openai")
 
 
+def endpoint(kind: ServerKind, url: str) -> str:
+    """Where to ask, from the API's base.
+
+    llama.cpp's own endpoint, because its `/v1/completions` leaves tokens out: those that end inside a character.
+    """
+    return f"{url.removesuffix('/v1')}/completion" if kind == "llama.cpp" else f"{url}/completions"
+
+
 def request_body(
     kind: ServerKind, model: str, prompt_ids: Sequence[int], settings: SamplingSettings, seed: int
 ) -> dict[str, Any]:
@@ -33,23 +42,28 @@ def request_body(
     body: dict[str, Any] = {
         "model": model,
         "prompt": list(prompt_ids),
-        "max_tokens": settings.max_tokens,
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "seed": seed,
-        "logprobs": 1,
-        "top_k": -1,
-        "min_p": 0.0,
     }
     if kind == "llama.cpp":
         # Its own order cuts the nucleus before the temperature; these two in this order are what others do, and
         # leave out every sampler that is on by default. Its log-probs are raw unless asked for after sampling.
         return body | {
+            "n_predict": settings.max_tokens,
             "samplers": ["temperature", "top_p"],
-            "repeat_penalty": 1.0,
+            "n_probs": 1,
             "post_sampling_probs": not settings.plain,
+            "return_tokens": True,
         }
-    return body | {"repetition_penalty": 1.0, "return_token_ids": True}
+    return body | {
+        "max_tokens": settings.max_tokens,
+        "logprobs": 1,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "return_token_ids": True,
+    }
 
 
 def to_completion(reply: Any, kind: ServerKind, url: str) -> Completion:
@@ -58,20 +72,20 @@ def to_completion(reply: Any, kind: ServerKind, url: str) -> Completion:
     Raises:
         ProbeError: no choice, no log-probs, no token ids, or not one log-prob a token.
     """
-    choices = reply.get("choices") if isinstance(reply, dict) else None
+    if not isinstance(reply, dict):
+        raise _no_completion(reply, url)
+    return _llama_cpp(reply, url) if kind == "llama.cpp" else _openai(reply, url)
+
+
+def _openai(reply: dict[str, Any], url: str) -> Completion:
+    choices = reply.get("choices")
     if not isinstance(choices, list) or len(choices) != 1:
-        raise ProbeError(f"--url: {url} gave no completion: {str(reply)[:200]}\nhint: is this a completions API?")
+        raise _no_completion(reply, url)
     choice: Any = choices[0]
     logprobs: Any = choice.get("logprobs")
     if not logprobs:
-        raise ProbeError(
-            f'--url: {url} gave no log-probs ("logprobs" is {logprobs!r})\n'
-            "hint: the server must be allowed to return them; some need an option at start."
-        )
-    if kind == "llama.cpp":
-        token_ids, log_mu = _llama_cpp(logprobs, url)
-    else:
-        token_ids, log_mu = _token_ids(choice, logprobs, url), logprobs.get("token_logprobs")
+        raise _no_log_probs(logprobs, url)
+    token_ids, log_mu = _token_ids(choice, logprobs, url), logprobs.get("token_logprobs")
     if not isinstance(log_mu, list) or len(log_mu) != len(token_ids) or any(x is None for x in log_mu):
         count = len(log_mu) if isinstance(log_mu, list) else 0
         raise ProbeError(
@@ -81,15 +95,6 @@ def to_completion(reply: Any, kind: ServerKind, url: str) -> Completion:
     return Completion(tuple(int(i) for i in token_ids), tuple(float(x) for x in log_mu), choice.get("finish_reason"))
 
 
-def _llama_cpp(logprobs: Any, url: str) -> tuple[list[Any], list[Any]]:
-    content: Any = logprobs.get("content")
-    if not isinstance(content, list) or any("id" not in token for token in content):
-        raise _no_ids(url)
-    return [token["id"] for token in content], [
-        token["logprob"] if "logprob" in token else log(token["prob"]) for token in content
-    ]
-
-
 def _token_ids(choice: Any, logprobs: Any, url: str) -> list[Any]:
     if isinstance(choice.get("token_ids"), list):
         return choice["token_ids"]
@@ -97,12 +102,37 @@ def _token_ids(choice: Any, logprobs: Any, url: str) -> list[Any]:
     tokens = logprobs.get("tokens")
     if isinstance(tokens, list) and all(isinstance(t, str) and t.startswith("token_id:") for t in tokens):
         return [t.removeprefix("token_id:") for t in tokens]
-    raise _no_ids(url)
-
-
-def _no_ids(url: str) -> ProbeError:
-    return ProbeError(
+    raise ProbeError(
         f"--url: {url} gave log-probs without token ids\n"
         "hint: text does not say which tokens were drawn, so the trainer cannot score them. vLLM (return_token_ids), "
         "SGLang and llama.cpp's own llama-server give ids; llama-cpp-python's server does not."
+    )
+
+
+def _llama_cpp(reply: dict[str, Any], url: str) -> Completion:
+    """Cut before the first token without a log-prob: a stopping rule, so what is left is as drawn and fit to weigh."""
+    token_ids: Any = reply.get("tokens")
+    if not isinstance(token_ids, list) or not token_ids:
+        raise _no_completion(reply, url)
+    given: Any = reply.get("completion_probabilities")
+    if given is None:
+        raise _no_log_probs(given, url)
+    log_mu: list[float] = []
+    for token_id, token in zip(token_ids, given, strict=False):
+        if token["id"] != token_id:
+            break
+        log_mu.append(float(token["logprob"] if "logprob" in token else log(token["prob"])))
+    whole = len(log_mu) == len(token_ids)
+    reason = _LLAMA_CPP_REASONS.get(str(reply.get("stop_type"))) if whole else CUT
+    return Completion(tuple(int(i) for i in token_ids[: len(log_mu)]), tuple(log_mu), reason)
+
+
+def _no_completion(reply: Any, url: str) -> ProbeError:
+    return ProbeError(f"--url: {url} gave no completion: {str(reply)[:200]}\nhint: is this a completions API?")
+
+
+def _no_log_probs(value: Any, url: str) -> ProbeError:
+    return ProbeError(
+        f"--url: {url} gave no log-probs (got {value!r})\n"
+        "hint: the server must be allowed to return them; some need an option at start."
     )

@@ -7,6 +7,9 @@ from typing import Literal
 
 LogprobsMode = Literal["processed", "raw"]
 
+# The finish reason of a response that was cut before a token whose log-prob the engine did not give.
+CUT = "cut"
+
 
 class ProbeError(ValueError):
     """A probe that cannot go on, with what was tried and a remedy after "hint:"."""
@@ -56,9 +59,9 @@ class Sample:
     Attributes:
         prompt: index of its prompt in the list that was given.
         draw: which of the prompt's `n` responses it is.
-        token_ids: the response, with its end token if it drew one.
+        token_ids: the response, with its end token if it drew one; may be empty if it was cut.
         log_mu: nats, of each token under the distribution it was drawn from.
-        finish_reason: "stop" or "length", or the engine's own word.
+        finish_reason: "stop", "length", CUT, or the engine's own word.
     """
 
     prompt: int

@@ -3,15 +3,15 @@
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import httpx
 
-from reweigh.probe.completions import Completion, ServerKind, request_body, server_kind, to_completion
+from reweigh.probe.completions import Completion, ServerKind, endpoint, request_body, server_kind, to_completion
 from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, SamplingSettings, silent
+from reweigh.probe.parallel import in_parallel
 
 # What a busy or restarting server answers; anything else will not get better by asking again.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -52,7 +52,7 @@ class Server:
 
 
 class OpenAIEngine(Engine):
-    """Samples through `POST {url}/completions`, one response a request, several at once."""
+    """Samples through the server's completions, one response a request, several at once."""
 
     def __init__(
         self,
@@ -123,29 +123,19 @@ class OpenAIEngine(Engine):
     def _draw(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, on_tokens: Callable[[int], None]
     ) -> Generator[Sample, None, None]:
-        pool = ThreadPoolExecutor(self._concurrency)
-        try:
-            futures = {
-                pool.submit(self._complete, prompts[prompt], settings, settings.seed + prompt * settings.n + k): (
-                    prompt,
-                    k,
-                )
-                for prompt in range(len(prompts))
-                for k in range(settings.n)
-            }
-            for future in as_completed(futures):
-                prompt, k = futures[future]
-                reply = future.result()
-                on_tokens(len(reply.token_ids))
-                yield Sample(prompt, k, reply.token_ids, reply.log_mu, reply.finish_reason)
-        finally:
-            # On an error or an interrupt, requests not yet sent are dropped; those in flight end by themselves.
-            pool.shutdown(wait=False, cancel_futures=True)
+        def work(job: tuple[int, int]) -> Completion:
+            prompt, k = job
+            return self._complete(prompts[prompt], settings, settings.seed + prompt * settings.n + k)
+
+        jobs = [(prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)]
+        for (prompt, k), reply in in_parallel(work, jobs, self._concurrency):
+            on_tokens(len(reply.token_ids))
+            yield Sample(prompt, k, reply.token_ids, reply.log_mu, reply.finish_reason)
 
     def _complete(self, prompt: Sequence[int], settings: SamplingSettings, seed: int) -> Completion:
         server = self._server
         body = request_body(server.kind, server.model, prompt, settings, seed) | self._extra
-        return to_completion(self._json("POST", f"{server.url}/completions", body), server.kind, server.url)
+        return to_completion(self._json("POST", endpoint(server.kind, server.url), body), server.kind, server.url)
 
     def _check_temperature(self, prompts: Sequence[Sequence[int]]) -> None:
         """Draw the same contexts at two temperatures: raw log-probs of the same token are equal, true ones are not."""
@@ -208,6 +198,11 @@ class OpenAIEngine(Engine):
                 raise ProbeError(f"--url: {url!r} is not a URL: {error}\nhint: http://127.0.0.1:8000/v1") from error
             except httpx.UnsupportedProtocol as error:
                 raise ProbeError(f"--url: {url!r} has no http://\nhint: http://127.0.0.1:8000/v1") from error
+            except (httpx.ReadTimeout, httpx.PoolTimeout) as error:
+                raise ProbeError(
+                    f"--url: {method} {url} gave no answer within {self._client.timeout.read:g} s\n"
+                    "hint: a lower --concurrency makes each answer faster; so does a lower --max-tokens."
+                ) from error
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue

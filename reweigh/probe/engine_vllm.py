@@ -64,13 +64,12 @@ class VLLMEngine(Engine):
                 f"{settings.temperature}, top_p {settings.top_p}\n"
                 "hint: leave logprobs_mode out: processed_logprobs is the default here."
             )
-        pairs = [(prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)]
-        params = [self._params(settings, settings.seed + prompt * settings.n + k) for prompt, k in pairs]
-        inputs = [{"prompt_token_ids": list(prompts[prompt])} for prompt, _ in pairs]
-        names: list[str] = self._llm.enqueue(inputs, params, use_tqdm=False)
-        jobs = dict(zip(names, pairs, strict=True))
-        drawn = dict.fromkeys(names, 0)
         engine = self._llm.llm_engine
+        jobs = {f"{prompt}.{k}": (prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)}
+        drawn = dict.fromkeys(jobs, 0)
+        for name, (prompt, k) in jobs.items():
+            params = self._params(settings, settings.seed + prompt * settings.n + k)
+            engine.add_request(name, {"prompt_token_ids": list(prompts[prompt])}, params)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 reply = output.outputs[0]

@@ -70,6 +70,8 @@ def find_model(spec: str, tell: Callable[[str], None] = _silent) -> ModelSource:
                 "`reweigh probe --export-model DIR` writes such a folder."
             )
         return ModelSource(path.resolve().name, str(path), local=True)
+    if path.is_absolute() or len(path.parts) > 2 or spec.startswith((".", "~")):
+        raise ProbeError(f"--model: no folder {path}\nhint: check the path; a hub name is like owner/name.")
     return ModelSource(spec, spec, local=False)
 
 

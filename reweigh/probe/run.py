@@ -75,6 +75,9 @@ def sample(
     # Left early, a generator ends only when it is closed, and a server is asked on until then.
     with RolloutWriter(path, model, engine.info, settings) as writer, closing(samples):
         for one in samples:
+            progress(1, 0)
+            if not one.token_ids:
+                continue
             prompt = prompts[one.prompt]
             writer.write(
                 Rollout(
@@ -87,7 +90,6 @@ def sample(
                     text=str(tokenizer.decode(list(one.token_ids))) if with_text else None,
                 )
             )
-            progress(1, 0)
 
 
 def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress) -> Summary:
@@ -155,7 +157,7 @@ def _run_info(source: RolloutFile, scorer: Scorer) -> RunInfo:
         dtype_pi=scorer.dtype,
         temperature=settings.temperature,
         top_p=settings.top_p,
-        top_k=None,
+        top_k=0,
         min_p=0.0,
         repetition_penalty=1.0,
         logprobs_mode=engine.logprobs_mode,

@@ -14,7 +14,6 @@ from reweigh.probe.quantise import NumberFormat, number_format
 from reweigh.probe.rollouts import RolloutFile
 from reweigh.probe.scorer import Scorer, check_head
 
-
 _DTYPE = "bfloat16"  # what engines sample in, unless told
 
 

@@ -1,0 +1,185 @@
+"""Batches and layouts: what is stored, what is refused and in which words."""
+
+import pytest
+import torch
+from batches import packed, random_batch, tight
+
+from reweigh import Batch
+
+
+def small(**kwargs):
+    return Batch.padded(
+        torch.full((2, 3), -1.0), torch.full((2, 3), -1.5), torch.tensor([[1, 1, 1], [1, 0, 0]]), **kwargs
+    )
+
+
+def test_log_ratio_by_hand():
+    assert small().log_ratio.tolist() == [[0.5, 0.5, 0.5], [0.5, 0.0, 0.0]]
+
+
+def test_half_precision_is_raised_before_the_subtraction():
+    pi, mu = torch.tensor([[-1.0]]), torch.tensor([[-1.0078125]])  # neighbours in bfloat16
+    batch = Batch.padded(pi.bfloat16(), mu.bfloat16(), torch.ones(1, 1))
+    assert batch.log_ratio.dtype == torch.float32
+    assert batch.log_ratio.item() == 0.0078125
+
+
+HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("pi", "mu", "expected"),
+    [(HALF, SINGLE, SINGLE), (torch.float16, torch.float16, SINGLE), (SINGLE, DOUBLE, DOUBLE)],
+)
+def test_precision_of_the_ratio(pi, mu, expected):
+    assert (
+        Batch.padded(torch.zeros(1, 1, dtype=pi), torch.zeros(1, 1, dtype=mu), torch.ones(1, 1)).log_ratio.dtype
+        == expected
+    )
+
+
+def test_gradients_stop_at_the_ratio():
+    log_pi = torch.full((1, 2), -1.0, requires_grad=True)
+    batch = Batch.padded(log_pi, log_pi - 1, torch.ones(1, 2))
+    assert not batch.log_ratio.requires_grad
+    assert batch.log_pi is log_pi
+
+
+def test_a_bad_token_leaves_the_mask_and_is_counted():
+    log_mu = torch.tensor([[-1.0, torch.nan, -torch.inf, -1.0]])
+    batch = Batch.padded(torch.full((1, 4), -1.0), log_mu, torch.tensor([[1, 1, 1, 0]]))
+    assert batch.layout.mask.tolist() == [[True, False, False, False]]
+    assert batch.dropped is not None
+    assert batch.dropped.tolist() == [[False, True, True, False]]
+    assert batch.log_ratio.tolist() == [[0.0, 0.0, 0.0, 0.0]]
+
+
+def test_garbage_off_the_mask_is_no_bad_token():
+    batch = random_batch(0)
+    assert batch.dropped is not None
+    assert not batch.dropped.any()
+    assert batch.check() is batch
+
+
+@pytest.mark.parametrize("advantage", [torch.tensor([1.0, -2.0]), torch.tensor([[1.0], [-2.0]])])
+def test_an_advantage_a_sequence_is_spread(advantage):
+    batch = small(advantage=advantage)
+    assert batch.advantage is not None
+    assert batch.advantage.tolist() == [[1.0] * 3, [-2.0] * 3]
+    flat = Batch.packed(torch.zeros(3), torch.zeros(3), torch.tensor([0, 1, 3]), advantage=advantage)
+    assert flat.advantage is not None
+    assert flat.advantage.tolist() == [1.0, -2.0, -2.0]
+
+
+def test_layouts_by_hand():
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 1]])
+    x = torch.tensor([[1.0, 2.0, 99.0], [99.0, 99.0, 99.0], [99.0, -3.0, 4.0]])
+    batch = Batch.padded(torch.zeros(3, 3), torch.zeros(3, 3), mask)
+    for layout, shape in ((batch.layout, (3, 3)), (packed(batch).layout, (9,))):
+        live, flat = layout.mask, x.view(shape)
+        assert layout.num_seqs == 3
+        assert layout.lengths.tolist() == [2, 0, 2]
+        assert layout.sum(flat).tolist() == [3.0, 0.0, 1.0]
+        assert layout.max(flat).tolist() == [2.0, -torch.inf, 4.0]
+        assert layout.cumsum(flat)[live].tolist() == [1.0, 3.0, -3.0, 1.0]
+        assert layout.spread(torch.tensor([5.0, 6.0, 7.0]))[live].tolist() == [5.0, 5.0, 7.0, 7.0]
+
+
+def test_packed_sequences_of_no_tokens():
+    """Two empty ones at the start, one in the middle, two at the end."""
+    batch = Batch.packed(torch.full((3,), -1.0), torch.full((3,), -2.0), torch.tensor([0, 0, 0, 2, 2, 3, 3, 3])).check()
+    assert batch.layout.lengths.tolist() == [0, 0, 2, 0, 1, 0, 0]
+    assert batch.layout.sum(batch.log_ratio).tolist() == [0.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.0]
+    assert batch.layout.cumsum(batch.log_ratio).tolist() == [1.0, 2.0, 1.0]
+
+
+def test_no_sequences_and_no_slots():
+    assert Batch.from_lists([], []).layout.num_seqs == 0
+    wide = Batch.padded(torch.zeros(3, 0), torch.zeros(3, 0), torch.zeros(3, 0))
+    assert wide.layout.lengths.tolist() == [0, 0, 0]
+    assert wide.layout.max(wide.log_ratio).tolist() == [-torch.inf] * 3
+
+
+def test_a_running_sum_does_not_remember_other_sequences():
+    """In float32 a neighbour of 1e8 nats would leave nothing of a tenth."""
+    log_pi = torch.tensor([-1e8, -0.1, -0.1])
+    batch = Batch.packed(log_pi, torch.zeros(3), torch.tensor([0, 1, 3]))
+    assert batch.layout.cumsum(batch.log_ratio)[1:].tolist() == pytest.approx([-0.1, -0.2], rel=1e-6)
+
+
+def test_lists_are_the_live_tokens():
+    batch = random_batch(3)
+    assert torch.equal(tight(batch).log_ratio, batch.log_ratio[batch.layout.mask])
+    assert torch.equal(tight(batch).layout.lengths, batch.layout.lengths)
+
+
+def test_a_small_positive_log_prob_is_rounding():
+    """A float32 log-softmax can give 1e-6 for a certain token; the check must pass it."""
+    assert Batch.padded(torch.full((1, 1), 1e-6), torch.full((1, 1), -1e-6), torch.ones(1, 1)).check()
+
+
+ones, zeros = torch.ones, torch.zeros
+SHAPES = [
+    (lambda: Batch.padded(zeros(4), zeros(4), ones(4)), r"Batch\.padded: log_pi must be \[S, T\].*\(4,\)"),
+    (
+        lambda: Batch.padded(zeros(2, 3), zeros(2, 4), ones(2, 3)),
+        r"log_mu and log_pi .* \(2, 4\) and \(2, 3\)(.|\n)*hint",
+    ),
+    (lambda: Batch.padded(zeros(2, 3), zeros(2, 3), ones(2, 2)), r"mask and log_pi .* \(2, 2\) and \(2, 3\)"),
+    (lambda: small(turn=torch.zeros(2, 2, dtype=torch.long)), r"turn and log_pi"),
+    (
+        lambda: small(advantage=zeros(3)),
+        r"advantage must have one value a token \(2, 3\) or one a sequence \(2,\).*\(3,\)",
+    ),
+    (lambda: small(group=torch.zeros(3, dtype=torch.long)), r"group must be integers, one a sequence \(2,\).*\(3,\)"),
+    (lambda: small(group=zeros(2)), r"group must be integers.*float32"),
+    (lambda: Batch.packed(zeros(2, 2), zeros(2, 2), torch.tensor([0, 4])), r"Batch\.packed: log_pi must be \[N\]"),
+    (lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([0.0, 4.0])), r"cu_seqlens must be integers.*float32"),
+    (lambda: Batch.packed(zeros(4), zeros(4), torch.tensor(4)), r"cu_seqlens must be integers \[S \+ 1\]"),
+    (lambda: Batch.packed(zeros(4), zeros(3), torch.tensor([0, 4])), r"log_mu and log_pi .* \(3,\) and \(4,\)"),
+    (lambda: Batch.from_lists([zeros(2)], [zeros(2), zeros(1)]), r"log_mu has 2 sequences, log_pi has 1"),
+    (
+        lambda: Batch.from_lists([zeros(2), zeros(3)], [zeros(2), zeros(1)]),
+        r"sequence 1: log_mu has shape \(1,\), log_pi \(3,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "text"), SHAPES)
+def test_misaligned_shapes_are_refused(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
+
+
+def value(x, where="log_pi"):
+    tensors = {"log_pi": torch.full((2, 3), -1.0), "log_mu": torch.full((2, 3), -1.0)}
+    tensors[where][1, 2] = x
+    return Batch.padded(**tensors, mask=torch.ones(2, 3))
+
+
+VALUES = [
+    (lambda: value(torch.nan), r"log_pi is NaN on 1 of 6 tokens in the mask, first log_pi\[1, 2\] = nan\nhint: "),
+    (lambda: value(-torch.inf, "log_mu"), r"log_mu is infinite on 1 of 6 tokens.*log_mu\[1, 2\] = -inf\nhint: .*top-p"),
+    (lambda: value(0.5), r"log_pi is positive on 1 of 6 tokens.*\[1, 2\] = 0\.5\nhint: .*logits"),
+    (lambda: Batch.padded(zeros(2, 3), zeros(2, 3), zeros(2, 3)), r"the mask is empty: 0 of 6 tokens(.|\n)*hint: "),
+    (
+        lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([0, 3, 2, 4])),
+        r"cu_seqlens must not decrease, got 3 then 2 at index 2",
+    ),
+    (lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([0, 3])), r"cu_seqlens must run from 0 .*\(4\), got 0 to 3"),
+    (lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([1, 4])), r"got 1 to 4"),
+]
+
+
+@pytest.mark.parametrize(("build", "text"), VALUES)
+def test_impossible_values_are_refused_by_check(build, text):
+    batch = build()  # building reads no value, so it does not stop the device
+    with pytest.raises(ValueError, match=text):
+        batch.check()
+
+
+def test_check_looks_at_the_given_mask_not_at_what_is_left_of_it():
+    batch = Batch.padded(torch.full((1, 2), torch.nan), torch.zeros(1, 2), torch.ones(1, 2))
+    assert not batch.layout.mask.any()
+    with pytest.raises(ValueError, match="NaN on 2 of 2"):
+        batch.check()

@@ -1,0 +1,136 @@
+"""Confidence intervals: against other implementations, by brute force, and by their coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reweigh import bernoulli_kl, clustered, empirical_bernstein
+from reweigh.intervals import design_effect, t_quantile
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) if a else 0.0 for a, b in ((p, q), (1 - p, 1 - q)))
+
+
+@pytest.mark.parametrize("n", [1, 25, 400, 100_000])
+@pytest.mark.parametrize("mean", [0.0, 0.003, 0.3, 0.97, 1.0])
+def test_bernoulli_kl_is_the_set_it_says(mean, n):
+    """A scan of a fine grid finds the same ends."""
+    low, high = bernoulli_kl(mean, n)
+    grid = np.linspace(1e-6, 1 - 1e-6, 200_001)
+    inside = [m for m in grid if n * kl(mean, m) <= math.log(40)]
+    assert low <= mean <= high
+    if inside:
+        assert (low, high) == (pytest.approx(inside[0], abs=1.1e-5), pytest.approx(inside[-1], abs=1.1e-5))
+    else:
+        assert high - low < 1e-5
+
+
+def test_bernoulli_kl_covers_the_true_mean():
+    """Of 1, 10 and 200 draws of a coin, exactly by the binomial distribution: at least 95% in every case."""
+    for n in (1, 10, 200):
+        for p in (0.001, 0.02, 0.3, 0.5, 0.9):
+            ends = [bernoulli_kl(k / n, n) for k in range(n + 1)]
+            covered = sum(stats.binom.pmf(k, n, p) for k, (low, high) in enumerate(ends) if low <= p <= high)
+            assert covered >= 0.95, (n, p)
+
+
+def test_bernoulli_kl_scales_with_the_largest_value():
+    low, high = bernoulli_kl(0.2, 50)
+    assert bernoulli_kl(0.8, 50, high=4.0) == (pytest.approx(4 * low), pytest.approx(4 * high))
+    assert bernoulli_kl(0.3, 0) == (0.0, 1.0)
+    narrow, wide = bernoulli_kl(0.2, 50, alpha=0.5), bernoulli_kl(0.2, 50, alpha=0.001)
+    assert wide[0] < narrow[0] < 0.2 < narrow[1] < wide[1]
+
+
+def test_bernoulli_kl_by_hand_at_the_ends():
+    """With no success `n log(1 / (1 - m)) = log 40`, so m = 1 - 40^(-1/n)."""
+    assert bernoulli_kl(0.0, 10) == (0.0, pytest.approx(1 - 40 ** (-0.1)))
+    assert bernoulli_kl(1.0, 10) == (pytest.approx(40 ** (-0.1)), 1.0)
+
+
+def test_empirical_bernstein_by_hand():
+    log80 = math.log(80)
+    half = math.sqrt(2 * 0.04 * log80 / 1000) + 7 * log80 / (3 * 999)
+    assert empirical_bernstein(0.5, 0.04, 1000) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert empirical_bernstein(0.01, 0.04, 8) == (0.0, 1.0)
+    assert empirical_bernstein(0.5, 0.04, 1) == (0.0, 1.0)
+
+
+def test_bernoulli_kl_is_the_narrower_at_small_n():
+    low, high = bernoulli_kl(0.5, 64)
+    wide = empirical_bernstein(0.5, 0.25, 64)
+    assert high - low < 0.6 * (wide[1] - wide[0])
+
+
+@pytest.mark.parametrize("p", [0.9, 0.975, 0.995])
+@pytest.mark.parametrize(("df", "within"), [(1, 1e-6), (2, 1e-6), (3, 0.05), (4, 0.02), (10, 1e-3), (63, 1e-6)])
+def test_t_quantile_against_scipy(p, df, within):
+    assert t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=within)
+    assert t_quantile(1 - p, df) == pytest.approx(-t_quantile(p, df), rel=1e-9)
+
+
+def test_t_quantile_is_within_1_percent_from_4_degrees_of_freedom_on():
+    """At 95%, which is what the intervals ask for."""
+    for df in range(4, 64):
+        assert t_quantile(0.975, df) == pytest.approx(stats.t.ppf(0.975, df), rel=0.01)
+
+
+def test_clustered_with_clusters_of_one_is_the_t_interval():
+    x = np.random.default_rng(0).normal(size=40)
+    low, high = clustered(x, np.ones(40))
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 39, x.mean(), stats.sem(x)), rel=1e-5)
+
+
+def test_clustered_by_hand():
+    """Clusters of sums 6, 2 and counts 3, 1: mean 2, residuals 0 and 0. With 9, 1: mean 2.5, residuals 1.5, -1.5."""
+    assert clustered(np.array([6.0, 2.0]), np.array([3.0, 1.0])) == (2.0, 2.0)
+    half = stats.t.ppf(0.975, 1) * math.sqrt(2 * 1.5**2 * 2 / 1 / 16)
+    assert clustered(np.array([9.0, 1.0]), np.array([3.0, 1.0])) == pytest.approx((2.5 - half, 2.5 + half))
+
+
+def test_clustered_is_the_sandwich_of_a_regression_on_a_constant():
+    """The cluster-robust (CR1) variance of an intercept, written out with matrices."""
+    rng = np.random.default_rng(1)
+    cluster = rng.integers(0, 12, size=200)
+    y = rng.normal(size=200) + rng.normal(size=12)[cluster]
+    x = np.ones((200, 1))
+    bread = np.linalg.inv(x.T @ x)
+    residual = y - y.mean()
+    meat = sum(np.outer(v, v) for v in (x[cluster == c].T @ residual[cluster == c] for c in range(12)))
+    error = math.sqrt((bread @ meat @ bread)[0, 0] * 12 / 11)
+    total, count = (np.bincount(cluster, w, minlength=12) for w in (y, None))
+    low, high = clustered(total, count.astype(float))
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 11) * error, rel=1e-4)
+
+
+def test_clustered_leaves_out_empty_clusters_and_needs_two():
+    total, count = np.array([1.0, 0.0, 2.0, 3.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    assert clustered(total, count) == clustered(total[count > 0], count[count > 0])
+    assert clustered(np.array([5.0]), np.array([2.0])) == (-math.inf, math.inf)
+
+
+def test_clustered_covers_under_clustering_and_the_plain_interval_does_not():
+    rng = np.random.default_rng(2)
+    hits, naive = 0, 0
+    for _ in range(400):
+        effect = rng.normal(size=30)
+        y = effect[:, None] + 0.5 * rng.normal(size=(30, 8))
+        low, high = clustered(y.sum(1), np.full(30, 8.0))
+        hits += low <= 0 <= high
+        low, high = stats.t.interval(0.95, 239, y.mean(), stats.sem(y.ravel()))
+        naive += low <= 0 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+    assert naive / 400 < 0.7
+
+
+def test_design_effect_of_copies_is_their_number():
+    """Eight copies of each value carry the information of one."""
+    x = np.random.default_rng(3).normal(size=500)
+    got = design_effect(8 * x, np.full(500, 8.0), 4000.0, float(x.var()))
+    assert got == pytest.approx(8.0, rel=0.01)
+    assert design_effect(x, np.ones(500), 500.0, float(x.var())) == pytest.approx(1.0, rel=0.01)
+    assert design_effect(x, np.ones(500), 500.0, 0.0) == 1.0
+    assert design_effect(np.array([3.0]), np.array([3.0]), 3.0, 1.0) == 1.0
