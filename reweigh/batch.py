@@ -388,11 +388,9 @@ def _ratio(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor,
     dtype = torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
     diff = log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
     finite = diff.abs() < torch.inf  # False for NaN too; a difference of two finite log-probs is finite
-    if mask is None:
-        return torch.where(finite, diff, 0), finite, ~finite
-    given = mask.bool()
+    given = torch.ones_like(finite) if mask is None else mask.bool()
     live = given & finite
-    return torch.where(live, diff, 0), live, given & ~finite
+    return diff.masked_fill_(~live, 0), live, given ^ live
 
 
 def _column(x: Tensor) -> Tensor:

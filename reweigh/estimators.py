@@ -11,7 +11,7 @@ from torch import Tensor
 from reweigh.batch import Batch, Layout
 from reweigh.divergences import log_ratio
 from reweigh.levels import Level, Unit, heads
-from reweigh.transforms import Clip, Identity, MeanAtMost, ParetoSmooth, Transform
+from reweigh.transforms import Clip, Identity, Transform
 
 Statistic = Callable[[Batch], Tensor]
 Normalise = Literal["batch", "prompt"]
@@ -78,9 +78,7 @@ class Estimator:
     @property
     def reads_batch(self) -> bool:
         """Whether a unit's weight depends on the other units of the batch (normalised, fitted or sorted)."""
-        return self.normalise is not None or any(
-            isinstance(f.transform, (MeanAtMost, ParetoSmooth)) for f in self.factors
-        )
+        return self.normalise is not None or any(f.transform.reads_batch for f in self.factors)
 
     def __call__(self, batch: Batch, log_normaliser: Tensor | None = None) -> "Weights":
         """Weights of the batch's units.

@@ -12,6 +12,7 @@ from reweigh.stats import RatioStats
 from reweigh.sums import CLUSTER, MOMENTS, POWERS
 
 Array = NDArray[np.float64]
+SERIES_LIMIT = 0.01  # nats: the first term left out, l^3 / 6, is then at most a third of a percent of l^2 / 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,14 @@ class HostSums:
         Dividing by the sample's own mean ratio takes out most of the noise that the mean of r^2 shares with it, and
         keeps the figure and the effective share of units one statement.
         """
+        if self.tiny:  # the variance of the log ratio: float32 sums resolve it long after they have lost e^l - 1
+            return max(0.0, self.total("l2") / self.n - (self.total("l") / self.n) ** 2)
         return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding."""
+        return bool(max(self.peaks[0], self.peaks[1]) < SERIES_LIMIT)
 
     @property
     def shift_max(self) -> float:

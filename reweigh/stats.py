@@ -134,7 +134,7 @@ class RatioStats:
             peaks=torch.stack([peak.max(), (-l.amin()).double(), largest_gap]),
             top=top,
             clusters=empty.clusters.index_add(0, bucket(batch), per_cluster),
-            dropped=empty.dropped if batch.dropped is None else batch.dropped.sum().double(),
+            dropped=empty.dropped if batch.dropped is None else batch.dropped.sum(dtype=torch.int32).double(),
         )
 
     def __add__(self, other: "RatioStats") -> "RatioStats":

@@ -11,7 +11,7 @@ from reweigh.host import HostSums, to_host
 from reweigh.intervals import bernoulli_kl, clustered
 from reweigh.stats import RatioStats
 from reweigh.sums import CAPS
-from reweigh.tail import refusal_of, renyi2_by_blocks, renyi2_lower, tail_index
+from reweigh.tail import exp, identity_holds, mean_ratio, refusal_of, renyi2_by_blocks, renyi2_lower, tail_index
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,7 @@ class Summary:
         tokens: tokens.
         dropped: tokens of the mask with a non-finite log-prob.
         numbers: by name, in reading order.
+        identity: whether the mean ratio can be 1, at a confidence of 99.9%.
         refusal: why moments of the ratio are refused; empty if they are not.
         note: what kept a check from being made; empty as a rule.
     """
@@ -60,7 +61,8 @@ class Summary:
     sequences: int
     tokens: int
     dropped: int
-    numbers: dict[str, Number] = field(default_factory=dict)
+    numbers: dict[str, Number] = field(default_factory=dict[str, Number])
+    identity: bool = True
     refusal: str = ""
     note: str = ""
 
@@ -94,13 +96,15 @@ def summarise(stats: RatioStats) -> Summary:
     khat, note = tail_index(h)
     means = _means(h)
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
-    refusal = refusal_of(h, khat, _mean_ratio(h), blocks)
+    identity = identity_holds(h)
+    refusal = refusal_of(h, khat, identity, blocks)
     tail = {"khat": Number(khat, sample=khat, meaning="Pareto tail index of the ratio; its variance exists below 0.5.")}
     if blocks is not None:
         what = "renyi2 extrapolated from shorter blocks of tokens: a model, as a check."
-        tail["renyi2_by_blocks"] = Number(blocks, sample=blocks, unit="nats", meaning=what)
+        value, error = blocks
+        tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
     numbers = means | _bounded(h) | _moments(h, refusal) | tail | (_token(h) if h.level == "token" else {})
-    return replace(base, numbers=numbers, refusal=refusal, note=note)
+    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note=note)
 
 
 def excess(stats: RatioStats, cap: float) -> Number:
@@ -117,21 +121,9 @@ def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tupl
     return clustered(combine(h.clusters), h.clusters["n"])
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 709 else math.inf  # the largest exponent of a float64
-
-
-def _mean_ratio(h: HostSums) -> tuple[float, float, float]:
-    scale = _exp(h.shift_max)
-    if math.isinf(scale):
-        return scale, 0.0, scale
-    low, high = _interval(h, lambda c: c["w1"] * scale)
-    return _exp(h.log_power(1.0) - math.log(h.n)), max(0.0, low), high
-
-
 def _means(h: HostSums) -> dict[str, Number]:
     k1 = -h.total("l") / h.n
-    mean, low, high = _mean_ratio(h)
+    mean, low, high = mean_ratio(h)
     mean_abs = h.total("abs") / h.n
     spread = math.sqrt(max(0.0, h.total("l2") / h.n - k1 * k1))
     what = "Mean of pi/mu; 1 if the logged log-probs are those that were sampled from."
@@ -139,8 +131,11 @@ def _means(h: HostSums) -> dict[str, Number]:
     what = "KL(mu||pi) by -log r: unbiased; below 0 only by noise or a fault."
     out["kl_k1"] = Number(k1, *_interval(h, lambda c: -c["l"]), k1, "nats", what)
     if h.level == "token":
-        scale, k3 = _exp(h.shift_max), mean - 1 + k1
-        ends = _interval(h, lambda c: c["w1"] * scale - c["n"] - c["l"]) if scale < math.inf else (0.0, math.inf)
+        scale, k3 = exp(h.shift_max), h.total("l2") / h.n / 2 if h.tiny else mean - 1 + k1
+        if h.tiny:
+            ends = _interval(h, lambda c: c["l2"] / 2)
+        else:
+            ends = _interval(h, lambda c: c["w1"] * scale - c["n"] - c["l"]) if scale < math.inf else (0.0, math.inf)
         what = "KL(mu||pi) by r - 1 - log r: less noise for small gaps."
         out["kl_k3"] = Number(k3, *ends, k3, "nats", what)
     out["mean_abs"] = Number(mean_abs, *_interval(h, lambda c: c["abs"]), mean_abs, "nats", "Mean |log ratio|.")
@@ -150,7 +145,8 @@ def _means(h: HostSums) -> dict[str, Number]:
 
 def _bounded(h: HostSums) -> dict[str, Number]:
     tv = h.total("tv") / h.n
-    hellinger = max(0.0, 1 - math.exp(h.log_power(0.5) - math.log(h.n)))
+    series = -(h.total("l") / 2 + h.total("l2") / 8) / h.n
+    hellinger = max(0.0, series if h.tiny else 1 - math.exp(h.log_power(0.5) - math.log(h.n)))
     what = "Total variation between pi and mu: E (1 - r)_+, bounded, so honest under any tail."
     return {
         "tv": Number(tv, *bernoulli_kl(tv, h.effective_n), tv, "", what),

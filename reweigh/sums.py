@@ -42,6 +42,9 @@ ROWS = (*MOMENTS[2:7], *POWERS)
 CLUSTER = ("n", "l", "abs", "l2", "tv", "w1", "w2")
 
 
+# Copies of the grid that neighbouring units take turns in: nearly all fall into two cells, and adding to the same one
+# again and again would wait for the last sum each time.
+LANES = 8
 CHUNK = 1 << 15  # slots worked on at a time: some ten float32 arrays of that many fit a core's second-level cache
 
 
@@ -98,8 +101,11 @@ def ratio_sums(
         `[10, S]`, and `[3, bins, cells]`: count, sum of r and sum of r^2, the latter two 0 in the cell over the top.
     """
     rows = torch.zeros(len(ROWS), units.num_seqs, dtype=torch.float64, device=l.device)
-    grid = torch.zeros(3, NUM_BINS * (GRID_CELLS + 1), dtype=torch.float64, device=l.device)
-    by_seq, start = shift[bins].to(l.dtype), bins * (GRID_CELLS + 1)
+    cells = NUM_BINS * (GRID_CELLS + 1)
+    grid = torch.zeros(3, LANES * cells, dtype=torch.float64, device=l.device)
+    by_seq, start = shift[bins].to(l.dtype), (bins * (GRID_CELLS + 1)).to(l.dtype)
+    widest = parts[0][2].mask.numel()  # the first part is as large as any
+    lane = (torch.arange(widest, device=l.device) % LANES * cells).to(l.dtype)
     for tokens, seqs, part in parts:
         x, y, total = l[tokens], live[tokens], part.sum_zeroed
         e = (y - part.spread(by_seq[seqs])).exp_()
@@ -109,13 +115,13 @@ def ratio_sums(
         sums = [total(x), total(x * x), total(x.abs()), total(below), total(below * below)]
         sums += [total(e.sqrt()), total(e), total(e2), total(e2 * e), total(e2 * e2)]
         rows[:, seqs] += torch.stack(sums).double()
-        cell = (y - (GRID_LOW - GRID_STEP)).mul_(1 / GRID_STEP).clamp_(0, GRID_CELLS).long()
-        index = cell.add_(part.spread(start[seqs])).flatten()
+        cell = (y - (GRID_LOW - GRID_STEP)).mul_(1 / GRID_STEP).clamp_(0, GRID_CELLS).floor_()
+        index = cell.add_(part.spread(start[seqs])).flatten().add_(lane[: cell.numel()]).long()
         r = y.clamp(max=GRID_TOP).exp_().flatten().double()
-        grid[0].index_add_(0, index, torch.ones_like(r))
-        grid[1].index_add_(0, index, r)
-        grid[2].index_add_(0, index, r * r)
-    grid = grid.view(3, NUM_BINS, GRID_CELLS + 1)
+        grid[0].scatter_add_(0, index, torch.ones_like(r))
+        grid[1].scatter_add_(0, index, r)
+        grid[2].scatter_add_(0, index, r * r)
+    grid = grid.view(3, LANES, NUM_BINS, GRID_CELLS + 1).sum(1)
     grid[1:, :, -1] = 0
     # Slots without a unit were counted in the lowest cell, with r = 0: what the other cells leave is its true count.
     n = sum_by_bin(units.lengths[None].double(), bins)[0]
@@ -139,7 +145,7 @@ def gaps(batch: Batch, parts: Parts) -> tuple[Tensor, Tensor]:
         gap = pi.sub_(mu).abs_()
         rows[:, seqs] += torch.stack([part.sum_zeroed(gap), short]).double()
         peak = torch.maximum(peak, gap.amax())
-    return rows, torch.where(layout.mask.any(), peak, -torch.inf).double()
+    return rows, torch.where(layout.lengths.sum() > 0, peak, -torch.inf).double()
 
 
 def hybrid(batch: Batch, l: Tensor, parts: Parts) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from reweigh.host import HostSums
-from reweigh.intervals import bernoulli_kl_end
+from reweigh.intervals import bernoulli_kl_end, clustered
 from reweigh.sums import BLOCK_SIZES, CAPS
 from reweigh.transforms import smoothed_tail
 
@@ -13,17 +13,18 @@ MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari
 MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable
 MAX_SHARE = 0.2  # heuristic: one unit with a fifth of all weight decides the estimate
 MIN_IDENTITY_GAP = 1e-3  # |mean ratio - 1| below which a million tokens would flag trivia
+IDENTITY_ALPHA = 1e-3  # it is tested at every step and for every slice: at 5%, honest runs would fail every day
 MAX_BLOCK_ERROR = 0.25  # relative standard error of a block's mean square that still makes it a check
 MIN_BLOCK_RENYI2 = 0.1  # nats: below it the sample and the blocks both say "small"
 
 
-def refusal_of(h: HostSums, khat: float | None, mean: tuple[float, float, float], blocks: float | None) -> str:
+def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[float, float] | None) -> str:
     """Why moments of the ratio cannot be told from this sample; empty if they can (first reason found).
 
     Args:
         h: the sums.
         khat: tail index, None if it could not be had.
-        mean: mean ratio, and the ends of its interval.
+        identity: whether the mean ratio can be 1.
         blocks: `renyi2_by_blocks`.
     """
     n = h.n
@@ -39,15 +40,38 @@ def refusal_of(h: HostSums, khat: float | None, mean: tuple[float, float, float]
     s2 = max(h.total("l2") / n - k1 * k1, 2 * k1)
     if s2 > math.log(n):
         return f"{n:.0f} units are fewer than exp({s2:.1f}), what a log-ratio spread like this one needs"
-    value, low, high = mean
-    if not low <= 1 <= high and abs(value - 1) > MIN_IDENTITY_GAP:
+    if not identity:
+        value = exp(h.log_power(1.0) - math.log(n))
         return f"the mean ratio {value:.3g} is not 1, so mu is not what was sampled from, or pi's support is wider"
-    if blocks is not None and blocks > 2 * h.renyi2 and blocks > MIN_BLOCK_RENYI2:
-        return f"log(1 + chi2) is {h.renyi2:.2g} in the sample but {blocks:.2g} by blocks of tokens: its tail is unseen"
+    least = 0.0 if blocks is None else blocks[0] - 2 * blocks[1]
+    if blocks is not None and least > 2 * h.renyi2 and least > MIN_BLOCK_RENYI2:
+        return (
+            f"log(1 + chi2) is {h.renyi2:.2g} in the sample but {blocks[0]:.2g} by blocks of tokens: its tail is unseen"
+        )
     return ""
 
 
-def renyi2_by_blocks(h: HostSums) -> float | None:
+def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Mean ratio and the ends of its clustered interval; infinite where it is more than a float64 can hold."""
+    scale = exp(h.shift_max)
+    if math.isinf(scale):
+        return scale, 0.0, scale
+    low, high = clustered(h.clusters["w1"] * scale, h.clusters["n"], alpha)
+    return exp(h.log_power(1.0) - math.log(h.n)), max(0.0, low), high
+
+
+def identity_holds(h: HostSums) -> bool:
+    """Whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from."""
+    value, low, high = mean_ratio(h, IDENTITY_ALPHA)
+    return low <= 1 <= high or abs(value - 1) <= MIN_IDENTITY_GAP
+
+
+def exp(x: float) -> float:
+    """e^x, infinite where a float64 cannot hold it."""
+    return math.exp(x) if x < 709 else math.inf
+
+
+def renyi2_by_blocks(h: HostSums) -> tuple[float, float] | None:
     """`(T / size) log mean r_block^2` of the largest blocks whose mean square is known to 25%; else None.
 
     Source: blocks as independent draws; the rule for the size is ours.
@@ -58,7 +82,9 @@ def renyi2_by_blocks(h: HostSums) -> float | None:
             continue
         error = math.sqrt(max(0.0, fourths / squares**2 - 1 / count))
         if error < MAX_BLOCK_ERROR:
-            return float(length / size * (math.log(squares / count) + 2 * shift))
+            blocks = length / size
+            # The error of a log is the relative one, and there are that many blocks to a sequence.
+            return float(blocks * (math.log(squares / count) + 2 * shift)), float(blocks * error)
     return None
 
 

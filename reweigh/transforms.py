@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ class Transform(ABC):
     """`(x, valid) -> (log_w, keep)`: x is the level's value of each unit, valid says which units exist.
 
     `keep` is never True where `valid` is False. What `log_w` holds at a unit that is not kept is not read.
+
+    Attributes:
+        reads_batch: whether a unit's result depends on the other units of the batch; False unless a subclass says so.
     """
+
+    reads_batch: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,6 +244,7 @@ class MeanAtMost(Transform):
         ValueError: unless bound >= 0.
     """
 
+    reads_batch: ClassVar[bool] = True
     bound: float
 
     def __post_init__(self) -> None:
@@ -272,6 +278,7 @@ class ParetoSmooth(Transform):
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
     """
 
+    reads_batch: ClassVar[bool] = True
     min_units: int = 25
 
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ def _identity(s: Summary) -> list[Finding]:
     assert mean.low is not None
     assert mean.high is not None
     assert k1.high is not None
-    if not mean.low <= 1 <= mean.high and abs(mean.value - 1) > MIN_IDENTITY_GAP:
+    if not s.identity:
         return [
             Finding(
                 "fail",

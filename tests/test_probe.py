@@ -333,6 +333,7 @@ class Behaviour:
     raw: bool = False  # log-probs before temperature and top-p
     short: bool = False  # one log-prob too few
     seconds: float = 0.0  # before each completion
+    dropped_of: int = 1_000_000  # completions that this happens to
     dropped: tuple[int, ...] = ()  # positions without log-probs, as llama.cpp has where a character is not yet whole
     bodies: list[dict] = field(default_factory=list)
 
@@ -399,8 +400,9 @@ def serve(folder: Path) -> Iterator[Serve]:
                     return reply
                 word = "prob" if body["post_sampling_probs"] else "logprob"
                 values = torch.tensor(log_mu).exp().tolist() if word == "prob" else log_mu
+                dropped = behaviour.dropped if len(behaviour.bodies) <= behaviour.dropped_of else ()
                 pairs = enumerate(zip(one.token_ids, values, strict=True))
-                given = [{"id": i, word: value} for t, (i, value) in pairs if t not in behaviour.dropped]
+                given = [{"id": i, word: value} for t, (i, value) in pairs if t not in dropped]
                 return reply | {"completion_probabilities": given}
 
             def choice(self, one: Sample, log_mu: list[float]) -> dict:
@@ -481,6 +483,7 @@ def test_server_that_is_busy_at_first(serve, connect):
 FAULTS = [
     (Behaviour(always=503), "failed 4 times; the last time: 503"),
     (Behaviour(always=400), "answers 400"),
+    (Behaviour(always=500), "hint: it must take prompts of token ids"),
     (Behaviour(always=401), "hint: set REWEIGH_API_KEY or --api-key"),
     (Behaviour(always=404), "answers 404"),
     (Behaviour(logprobs=False), "gave no log-probs (got None)"),
@@ -615,6 +618,11 @@ def test_command_tells_of_cut_responses(run, small, serve, tmp_path):
     result = run(*small, "--engine", "openai", "--url", serve(behaviour), "--out", out)
     assert "20 of 20 responses end before a token whose log-prob was not given" in result.stderr
     assert {len(x) for x in pq.read_table(out)["log_mu"].to_pylist()} == {3}
+    behaviour.dropped = (0,)
+    behaviour.dropped_of = len(behaviour.bodies) + 1
+    result = run(*small, "--engine", "openai", "--url", serve(behaviour), "--out", out)
+    assert "1 responses were cut before their first token and are left out" in result.stderr
+    assert pq.read_table(out).num_rows == 19
 
 
 @pytest.mark.parametrize(
@@ -759,6 +767,29 @@ def test_rollouts_cut_off_or_broken(run, small, tmp_path):
         read_rollouts(path)
     path.write_text(lines[0] + "\n")
     assert "has no samples" in run("--rescore", path).stderr
+
+
+ROOT = Path(__file__).parent.parent
+TABLE = [line for line in (ROOT / "docs" / "probe.md").read_text().split("\n") if line.startswith("| `")]
+MEASURED = [line.split("|")[1:-1] for line in TABLE if ".parquet`" in line]
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row[0].strip())
+def test_records_of_real_engines_have_the_documented_gap(row):
+    name, _, gap, _, _, sd, _, ess = (cell.strip() for cell in row)
+    batches = [part.batch for part in read_batches(ROOT / "examples" / "records" / name.strip("`"))]
+    tokens = torch.cat([batch.log_ratio for batch in batches])
+    seqs = torch.cat([batch.layout.sum(batch.log_ratio) for batch in batches]).double()
+    assert len(seqs) == 64
+    assert float(tokens.abs().mean()) == pytest.approx(float(gap), rel=0.05)
+    assert float(seqs.std()) == pytest.approx(float(sd), rel=0.05)
+    assert float(seqs.exp().sum() ** 2 / seqs.mul(2).exp().sum() / 64) == pytest.approx(float(ess), rel=0.05)
+
+
+def test_every_example_is_documented():
+    on_disk = {path.name for path in (ROOT / "examples" / "records").glob("*.parquet")}
+    assert {row[0].strip().strip("`") for row in MEASURED} == on_disk
+    assert len(on_disk) == 5
 
 
 @pytest.mark.slow

@@ -17,8 +17,7 @@ from reweigh.records import RunInfo, Violation, expand, read_batches, read_info
 from reweigh.records.parquet import parquet_rows
 from reweigh.records.paths import Paths, format_of
 from reweigh.records.rules import check_values
-from reweigh.summary import Number, Summary, excess, summarise
-from reweigh.tail import MIN_IDENTITY_GAP
+from reweigh.summary import Summary, excess, summarise
 from reweigh.verdict import Finding, Verdict, judge
 
 PART_TOKENS = 1 << 18  # of one part: enough to be fast, little enough for progress to move and memory to stay small
@@ -97,7 +96,7 @@ def _conclude(sums: Sums, files: tuple[FileRead, ...], plan: Plan) -> Audit:
         summary = summarise(stats)
         if summary.n:
             levels[name] = summary
-    wrong = any(_is_not_one(summary["mean_ratio"]) for summary in levels.values())
+    wrong = not all(summary.identity for summary in levels.values())
     for name, summary in levels.items():
         cut = excess(sums.levels[name], SHOWN_CAP)
         if wrong:  # it is what is missing from a mean of 1
@@ -118,13 +117,6 @@ def _conclude(sums: Sums, files: tuple[FileRead, ...], plan: Plan) -> Audit:
         sums.positive,
         _notes(files, levels, sums),
     )
-
-
-def _is_not_one(mean: Number) -> bool:
-    value, low, high = mean.value, mean.low, mean.high
-    if value is None or low is None or high is None:
-        return False
-    return not low <= 1 <= high and abs(value - 1) > MIN_IDENTITY_GAP
 
 
 def _refuse(path: Path, violation: Violation) -> None:

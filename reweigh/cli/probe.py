@@ -177,7 +177,7 @@ def _sample(
         engine = start_engine(options)
     try:
         with closing(engine), reporting(console, "sampling", len(prompts) * settings.n) as progress:
-            sample(
+            num_empty = sample(
                 rollouts,
                 engine,
                 tokenizer,
@@ -190,6 +190,13 @@ def _sample(
     except BaseException:
         _say_resume(console, rollouts, out)
         raise
+    if num_empty == len(prompts) * settings.n:
+        raise ProbeError(
+            f"--engine {options.name.value}: all {num_empty} responses were cut before their first token\n"
+            "hint: the engine gave no log-prob for any first token; try other prompts."
+        )
+    if num_empty:
+        _say(console, f"{num_empty} responses were cut before their first token and are left out")
 
 
 def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path) -> None:

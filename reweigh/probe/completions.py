@@ -105,7 +105,7 @@ def _token_ids(choice: Any, logprobs: Any, url: str) -> list[Any]:
     raise ProbeError(
         f"--url: {url} gave log-probs without token ids\n"
         "hint: text does not say which tokens were drawn, so the trainer cannot score them. vLLM (return_token_ids), "
-        "SGLang and llama.cpp's own llama-server give ids; llama-cpp-python's server does not."
+        "SGLang and llama.cpp's own llama-server give ids."
     )
 
 

@@ -14,7 +14,7 @@ from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, Samplin
 from reweigh.probe.parallel import in_parallel
 
 # What a busy or restarting server answers; anything else will not get better by asking again.
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 # Tokens drawn in one context at both of these have other log-probs, unless temperature is left out of them.
 _WARM = SamplingSettings(temperature=1.0, max_tokens=8, n=8)
 _COOL = SamplingSettings(temperature=0.5, max_tokens=8, n=8)
@@ -230,7 +230,10 @@ def _read(reply: httpx.Response) -> Any:
             f"--url: {url} answers 404: {text}\nhint: the base url ends in /v1; --served-model is the server's name."
         )
     if reply.status_code >= 400:
-        raise ProbeError(f"--url: {url} answers {reply.status_code}: {text}\nhint: the server refused this request.")
+        raise ProbeError(
+            f"--url: {url} answers {reply.status_code}: {text}\n"
+            "hint: it must take prompts of token ids; its own log may have more."
+        )
     try:
         return reply.json()
     except ValueError as error:

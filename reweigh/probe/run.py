@@ -67,8 +67,13 @@ def sample(
     model: str,
     with_text: bool,
     progress: Progress,
-) -> None:
-    """Draw from the engine; each response is in the file at `path` before the next is waited for."""
+) -> int:
+    """Draw from the engine; each response is in the file at `path` before the next is waited for.
+
+    Returns:
+        How many responses were empty, and so are not in the file: cut before their first token.
+    """
+    num_empty = 0
     prompt_ids = tokenize(prompts, tokenizer)
     samples = engine.sample(prompt_ids, settings, lambda tokens: progress(0, tokens))
     run = _run_id(engine.info, settings)
@@ -77,6 +82,7 @@ def sample(
         for one in samples:
             progress(1, 0)
             if not one.token_ids:
+                num_empty += 1
                 continue
             prompt = prompts[one.prompt]
             writer.write(
@@ -90,6 +96,7 @@ def sample(
                     text=str(tokenizer.decode(list(one.token_ids))) if with_text else None,
                 )
             )
+    return num_empty
 
 
 def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress) -> Summary:
