@@ -95,3 +95,9 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
         if code.startswith("# not run"):
             continue
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), scope)
+
+
+def test_the_table_of_estimators_is_that_of_the_code():
+    script = ROOT / "docs" / "estimators.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "up to date")
