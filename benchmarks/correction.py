@@ -76,12 +76,14 @@ def main() -> None:
             call()
             if run >= 2:  # the first two warm the allocator and the caches
                 times[name].append((time.perf_counter() - start) * 1e3)
-    print(f"{shape[0]} x {shape[1]} slots, float32, {args.threads} thread(s), torch {torch.__version__}, median of {args.runs}")
+    what = f"{shape[0]} x {shape[1]} slots, float32, {args.threads} thread(s), torch {torch.__version__}"
+    print(f"{what}, median of {args.runs}")
     for name, ms in times.items():
         print(f"  {name:38s} {statistics.median(ms):9.2f} ms   [{min(ms):.2f}, {max(ms):.2f}]")
     if "verl 0.9.1: helper" in times:
         pairs = zip(times["verl 0.9.1: helper"], times["reweigh: weights and statistics"], strict=True)
-        print(f"  verl / reweigh (weights and statistics), median of pairs: {statistics.median(a / b for a, b in pairs):.2f}")
+        ratio = statistics.median(a / b for a, b in pairs)
+        print(f"  verl / reweigh (weights and statistics), median of pairs: {ratio:.2f}")
 
 
 if __name__ == "__main__":

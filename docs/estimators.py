@@ -1,7 +1,7 @@
 """Write the table of estimators, from their docstrings and from what is known of each, into the README and a page.
 
-    python docs/estimators.py            # rewrites README.md (between the markers) and docs/estimators.md
-    python docs/estimators.py --check    # says whether they are up to date; exit code 1 if not
+python docs/estimators.py            # rewrites README.md (between the markers) and docs/estimators.md
+python docs/estimators.py --check    # says whether they are up to date; exit code 1 if not
 """
 
 import inspect

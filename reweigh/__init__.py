@@ -3,12 +3,14 @@
 Data -> levels and transforms -> estimators -> losses; and data -> statistics -> verdict.
 """
 
-from reweigh.batch import Batch, Layout, Packed, Padded
+from reweigh.batch import Batch
+from reweigh.batchwise import MeanAtMost, ParetoSmooth
 from reweigh.caps import post_cap
 from reweigh.distributed import all_reduce, log_normaliser
 from reweigh.divergences import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 from reweigh.estimators import Estimator, Factor, Weights, for_advantage, self_normalised, weigh
 from reweigh.intervals import bernoulli_kl, clustered, empirical_bernstein
+from reweigh.layout import Layout, Packed, Padded
 from reweigh.levels import GEOMETRIC, LEVELS, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, WORST, Level
 from reweigh.losses import (
     cispo,
@@ -57,8 +59,6 @@ from reweigh.transforms import (
     AtMost,
     Clip,
     Identity,
-    MeanAtMost,
-    ParetoSmooth,
     Power,
     Reject,
     Screen,

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reweigh.batch import Batch, Layout
+from reweigh.batch import Batch
 from reweigh.divergences import log_ratio
+from reweigh.layout import Layout
 from reweigh.levels import Level, Unit, heads
 from reweigh.transforms import Clip, Identity, Transform
 

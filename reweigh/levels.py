@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reweigh.batch import Layout
+from reweigh.layout import Layout
 
 Unit = Literal["token", "turn", "sequence"]
 

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reweigh.batch import Batch, Layout
+from reweigh.batch import Batch
 from reweigh.estimators import Weights
+from reweigh.layout import Layout
 from reweigh.levels import GEOMETRIC
 
 Denominator = Tensor | float

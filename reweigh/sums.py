@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from reweigh.batch import Batch, Layout, Padded
+from reweigh.batch import Batch
+from reweigh.layout import Layout, Padded
 from reweigh.levels import Level, heads
 
 # The grid of caps: half octaves, 2^-4 to 2^20. Cell 0 is below the grid, the last cell above it.

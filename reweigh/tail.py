@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
+from reweigh.batchwise import smoothed_tail
 from reweigh.host import HostSums
 from reweigh.intervals import bernoulli_kl_end, clustered
 from reweigh.sums import BLOCK_SIZES, CAPS
-from reweigh.transforms import smoothed_tail
 
 MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
 MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable

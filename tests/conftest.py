@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 CORE = (
-    *("batch", "divergences", "levels", "transforms", "estimators", "named", "losses"),
+    *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses"),
     *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
 )
 HOOKED = [f"reweigh.{name}" for name in CORE]

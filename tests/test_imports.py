@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "reweigh"
 
 # From the bottom of the core to the command line; a line imports only lines above it.
 LAYERS = (
+    ("layout",),
     ("batch",),
     ("divergences", "levels", "intervals"),
     ("transforms", "sums"),
+    ("batchwise",),
     ("estimators", "stats", "caps"),
     ("host",),
     ("tail", "distributed"),
@@ -24,11 +26,11 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-CORE = {name for layer in LAYERS[:9] for name in layer}
+CORE = {name for layer in LAYERS[:11] for name in layer}
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "reweigh"}
 # What a function of a core module may import when it is called, because the module says that it needs an extra.
-OPTIONAL = {"transforms": {"arviz_stats"}}
+OPTIONAL = {"batchwise": {"arviz_stats"}}
 
 
 def modules():

@@ -6,7 +6,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from reweigh.batch import Batch, Packed
+from reweigh.batch import Batch
+from reweigh.layout import Packed
 
 
 class _Adds(Protocol):

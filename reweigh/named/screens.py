@@ -2,10 +2,11 @@
 
 import math
 
+from reweigh.batchwise import MeanAtMost
 from reweigh.divergences import k1, k2, k3, prob_diff, signed_binary_kl
 from reweigh.estimators import Estimator, for_advantage, weigh
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST
-from reweigh.transforms import AtMost, MeanAtMost, Reject, Screen, Truncate
+from reweigh.transforms import AtMost, Reject, Screen, Truncate
 
 
 def seq_mis(low: float = 0.0, high: float = 2.0) -> Estimator:

@@ -1,8 +1,9 @@
 """Named estimators that bend large ratios back smoothly, with no edge."""
 
+from reweigh.batchwise import ParetoSmooth
 from reweigh.estimators import Estimator, for_advantage, weigh
 from reweigh.levels import SEQUENCE
-from reweigh.transforms import ParetoSmooth, Shrink, SoftKernel
+from reweigh.transforms import Shrink, SoftKernel
 
 
 def psis() -> Estimator:
