@@ -4,8 +4,8 @@
     python benchmarks/correction.py --sequences 64 --length 8192 --threads 1
 
 verl computes truncated sequence weights and its metrics, one rejection option included. reweigh computes the same
-weights, `RatioStats` at token and at sequence level (more than verl's metrics: tail, grid of caps, clusters, blocks), and
-the numbers with their intervals.
+weights, `RatioStats` at token and at sequence level (more than verl's metrics: tail, grid of caps, clusters, blocks),
+and the numbers with their intervals.
 """
 
 import argparse
