@@ -107,6 +107,7 @@ def ratio_sums(
     by_seq, start = shift[bins].to(l.dtype), (bins * (GRID_CELLS + 1)).to(l.dtype)
     widest = parts[0][2].mask.numel()  # the first part is as large as any
     lane = (torch.arange(widest, device=l.device) % LANES * cells).to(l.dtype)
+    one = torch.ones(widest, dtype=torch.float64, device=l.device)
     for tokens, seqs, part in parts:
         x, y, total = l[tokens], live[tokens], part.sum_zeroed
         e = (y - part.spread(by_seq[seqs])).exp_()
@@ -119,7 +120,7 @@ def ratio_sums(
         cell = (y - (GRID_LOW - GRID_STEP)).mul_(1 / GRID_STEP).clamp_(0, GRID_CELLS).floor_()
         index = cell.add_(part.spread(start[seqs])).flatten().add_(lane[: cell.numel()]).long()
         r = y.clamp(max=GRID_TOP).exp_().flatten().double()
-        grid[0].scatter_add_(0, index, torch.ones_like(r))
+        grid[0].scatter_add_(0, index, one[: r.numel()])
         grid[1].scatter_add_(0, index, r)
         grid[2].scatter_add_(0, index, r * r)
     grid = grid.view(3, LANES, NUM_BINS, GRID_CELLS + 1).sum(1)
@@ -189,19 +190,20 @@ def bucket(batch: Batch) -> Tensor:
 def blocks(batch: Batch, parts: Parts) -> Tensor:
     """For each block size: whole blocks of live tokens, the shifted sums of their ratio's square and fourth power."""
     layout, lengths = batch.layout, batch.layout.lengths
-    values, rows = _smallest_blocks(batch, parts), []
-    seq, rank, _ = _block_places(lengths, BLOCK_SIZES[0], values.numel())
-    for previous, size in zip((BLOCK_SIZES[0], *BLOCK_SIZES), BLOCK_SIZES, strict=False):
+    values, rows, previous = _smallest_blocks(batch, parts), [], BLOCK_SIZES[0]
+    seq, rank, inside = _block_places(lengths, previous, values.numel())
+    for size in BLOCK_SIZES:
         if size > previous:
             into = _block_starts(lengths, size)[seq] + rank // (size // previous)
             bound = values.numel() // (size // previous) + layout.num_seqs + 1
             values = values.new_zeros(bound).index_add(0, into.clamp(max=bound - 1), values)
-        seq, rank, inside = _block_places(lengths, size, values.numel())
+            seq, rank, inside = _block_places(lengths, size, values.numel())
         whole = inside & ((rank + 1) * size <= lengths[seq])
         x = torch.where(whole, values.double(), -torch.inf)
         shift = x.amax().clamp(min=0)
         e2 = torch.exp(2 * (x - shift))
         rows.append(torch.stack([whole.sum().double(), e2.sum(), e2.square().sum(), shift]))
+        previous = size
     return torch.stack(rows)
 
 
@@ -209,16 +211,17 @@ def _smallest_blocks(batch: Batch, parts: Parts) -> Tensor:
     """Log ratio of each block of the smallest size, sequence after sequence, 0 behind the last."""
     layout, lr, size = batch.layout, batch.log_ratio, BLOCK_SIZES[0]
     # A bound that shapes alone give: the number of blocks is a value, and reading it would stop the device.
-    values = lr.new_zeros(lr.numel() // size + layout.num_seqs + 1)
+    values = lr.new_zeros(lr.numel() // size + layout.num_seqs + 2)
     start = _block_starts(layout.lengths, size).float()  # exact to 2^24 blocks, and faster than int64
-    done = torch.zeros_like(start)
+    done = torch.full_like(start, size - 1)
     for tokens, seqs, part in parts:
-        live = part.mask.float()
-        rank = part.cumsum_zeroed(live) - live + part.spread(done[seqs])  # live tokens before this one
-        index = rank.mul_(1 / size).floor_().add_(part.spread(start[seqs]))
-        values.index_add_(0, index.flatten().long(), lr[tokens].flatten())
+        # Counted from 1, so that slots before a sequence's first live token fall into the slot before its first block,
+        # to which they add 0.
+        block = part.cumsum_zeroed(part.mask.float()).add_(part.spread(done[seqs])).mul_(1 / size).floor_()
+        index = block.add_(part.spread(start[seqs])).flatten().long()
+        values.scatter_add_(0, index, lr[tokens].flatten())
         done[seqs] += part.lengths
-    return values
+    return values[1:]
 
 
 def _block_starts(lengths: Tensor, size: int) -> Tensor:
