@@ -65,10 +65,6 @@ class Layout(ABC):
         """Maximum per sequence: tokens -> `[S]`; -inf for an empty sequence."""
         return self.max_floored(torch.where(self.mask, x, -torch.inf))
 
-    def _count(self) -> Tensor:
-        # float32 counts exactly up to 2^24 tokens in one sequence, and sums faster than int64.
-        return self.sum_zeroed(self.mask.float()).long()
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -81,7 +77,7 @@ class Padded(Layout):
 
     def __post_init__(self) -> None:
         """Count the tokens once."""
-        object.__setattr__(self, "lengths", self._count())
+        object.__setattr__(self, "lengths", self.mask.sum(-1, dtype=torch.int32).long())
 
     @property
     def num_seqs(self) -> int:
@@ -149,7 +145,8 @@ class Packed(Layout):
         seq = bump.index_add(0, inner, torch.ones_like(inner)).cumsum(0)[:num_tokens]
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "seq", seq)
-        object.__setattr__(self, "lengths", self._count())
+        # float32 counts exactly up to 2^24 tokens in one sequence.
+        object.__setattr__(self, "lengths", self.sum_zeroed(self.mask.float()).long())
 
     @property
     def num_seqs(self) -> int:

@@ -46,7 +46,7 @@ CLUSTER = ("n", "l", "abs", "l2", "tv", "w1", "w2")
 # Copies of the grid that neighbouring units take turns in: nearly all fall into two cells, and adding to the same one
 # again and again would wait for the last sum each time.
 LANES = 8
-CHUNK = 1 << 15  # slots worked on at a time: some ten float32 arrays of that many fit a core's second-level cache
+CHUNK = 1 << 16  # slots worked on at a time: the few float32 arrays in use fit a core's second-level cache
 
 
 Parts = list[tuple[slice, slice, Layout]]
@@ -75,7 +75,7 @@ def tops(live: Tensor, units: Layout, bins: Tensor, count: int) -> tuple[Tensor,
     """
     by_bin = torch.full((NUM_BINS,), -torch.inf, dtype=torch.float64, device=live.device)
     by_bin = by_bin.scatter_reduce(0, bins, units.max_floored(live).double(), "amax")
-    flat, width = live.flatten(), 256
+    flat, width = live.flatten(), 64
     short = max(0, count - flat.numel())
     pad = short + -(flat.numel() + short) % width
     rows = (torch.cat([flat, flat.new_full((pad,), -torch.inf)]) if pad else flat).view(-1, width)
@@ -106,28 +106,28 @@ def ratio_sums(
     grid = torch.zeros(3, LANES * cells, dtype=torch.float64, device=l.device)
     by_seq, start = shift[bins].to(l.dtype), (bins * (GRID_CELLS + 1)).to(l.dtype)
     widest = parts[0][2].mask.numel()  # the first part is as large as any
-    lane = (torch.arange(widest, device=l.device) % LANES * cells).to(l.dtype)
+    lane = (torch.arange(LANES, device=l.device) * cells).to(l.dtype).repeat(widest // LANES + 1)
     one = torch.ones(widest, dtype=torch.float64, device=l.device)
     for tokens, seqs, part in parts:
         x, y, total = l[tokens], live[tokens], part.sum_zeroed
         e = (y - part.spread(by_seq[seqs])).exp_()
         e2 = e * e
-        below = (1 - x.clamp(max=0).exp_()).clamp_(min=0)
+        r = x.clamp(max=GRID_TOP).exp_()  # 1 where there is no unit
+        below = (1 - r).clamp_(min=0)
         # Each product is summed as it is made: ten of them at once would not fit the cache.
         sums = [total(x), total(x * x), total(x.abs()), total(below), total(below * below)]
         sums += [total(e.sqrt()), total(e), total(e2), total(e2 * e), total(e2 * e2)]
         rows[:, seqs] += torch.stack(sums).double()
         cell = (y - (GRID_LOW - GRID_STEP)).mul_(1 / GRID_STEP).clamp_(0, GRID_CELLS).floor_()
         index = cell.add_(part.spread(start[seqs])).flatten().add_(lane[: cell.numel()]).long()
-        r = y.clamp(max=GRID_TOP).exp_().flatten().double()
+        r = r.flatten().double()
         grid[0].scatter_add_(0, index, one[: r.numel()])
         grid[1].scatter_add_(0, index, r)
         grid[2].scatter_add_(0, index, r * r)
     grid = grid.view(3, LANES, NUM_BINS, GRID_CELLS + 1).sum(1)
     grid[1:, :, -1] = 0
-    # Slots without a unit were counted in the lowest cell, with r = 0: what the other cells leave is its true count.
-    n = sum_by_bin(units.lengths[None].double(), bins)[0]
-    grid[0, :, 0] = n - grid[0, :, 1:].sum(-1)
+    # Slots without a unit were counted in the lowest cell, each with r = 1: take them out again.
+    grid[:, :, 0] -= grid[0].sum(-1) - sum_by_bin(units.lengths[None].double(), bins)[0]
     return rows, grid
 
 
