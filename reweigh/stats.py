@@ -13,6 +13,7 @@ from reweigh.sums import (
     CHUNK,
     CLUSTER,
     GRID_CELLS,
+    GRID_TOP,
     MOMENTS,
     NUM_BINS,
     NUM_BUCKETS,
@@ -44,7 +45,7 @@ class RatioStats:
 
     Attributes:
         level: TOKEN, TURN or SEQUENCE: whose ratios these are.
-        moments: `[12, bins]`, see `MOMENTS`, by length of the sequence.
+        moments: `[13, bins]`, see `MOMENTS`, by length of the sequence.
         shift: `[bins]`, nats.
         powers: `[5, bins]`: sum of `e^(k (l - shift))` for k in `POWERS`.
         grid: `[3, bins, cells]`: count, sum of r and sum of r^2 of units in each cell of the log grid; only the count
@@ -119,7 +120,8 @@ class RatioStats:
         )
         over = hybrid(batch, l.squeeze(-1), parts) if whole else zero
         some = (n > 0).double()
-        moments = torch.stack([n, some, *plain, *gap, over, over * over, lengths * some])
+        longer = (torch.exp(l.squeeze(-1).clamp(max=GRID_TOP)) - 1) * lengths if whole else zero
+        moments = torch.stack([n, some, *plain, *gap, over, over * over, longer * some, lengths * some])
         down = torch.exp(shift - shift.max())[bins]
         l1, _, abs_l, tv, _ = plain
         per_cluster = torch.stack([n, l1, abs_l, plain[1], tv, powers[1] * down, powers[2] * down.square()], -1)

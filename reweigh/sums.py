@@ -35,6 +35,7 @@ MOMENTS = (
     "pu",  # sum over tokens of 1 - min(pi, mu): per-state TV is at most that
     "hybrid",  # sum over sequences of sum_t (min(r_t, top of grid) - r)_+
     "hybrid2",  # its squares
+    "longer",  # sum over sequences of (min(r, top of grid) - 1) length: its mean is how much longer pi's responses are
     "tokens",  # tokens
 )
 # What `ratio_sums` sums over each sequence's units: moments l to tv2, then the powers.
@@ -151,7 +152,10 @@ def gaps(batch: Batch, parts: Parts) -> tuple[Tensor, Tensor]:
 
 
 def hybrid(batch: Batch, l: Tensor, parts: Parts) -> Tensor:
-    """Per sequence, `sum_t (r_t - r)_+`: its mean bounds the bias of token importance sampling.
+    """Per sequence, `sum_t (r_t - r)_+` over live tokens: half of what bounds the bias of token importance sampling.
+
+    Where lengths vary, the other half is how much longer pi's responses are (`longer`): after its end a response has
+    token ratios of 1, which no sum over its tokens sees.
 
     Args:
         batch: the tokens.

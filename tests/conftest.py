@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 CORE = (
-    *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses"),
+    *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses", "caps"),
     *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
+    *("running_caps", "planner", "sga", "bounds"),
 )
 HOOKED = [f"reweigh.{name}" for name in CORE]
 

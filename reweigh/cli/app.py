@@ -20,6 +20,7 @@ class _Lazy:
 _COMMANDS = (
     _Lazy("probe", "Sample with an engine, rescore with a trainer, write records.", "reweigh.cli.probe"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
+    _Lazy("lab", "Exact results on small worlds: check them against a golden file.", "reweigh.cli.lab"),
     _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records"),
 )
 
