@@ -12,7 +12,7 @@ from reweigh.batch import Batch
 from reweigh.divergences import log_ratio
 from reweigh.layout import Layout
 from reweigh.levels import Level, Unit, heads
-from reweigh.transforms import Clip, Identity, Transform
+from reweigh.transforms import Identity, Transform
 
 Statistic = Callable[[Batch], Tensor]
 Normalise = Literal["batch", "prompt"]
@@ -98,7 +98,7 @@ class Estimator:
             x = f.of(batch) if f.scale == 1 else f.of(batch) * f.scale
             x = f.level.fold(x, layout)
             lw, k = f.transform(x, f.level.valid(layout))
-            moved = (lw != x) & k if isinstance(f.transform, Clip) else None
+            moved = (lw != x) & k if f.transform.moves_to_bound else None
             if f.level.unit == "sequence" and unit != "sequence":
                 lw, k = layout.spread(lw), layout.spread(k)
                 moved = None if moved is None else layout.spread(moved)
@@ -115,7 +115,7 @@ class Estimator:
         shift = shift if log_normaliser is None else log_normaliser
         if shift.dim() and unit != "sequence":
             shift = layout.spread(shift)
-        return replace(weights, log_w=weights.log_w - shift)
+        return Weights(log_w - shift, weights.keep, weights.bounded, valid, unit, layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class Weights:
     Attributes:
         log_w: nats; `[S]` if the unit is a sequence, else token-shaped.
         keep: units that take part.
-        bounded: kept units whose ratio a `Clip` or `Truncate` moved.
+        bounded: kept units whose ratio a `Clip`, `Truncate` or `TruncateAt` moved.
         valid: units that exist.
         unit: "token", "turn" or "sequence".
         layout: the batch's.

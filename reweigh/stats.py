@@ -1,6 +1,6 @@
 """Sums over raw ratios that merge: over micro-batches, ranks and files, all with one `+`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -170,10 +170,15 @@ class RatioStats:
         largest = torch.exp(self.shift.max() - shift.max())
         scale = torch.stack([torch.ones_like(largest)] * 5 + [largest, largest.square()])
         sums = self.blocks[:, :3] * torch.stack([torch.ones_like(down), down**2, down**4], 1)
-        return replace(
-            self,
+        return RatioStats(
+            self.level,
+            moments=self.moments,
             shift=shift,
             powers=self.powers * torch.exp(k * (self.shift - shift)),
+            grid=self.grid,
             blocks=torch.cat([sums, block_shift[:, None]], 1),
+            peaks=self.peaks,
+            top=self.top,
             clusters=self.clusters * scale,
+            dropped=self.dropped,
         )
