@@ -16,9 +16,12 @@ class Transform(ABC):
 
     Attributes:
         reads_batch: whether a unit's result depends on the other units of the batch; False unless a subclass says so.
+        moves_to_bound: whether a weight that is not the ratio is a bound, to be counted; False unless a subclass says
+            so.
     """
 
     reads_batch: ClassVar[bool] = False
+    moves_to_bound: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +51,7 @@ class Clip(Transform):
         ValueError: unless 0 <= low <= high.
     """
 
+    moves_to_bound: ClassVar[bool] = True
     low: float = 0.0
     high: float = math.inf
 
