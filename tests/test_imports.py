@@ -17,7 +17,7 @@ LAYERS = (
     ("batchwise",),
     ("estimators", "stats", "caps"),
     ("host", "running_caps"),
-    ("tail", "distributed"),
+    ("adaptive", "tail", "distributed"),
     ("summary",),
     ("verdict", "named", "losses"),
     ("testing",),

@@ -1,7 +1,8 @@
 """Named estimators that keep every token: no weight, the ratio itself, or the ratio with a cap."""
 
+from reweigh.adaptive import CapRule, TruncateAt
 from reweigh.estimators import Estimator, self_normalised, weigh
-from reweigh.levels import GEOMETRIC, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN
+from reweigh.levels import GEOMETRIC, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, Level
 from reweigh.transforms import Clip, Truncate
 
 
@@ -107,33 +108,34 @@ def geo_is() -> Estimator:
     return weigh(GEOMETRIC)
 
 
-def token_tis(cap: float = 2.0) -> Estimator:
+def token_tis(cap: float | CapRule = 2.0) -> Estimator:
     """`w_t = min(pi_t/mu_t, cap)`: token IS without its tail.
 
     When: the default of most frameworks; second moment at most `min(cap, 1 + chi2)` a token. Cost: one exp a token.
 
     Args:
-        cap: ratio pi/mu; 2 in verl, slime, SkyRL, ms-swift; 3 in TRL; 5 in AReaL and OpenRLHF; 1.2 in ROLL.
+        cap: ratio pi/mu, or a rule such as `balance()`; 2 in verl, slime, SkyRL, ms-swift; 3 in TRL; 5 in AReaL and
+            OpenRLHF; 1.2 in ROLL.
 
     Also called: `rollout_is=token` (verl), `token_truncate` (TRL), `--use-tis` (slime), `tis` (NeMo-RL).
     Source: Yao et al. (2025), Your efficient RL framework secretly brings you off-policy RL training; Ionides (2008).
     """
-    return weigh(TOKEN, Truncate(cap))
+    return _truncated(TOKEN, cap)
 
 
-def prefix_tis(cap: float = 2.0) -> Estimator:
+def prefix_tis(cap: float | CapRule = 2.0) -> Estimator:
     """`w_t = min(prod_{s <= t} pi_s/mu_s, cap)`: the prefix ratio with a cap.
 
     When: as `prefix_is`, at lengths where the prefix ratio has a tail. Bias at most
     `K sum_t E(r_{0:t} - cap)_+` with an advantage of pi. Cost: one running sum and an exp a token.
 
     Args:
-        cap: ratio pi/mu.
+        cap: ratio pi/mu, or a rule such as `balance()`.
 
     Also called: close to V-trace's product of truncated ratios, which caps each factor and not the product.
     Source: Precup et al. (2000) for the ratio, Ionides (2008) for the cap.
     """
-    return weigh(PREFIX, Truncate(cap))
+    return _truncated(PREFIX, cap)
 
 
 def turn_tis(cap: float = 2.0) -> Estimator:
@@ -152,19 +154,20 @@ def turn_tis(cap: float = 2.0) -> Estimator:
     return weigh(TURN, Truncate(cap))
 
 
-def seq_tis(cap: float = 2.0) -> Estimator:
+def seq_tis(cap: float | CapRule = 2.0) -> Estimator:
     """`w = min(prod_t pi_t/mu_t, cap)`: the sequence ratio with a cap; bias at most `K E(r - cap)_+`.
 
     When: the gap matters and batches are large against `1 + chi2`. A fixed cap loses mass as sequences get longer:
     look at what `reweigh audit` says is retained. Cost: one sum and an exp a sequence.
 
     Args:
-        cap: ratio pi/mu. `post_cap(chi2)` gives the blog's rule, which ignores N.
+        cap: ratio pi/mu, or a rule that the data resolve, such as `tradeoff()` or `balance()`. `post_cap(chi2)` gives
+            the blog's rule, which ignores N.
 
     Also called: `rollout_is=sequence` (verl), `sequence_truncate` (TRL), `tis_level=sequence` (slime), cap 5 in SkyRL.
     Source: Li and Liu (2025), Part 2, Trade-offs; the bound used here is sharper than the post's by at least 8.
     """
-    return weigh(SEQUENCE, Truncate(cap))
+    return _truncated(SEQUENCE, cap)
 
 
 def cispo_cap(high: float = 5.0, low: float = 0.0) -> Estimator:
@@ -180,3 +183,14 @@ def cispo_cap(high: float = 5.0, low: float = 0.0) -> Estimator:
     Source: MiniMax (2025), MiniMax-M1, 2506.13585.
     """
     return weigh(TOKEN, Clip(low, high))
+
+
+def _truncated(level: Level, cap: float | CapRule) -> Estimator:
+    if not isinstance(cap, CapRule):
+        return weigh(level, Truncate(cap))
+    if cap.stats is not None and cap.stats.level.name != level.name:
+        raise ValueError(
+            f"{type(cap).__name__}: the cap is of {level.name} ratios, and the stats are {cap.stats.level.name} stats\n"
+            "hint: RatioStats.of(batch, level) with the level of the estimator; a rule without stats reads the batch."
+        )
+    return weigh(level, TruncateAt(cap))
