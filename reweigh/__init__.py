@@ -3,71 +3,13 @@
 Data -> levels and transforms -> estimators -> losses; and data -> statistics -> verdict.
 """
 
-from reweigh.batch import Batch
-from reweigh.batchwise import MeanAtMost, ParetoSmooth
-from reweigh.caps import post_cap
-from reweigh.distributed import all_reduce, log_normaliser
-from reweigh.divergences import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
-from reweigh.estimators import Estimator, Factor, Weights, for_advantage, self_normalised, weigh
-from reweigh.intervals import bernoulli_kl, clustered, empirical_bernstein
-from reweigh.layout import Layout, Packed, Padded
-from reweigh.levels import GEOMETRIC, LEVELS, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, WORST, Level
-from reweigh.losses import (
-    cispo,
-    gspo,
-    num_kept,
-    num_sequences,
-    num_tokens,
-    per_sequence_mean,
-    policy_gradient,
-    ppo_clip,
-)
-from reweigh.named import (
-    NAMED,
-    cispo_cap,
-    dppo_kl,
-    dppo_tv,
-    geo_is,
-    geo_mis,
-    geo_rs,
-    group_snis,
-    k1_rs,
-    k3_rs,
-    m2po,
-    naive,
-    opsm,
-    prefix_is,
-    prefix_tis,
-    psis,
-    seq_is,
-    seq_mis,
-    seq_tis,
-    shrunk_seq_is,
-    snis,
-    suffix_is,
-    token_is,
-    token_mis,
-    token_tis,
-    trm,
-    turn_tis,
-    vespo,
-)
-from reweigh.stats import RatioStats
-from reweigh.summary import Number, Summary, excess, summarise
-from reweigh.testing import check_estimator
-from reweigh.transforms import (
-    AtMost,
-    Clip,
-    Identity,
-    Power,
-    Reject,
-    Screen,
-    Shrink,
-    SoftKernel,
-    Transform,
-    Truncate,
-)
-from reweigh.verdict import Finding, Verdict, judge
+# ruff: noqa: F405 - the names below come with the star
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reweigh._public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -87,11 +29,28 @@ __all__ = [
     "cispo_cap", "post_cap", "prefix_tis", "seq_tis", "token_tis", "turn_tis",
     "dppo_kl", "dppo_tv", "geo_mis", "geo_rs", "k1_rs", "k3_rs", "m2po", "opsm", "seq_mis", "token_mis", "trm",
     "psis", "shrunk_seq_is", "vespo",
+    # rules that find a cap in the data: seq_tis(cap=balance())
+    "CapRule", "TruncateAt", "balance", "cubic", "post", "post_batch", "sqrt_n", "tradeoff",
     # losses and their denominators
     "cispo", "gspo", "policy_gradient", "ppo_clip",
     "num_kept", "num_sequences", "num_tokens", "per_sequence_mean",
     # statistics and the verdict
-    "Number", "RatioStats", "Summary", "all_reduce", "excess", "log_normaliser", "summarise",
+    "Number", "RatioStats", "Summary", "all_reduce", "log_normaliser", "summarise",
+    "excess", "excess_plain", "lost", "min2", "renyi2_at", "renyi2_models", "states_beyond",
     "bernoulli_kl", "clustered", "empirical_bernstein", "Finding", "Verdict", "judge",
 ]
 # fmt: on
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Load the public names, and torch with them, when the first is asked for: `reweigh --help` asks for none."""
+        if not name.startswith("__"):
+            public = import_module("reweigh._public")
+            globals().update({each: getattr(public, each) for each in __all__})
+            if name in globals():  # a module of the package, too
+                return globals()[name]
+        raise AttributeError(f"module 'reweigh' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Caps that the data choose: `seq_tis(cap=balance())`, from the batch at hand or from sums of many."""
+"""Rules that find a cap in the data: `seq_tis(cap=balance())`, from the batch at hand or from sums of many."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from torch import Tensor
 from reweigh.caps import largest_mean
 from reweigh.running_caps import balance_cap_of_stats
 from reweigh.stats import RatioStats
-from reweigh.sums import CAPS, POWERS
+from reweigh.sums import POWERS
 from reweigh.transforms import Transform
 
 
@@ -95,12 +95,30 @@ class balance(CapRule):  # noqa: N801 - a rule prints as one writes it
         return balance_cap_of_stats(stats, n).log_cap
 
 
-@final
 @dataclass(frozen=True)
-class post(CapRule):  # noqa: N801
-    """`C = sqrt(2 mean r^2)`: the rule of the blog post with the sample's second moment, which ignores N.
+class SecondMomentRule(CapRule):
+    """A cap that follows from `mean r^2`, the sample's `1 + chi2`, and N.
 
     Under a heavy tail the sample's second moment falls far short of 1 + chi2, and so does the cap.
+    """
+
+    @final
+    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        return self._of_m2(_log_mean(2 * l, units), n)
+
+    @final
+    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
+        return self._of_m2(_log_mean(stats.powers[POWERS.index(2.0)].log() + 2 * stats.shift, units), n)
+
+    @abstractmethod
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        """Log cap from the log of the second moment."""
+
+
+@final
+@dataclass(frozen=True)
+class post(SecondMomentRule):  # noqa: N801
+    """`C = sqrt(2 mean r^2)`: the rule of the blog post with the sample's second moment, which ignores N.
 
     Args:
         n: not read.
@@ -109,16 +127,29 @@ class post(CapRule):  # noqa: N801
     Source: `reweigh.caps.post_cap`, Li and Liu (2025), Part 2, The optimal balance.
     """
 
-    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
-        return (math.log(2) + _log_m2_of_sample(l, units)) / 2
-
-    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
-        return (math.log(2) + _log_m2_of_stats(stats, units)) / 2
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        return (math.log(2) + log_m2) / 2
 
 
 @final
 @dataclass(frozen=True)
-class cubic(CapRule):  # noqa: N801
+class post_batch(SecondMomentRule):  # noqa: N801
+    """`C = sqrt(2 mean r^2) N^(1/4)`: what the post's own bounds give for a batch of N.
+
+    Args:
+        n: units averaged in one step, at least 1; those that the cap is chosen on if None.
+        stats: at the level to cap.
+
+    Source: `reweigh.caps.post_batch_cap`.
+    """
+
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        return (math.log(2) + log_m2) / 2 + n.log() / 4
+
+
+@final
+@dataclass(frozen=True)
+class cubic(SecondMomentRule):  # noqa: N801
     """`C = (N (mean r^2)^2)^(1/3) / 2`: a closed-form bound's best cap, with the sample's second moment.
 
     Args:
@@ -128,11 +159,8 @@ class cubic(CapRule):  # noqa: N801
     Source: `reweigh.caps.cubic_cap`; ours.
     """
 
-    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
-        return (n.log() + 2 * _log_m2_of_sample(l, units)) / 3 - math.log(2)
-
-    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
-        return (n.log() + 2 * _log_m2_of_stats(stats, units)) / 3 - math.log(2)
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        return (n.log() + 2 * log_m2) / 3 - math.log(2)
 
 
 @final
@@ -156,75 +184,13 @@ class sqrt_n(CapRule):  # noqa: N801
 
 @final
 @dataclass(frozen=True)
-class tradeoff(CapRule):  # noqa: N801
-    """`argmin_C (1 - mean w)_+^2 + noise mean w^2 / (N (mean w)^2)` with `w = min(r, C)`, over half octaves from 1 up.
-
-    The first term is the mass that truncation loses, and so the square of the worst bias; the second is noise over
-    the effective number of weights. It knows what `balance` does not: that a step's direction counts and not its
-    length, and that the noise of a gradient is many times its own square, where the worst case has them equal. A cap
-    under 1 only changes the length of the step, at random, so there is none; on policy nothing is capped.
-
-    When: N is small against `1 + chi2`. At N = 64 it gives up what naive with a baseline would have had; see
-    docs/caps.md for the numbers.
-
-    Args:
-        noise: how many times the squared gradient a unit's own squared gradient is, over 0. 16 did best on worlds with
-            rewards of three kinds, and 8 to 32 nearly as well.
-        n: units averaged in one step, at least 1; those that the cap is chosen on if None.
-        stats: at the level to cap.
-
-    Raises:
-        ValueError: unless noise > 0 and n >= 1.
-
-    Example:
-        >>> import torch
-        >>> l = torch.tensor([-0.1, 0.1, 3.0, 0.0, -0.1, 0.0, 0.1, -0.2])
-        >>> print(f"{tradeoff().log_cap(l, torch.ones(8, dtype=torch.bool)).exp():.2f}")
-        1.00
-
-    Source: ours; `benchmarks/caps.py` measures it.
-    """
-
-    noise: float = 16.0
-
-    def __post_init__(self) -> None:
-        """Refuse a noise of nothing."""
-        CapRule.__post_init__(self)
-        if not self.noise > 0:
-            raise ValueError(f"tradeoff: noise must be > 0, got {self.noise}")
-
-    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
-        ordered = l.sort().values
-        # Units beyond the largest cap are never summed, so they may be e^800.
-        r = ordered.clamp(max=math.log(CAPS[-1])).exp()
-        log_caps = torch.tensor(CAPS[_FROM_ONE:], dtype=l.dtype, device=l.device).log()
-        count = torch.searchsorted(ordered, log_caps, right=True)
-        # With nothing in front, the sum of the first k stands at k.
-        sums = torch.nn.functional.pad(torch.stack([r, r * r]).cumsum(1), (1, 0)).index_select(1, count)
-        return self._least(len(ordered) - count, sums, units, n)
-
-    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
-        count, *sums = stats.grid.sum(1)[:, :-1].cumsum(1)[:, _FROM_ONE:]
-        return self._least(units - count, torch.stack(sums), units, n)
-
-    def _least(self, over: Tensor, sums: Tensor, units: Tensor, n: Tensor) -> Tensor:
-        """Log of the cap with the least proxy: of each, how many are over it, and sums of r and r^2 of the others."""
-        caps = torch.tensor(CAPS[_FROM_ONE:], dtype=sums.dtype, device=sums.device)
-        mean, square = (sums[0] + over * caps) / units, (sums[1] + over * caps * caps) / units
-        proxy = (1 - mean).clamp(min=0) ** 2 + self.noise * square / (n * mean * mean)
-        best = torch.where(mean > 0, proxy, torch.inf).argmin()
-        return caps.log().index_select(0, best[None]).squeeze(0)
-
-
-@final
-@dataclass(frozen=True)
 class TruncateAt(Transform):
     """A ratio over the rule's cap weighs the cap: `w = min(r, C)`, C being chosen on the batch or on the rule's stats.
 
     At TURN level a turn counts once for each of its tokens; give the rule stats of that level to count it once.
 
     Args:
-        rule: `balance()`, `tradeoff()`, `post()`, `cubic()`, `sqrt_n()`, or any other.
+        rule: `balance()`, `tradeoff()`, `post()`, `post_batch()`, `cubic()`, `sqrt_n()`, or any other.
     """
 
     reads_batch: ClassVar[bool] = True
@@ -236,14 +202,6 @@ class TruncateAt(Transform):
         return torch.minimum(x, self.rule.log_cap(x, valid).to(x.dtype)), valid
 
 
-_FROM_ONE = CAPS.index(1.0)  # caps of the grid that `tradeoff` looks at
-
-
-def _log_m2_of_sample(l: Tensor, units: Tensor) -> Tensor:
-    """`log(1 + chi2)` as the sample has it, at least 0 as any law has it."""
-    return (torch.logsumexp(2 * l, 0) - units.log()).clamp(min=0)
-
-
-def _log_m2_of_stats(stats: RatioStats, units: Tensor) -> Tensor:
-    squares = stats.powers[POWERS.index(2.0)].log() + 2 * stats.shift
+def _log_mean(squares: Tensor, units: Tensor) -> Tensor:
+    """`log(1 + chi2)` as the sample has it, from logs of what adds up to it; at least 0 as any law has it."""
     return (torch.logsumexp(squares, 0) - units.log()).clamp(min=0)

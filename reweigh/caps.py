@@ -24,6 +24,10 @@ class RatioLaw(Protocol):
         """`P_pi(r > C) = E_mu r 1{r > C}`: what rejection over C loses."""
         ...
 
+    def min2(self, cap: float) -> float:
+        """`E_mu min(r, C)^2`: second moment of the truncated ratio."""
+        ...
+
 
 def post_cap(chi2: float) -> float:
     """`C = sqrt(2 (1 + chi2))`: the cap of the blog post, from the chi-square of pi from mu at the level to cap.

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reweigh.intervals import design_effect
+from reweigh.intervals import Interval, bounded, design_effect
 from reweigh.stats import RatioStats
 from reweigh.sums import CLUSTER, MOMENTS, POWERS
 
@@ -56,12 +57,18 @@ class HostSums:
         """The largest shift, nats: what `clusters` is scaled by."""
         return float(self.shift.max())
 
-    @property
+    @cached_property
     def effective_n(self) -> float:
         """Number of independent units that would know the total variation as well as these clustered ones do."""
         mean = self.total("tv") / self.n
         variance = max(0.0, self.total("tv2") / self.n - mean * mean)
         return self.n / design_effect(self.clusters["tv"], self.clusters["n"], self.n, variance)
+
+    @cached_property
+    def tv_interval(self) -> Interval:
+        """95% interval of the total variation."""
+        n = self.n
+        return bounded(self.total("tv") / n, self.total("tv2") / n, n, self.effective_n)
 
     def total(self, name: str) -> float:
         """A moment over all length bins."""

@@ -2,12 +2,15 @@
 
 import math
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
+Method = Literal["best", "chernoff", "bernstein"]
+MANY = 4000  # units from which the better of both intervals is worth the 9% that the choice costs (docs/intervals.md)
 
 
 def bernoulli_kl(mean: float, n: float, high: float = 1.0, alpha: float = 0.05) -> Interval:
@@ -45,7 +48,9 @@ def bernoulli_kl_end(mean: float, n: float, end: float, high: float = 1.0, alpha
 def empirical_bernstein(mean: float, variance: float, n: float, high: float = 1.0, alpha: float = 0.05) -> Interval:
     """Interval `mean -+ (sqrt(2 V log(4 / alpha) / n) + 7 high log(4 / alpha) / (3 (n - 1)))`, values in [0, high].
 
-    Holds at every n. Narrower than `bernoulli_kl` only when the variance is small and n is large.
+    Holds at every n. Narrower than `bernoulli_kl` when V is far below the `mean (high - mean)` that a coin of 0 and
+    `high` would have, and n is in the hundreds or more. For the mean of min(r, 10) with log r of variance 0.25 the
+    widths are 1.4, 0.6 and 0.2 times as large at n = 64, 1,000 and 100,000; with variance 4, 1.7, 1.2 and 0.8.
 
     Args:
         mean: sample mean.
@@ -61,6 +66,69 @@ def empirical_bernstein(mean: float, variance: float, n: float, high: float = 1.
     log_term = math.log(4 / alpha)
     half = math.sqrt(2 * variance * log_term / n) + 7 * high * log_term / (3 * (n - 1))
     return max(0.0, mean - half), min(high, mean + half)
+
+
+def bounded(
+    mean: float, square: float, n: float, n_eff: float, high: float = 1.0, method: Method = "best", alpha: float = 0.05
+) -> Interval:
+    """Interval for the mean of values in [0, high]: `bernoulli_kl`, or `empirical_bernstein`, or the overlap of both.
+
+    Args:
+        mean: sample mean.
+        square: sample mean of squares, or more than that.
+        n: number of values.
+        n_eff: number of independent values that know as much.
+        high: the largest value there can be.
+        method: "best" is `bernoulli_kl` for fewer than 4,000 values, and from there the overlap of both, each with half
+            of alpha: at most 9% wider than the narrower one, and several times narrower than the other.
+        alpha: one minus the coverage.
+
+    Example:
+        >>> low, high = bounded(1.0, 1.01, 100_000, 100_000, high=2.0)
+        >>> print(f"{low:.4f} {high:.4f}")
+        0.9988 1.0012
+    """
+    if method == "best":
+        both = n >= MANY
+        low, high_end = bernoulli_kl(mean, n_eff, high, alpha / 2 if both else alpha)
+        if not both:
+            return low, high_end
+        other = bounded(mean, square, n, n_eff, high, "bernstein", alpha / 2)
+        return max(low, other[0]), min(high_end, other[1])
+    if method == "chernoff":
+        return bernoulli_kl(mean, n_eff, high, alpha)
+    if not n_eff > 1:
+        return 0.0, high
+    return empirical_bernstein(mean, max(0.0, square - mean * mean) * n_eff / (n_eff - 1), n_eff, high, alpha)
+
+
+def root_mean(mean: float, n: float, alpha: float = 0.05) -> Interval:
+    """Interval `{m in [0, 1] : (mean - m)^2 <= (1 - m^2) / (alpha n)}` for `E sqrt(r)`, given that E r is at most 1.
+
+    sqrt(r) is not bounded, but its second moment is: the variance is at most 1 - m^2, whatever the tail, and Chebyshev
+    does the rest. It narrows to nothing as m nears 1.
+
+    Args:
+        mean: sample mean of sqrt(r).
+        n: number of independent values.
+        alpha: one minus the coverage.
+
+    Returns:
+        (low, high), within [0, 1].
+
+    Example:
+        >>> low, high = root_mean(0.99, 10_000)
+        >>> print(f"{low:.3f} {high:.3f}")
+        0.981 0.995
+
+    Source: Chebyshev's inequality, solved for m as Wilson (1927) does for a coin.
+    """
+    if not n > 0:
+        return 0.0, 1.0
+    a = 1 / (alpha * n)
+    root = math.sqrt(a * max(0.0, 1 + a - mean * mean))
+    low, high = ((mean + sign * root) / (1 + a) for sign in (-1, 1))
+    return min(1.0, max(0.0, low)), min(1.0, max(0.0, high))
 
 
 def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:

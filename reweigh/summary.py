@@ -7,37 +7,27 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from reweigh.capped import excess as excess
+from reweigh.delta import delta_max
 from reweigh.host import HostSums, to_host
-from reweigh.intervals import bernoulli_kl, clustered
+from reweigh.intervals import bernoulli_kl, clustered, root_mean, t_quantile
+from reweigh.number import Number as Number
 from reweigh.stats import RatioStats
 from reweigh.sums import CAPS
-from reweigh.tail import exp, identity_holds, mean_ratio, refusal_of, renyi2_by_blocks, renyi2_lower, tail_index
+from reweigh.tail import (
+    drift_of,
+    exp,
+    identity_holds,
+    kl_pi_mu,
+    mean_ratio,
+    refusal_of,
+    renyi2_by_blocks,
+    renyi2_lower,
+    tail_index,
+    unseen_at_most,
+)
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A quantity as far as the data can tell it.
-
-    Attributes:
-        value: the estimate; None if refused.
-        low: lower end of its 95% interval; None if it has none.
-        high: upper end.
-        sample: the plug-in figure of this very sample, also when the value is refused: a fact about these units, and no
-            estimate of anything beyond them.
-        unit: what it is measured in.
-        meaning: one sentence.
-        refused: why there is no value; empty if there is one.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    sample: float | None = None
-    unit: str = ""
-    meaning: str = ""
-    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Summary:
         numbers: by name, in reading order.
         identity: whether the mean ratio can be 1, at a confidence of 99.9%.
         refusal: why moments of the ratio are refused; empty if they are not.
-        note: what kept a check from being made; empty as a rule.
+        note: what kept a check from being made, or what two figures that disagree mean; empty as a rule.
     """
 
     level: str
@@ -78,8 +68,9 @@ class Summary:
 def summarise(stats: RatioStats) -> Summary:
     """Numbers of the stats, with intervals and refusals. The one host sync.
 
-    Bounded quantities (TV, excess, retained mass) have Chernoff intervals at the effective number of units that
-    clustering leaves; means have clustered t intervals. Moments of the ratio itself (chi-square, the population's
+    Bounded quantities (TV; `excess`, `lost` and `min2` of `reweigh.capped`) have Chernoff intervals at the effective
+    number of units that clustering leaves, joined by empirical Bernstein ones from 4,000 units on; means have clustered
+    t intervals. Moments of the ratio itself (chi-square, the population's
     effective sample size) are refused when the sample cannot carry them, and then only certified bounds are given.
 
     Example:
@@ -96,25 +87,17 @@ def summarise(stats: RatioStats) -> Summary:
     khat, note = tail_index(h)
     means = _means(h)
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
-    identity = identity_holds(h)
+    identity = identity_holds(h, khat)
     refusal = refusal_of(h, khat, identity, blocks)
     tail = {"khat": Number(khat, sample=khat, meaning="Pareto tail index of the ratio; its variance exists below 0.5.")}
     if blocks is not None:
         what = "renyi2 extrapolated from shorter blocks of tokens: a model, as a check."
         value, error = blocks
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
-    numbers = means | _bounded(h) | _moments(h, refusal) | tail | (_token(h) if h.level == "token" else {})
-    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note=note)
-
-
-def excess(stats: RatioStats, cap: float) -> Number:
-    """`b(C) = E_mu (r - C)_+`, the weight that truncation at `cap` loses, with its interval.
-
-    Estimated as `1 - mean min(r, C)`, which is bounded, and so honest under any tail; it needs `E_mu r = 1`. Between
-    two caps of the grid the sample mean of min(r, C) is interpolated, which is exact to the spread within half an
-    octave.
-    """
-    return _excess(to_host(stats), cap)
+    numbers = means | _bounded(h) | _moments(h, refusal) | tail
+    numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
+    notes = (note, drift_of(h, blocks))
+    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note="; ".join(x for x in notes if x))
 
 
 def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tuple[float, float]:
@@ -128,6 +111,11 @@ def _means(h: HostSums) -> dict[str, Number]:
     spread = math.sqrt(max(0.0, h.total("l2") / h.n - k1 * k1))
     what = "Mean of pi/mu; 1 if the logged log-probs are those that were sampled from."
     out = {"mean_ratio": Number(mean, low, high, mean, "ratio", what)}
+    what = "pi's mass where mu has none: 1 - mean r; under a heavy tail also mass that this sample missed."
+    out["unseen"] = Number(1 - mean, 1 - high, 1 - low, 1 - mean, "", what)
+    most = unseen_at_most(h)
+    what = "An upper bound of pi's mass where mu has none, under any tail (95%)."
+    out["unseen_at_most"] = Number(most, None, most, most, "", what)
     what = "KL(mu||pi) by -log r: unbiased; below 0 only by noise or a fault."
     out["kl_k1"] = Number(k1, *_interval(h, lambda c: -c["l"]), k1, "nats", what)
     if h.level == "token":
@@ -148,16 +136,19 @@ def _bounded(h: HostSums) -> dict[str, Number]:
     series = -(h.total("l") / 2 + h.total("l2") / 8) / h.n
     hellinger = max(0.0, series if h.tiny else 1 - math.exp(h.log_power(0.5) - math.log(h.n)))
     what = "Total variation between pi and mu: E (1 - r)_+, bounded, so honest under any tail."
+    # Two upper bounds, each at 97.5%: the squared Hellinger distance is at most the total variation.
+    low, high = root_mean(1 - hellinger, h.effective_n, 0.025)
+    most = max(hellinger, min(1 - low, h.tv_interval[1]))
     return {
-        "tv": Number(tv, *bernoulli_kl(tv, h.effective_n), tv, "", what),
-        "hellinger": Number(hellinger, sample=hellinger, meaning="Squared Hellinger distance: 1 - E sqrt(r)."),
+        "tv": Number(tv, *h.tv_interval, tv, "", what),
+        "hellinger": Number(hellinger, 1 - high, most, hellinger, "", "Squared Hellinger distance: 1 - E sqrt(r)."),
     }
 
 
 def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
     log1, log2 = h.log_power(1.0), h.log_power(2.0)
     ess, share = math.exp(2 * log1 - log2), math.exp(h.top[0] - log1)
-    least = renyi2_lower(h)
+    least, reverse = renyi2_lower(h), kl_pi_mu(h)
 
     def told(value: float, unit: str, meaning: str) -> Number:
         return Number(None if refusal else value, None, None, value, unit, meaning, refusal)
@@ -167,6 +158,7 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
             h.renyi2, "nats", "log(1 + chi-square) of pi from mu, as log(n / ESS): the variance that weights add."
         ),
         "renyi2_at_least": Number(least, least, None, least, "nats", "A lower bound of renyi2 under any tail (95%)."),
+        "kl_pi_mu": told(reverse, "nats", "KL(pi||mu): mean r log r, self-normalised; never over log n in a sample."),
         "ess_fraction": told(
             ess / h.n, "", "Effective share of units under importance sampling: 1 / (1 + chi-square)."
         ),
@@ -175,20 +167,32 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
     }
 
 
-def _excess(h: HostSums, cap: float) -> Number:
+def _hybrid(h: HostSums, refusal: str) -> dict[str, Number]:
+    """What bounds the bias of token importance sampling, from sequences: see `bounds.token_is_bias_by_hybrids`."""
+    hybrid = h.total("hybrid") / h.n
+    variance = max(0.0, h.total("hybrid2") / h.n - hybrid * hybrid)
+    n_eff = h.effective_n
+    half = t_quantile(0.975, int(n_eff) - 1) * math.sqrt(variance / (n_eff - 1)) if n_eff >= 2 else math.inf
+    # E (r - 1) T = E (r - 1) (T - c) for every c, as E r = 1; with the mean length for c, equal lengths give 0 exactly
+    # and others much less noise. Ratios over the grid count as its top in the sum that is corrected, so here too.
     counts, sums, _ = (g.sum(0) for g in h.grid)
-    # Mean of min(r, C) at the caps of the grid; between them it is concave, and the chord is below it.
-    at_caps = [(sums[: i + 1].sum() + c * counts[i + 1 :].sum()) / h.n for i, c in enumerate(CAPS)]
-    mean = float(np.interp(cap, [0.0, *CAPS], [0.0, *at_caps]))
-    low, high = bernoulli_kl(min(mean, cap), h.effective_n, cap)
-    value = max(0.0, 1 - mean)
-    what = f"Mean weight that truncation at {cap:g} cuts off."
-    # A sample whose mean ratio is over 1 can leave 1 - low below 0, where no excess is.
-    return Number(value, max(0.0, 1 - high), max(0.0, 1 - low), value, "ratio", what)
+    mean = float(sums.sum() + counts[-1] * CAPS[-1]) / h.n
+    longer = h.total("longer") / h.n - (mean - 1) * h.total("tokens") / h.n
+    gap = max(0.0, 2 * hybrid + longer)
+    what = "Sum over tokens of E (r_t - r)_+: with one length for all, half of token_is_gap."
+    out = {"hybrid": Number(hybrid, max(0.0, hybrid - half), hybrid + half, hybrid, "", what)}
+    what = "How many tokens longer pi's responses are than mu's on average."
+    out["longer"] = Number(None if refusal else longer, None, None, longer, "tokens", what, refusal)
+    what = "2 hybrid + longer: times half the reward's range and the largest score norm, a bound of Token-IS's bias."
+    out["token_is_gap"] = Number(None if refusal else gap, None, None, gap, "", what, refusal)
+    return out
 
 
 def _token(h: HostSums) -> dict[str, Number]:
     low, high, peak = h.total("pd") / h.n, h.total("pu") / h.n, float(h.peaks[2])
+    length = h.total("tokens") / h.total("seqs")
+    tv = h.total("tv") / h.n
+    least, most = (length * x for x in h.tv_interval)
     counts = h.grid[0].sum(0)
     far = float(counts[_cell_above(2.0) :].sum() + counts[: _cell_above(0.5)].sum()) / h.n
     return {
@@ -200,6 +204,15 @@ def _token(h: HostSums) -> dict[str, Number]:
         ),
         "largest_gap": Number(
             peak, None, None, peak, "", "Largest |pi - mu|: the largest TV of a state is at least it."
+        ),
+        "delta_max": delta_max(h),
+        "tv_sum": Number(
+            tv * length,
+            least,
+            most,
+            tv * length,
+            "",
+            "TV summed over a response of mean length: sequence TV is at most it.",
         ),
         "beyond_2x": Number(
             far, *bernoulli_kl(min(far, 1.0), h.effective_n), far, "", "Share of tokens with a ratio outside [1/2, 2]."

@@ -15,7 +15,8 @@ from jaxtyping import install_import_hook
 CORE = (
     *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses", "caps"),
     *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
-    *("running_caps", "planner", "sga", "bounds"),
+    *("running_caps", "adaptive", "tradeoff_caps", "planner", "sga", "bounds", "vocabulary"),
+    *("number", "capped", "delta", "bootstrap", "extrapolate"),
 )
 HOOKED = [f"reweigh.{name}" for name in CORE]
 

@@ -1,6 +1,5 @@
 """Caps that the data choose: definitions, given caps, samples against sums, laws, one graph, no waiting, all ranks."""
 
-import importlib
 import math
 import pickle
 from dataclasses import replace
@@ -13,35 +12,44 @@ from batches import packed, random_batch, rows_of
 from test_compile import NoSync, flatten, tensors
 from test_distributed import free_port
 
+import reweigh
 from reweigh import (
     SEQUENCE,
     TOKEN,
     Batch,
+    CapRule,
     RatioStats,
-    adaptive,
+    TruncateAt,
     all_reduce,
+    balance,
     check_estimator,
+    cubic,
+    post,
+    post_batch,
     prefix_tis,
     self_normalised,
     seq_tis,
+    sqrt_n,
     token_mis,
     token_tis,
+    tradeoff,
     weigh,
 )
-from reweigh.adaptive import CapRule, TruncateAt, balance, cubic, post, sqrt_n, tradeoff
-from reweigh.caps import balance_cap_of_sample, cubic_cap, post_cap, sqrt_n_cap
+from reweigh.caps import balance_cap_of_sample, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap
+from reweigh.planner import FiniteRatio, LogNormalRatio
 from reweigh.sums import CAPS
+from reweigh.tradeoff_caps import tradeoff_cap
 
 
 def rules_of(a, stats=None):
     return (
-        *(a.balance(stats=stats), a.balance(n=64, stats=stats), a.post(stats=stats), a.cubic(stats=stats)),
-        *(a.cubic(n=100.0, stats=stats), a.sqrt_n(stats=stats), a.tradeoff(stats=stats)),
+        *(a.balance(stats=stats), a.balance(n=64, stats=stats), a.post(stats=stats), a.post_batch(stats=stats)),
+        *(a.cubic(stats=stats), a.cubic(n=100.0, stats=stats), a.sqrt_n(stats=stats), a.tradeoff(stats=stats)),
         a.tradeoff(2.0, n=7, stats=stats),
     )
 
 
-RULES = rules_of(adaptive)
+RULES = rules_of(reweigh)
 rules = pytest.mark.parametrize("rule", RULES, ids=repr)
 CAPPED = (seq_tis, token_tis, prefix_tis)
 
@@ -80,6 +88,7 @@ def test_rules_are_their_definitions(s, n):
     chi2, units = max(0.0, float((2 * l).exp().mean()) - 1), 200 if n is None else n
     assert cap(balance(n=n), l) == pytest.approx(float(balance_cap_of_sample(l, n=n).exp()), rel=1e-12)
     assert cap(post(n=n), l) == pytest.approx(post_cap(chi2), rel=1e-12)
+    assert cap(post_batch(n=n), l) == pytest.approx(post_batch_cap(chi2, units), rel=1e-12)
     assert cap(cubic(n=n), l) == pytest.approx(cubic_cap(chi2, units), rel=1e-12)
     assert cap(sqrt_n(n=n), l) == pytest.approx(sqrt_n_cap(units), rel=1e-12)
     for noise in (0.5, 16.0):
@@ -90,6 +99,24 @@ def test_the_tradeoff_finds_caps_between_1_and_the_top():
     """Else the comparison above would be of two constants."""
     caps = {cap(tradeoff(noise, n=n), sample(200, 2.5)) for noise in (0.5, 16.0) for n in (30, 5000.0)}
     assert len(caps) > 2
+
+
+@pytest.mark.parametrize("n", [4, 64, 1024])
+def test_the_tradeoff_of_a_law_is_that_of_a_sample_which_is_the_law(n):
+    l = sample(400, 1.5)
+    law = FiniteRatio((l - l.exp().mean().log()).numpy(), np.full(400, 1 / 400))
+    own = l - l.exp().mean().log()  # a mean ratio of 1, as a law has it
+    for noise in (2.0, 16.0):
+        assert tradeoff_cap(law, n, noise) == pytest.approx(cap(tradeoff(noise, n=n), own), rel=1e-12)
+
+
+def test_the_tradeoff_of_a_law_grows_with_the_batch_and_the_gap():
+    assert tradeoff_cap(LogNormalRatio(4.0), 16) < tradeoff_cap(LogNormalRatio(4.0), 4096)
+    assert tradeoff_cap(LogNormalRatio(0.01), 1024) > 1
+    with pytest.raises(ValueError, match=r"^tradeoff_cap: n must be >= 1, got 0.5$"):
+        tradeoff_cap(LogNormalRatio(1.0), 0.5)
+    with pytest.raises(ValueError, match=r"^tradeoff_cap: noise must be > 0, got -1.0$"):
+        tradeoff_cap(LogNormalRatio(1.0), 64, -1.0)
 
 
 @rules
@@ -214,14 +241,13 @@ def test_what_means_nothing_is_refused(call, text):
 def test_one_graph_and_no_waiting(unchecked, place, kind):
     """Of the batch, and of running stats that the step itself adds to."""
     rw = unchecked
-    module = importlib.import_module("reweigh.adaptive")
-    rule = rules_of(module)[place]
+    rule = rules_of(rw)[place]
     x = tensors() if kind == "padded" else flatten(tensors())
     running = rw.RatioStats.of(rw.Batch.padded(**tensors(7)), rw.SEQUENCE)
 
     def step(**x):
         batch = getattr(rw.Batch, kind)(**x)
-        own, out = rules_of(module, running + rw.RatioStats.of(batch, rw.SEQUENCE))[place], []
+        own, out = rules_of(rw, running + rw.RatioStats.of(batch, rw.SEQUENCE))[place], []
         for estimator in (rw.seq_tis(rule), rw.token_tis(rule), rw.seq_tis(own)):
             w = estimator(batch)
             out += [w.per_token, w.num_bounded]

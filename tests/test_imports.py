@@ -12,16 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "reweigh"
 LAYERS = (
     ("layout",),
     ("batch",),
-    ("divergences", "levels", "intervals", "planner", "sga", "bounds"),
+    ("divergences", "levels", "intervals", "number", "planner", "sga", "bounds", "vocabulary"),
     ("transforms", "sums"),
     ("batchwise",),
     ("estimators", "stats", "caps"),
     ("host", "running_caps"),
-    ("adaptive", "tail", "distributed"),
-    ("summary",),
+    ("adaptive", "tail", "capped", "delta", "distributed"),
+    ("summary", "bootstrap", "extrapolate", "tradeoff_caps"),
     ("verdict", "named", "losses"),
     ("testing",),
-    ("lab", "records"),  # never each other
+    ("_public",),
+    ("lab", "records", "rosetta"),  # never each other
     ("audit", "probe"),  # never each other
     ("cli",),
     ("__main__",),
@@ -97,7 +98,7 @@ def test_importing_the_package_loads_no_optional_dependency():
     """In a fresh interpreter: what an extra installs stays on the disk until it is asked for."""
     import subprocess
 
-    code = "import sys, reweigh; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys, reweigh; reweigh.Batch; print(sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     loaded = set(ast.literal_eval(out.stdout))
     assert "torch" in loaded
@@ -112,3 +113,15 @@ def test_importing_the_package_loads_no_optional_dependency():
         "httpx",
         "beartype",
     }
+
+
+def test_help_loads_nothing_heavy():
+    """In a fresh interpreter: what is heavy is loaded by the command that needs it."""
+    import subprocess
+
+    code = "import sys; from reweigh.__main__ import main; main(['--help']); sys.stderr.write(' '.join(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert "audit" in out.stdout
+    loaded = {name.split(".")[0] for name in out.stderr.split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "arviz_stats", "jinja2", "plotly"}

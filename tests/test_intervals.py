@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from reweigh import bernoulli_kl, clustered, empirical_bernstein
-from reweigh.intervals import design_effect, t_quantile
+from reweigh.intervals import MANY, bounded, design_effect, root_mean, t_quantile
+from reweigh.planner import LogNormalRatio
 
 
 def kl(p, q):
@@ -63,6 +64,71 @@ def test_bernoulli_kl_is_the_narrower_at_small_n():
     low, high = bernoulli_kl(0.5, 64)
     wide = empirical_bernstein(0.5, 0.25, 64)
     assert high - low < 0.6 * (wide[1] - wide[0])
+
+
+def test_bounded_is_chernoff_below_4000_values_and_the_overlap_from_there():
+    few = bounded(0.5, 0.26, MANY - 1, 900.0, 2.0)
+    assert few == (pytest.approx(0.4245, abs=1e-4), pytest.approx(0.5810, abs=1e-4))
+    assert few == bernoulli_kl(0.5, 900, 2.0) == bounded(0.5, 0.26, 10 * MANY, 900.0, 2.0, "chernoff")
+    many = bounded(0.5, 0.26, MANY, 900.0, 2.0)
+    by_kl = bernoulli_kl(0.5, 900, 2.0, 0.025)
+    by_variance = empirical_bernstein(0.5, 0.01 * 900 / 899, 900, 2.0, 0.025)
+    assert many == pytest.approx((max(by_kl[0], by_variance[0]), min(by_kl[1], by_variance[1])), rel=1e-12)
+    assert by_kl[0] < by_variance[0]
+    assert bounded(0.5, 0.26, 1.0, 1.0, 2.0, "bernstein") == (0.0, 2.0)
+
+
+def test_bounded_loses_a_little_or_gains_much():
+    """Of a coin, nothing is better than Chernoff; of values close together, Bernstein is far better."""
+    width = lambda ends: ends[1] - ends[0]  # noqa: E731
+    n = 10_000
+    assert width(bounded(0.3, 0.3, n, n)) == pytest.approx(width(bernoulli_kl(0.3, n)), rel=0.1)
+    assert width(bounded(1.0, 1.01, n, n, 10.0)) < 0.25 * width(bernoulli_kl(1.0, n, 10.0))
+
+
+def test_widths_that_the_documentation_names():
+    def ratio(s2, cap, n, ours):
+        law = LogNormalRatio(s2)
+        mean = 1 - law.excess(cap)
+        low, high = ours(mean, law.min2(cap), n)
+        chernoff = bernoulli_kl(mean, n, cap)
+        return (high - low) / (chernoff[1] - chernoff[0])
+
+    for s2, expected in ((0.25, (1.4, 0.6, 0.2)), (4.0, (1.7, 1.2, 0.8))):
+        for n, x in zip((64, 1000, 100_000), expected, strict=True):
+            by_variance = lambda m, square, n: bounded(m, square, n, n, 10.0, "bernstein")  # noqa: E731
+            assert ratio(s2, 10.0, n, by_variance) == pytest.approx(x, abs=0.051)
+    best = lambda m, square, n: bounded(m, square, n, n, 2.0)  # noqa: E731
+    assert 1 / ratio(0.01, 2.0, 100_000, best) == pytest.approx(7, abs=0.5)
+    assert math.sqrt(math.log(4 / 0.05) / math.log(2 / 0.05)) == pytest.approx(1.09, abs=0.005)
+
+
+def test_bernstein_covers_the_true_mean_of_a_coin():
+    """Exactly, by the binomial distribution."""
+    for n in (10, 300):
+        for p in (0.001, 0.1, 0.5, 0.97):
+            ends = [empirical_bernstein(k / n, k / n * (1 - k / n) * n / (n - 1), n) for k in range(n + 1)]
+            covered = sum(stats.binom.pmf(k, n, p) for k, (low, high) in enumerate(ends) if low <= p <= high)
+            assert covered >= 0.95, (n, p)
+
+
+@pytest.mark.parametrize("n", [20.0, 64.0, 5000.0])
+@pytest.mark.parametrize("mean", [0.05, 0.9, 0.9999, 1.02])
+def test_root_mean_is_the_set_it_says(mean, n):
+    low, high = root_mean(mean, n)
+    grid = np.linspace(0, 1, 200_001)
+    inside = grid[(mean - grid) ** 2 <= (1 - grid**2) / (0.05 * n)]
+    if len(inside):
+        assert (low, high) == (pytest.approx(inside[0], abs=1e-5), pytest.approx(inside[-1], abs=1e-5))
+    else:
+        assert 0 <= low <= high <= 1
+
+
+def test_root_mean_of_few_and_of_many():
+    assert root_mean(0.5, 0) == (0.0, 1.0)
+    low, high = root_mean(1.0, 1e9)
+    assert 1 - low < 1e-7
+    assert high == 1
 
 
 @pytest.mark.parametrize("p", [0.9, 0.975, 0.995])

@@ -196,6 +196,15 @@ def test_traps_need_chances(chance):
         trap_a(5, mu_failure=chance)
 
 
+@pytest.mark.parametrize("trap", [trap_a, trap_b])
+def test_traps_at_a_thousand_tokens_and_at_too_many(trap):
+    assert exact(trap(1000), seq_is(), VALUE).bias_norm < 1e-12
+    with pytest.raises(ValueError, match=r"length must be at most 2,047, got 2,048.*\nhint: reweigh.lab.chain"):
+        trap(2048)
+    with pytest.raises(ValueError, match=r"length must be >= 1, got 0"):
+        trap(0)
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 0, None, 0), (3, 5, 1, 2, 0), (2, 6, 2, None, 0), (3, 4, None, 0, 0.3)])
 def test_chains_are_what_going_through_every_sequence_finds(shape):
     vocab, length, memory, eos, masked = shape

@@ -23,6 +23,7 @@ from reweigh import (
     token_mis,
     token_tis,
 )
+from reweigh.caps import balance_cap
 from reweigh.lab import (
     Advantage,
     Policies,
@@ -31,8 +32,10 @@ from reweigh.lab import (
     World,
     distances,
     exact,
+    exact_snis,
     norms,
     random_world,
+    ratio_law,
     token_bias,
     truncated_bias,
 )
@@ -82,6 +85,35 @@ def test_token_is_takes_the_reward_for_the_advantage_of_mu(world):
 @given(worlds())
 def test_prefix_is_needs_the_advantage_of_pi(world):
     assert exact(world, prefix_is(), A_PI).bias_norm < 1e-12
+
+
+@given(worlds(), st.sampled_from([1, 2, 16, 256]))
+def test_the_balance_cap_is_where_the_worst_case_error_is_stationary(world, n):
+    """U(C) = (E (r - C)_+)^2 + E min(r, C)^2 / N, summed here: its slope is 2 P(r > C) (C / N - E (r - C)_+)."""
+    mu, r = world.mu, (world.sampled.log_pi - world.sampled.log_mu).sum(-1).exp()
+    cap = balance_cap(ratio_law(world), n)
+    assert cap == pytest.approx(n * float(mu @ (r - cap).clamp(min=0)), rel=1e-9)
+
+    def worst(c):
+        return float(mu @ (r - c).clamp(min=0)) ** 2 + float(mu @ r.clamp(max=c).square()) / n
+
+    assert all(worst(cap) < worst(cap * f) for f in (0.5, 0.9, 0.99))
+    assert all(worst(cap) <= worst(cap * f) for f in (1.01, 1.1, 2.0))
+    assert worst(cap) < worst(1.01 * cap) or float(r.max()) <= 1.01 * cap  # a cap over every ratio changes nothing
+
+
+@given(worlds())
+def test_two_self_normalised_sequences_against_every_pair(world):
+    mu, r = world.mu, (world.sampled.log_pi - world.sampled.log_mu).sum(-1).exp()
+    f = world.sampled.dense(torch.where(world.sampled.mask, world.sampled_reward[:, None], 0))
+    share = r[:, None] / (r[:, None] + r)
+    of_pair = share[..., None] * f[:, None] + (1 - share[..., None]) * f
+    p = mu[:, None] * mu
+    mean = torch.einsum("ij,ijd->d", p, of_pair)
+    found = exact_snis(world, 2)
+    close(found.mean, mean, tolerance=1e-11)
+    variance = float((p * (of_pair - mean).square().sum(-1)).sum())
+    assert found.trace_cov == pytest.approx(variance, rel=1e-8, abs=1e-10)
 
 
 @given(worlds())

@@ -1,5 +1,6 @@
 """`lab figures`: every figure is drawn, has units on its axes, and differs in more than colour."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,10 @@ def test_figure(figure):
         assert len({repr((l._dash_pattern, l.get_marker())) for l in named}) == len(named), "alike in grey"
     for axes in columns:
         assert "(" in axes.get_xlabel(), "no unit"
+    titles = [axes.title if axes.title.get_text() else axes._left_title for axes in drawn.axes]
+    boxes = [t.get_window_extent() for t in (*titles, drawn._suptitle) if t.get_text()]
+    assert all(box.x0 >= 0 and box.x1 <= drawn.bbox.x1 for box in boxes), "a title is cut off"
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)), "titles run into each other"
 
 
 def test_retained_mass():
@@ -66,7 +71,7 @@ def test_no_global_state(tmp_path):
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
         "from reweigh.lab.figures import draw_figures; from pathlib import Path\n"
-        f"draw_figures(Path({str(tmp_path)!r}), ['second-moment'])\n"
+        f"list(draw_figures(Path({str(tmp_path)!r}), ['second-moment']))\n"
         "print(before == matplotlib.rcParams.copy(), 'matplotlib.pyplot' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """`lab table`: what is measured, on iid tokens at a length, against enumeration and against what is known of it."""
 
+import itertools
 import json
 import math
 
@@ -11,10 +12,11 @@ from typer.testing import CliRunner
 from reweigh import geo_rs, naive, prefix_is, seq_is, seq_mis, seq_tis, snis, token_is, token_tis
 from reweigh.cli.lab import lab
 from reweigh.lab import PerSequence, Policies, PPOClip, World, exact, worst_case
+from reweigh.lab.counts import farthest
 from reweigh.lab.exact import reinforce
 from reweigh.lab.fits import fit, slope, spread
-from reweigh.lab.iid import Counted
-from reweigh.lab.table import RARE, STEPS, post_table
+from reweigh.lab.iid import RARE, Counted
+from reweigh.lab.table import STEPS, post_table
 
 PI, MU = np.array([0.6, 0.3, 0.1]), np.array([0.4, 0.35, 0.25])
 
@@ -57,9 +59,22 @@ def test_extremes_are_attained_and_not_exceeded(estimator, loss):
 def test_three_tokens_against_the_closed_form(estimator):
     found = Counted.of(PI, MU, 9).extremes(estimator)
     known = worst_case(torch.from_numpy(PI), torch.from_numpy(MU), 9, estimator)
-    assert found.bias == pytest.approx(known.bias, rel=2e-5)  # of the finite number of directions
-    assert found.bias <= known.bias * (1 + 1e-12)
+    assert found.bias == pytest.approx(known.bias, rel=1e-12)
     assert found.second_moment == pytest.approx(known.second_moment, rel=1e-9)
+
+
+@pytest.mark.parametrize("dimension", [1, 2])
+def test_farthest_is_the_best_of_all_choices(dimension):
+    g = np.random.default_rng(dimension)
+    for size in (1, 2, 5):
+        for down_too in (True, False):
+            up = g.normal(size=(size, dimension)) * g.integers(0, 2, size=(size, 1))
+            down = g.normal(size=(size, dimension)) if down_too else -up
+            best = 0.0
+            for choice in itertools.product(range(3), repeat=size):
+                terms = [(up[i], down[i], 0 * up[i])[k] for i, k in enumerate(choice)]
+                best = max(best, float(np.linalg.norm(np.sum(terms, 0))))
+            assert farthest(up, down) == pytest.approx(best, rel=1e-12)
 
 
 def test_sequence_ratio():

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, excess, summarise
-from reweigh.tail import MAX_SHARE, MIN_UNITS
+from reweigh.host import to_host
+from reweigh.planner import LogNormalRatio
+from reweigh.tail import (
+    MAX_SHARE,
+    MIN_BEHIND,
+    MIN_UNITS,
+    kl_pi_mu,
+    log_needed_by_kl,
+    refusal_of,
+    units_behind,
+)
 
 
 def batch_of(log_ratio, group=None):
@@ -114,9 +124,31 @@ def test_one_unit_with_most_of_the_weight_is_a_reason():
 
 
 def test_a_spread_that_the_sample_is_too_small_for_is_a_reason():
-    """Uniform log ratios have no heavy tail to see, and a standard deviation of 3 nats."""
-    lr = torch.linspace(-9, 1.4, 60, dtype=torch.float64)[:, None]
-    assert "fewer than exp(" in summary(lr).refusal or "tail index" in summary(lr).refusal
+    """Uniform log ratios have no heavy tail to see, and a variance of 5.9 nats squared; log 60 is 4.1."""
+    lr = torch.linspace(-7, 1.4, 60, dtype=torch.float64)[:, None]
+    assert summary(lr).refusal == "60 units are fewer than exp(6.1), what a log-ratio spread like this one needs"
+
+
+def test_too_few_units_where_the_second_moment_comes_from_is_a_reason():
+    """Two values have no tail at all; 2 KL is 1.24, and Phi(-2 sqrt(1.24)) 0.013."""
+    r = torch.tensor([0.3, 0.3, 0.3, 3.1]).double().repeat(14)[:, None]
+    assert summary(r.log()).refusal == (
+        f"fewer than {MIN_BEHIND} of 56 units can be where a log(1 + chi2) of 1.2 comes from"
+    )
+    assert units_behind(1.24) == pytest.approx(0.01297, abs=1e-4)
+    assert summary(r.log().repeat(50, 1)).refusal == ""
+
+
+def test_what_kl_of_the_sample_asks_for_is_a_reason():
+    """Ratios of 4 and 0.8 by turns: the mean of r log r is 2.7, and log 26 is 3.3; of 5 and 0.8: 3.9."""
+    ratios = lambda high: torch.tensor([high, 0.8]).double().log().repeat(14)[:26, None]  # noqa: E731
+    for high, refused in ((4.0, False), (5.0, True)):
+        h = to_host(RatioStats.of(batch_of(ratios(high)), SEQUENCE))
+        mean = (high * math.log(high) + 0.8 * math.log(0.8)) / 2
+        assert log_needed_by_kl(h) == pytest.approx(mean, rel=1e-6)
+        assert kl_pi_mu(h) == pytest.approx(mean / ((high + 0.8) / 2) - math.log((high + 0.8) / 2), rel=1e-6)
+        reason = refusal_of(h, None, True, None)
+        assert ("what the sample's own KL(pi||mu) needs" in reason) == refused, reason
 
 
 def test_a_tail_that_only_blocks_have_seen_is_a_reason():
@@ -126,6 +158,134 @@ def test_a_tail_that_only_blocks_have_seen_is_a_reason():
     s = summary(lr)
     assert "by blocks of tokens" in s.refusal
     assert s["renyi2_by_blocks"].value > 2 * s["renyi2"].sample
+
+
+def test_sequences_that_drift_as_a_whole_are_told_with_a_note():
+    """Every token of a sequence has the same log ratio: blocks taken for independent see little of it."""
+    lr = normal(0.5, (4000, 1)).expand(4000, 256) / 256
+    s = summary(lr)
+    assert s.refusal == ""
+    assert "by blocks of tokens: log ratios of a response drift together" in s.note
+    assert summary(normal(0.02, (400, 256))).note == ""
+
+
+def test_a_mean_below_1_is_no_fault_of_the_logs_under_a_heavy_tail():
+    """Log-normal, so the identity holds: at nominal 99.9% hardly one in forty may be called a fault."""
+    for s2, n in ((1.0, 64), (9.0, 64), (9.0, 1024)):
+        wrong = [not summary(normal(math.sqrt(s2), (n, 1), seed)).identity for seed in range(40)]
+        assert sum(wrong) <= 1, (s2, n)
+
+
+@pytest.mark.parametrize("shift", [-0.02, 0.02])
+def test_a_mean_that_is_not_1_is_a_fault_where_the_tail_is_light(shift):
+    assert not summary(normal(0.05, (4000, 1)) + shift).identity
+    assert not summary(normal(0.05, (100, 40)) + shift, TOKEN).identity
+
+
+@pytest.mark.parametrize("shift", [-0.5, -3.0, -30.0])
+def test_a_mean_far_below_1_is_a_fault_however_large_the_kl_then_is(shift):
+    assert not summary(normal(0.05, (100, 1)) + shift).identity
+
+
+def test_a_mean_over_1_is_a_fault_at_any_tail():
+    s = summary(normal(3.0, (2000, 1)) + 6.0)
+    assert s.refusal
+    assert not s.refusal.startswith("the mean ratio")
+    assert not s.identity
+
+
+def test_unseen_mass_is_found_and_bounded():
+    """mu lacks a fifth of pi's mass: E_mu r = 0.8."""
+    s = summary(normal(0.3, (3000, 1)) + math.log(0.8))
+    assert s["unseen"].value == pytest.approx(0.2, abs=0.02)
+    assert s["unseen"].low < 0.2 < s["unseen"].high
+    assert 0.2 < s["unseen_at_most"].value < 0.3
+    assert s["unseen"].value == pytest.approx(1 - s["mean_ratio"].value)
+    assert not s.identity
+
+
+def test_unseen_mass_of_a_heavy_tail_is_bounded_still():
+    """Nothing is unseen, but 9 in 10 of the mass is missing from most samples: only the bound is honest."""
+    for seed in range(20):
+        s = summary(normal(3.0, (200, 1), seed))
+        assert s["unseen_at_most"].low is None
+        assert 0 <= s["unseen_at_most"].high <= 1
+
+
+def test_kl_of_the_other_direction_is_that_of_the_sample():
+    """`sum r log r / sum r - log mean r`, exactly for up to 256 units and to 0.1% from the grid."""
+    for sd, n, digits in (
+        (1e-5, 500, 1e-3),
+        (0.05, 100, 1e-6),
+        (0.05, 5000, 1e-3),
+        (1.0, 5000, 1e-3),
+        (3.0, 5000, 1e-3),
+    ):
+        lr = normal(sd, (n, 1))
+        p = torch.softmax(lr.squeeze(1), 0)
+        assert summary(lr)["kl_pi_mu"].sample == pytest.approx(float((p * (p * n).log()).sum()), rel=digits), (sd, n)
+    for shift in (300.0, -300.0):
+        lr = normal(0.5, (400, 1))
+        p = torch.softmax(lr.squeeze(1), 0)
+        expected = float((p * (p * 400).log()).sum())
+        # Over the grid the largest 256 are what is left to go by; they hold nearly all of the weight.
+        assert summary(lr + shift)["kl_pi_mu"].sample == pytest.approx(expected, abs=0.05)
+
+
+def test_hellinger_has_an_interval_that_covers():
+    truth = LogNormalRatio(1.0).hellinger2
+    for seed in range(40):
+        number = summary(normal(1.0, (300, 1), seed))["hellinger"]
+        assert number.low <= truth <= number.high
+        assert number.high - number.low < 0.5
+
+
+def test_the_sum_of_state_tv_is_over_the_tv_of_sequences():
+    lr = normal(0.05, (400, 50))
+    token, sequence = summary(lr, TOKEN), summary(lr)
+    assert token["tv_sum"].value == pytest.approx(50 * token["tv"].value)
+    assert token["tv_sum"].low < token["tv_sum"].value < token["tv_sum"].high
+    assert token["tv_sum"].value > sequence["tv"].value
+
+
+def test_the_largest_tv_of_a_state_is_refused_with_what_is_certain():
+    s = summary(normal(0.3, (40, 50)), TOKEN)
+    number = s["delta_max"]
+    assert (number.value, number.high) == (None, None)
+    assert number.low == number.sample == s["largest_gap"].value > 0
+    assert number.refused.startswith("no upper bound of the largest TV of a state can come from samples")
+
+
+def test_hybrid_and_longer_against_the_tokens():
+    """Responses of 1 to 6 tokens; pi prefers the long ones."""
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 7, (600,), generator=g)
+    mask = torch.arange(6) < lengths[:, None]
+    lr = torch.where(mask, 0.1 * torch.randn(600, 6, generator=g, dtype=torch.float64) + 0.03, 0)
+    log_mu = torch.full_like(lr, -3.0)
+    s = summarise(RatioStats.of(Batch.padded(log_mu + lr, log_mu, mask.double()), SEQUENCE))
+    r = lr.sum(1).exp()
+    over = torch.where(mask, (lr.exp() - r[:, None]).clamp(min=0), 0).sum(1)
+    longer = float(((r - 1) * (lengths - lengths.double().mean())).mean())
+    assert s["hybrid"].value == pytest.approx(float(over.mean()), rel=1e-6)
+    half = 1.9639 * float(over.std()) / math.sqrt(600)
+    assert s["hybrid"].high - s["hybrid"].value == pytest.approx(half, rel=0.25)
+    assert s["longer"].sample == pytest.approx(longer, rel=1e-5)
+    assert s["token_is_gap"].sample == pytest.approx(2 * float(over.mean()) + longer, rel=1e-5)
+
+
+def test_with_one_length_for_all_nothing_is_longer():
+    """E (r - 1) T without the mean length taken off would be 20 times the noise of the mean ratio."""
+    s = summary(normal(0.2, (100, 20)))
+    assert s["longer"].sample == pytest.approx(0.0, abs=1e-9)
+    assert s["token_is_gap"].sample == pytest.approx(2 * s["hybrid"].value, rel=1e-9)
+
+
+def test_the_gap_of_token_is_is_refused_with_the_moments():
+    pytest.importorskip("arviz_stats")
+    s = summary(normal(1.0, (300, 16)))
+    assert s["token_is_gap"].refused == s["longer"].refused == s.refusal != ""
+    assert s["hybrid"].value is not None
 
 
 def test_blocks_extrapolate_a_product_of_independent_tokens():

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reweigh.cli.output import stdout
-
 
 @dataclass(frozen=True)
 class _Lazy:
@@ -20,7 +18,7 @@ class _Lazy:
 _COMMANDS = (
     _Lazy("probe", "Sample with an engine, rescore with a trainer, write records.", "reweigh.cli.probe"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
-    _Lazy("lab", "Exact results on small worlds: check them against a golden file.", "reweigh.cli.lab"),
+    _Lazy("lab", "Exact results on small worlds: the post claim by claim, tables, figures.", "reweigh.cli.lab"),
     _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records"),
 )
 
@@ -58,6 +56,7 @@ app = typer.Typer(
 def _print_version(wanted: bool) -> None:
     if wanted:
         from reweigh import __version__
+        from reweigh.cli.output import stdout
 
         stdout().print(f"reweigh {__version__}")
         raise typer.Exit

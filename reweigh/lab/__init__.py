@@ -3,7 +3,7 @@
 from reweigh.lab.advantages import Advantage, AnyAdvantage, PerSequence, Reward
 from reweigh.lab.chain import Chain, chain, growth_rate
 from reweigh.lab.distances import Distances, Norms, StateDistances, distances, norms, ratio_law
-from reweigh.lab.exact import Exact, Loss, PPOClip, coefficients, exact, reinforce
+from reweigh.lab.exact import Exact, Loss, Outcome, PPOClip, coefficients, exact, reinforce
 from reweigh.lab.groups import Group, exact_group_mean
 from reweigh.lab.policies import Policies
 from reweigh.lab.sequences import Sequences
@@ -18,8 +18,8 @@ __all__ = [
     # worlds
     "Policies", "Sequences", "World", "random_policies", "random_world", "trap_a", "trap_b", "trap_b_of_fixed_length",
     # what an estimator does in one
-    "Advantage", "AnyAdvantage", "Exact", "Loss", "PPOClip", "PerSequence", "Reward", "coefficients", "exact",
-    "reinforce",
+    "Advantage", "AnyAdvantage", "Exact", "Loss", "Outcome", "PPOClip", "PerSequence", "Reward", "coefficients",
+    "exact", "reinforce",
     "ExactSNIS", "Group", "exact_group_mean", "exact_snis",
     "TokenBias", "TruncatedBias", "token_bias", "truncated_bias",
     # how far its policies are apart, and how large things are

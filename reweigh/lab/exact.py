@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -23,22 +24,18 @@ Loss = Callable[[Tensor, Batch, Weights], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Exact:
-    """What a gradient estimator does, exactly: `ghat` is its value on one sequence of mu, `g` the true gradient.
+class Outcome:
+    """Mean and variance of a gradient estimate ghat, exactly, beside the true gradient.
 
     Attributes:
         g: `[params]`: `grad E_pi R`.
         mean: `[params]`: `m = E_mu ghat`.
-        second_moment: `E_mu |ghat|^2`.
-        trace_cov: trace of the covariance of ghat, of one sequence.
-        cov: `[params, params]`, its covariance; None in a world of many parameters.
+        trace_cov: trace of the covariance of ghat.
     """
 
     g: Float[Tensor, " params"]
     mean: Float[Tensor, " params"]
-    second_moment: float
     trace_cov: float
-    cov: Float[Tensor, "params params"] | None = None
 
     @property
     def bias(self) -> Float[Tensor, " params"]:
@@ -59,6 +56,20 @@ class Exact:
     def cosine(self) -> float:
         """Of the angle between m and g; NaN if one of them is 0."""
         return float(self.g @ self.mean) / (float(self.g.norm() * self.mean.norm()) or math.nan)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Exact(Outcome):
+    """What an estimator does to one sequence of mu: ghat is its value there, and a batch is the mean of n of them.
+
+    Attributes:
+        second_moment: `E_mu |ghat|^2`.
+        cov: `[params, params]`, the covariance of ghat; None in a world of many parameters.
+    """
+
+    second_moment: float
+    cov: Float[Tensor, "params params"] | None = None
 
     def mse(self, n: float) -> float:
         """`E |mean of n - g|^2 = |bias|^2 + trace_cov / n`.
@@ -162,7 +173,7 @@ def moments(g: Tensor, sequences: Sequences, p: Float[Tensor, " L"], coef: Float
     if len(mean) <= MAX_COVARIANCE:
         away = sequences.dense(coef) - mean
         cov = away.T @ (p[:, None] * away)
-    return Exact(g, mean, float(p @ rows.square().sum((1, 2))), max(0.0, float(p @ centred)), cov)
+    return Exact(g, mean, max(0.0, float(p @ centred)), float(p @ rows.square().sum((1, 2))), cov)
 
 
 def _advantage(batch: Batch) -> Tensor:

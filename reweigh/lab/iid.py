@@ -1,6 +1,5 @@
 """The worst case of any estimator at a length, for tokens sampled one by one: a sequence for each count of tokens."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +10,16 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
+from reweigh.lab.counts import all_counts, farthest, log_probability, number_of_counts, score_directions
 from reweigh.lab.exact import Loss, reinforce
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST
 from reweigh.planner import FiniteRatio
 
 Array = NDArray[np.float64]
 MAX_TOKENS = 1 << 22  # of all sequences that are gone through
-DIRECTIONS = 720  # in which the farthest point is looked for in a plane: it is missed by 1e-5 at most
+SMOOTH = ((0.5, 0.3, 0.2), (0.49, 0.3, 0.21))
+RARE = ((0.549, 0.45, 0.001), (0.5495, 0.45049, 0.00001))
+"""(pi, mu) of three tokens: every ratio a little off, and one token that mu hardly ever samples."""
 _ORDERLESS = {level.name for level in (TOKEN, SEQUENCE, GEOMETRIC, WORST)}
 
 
@@ -67,22 +69,19 @@ class Counted:
         vocab = len(pi)
         if vocab not in (2, 3) or pi.shape != mu.shape:
             raise ValueError(f"Counted: two or three tokens are needed, got shapes {pi.shape} and {mu.shape}")
-        ways = math.comb(length + vocab - 1, vocab - 1)
-        if length < 1 or ways * length > MAX_TOKENS:
+        if length < 1 or number_of_counts(vocab, length) * length > MAX_TOKENS:
             raise ValueError(
                 f"Counted: length must be 1 to some {'2,000' if vocab == 2 else '200'} for {vocab} tokens, got {length}"
             )
-        counts = _counts(vocab, length)
+        counts = all_counts(vocab, length)
         upto = counts.cumsum(-1)[:, :-1]
         tokens = (np.arange(length)[None, :, None] >= upto[:, None, :]).sum(-1)
-        log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, length + 1)))])
-        log_ways = log_factorial[length] - log_factorial[counts].sum(-1)
-        score = (np.eye(vocab) - pi) @ _plane(vocab)
+        score = (np.eye(vocab) - pi) @ score_directions(vocab)
         return cls(
             torch.from_numpy(np.log(pi)[tokens]),
             torch.from_numpy(np.log(mu)[tokens]),
-            np.exp(log_ways + counts @ np.log(pi)),
-            np.exp(log_ways + counts @ np.log(mu)),
+            np.exp(log_probability(counts, pi)),
+            np.exp(log_probability(counts, mu)),
             score[tokens],
         )
 
@@ -110,7 +109,8 @@ class Counted:
     @property
     def gradient(self) -> float:
         """`sup_R |g|`."""
-        return _farthest(self.pi[:, None] * self.score.sum(1))
+        true = self.pi[:, None] * self.score.sum(1)
+        return farthest(true, -true)
 
     @property
     def score2_pi(self) -> float:
@@ -135,7 +135,7 @@ class Counted:
         up, down = (self._slopes(estimator, loss, sign) for sign in (1.0, -1.0))
         true, root = self.pi[:, None] * self.score.sum(1), np.sqrt(self.mu)[:, None]
         return Extremes(
-            bias=_farthest(self.mu[:, None] * up - true, self.mu[:, None] * down + true),
+            bias=farthest(self.mu[:, None] * up - true, self.mu[:, None] * down + true),
             # The root first: a ratio of e^400 has a square that no float64 holds, and next to no probability.
             second_moment=float(np.maximum(*(np.square(root * x).sum(-1) for x in (up, down))).sum()),
         )
@@ -149,29 +149,3 @@ class Counted:
     def _check(self, estimator: Estimator) -> None:
         if estimator.reads_batch or any(f.level.name not in _ORDERLESS for f in estimator.factors):
             raise ValueError(f"Counted: {estimator} must read one sequence, and no order of its tokens")
-
-
-def _counts(vocab: int, length: int) -> NDArray[np.int64]:
-    first = np.arange(length + 1)
-    if vocab == 2:
-        return np.stack([first, length - first], -1)
-    a, b = np.repeat(first, length + 1 - first), np.concatenate([np.arange(length + 1 - k) for k in first])
-    return np.stack([a, b, length - a - b], -1)
-
-
-def _plane(vocab: int) -> Array:
-    """`[V, V - 1]`: an orthonormal basis of the vectors that sum to 0, which scores are."""
-    if vocab == 2:
-        return np.array([[1.0], [-1.0]]) / math.sqrt(2)
-    return np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -2.0]]) / np.sqrt([2.0, 6.0])
-
-
-def _farthest(up: Array, down: Array | None = None) -> float:
-    """The farthest that a sum gets if each of its terms is `up`, `down` (-up if not given) or nothing."""
-    down = -up if down is None else down
-    angle = np.arange(DIRECTIONS) * 2 * math.pi / DIRECTIONS
-    looks = np.array([[1.0, -1.0]]) if up.shape[1] == 1 else np.stack([np.cos(angle), np.sin(angle)])
-    best = 0.0
-    for look in looks.T:
-        best = max(best, float(np.maximum(np.maximum(up @ look, down @ look), 0).sum()))
-    return best

@@ -127,10 +127,7 @@ class Policies:
     @property
     def num_sequences(self) -> int:
         """How many sequences there are, whatever their probability."""
-        inner = len(self.inner)
-        if self.eos is None:
-            return inner**self.length
-        return sum(inner**k for k in range(self.length)) + inner**self.length
+        return count_sequences(self.vocab, self.length, self.eos)
 
     @property
     def num_params(self) -> int:
@@ -155,13 +152,23 @@ class Policies:
         """
         count = self.num_sequences
         if count * self.length > MAX_SLOTS:
-            size = f"{count:,}" if count < 10**12 else f"about 10^{math.log10(count):.0f}"
             raise ValueError(
-                f"lab: {size} sequences of {self.length} tokens are too many to enumerate "
+                f"lab: {shown(count)} sequences of {self.length} tokens are too many to enumerate "
                 f"(at most {MAX_SLOTS // self.length:,} of that length).\n"
                 "hint: at any length reweigh.lab.chain has chi2, KL and Hellinger exactly for Markov and iid contexts, "
-                "worst_case the largest bias for iid ones, and trap_a and trap_b have as many sequences as tokens."
+                "worst_case the largest bias for iid ones; trap_a and trap_b have no more sequences than tokens + 1."
             )
+
+
+def count_sequences(vocab: int, length: int, eos: int | None) -> int:
+    """How many sequences so many tokens make at a length, or up to it with an eos."""
+    inner = vocab - (eos is not None)
+    return inner**length if eos is None else sum(inner**k for k in range(length)) + inner**length
+
+
+def shown(count: int) -> str:
+    """A number to read, however large."""
+    return f"{count:,}" if count < 10**12 else f"about 10^{math.log10(count):.0f}"
 
 
 def _check_rows(name: str, table: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -9,11 +10,10 @@ from torch import Tensor
 
 from reweigh.estimators import Estimator
 from reweigh.lab.advantages import AnyAdvantage
-from reweigh.lab.exact import coefficients
+from reweigh.lab.exact import Outcome, coefficients
 from reweigh.lab.sequences import Sequences
 from reweigh.lab.world import World
 from reweigh.named import seq_is
-from reweigh.sga import Moments
 
 # The integrand, as a function of v = log u, is analytic in a strip of half-width pi / 2, so that the trapezoid rule's
 # error falls as exp(-pi^2 / STEP): below 1e-30 here.
@@ -23,15 +23,13 @@ NUMBERS = 1 << 22  # float64 numbers that are worked on at a time
 RIGHT = 800.0  # e^-800 is 0 in float64: nothing lies beyond the last node
 
 
+@final
 @dataclass(frozen=True, eq=False)
-class ExactSNIS:
-    """`ghat = sum_i w_i f_i / sum_i w_i` over n sequences of mu: a batch statement, not one of a single sequence.
+class ExactSNIS(Outcome):
+    """`ghat = sum_i w_i f_i / sum_i w_i` over n sequences of mu: the covariance is the batch's, not to be divided by n.
 
     Attributes:
         n: number of sequences.
-        g: `[params]`.
-        mean: `[params]`.
-        trace_cov: trace of the covariance of ghat; not to be divided by n.
         inverse_ess: `E sum w^2 / (sum w)^2`: one over the effective number of sequences.
         delta_bias: `[params]`: the first-order approximation of the bias, of use only if n is far over 1 + chi2 and the
             mean weight is 1: full support, and no cap.
@@ -39,27 +37,9 @@ class ExactSNIS:
     """
 
     n: int
-    g: Float[Tensor, " params"]
-    mean: Float[Tensor, " params"]
-    trace_cov: float
     inverse_ess: float
     delta_bias: Float[Tensor, " params"]
     delta_trace_cov: float
-
-    @property
-    def bias(self) -> Float[Tensor, " params"]:
-        """`E ghat - g`."""
-        return self.mean - self.g
-
-    @property
-    def lemma(self) -> Moments:
-        """What the lemma of stochastic gradient ascent asks, of this batch as its one unit."""
-        return Moments(self.g.numpy(), self.mean.numpy(), self.trace_cov)
-
-    @property
-    def bias_norm(self) -> float:
-        """`|E ghat - g|`."""
-        return self.lemma.bias_norm
 
     @property
     def mse(self) -> float:
@@ -116,10 +96,10 @@ def exact_snis(
         squares += float(pairs[part] @ away.square().sum(-1))
     delta_bias, delta_trace = _first_order(world, w, coef, n)
     return ExactSNIS(
-        n,
         g,
         mean,
         max(0.0, squares - float((mean - centre).square().sum())),
+        n,
         float((twice @ tilted) @ w.square()),
         delta_bias,
         delta_trace,

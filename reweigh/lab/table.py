@@ -22,13 +22,10 @@ from reweigh.lab.chain import growth_rate
 from reweigh.lab.distances import StateDistances
 from reweigh.lab.exact import Loss, PPOClip, exact, reinforce
 from reweigh.lab.fits import Fit, Spread, fit, slope, spread
-from reweigh.lab.iid import Counted, Extremes
+from reweigh.lab.iid import RARE, SMOOTH, Counted, Extremes
 from reweigh.lab.world import World, random_policies, random_world
 
 Array = NDArray[np.float64]
-SMOOTH = ((0.5, 0.3, 0.2), (0.49, 0.3, 0.21))
-RARE = ((0.549, 0.45, 0.001), (0.5495, 0.45049, 0.00001))
-"""(pi, mu) of three tokens: every ratio a little off, and one token that mu hardly ever samples."""
 LENGTHS = (16, 32, 64, 128)
 CAP, CAPS = 2.0, (2.0, 4.0, 8.0, 16.0)
 RANDOM_LENGTHS = (3, 5, 7)  # odd ones: a majority of an even number is another event

@@ -1,14 +1,16 @@
-"""Two worlds in which the obvious choice of level is wrong, at any length: they have as many sequences as tokens."""
+"""Two worlds in which the obvious choice of level is wrong, at lengths of up to two thousand tokens."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from reweigh.lab.policies import Policies
+from reweigh.lab.policies import MAX_SLOTS, Policies
 from reweigh.lab.world import World
 
 STOP, GO = 0, 1
+MOST = math.isqrt(MAX_SLOTS) - 1  # tokens: T + 1 sequences of up to T tokens each
 
 
 def trap_a(length: int, pi_failure: float = 0.002, mu_failure: float = 0.012) -> World:
@@ -20,12 +22,12 @@ def trap_a(length: int, pi_failure: float = 0.002, mu_failure: float = 0.012) ->
     from 59 tokens on it points the other way.
 
     Args:
-        length: T, at least 1.
+        length: T, 1 to 2,047.
         pi_failure: chance of a failure a step under pi.
         mu_failure: chance of a failure a step under mu.
 
     Raises:
-        ValueError: on a length below 1 or a chance outside (0, 1).
+        ValueError: on a length outside that or a chance outside (0, 1).
 
     Example:
         >>> from reweigh import seq_tis, token_is
@@ -34,7 +36,7 @@ def trap_a(length: int, pi_failure: float = 0.002, mu_failure: float = 0.012) ->
         >>> print([round(exact(world, e, Reward("value")).cosine, 2) for e in (token_is(), seq_tis(2.0))])
         [-0.23, 0.99]
     """
-    return World.scored(_chain("trap_a", length, pi_failure, mu_failure), _reward_a)
+    return _world("trap_a", length, pi_failure, mu_failure, _reward_a)
 
 
 def trap_b(length: int, pi_failure: float = 0.05, mu_failure: float = 0.1) -> World:
@@ -44,12 +46,12 @@ def trap_b(length: int, pi_failure: float = 0.05, mu_failure: float = 0.1) -> Wo
     ratio multiplies its one informative factor by those of tokens that do not matter.
 
     Args:
-        length: T, at least 1.
+        length: T, 1 to 2,047.
         pi_failure: chance of a failure a step under pi.
         mu_failure: chance of a failure a step under mu.
 
     Raises:
-        ValueError: on a length below 1 or a chance outside (0, 1).
+        ValueError: on a length outside that or a chance outside (0, 1).
 
     Example:
         >>> from reweigh import seq_is, token_is
@@ -58,7 +60,7 @@ def trap_b(length: int, pi_failure: float = 0.05, mu_failure: float = 0.1) -> Wo
         >>> print([f"{exact(world, e, Reward('value')).efficiency(64):.2f}" for e in (token_is(), seq_is())])
         ['0.99', '0.41']
     """
-    return World.scored(_chain("trap_b", length, pi_failure, mu_failure), _reward_b)
+    return _world("trap_b", length, pi_failure, mu_failure, _reward_b)
 
 
 def trap_b_of_fixed_length(length: int, shift: float = 0.5) -> World:
@@ -76,11 +78,21 @@ def trap_b_of_fixed_length(length: int, shift: float = 0.5) -> World:
     return World.scored(Policies.softmax(flat, tilted, length, memory=1), _reward_b)
 
 
-def _chain(name: str, length: int, pi_failure: float, mu_failure: float) -> Policies:
+def _world(
+    name: str, length: int, pi_failure: float, mu_failure: float, reward: Callable[[tuple[int, ...]], float]
+) -> World:
+    """A first choice of even odds, to stop or to go on, and then the same chance of a failure at every step."""
     for which, chance in (("pi_failure", pi_failure), ("mu_failure", mu_failure)):
         if not 0 < chance < 1:
             raise ValueError(f"{name}: {which} must be a chance in (0, 1), got {chance}")
-    return Policies(_table(length, pi_failure), _table(length, mu_failure), length, memory=1, eos=STOP)
+    if length > MOST:
+        raise ValueError(
+            f"{name}: length must be at most {MOST:,}, got {length:,}: it has as many sequences as tokens, and all "
+            "their tokens are held at once.\nhint: reweigh.lab.chain has chi2, KL and Hellinger of its policies at any "
+            "length."
+        )
+    policies = Policies(_table(length, pi_failure), _table(length, mu_failure), length, memory=1, eos=STOP)
+    return World.scored(policies, reward)
 
 
 def _table(length: int, failure: float) -> Tensor:

@@ -1,6 +1,5 @@
 """A world small enough to enumerate: two policies, every sequence they can make, and a reward for each."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.lab.policies import MAX_SLOTS, Policies
+from reweigh.lab.policies import MAX_SLOTS, Policies, count_sequences, shown
 from reweigh.lab.sequences import Sequences
 
 RewardKind = Literal["normal", "uniform", "binary"]
@@ -148,8 +147,8 @@ def random_policies(
     shape = (_num_contexts(vocab, length, memory, eos), vocab)
     if shape[0] > MAX_SLOTS:
         raise ValueError(
-            f"random_policies: {vocab} tokens at length {length} have 10^{math.log10(shape[0]):.1f} contexts, too many "
-            f"for a table (at most {MAX_SLOTS:,}).\n"
+            f"random_policies: {vocab} tokens at length {length} have {shown(shape[0])} contexts and "
+            f"{shown(count_sequences(vocab, length, eos))} sequences, too many for a table (at most {MAX_SLOTS:,}).\n"
             "hint: memory=1 makes them Markov, with a context for each token; reweigh.lab.chain then works at any "
             "length."
         )

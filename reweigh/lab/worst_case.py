@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
+from reweigh.lab.counts import all_counts, farthest, log_probability, number_of_counts, score_directions
 from reweigh.levels import TOKEN
 
 Array = NDArray[np.float64]
@@ -73,7 +74,7 @@ def worst_case(pi: Tensor, mu: Tensor, length: int, estimator: Estimator) -> Wor
             )
     if length < 1:
         raise ValueError(f"worst_case: length must be >= 1, got {length}")
-    if math.comb(length + pi.numel() - 1, pi.numel() - 1) > MAX_COUNTS:
+    if number_of_counts(pi.numel(), length) > MAX_COUNTS:
         raise ValueError(
             f"worst_case: {pi.numel()} tokens at length {length:,} can be counted in more than {MAX_COUNTS:,} ways.\n"
             "hint: with two tokens, any length up to some millions works."
@@ -82,17 +83,17 @@ def worst_case(pi: Tensor, mu: Tensor, length: int, estimator: Estimator) -> Wor
         raise ValueError(f"worst_case: {estimator} must weigh each token by itself")
     w = _token_weights(pi, mu, estimator)
     p, q = pi.double().numpy(), mu.double().numpy()
-    counts = _counts(length, len(p))
-    log_ways = _log_ways(counts, length)
-    prob_pi, prob_mu = np.exp(log_ways + counts @ np.log(p)), np.exp(log_ways + counts @ np.log(q))
-    score = (np.eye(len(p)) - p) @ _plane(len(p))  # of each token, without the direction that no score has
-    true, weighed = counts @ score, (counts * w) @ score
+    counts = all_counts(len(p), length)
+    prob_pi, prob_mu = np.exp(log_probability(counts, p)), np.exp(log_probability(counts, q))
+    score = (np.eye(len(p)) - p) @ score_directions(len(p))  # of each token
+    true, weighed = prob_pi[:, None] * (counts @ score), counts @ (w[:, None] * score)
+    gap = prob_mu[:, None] * weighed - true
     return WorstCase(
         length,
-        bias=_farthest(prob_mu[:, None] * weighed - prob_pi[:, None] * true),
-        gradient=_farthest(prob_pi[:, None] * true),
+        bias=farthest(gap, -gap),
+        gradient=farthest(true, -true),
         second_moment=float(prob_mu @ np.square(weighed).sum(-1)),
-        score2=float(prob_pi @ np.square(true).sum(-1)),
+        score2=float(prob_pi @ np.square(counts @ score).sum(-1)),
         log_m2=length * math.log(float((p * p / q).sum())),
     )
 
@@ -102,33 +103,3 @@ def _token_weights(pi: Tensor, mu: Tensor, estimator: Estimator) -> Array:
     log_pi, log_mu = pi.double().log()[:, None], mu.double().log()[:, None]
     batch = Batch.padded(log_pi, log_mu, torch.ones_like(log_pi), advantage=torch.ones_like(log_pi))
     return estimator(batch).per_token[:, 0].numpy()
-
-
-def _counts(length: int, vocab: int) -> Array:
-    first = np.arange(length + 1)
-    if vocab == 2:
-        return np.stack([first, length - first], -1).astype(np.float64)
-    a, b = np.repeat(first, length + 1 - first), np.concatenate([np.arange(length + 1 - k) for k in first])
-    return np.stack([a, b, length - a - b], -1).astype(np.float64)
-
-
-def _log_ways(counts: Array, length: int) -> Array:
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, length + 1)))])
-    return log_factorial[length] - log_factorial[counts.astype(np.int64)].sum(-1)
-
-
-def _plane(vocab: int) -> Array:
-    """`[V, V - 1]`: an orthonormal basis of the vectors that sum to 0, which scores are."""
-    if vocab == 2:
-        return np.array([[1.0], [-1.0]]) / math.sqrt(2)
-    return np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -2.0]]) / np.sqrt([2.0, 6.0])
-
-
-def _farthest(vectors: Array) -> float:
-    """`max |sum_i R_i v_i|` over all |R_i| <= 1."""
-    if vectors.shape[1] == 1:
-        return float(np.abs(vectors).sum())
-    # Turned into one half plane and sorted by angle, the signs of every corner are + up to some place and - beyond.
-    up = np.where((vectors[:, 1:] < 0) | ((vectors[:, 1:] == 0) & (vectors[:, :1] < 0)), -vectors, vectors)
-    along = np.cumsum(up[np.argsort(np.arctan2(up[:, 1], up[:, 0]))], 0)
-    return float(np.sqrt(np.square(2 * along - along[-1]).sum(-1).max()))

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable
 
 from reweigh.lab.claims.claim import MEANING, Checked, Claim, Evidence, Verdict
+from reweigh.lab.claims.growth import GROWTH
 from reweigh.lab.claims.lemma import LEMMA
+from reweigh.lab.claims.naive import NAIVE
 from reweigh.lab.claims.preview import PREVIEW
 from reweigh.lab.claims.self_normalised import SELF_NORMALISED
-from reweigh.lab.claims.sequence_ratios import SEQUENCE_RATIOS
+from reweigh.lab.claims.sequence_is import SEQUENCE_IS
 from reweigh.lab.claims.token_bias import TOKEN_BIAS
 from reweigh.lab.claims.token_clipping import TOKEN_CLIPPING
 from reweigh.lab.claims.truncation import TRUNCATION
@@ -15,8 +17,10 @@ __all__ = ["CLAIMS", "MEANING", "Checked", "Claim", "Evidence", "Verdict", "chec
 
 CLAIMS: tuple[Claim, ...] = (
     *LEMMA,
-    *SEQUENCE_RATIOS,
+    *SEQUENCE_IS,
+    *GROWTH,
     *SELF_NORMALISED,
+    *NAIVE,
     *TOKEN_BIAS,
     *TOKEN_CLIPPING,
     *TRUNCATION,

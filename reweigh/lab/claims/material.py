@@ -73,6 +73,11 @@ def iid_law(pi: float, mu: float, length: int) -> FiniteRatio:
     return FiniteRatio(k * math.log(pi / mu) + (length - k) * (math.log1p(-pi) - math.log1p(-mu)), p / p.sum())
 
 
+def table(rows: list[list[float]]) -> Tensor:
+    """Log-probs from a table of probabilities."""
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
 def value(world: World, logits: Tensor, reward: Tensor | None = None) -> Tensor:
     """`E R` under the softmax policy of these logits, `[..., contexts, V]`: for what is differentiated or stepped."""
     return log_prob(world, logits).exp() @ (world.reward if reward is None else reward)

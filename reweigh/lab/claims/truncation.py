@@ -43,7 +43,7 @@ def _controllable() -> Evidence:
     lengths = (4, 64, 256, 1024)
     laws = [iid_law(0.5, 0.57, t) for t in lengths]
     kept = [1 - law.excess(2.0) for law in laws]
-    needed = [next(c for c in 2.0 ** np.arange(0, 60) if law.excess(float(c)) <= 0.1) for law in laws]
+    needed = [next(c for c in (2.0**k for k in range(60)) if law.excess(c) <= 0.1) for law in laws]
     fading = all(x > y for x, y in pairwise(kept))
     return Evidence(
         fading and kept[-1] < 0.1 and needed[-1] > 8 * needed[0],

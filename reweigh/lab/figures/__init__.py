@@ -1,6 +1,6 @@
 """Figures of what the lab computes, for a paper: labelled, readable in grey, as SVG and PNG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,28 +29,31 @@ FIGURES: "dict[str, Callable[[], Figure]]" = {
 """By file name."""
 
 
-def draw_figures(out: Path, names: Sequence[str] = (), count: Callable[[int], None] = lambda _: None) -> list[Path]:
-    """Compute and write figures, as `NAME.svg` and `NAME.png`.
+def select_figures(names: Iterable[str] = ()) -> tuple[str, ...]:
+    """The figures of these names; all if none is given.
+
+    Raises:
+        ValueError: on a name that is no figure's.
+    """
+    wanted = tuple(names)
+    if unknown := [n for n in wanted if n not in FIGURES]:
+        raise ValueError(f"lab figures: there is no figure {unknown[0]!r}.\nhint: one of {', '.join(FIGURES)}.")
+    return wanted or tuple(FIGURES)
+
+
+def draw_figures(out: Path, names: Iterable[str] = ()) -> Iterator[tuple[Path, Path]]:
+    """Compute and write figures, as `NAME.svg` and `NAME.png`; their paths, as each is drawn.
 
     Args:
         out: a directory; made if it is not there.
         names: of `FIGURES`; all if empty.
-        count: told of every figure.
-
-    Returns:
-        What was written.
 
     Raises:
         ValueError: on a name that is no figure's.
         ModuleNotFoundError: without matplotlib, of the extra `lab`.
     """
-    if unknown := [n for n in names if n not in FIGURES]:
-        raise ValueError(f"lab figures: there is no figure {unknown[0]!r}.\nhint: one of {', '.join(FIGURES)}.")
+    chosen = select_figures(names)
     import_module("matplotlib.figure")  # so that without it nothing is computed, and no directory made
 
     out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for figure in names or FIGURES:
-        written += save(FIGURES[figure](), out / figure)
-        count(1)
-    return written
+    return (save(FIGURES[figure](), out / figure) for figure in chosen)

@@ -9,9 +9,11 @@ from reweigh.bounds import tis_mse
 from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, sqrt_n_cap
 from reweigh.lab.distances import norms, ratio_law
 from reweigh.lab.exact import Reward, exact
-from reweigh.lab.figures.style import FONT, SEQ_MIS, SEQ_TIS, Line, legend, name, new
+from reweigh.lab.figures.compared import SEQ_MIS, SEQ_TIS
+from reweigh.lab.figures.style import FONT, Line, legend, name, new
 from reweigh.lab.world import random_world
 from reweigh.planner import FiniteRatio
+from reweigh.tradeoff_caps import tradeoff_cap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,17 +29,17 @@ def cap_figure() -> "Figure":
     worst = norms(world).integrand
     tis = [exact(world, seq_tis(c), Reward("value")) for c in CAPS]
     mis = [exact(world, seq_mis(high=c), Reward("value")) for c in CAPS]
-    figure, panels = new(len(BATCHES), height=4.9, heights=(3, 2))
+    figure, panels = new(len(BATCHES), height=5.1, heights=(3, 2))
     for i, n in enumerate(BATCHES):
         axes, strip = panels[i], panels[len(BATCHES) + i]
         error, masked = ([e.mse(n) / scale for e in at] for at in (tis, mis))
-        Line("MSE of Seq-TIS", SEQ_TIS.colour, "-").draw(axes, CAPS, error)
-        Line("MSE of Seq-MIS", SEQ_MIS.colour, "-.").draw(axes, CAPS, masked)
+        Line("MSE of Seq-TIS", SEQ_TIS.line.colour, "-").draw(axes, CAPS, error)
+        Line("MSE of Seq-MIS", SEQ_MIS.line.colour, "-.").draw(axes, CAPS, masked)
         bound = [tis_mse(worst, law.excess(c), law.min2(c), n) / scale for c in CAPS]
         Line("worst case of Seq-TIS over rewards", "0.45", ":").draw(axes, CAPS, bound)
         rules = {"least MSE here": float(CAPS[np.argmin(error)]), **rule_caps(law, n)}
         for row, (rule, cap) in enumerate(rules.items()):
-            colour = SEQ_MIS.colour if "MIS" in rule else SEQ_TIS.colour
+            colour = SEQ_MIS.line.colour if "MIS" in rule else SEQ_TIS.line.colour
             marker = "*" if "least" in rule else "<" if "MIS" in rule else "o"
             Line("", colour, "none", marker).draw(strip, [cap], [row], markersize=8 if marker == "*" else 5)
             axes.axvline(cap, color="0.8", linewidth=0.6, zorder=0)
@@ -64,5 +66,6 @@ def rule_caps(law: FiniteRatio, n: int) -> dict[str, float]:
         "cubic": cubic_cap(law.chi2, n),
         "√N": sqrt_n_cap(n),
         "balance": balance_cap(law, n),
+        "tradeoff": tradeoff_cap(law, n),
         "balance of MIS": mis_balance_cap(law, n),
     }

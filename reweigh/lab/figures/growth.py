@@ -34,11 +34,12 @@ def growth_figure() -> "Figure":
         )
     for chi2, marker in zip(POST_CHI2, "os", strict=True):
         at = post_m2(chi2, POST_LENGTH)
-        Line(f"the post's “{100 * chi2:g}%”: {at:,.{1 if at < 10 else 0}f}×", "black", "none", marker).draw(
+        shown = f"{at:.1f}" if at < 10 else f"{int(at):,}"
+        Line(f"the post's “{100 * chi2:g}%”: {shown}×", "black", "none", marker).draw(
             left, [POST_LENGTH], [at], markersize=7, markerfacecolor="white", zorder=5
         )
     left.set_yscale("log")
-    name(left, "every token alike", "length T (tokens)", "E r² = 1 + χ² of the sequence")
+    name(left, "every token alike", "length T (tokens)", "E r² = 1 + χ² of the sequence (no unit)")
     policies = rare_state()
     found = chain(policies)
     chi2 = float(((policies.log_pi.exp() - policies.log_mu.exp()).square() / policies.log_mu.exp()).sum(-1).max())

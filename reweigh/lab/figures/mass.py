@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reweigh import geo_rs, seq_is, seq_mis, seq_tis
-from reweigh.lab.figures.style import FONT, GEO_RS, SEQ_IS, SEQ_MIS, SEQ_TIS, by_length, legend, name, new
+from reweigh.lab.figures.compared import SEQUENCE_LEVEL, geo_rs_within
+from reweigh.lab.figures.style import FONT, by_length, legend, name, new
 from reweigh.lab.iid import Counted
 from reweigh.lab.world import World, random_world
 
@@ -27,16 +27,11 @@ def mass_figure() -> "Figure":
     figure, (left, right) = new(2, height=3.7)
     worlds = [random_world(3, MOST, memory=1, eos=2, gap=0.5, seed=seed) for seed in SEEDS]
     at = [Counted.of(PI, MU, length) for length in LENGTHS]
-    geo_left, geo_right = (geo_rs(*band) for band in BANDS)
-    for line, of_left, of_right in (
-        (SEQ_IS, seq_is(), seq_is()),
-        (SEQ_TIS, seq_tis(2.0), seq_tis(2.0)),
-        (SEQ_MIS, seq_mis(high=2.0), seq_mis(high=2.0)),
-        (GEO_RS, geo_left, geo_right),
-    ):
-        retained = np.mean([retained_mass(world, of_left) for world in worlds], axis=0)
-        line.draw(left, range(1, MOST + 1), retained)
-        line.draw(right, LENGTHS, [c.mean_weight(of_right) for c in at])
+    geo_left, geo_right = (geo_rs_within(*band) for band in BANDS)
+    for of_left, of_right in (*((e, e) for e in SEQUENCE_LEVEL), (geo_left, geo_right)):
+        retained = np.mean([retained_mass(world, of_left.estimator) for world in worlds], axis=0)
+        of_left.line.draw(left, range(1, MOST + 1), retained)
+        of_right.line.draw(right, LENGTHS, [c.mean_weight(of_right.estimator) for c in at])
     for axes in (left, right):
         axes.set_ylim(-0.04, 1.34)
     name(

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from reweigh import seq_is
 from reweigh.lab.distances import ratio_law
 from reweigh.lab.exact import Reward, exact
-from reweigh.lab.figures.style import FONT, SEQ_IS, SNIS, Line, by_length, legend, name, new
+from reweigh.lab.figures.compared import SEQ_IS, SNIS
+from reweigh.lab.figures.style import FONT, Line, by_length, legend, name, new
 from reweigh.lab.snis import exact_snis
 from reweigh.lab.world import random_world
 
@@ -35,11 +35,11 @@ def snis_figure() -> "Figure":
     name(left, "effective number of sequences", "batch size N (sequences)", "1 / E[Σw² / (Σw)²] (sequences)")
     world, at, m2 = worlds[-1], found[-1], ratio_law(worlds[-1]).m2
     scale = float(world.gradient.square().sum())
-    unnormalised = exact(world, seq_is(), Reward("value"))
+    unnormalised = exact(world, SEQ_IS.estimator, Reward("value"))
     SNIS.draw(right, BATCHES, [(x.mse / scale) ** 0.5 for x in at])
     first = [(float(x.delta_bias.square().sum()) + x.delta_trace_cov) / scale for x in at]
     Line("SNIS, first order in 1/N", "0.75", "-").draw(right, BATCHES, [v**0.5 for v in first], linewidth=5)
-    SEQ_IS.draw(right, BATCHES, [(unnormalised.mse(n) / scale) ** 0.5 for n in BATCHES])
+    SEQ_IS.line.draw(right, BATCHES, [(unnormalised.mse(n) / scale) ** 0.5 for n in BATCHES])
     by_length(right, BATCHES)
     right.set_yscale("log")
     name(right, f"error where 1 + χ² = {m2:,.3g}", "batch size N (sequences)", "root mean square error / |g| (no unit)")

@@ -1,0 +1,75 @@
+"""The public names, each from the module it lives in; `reweigh` hands them out when the first is asked for."""
+# ruff: noqa: F401
+# pyright: reportUnusedImport=false
+
+from reweigh.adaptive import CapRule, TruncateAt, balance, cubic, post, post_batch, sqrt_n
+from reweigh.batch import Batch
+from reweigh.batchwise import MeanAtMost, ParetoSmooth
+from reweigh.capped import excess, excess_plain, lost, min2
+from reweigh.caps import post_cap
+from reweigh.delta import states_beyond
+from reweigh.distributed import all_reduce, log_normaliser
+from reweigh.divergences import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
+from reweigh.estimators import Estimator, Factor, Weights, for_advantage, self_normalised, weigh
+from reweigh.extrapolate import renyi2_at, renyi2_models
+from reweigh.intervals import bernoulli_kl, clustered, empirical_bernstein
+from reweigh.layout import Layout, Packed, Padded
+from reweigh.levels import GEOMETRIC, LEVELS, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, WORST, Level
+from reweigh.losses import (
+    cispo,
+    gspo,
+    num_kept,
+    num_sequences,
+    num_tokens,
+    per_sequence_mean,
+    policy_gradient,
+    ppo_clip,
+)
+from reweigh.named import (
+    NAMED,
+    cispo_cap,
+    dppo_kl,
+    dppo_tv,
+    geo_is,
+    geo_mis,
+    geo_rs,
+    group_snis,
+    k1_rs,
+    k3_rs,
+    m2po,
+    naive,
+    opsm,
+    prefix_is,
+    prefix_tis,
+    psis,
+    seq_is,
+    seq_mis,
+    seq_tis,
+    shrunk_seq_is,
+    snis,
+    suffix_is,
+    token_is,
+    token_mis,
+    token_tis,
+    trm,
+    turn_tis,
+    vespo,
+)
+from reweigh.number import Number
+from reweigh.stats import RatioStats
+from reweigh.summary import Summary, summarise
+from reweigh.testing import check_estimator
+from reweigh.tradeoff_caps import tradeoff
+from reweigh.transforms import (
+    AtMost,
+    Clip,
+    Identity,
+    Power,
+    Reject,
+    Screen,
+    Shrink,
+    SoftKernel,
+    Transform,
+    Truncate,
+)
+from reweigh.verdict import Finding, Verdict, judge
