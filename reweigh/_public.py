@@ -73,3 +73,12 @@ from reweigh.transforms import (
     Truncate,
 )
 from reweigh.verdict import Finding, Verdict, judge
+from reweigh.vocabulary import (
+    LinearLogits,
+    StateDivergences,
+    StateTotals,
+    TokenScores,
+    linear_log_probs,
+    log_probs,
+    state_divergences,
+)

@@ -1,5 +1,6 @@
 """What two policies said about the same tokens."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reweigh.layout import Layout, Packed, Padded
+from reweigh.operator import operator
+from reweigh.tiles import CHUNK_SLOTS, may_look
 
 # Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
 POSITIVE_TOLERANCE = 1e-4  # nats
@@ -27,21 +30,57 @@ class Batch:
     Attributes:
         log_pi: nats, any float type, token-shaped (`[S, T]` or `[N]`).
         log_mu: nats, same shape.
-        log_ratio: `log pi - log mu` in nats, in float32 or better, detached; 0 off the mask. Made by the constructors:
-            the one place where precision is raised and where gradients stop.
         layout: which tokens count, and which belong together.
         advantage: token-shaped; read only by gates that depend on its sign (OPSM, DPPO).
         group: `[S]`, an integer a prompt: the unit of clustering, and of self-normalisation by prompt.
-        dropped: token-shaped, True where a token of the given mask had a non-finite log-prob.
+        dropped: token-shaped, True where a token of the given mask had a non-finite log-prob; None if there is none.
+        given: token-shaped, a log ratio to take in place of the difference, 0 off the mask; None as a rule.
     """
 
     log_pi: Float[Tensor, "*tok"]
     log_mu: Float[Tensor, "*tok"]
-    log_ratio: Float[Tensor, "*tok"]
     layout: Layout
     advantage: Float[Tensor, "*tok"] | None = None
     group: Int[Tensor, " S"] | None = None
     dropped: Bool[Tensor, "*tok"] | None = field(default=None, repr=False)
+    given: Float[Tensor, "*tok"] | None = field(default=None, repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What log ratios are computed in: float32, or float64 if a log-prob is."""
+        return torch.promote_types(torch.promote_types(self.log_pi.dtype, self.log_mu.dtype), torch.float32)
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "*tok"]:
+        """`log pi - log mu` in nats, in float32 or better, detached; 0 off the mask.
+
+        Computed anew each time: a batch holds no more than it was given. Here precision is raised, and gradients stop.
+        """
+        if self.given is not None:
+            return self.given
+        diff = _difference(self.log_pi, self.log_mu, self.dtype)
+        return tame(diff).mul_(self.layout.mask.view(torch.uint8).to(diff.dtype))
+
+    def parts(self, slots: int = CHUNK_SLOTS) -> "list[Batch]":
+        """The same batch as parts of about that many slots, no sequence in two: what is made of one fits the cache.
+
+        Views, not copies. There is one part where values may not be looked at, or if the batch is small.
+        """
+        places = self.layout.parts(slots)
+        if len(places) == 1:
+            return [self]
+        return [
+            Batch(
+                self.log_pi[tokens],
+                self.log_mu[tokens],
+                self.layout.sequences(seqs),
+                _cut(self.advantage, tokens),
+                _cut(self.group, seqs),
+                _cut(self.dropped, tokens),
+                _cut(self.given, tokens),
+            )
+            for tokens, seqs in places
+        ]
 
     @classmethod
     def padded(
@@ -79,8 +118,8 @@ class Batch:
         _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
         advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], _column)
         _group_shape("Batch.padded", group, log_pi.shape[0])
-        log_ratio, live, dropped = _ratio(log_pi, log_mu, mask)
-        return cls(log_pi, log_mu, log_ratio, Padded(live, turn), advantage, group, dropped)
+        live, dropped = _live(log_pi, log_mu, mask)
+        return cls(log_pi, log_mu, Padded(live, turn), advantage, group, dropped)
 
     @classmethod
     def packed(
@@ -122,11 +161,11 @@ class Batch:
             )
         _same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
         num_seqs = cu_seqlens.shape[0] - 1
-        log_ratio, live, dropped = _ratio(log_pi, log_mu, mask)
+        live, dropped = _live(log_pi, log_mu, mask)
         layout = Packed(live, cu_seqlens, turn)
         advantage = _per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
         _group_shape("Batch.packed", group, num_seqs)
-        return cls(log_pi, log_mu, log_ratio, layout, advantage, group, dropped)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped)
 
     @classmethod
     def from_lists(
@@ -203,14 +242,53 @@ class Batch:
         return self
 
 
-def _ratio(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Log ratio, the tokens that count, and those that would if their log-probs were finite."""
+def _cut(x: Tensor | None, where: slice) -> Tensor | None:
+    return None if x is None else x[where]
+
+
+def tame(x: Tensor) -> Tensor:
+    """Finite: 0 in place of what is not. The argument's memory may be used."""
+    if may_look(x) and math.isfinite(float(x.sum())):
+        return x
+    return x.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _difference(log_pi: Tensor, log_mu: Tensor, dtype: torch.dtype) -> Tensor:
+    return log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
+
+
+def _live(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens that count, and those that would if their log-probs were finite: None if there are none."""
+    given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
+    if torch.compiler.is_compiling() and log_pi.device.type == "cpu":
+        return _finite_op(log_pi.detach(), log_mu.detach(), given)
     dtype = torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
-    diff = log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
-    finite = diff.abs() < torch.inf  # False for NaN too; a difference of two finite log-probs is finite
-    given = torch.ones_like(finite) if mask is None else mask.bool()
-    live = given & finite
-    return diff.masked_fill_(~live, 0), live, given ^ live
+    if may_look(log_pi) and _all_finite(log_pi, log_mu, dtype):
+        return given, None
+    diff = _difference(log_pi, log_mu, dtype)
+    live = given & (diff.abs() < torch.inf)  # False for NaN too; a difference of two finite log-probs is finite
+    return live, given ^ live
+
+
+def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    live, dropped = _live(log_pi, log_mu, mask)
+    return (mask.clone(), torch.zeros_like(mask)) if dropped is None else (live, dropped)
+
+
+# A compiled graph on a CPU calls it as one operator: there the compiler takes bools one at a time.
+_finite_op = operator(
+    "finite",
+    _finite_alone,
+    "(Tensor log_pi, Tensor log_mu, Tensor mask) -> (Tensor, Tensor)",
+    lambda log_pi, log_mu, mask: (torch.empty_like(mask), torch.empty_like(mask)),
+)
+
+
+def _all_finite(log_pi: Tensor, log_mu: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every difference is finite, masked ones too; a sum that overflows says no, which costs time only."""
+    step = max(1, CHUNK_SLOTS // max(1, log_pi[:1].numel()))
+    pairs = zip(log_pi.split(step), log_mu.split(step), strict=True)
+    return all(math.isfinite(float(_difference(a, b, dtype).sum())) for a, b in pairs)
 
 
 def _column(x: Tensor) -> Tensor:

@@ -91,12 +91,9 @@ class Estimator:
         """
         layout, unit = batch.layout, self.unit
         valid = layout.lengths > 0 if unit == "sequence" else layout.mask
-        dtype = torch.promote_types(torch.promote_types(batch.log_pi.dtype, batch.log_mu.dtype), torch.float32)
-        log_w = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+        log_w = torch.zeros(valid.shape, dtype=batch.dtype, device=valid.device)
         keep, bounded = valid, torch.zeros_like(valid)
-        for f in self.factors:
-            x = f.of(batch) if f.scale == 1 else f.of(batch) * f.scale
-            x = f.level.fold(x, layout)
+        for f, x in zip(self.factors, self._units(batch), strict=True):
             lw, k = f.transform(x, f.level.valid(layout))
             moved = (lw != x) & k if f.transform.moves_to_bound else None
             if f.level.unit == "sequence" and unit != "sequence":
@@ -116,6 +113,31 @@ class Estimator:
         if shift.dim() and unit != "sequence":
             shift = layout.spread(shift)
         return Weights(log_w - shift, weights.keep, weights.bounded, valid, unit, layout)
+
+    def _units(self, batch: Batch) -> list[Tensor]:
+        """What each factor's level makes of its statistic."""
+        whole = [i for i, f in enumerate(self.factors) if f.level.unit == "sequence"]
+        out: list[Tensor] = [batch.layout.lengths] * len(self.factors)
+        # One value a sequence: nothing of the tokens' size is kept, so go part by part.
+        parts = [self._fold(part, whole) for part in batch.parts()] if whole else []
+        for i, *values in zip(whole, *parts, strict=True):
+            out[i] = values[0] if len(values) == 1 else torch.cat(values)
+        others = [i for i in range(len(out)) if i not in whole]
+        for i, x in zip(others, self._fold(batch, others), strict=True):
+            out[i] = x
+        return out
+
+    def _fold(self, batch: Batch, which: list[int]) -> list[Tensor]:
+        # Factors often share a statistic, and a log ratio is computed anew at each call.
+        batch = replace(batch, given=batch.log_ratio) if which else batch
+        found: dict[Statistic, Tensor] = {}
+        out: list[Tensor] = []
+        for f in (self.factors[i] for i in which):
+            if f.of not in found:
+                found[f.of] = f.of(batch)
+            x = found[f.of]
+            out.append(f.level.fold(x if f.scale == 1 else x * f.scale, batch.layout))
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +169,7 @@ class Weights:
     def per_token(self) -> Float[Tensor, "*tok"]:
         """The weight that multiplies each token's loss term; 0 if dropped or off the mask."""
         w = self.per_unit
-        return torch.where(self.layout.mask, self.layout.spread(w), 0) if self.unit == "sequence" else w
+        return self.layout.spread_zeroed(w) if self.unit == "sequence" else w
 
     @property
     def keep_tokens(self) -> Bool[Tensor, "*tok"]:

@@ -1,12 +1,16 @@
 """How tokens are stored, padded or packed, and how they group into turns and sequences."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from reweigh.tiles import CHUNK_SLOTS, Tiles, may_look
 
 
 class Layout(ABC):
@@ -40,18 +44,45 @@ class Layout(ABC):
     def spread(self, s: Tensor) -> Tensor:
         """Give each token its sequence's value: `[S]` -> tokens."""
 
+    def spread_zeroed(self, s: Tensor) -> Tensor:
+        """The same, but 0 off the mask."""
+        return torch.where(self.mask, self.spread(s), 0)
+
     @abstractmethod
     def masked(self, mask: Tensor) -> "Layout":
         """The same tokens with another mask."""
 
     @abstractmethod
-    def chunks(self, slots: int) -> list[tuple[slice, slice, "Layout"]]:
-        """Cut into parts of about that many slots, so that what is made from one stays in the processor's cache.
+    def sequences(self, which: slice) -> "Layout":
+        """Some of the sequences alone."""
+
+    @abstractmethod
+    def parts(self, slots: int) -> list[tuple[slice, slice]]:
+        """Cut between sequences into parts of about that many slots, so that what is made of one stays in the cache.
 
         Returns:
-            For each part: where its tokens are along the first axis, which sequences it is of, and its layout, on which
-            all but `masked` work. A sequence may lie in several parts.
+            For each part: where its tokens are along the first axis, and which sequences they are of. There is one part
+            where values may not be looked at.
         """
+
+    @abstractmethod
+    def all_tiles(self) -> Tiles:
+        """Rows of 64 slots, those without a token too."""
+
+    @property
+    def tiles(self) -> tuple[Tiles, Tensor]:
+        """Rows of 64 slots, and the number of tokens in each; without empty rows where values may be looked at."""
+        return self._tiles_seen if may_look(self.mask) else self._all_tiles_counted()
+
+    @cached_property
+    def _tiles_seen(self) -> tuple[Tiles, Tensor]:
+        tiles, count = self._all_tiles_counted()
+        some = count.nonzero().squeeze(1)
+        return (tiles, count) if len(some) == len(count) else (tiles[some], count[some])
+
+    def _all_tiles_counted(self) -> tuple[Tiles, Tensor]:
+        tiles = self.all_tiles()
+        return tiles, tiles.count(self.mask)
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum per sequence: tokens -> `[S]`; 0 for an empty sequence."""
@@ -77,7 +108,7 @@ class Padded(Layout):
 
     def __post_init__(self) -> None:
         """Count the tokens once."""
-        object.__setattr__(self, "lengths", self.mask.sum(-1, dtype=torch.int32).long())
+        object.__setattr__(self, "lengths", self.mask.view(torch.uint8).sum(-1, dtype=torch.int32).long())
 
     @property
     def num_seqs(self) -> int:
@@ -100,17 +131,35 @@ class Padded(Layout):
         """Repeat a row's value along the row."""
         return s[:, None].expand(self.mask.shape)
 
+    def spread_zeroed(self, s: Tensor) -> Tensor:
+        """Repeat a row's value on its tokens."""
+        if not may_look(s) or not math.isfinite(float(s.sum())):
+            return torch.where(self.mask, self.spread(s), 0)
+        out = torch.empty(self.mask.shape, dtype=s.dtype)
+        for rows, _ in self.parts(CHUNK_SLOTS):  # to select is slow, and to multiply is not
+            torch.mul(self.mask[rows].view(torch.uint8).to(s.dtype), s[rows, None], out=out[rows])
+        return out
+
     def masked(self, mask: Tensor) -> "Padded":
         """The same rows with another mask."""
         return Padded(mask, self.turn)
 
-    def chunks(self, slots: int) -> list[tuple[slice, slice, Layout]]:
+    def sequences(self, which: slice) -> "Padded":
+        """Those rows alone."""
+        return Padded(self.mask[which], None if self.turn is None else self.turn[which])
+
+    def parts(self, slots: int) -> list[tuple[slice, slice]]:
         """Whole rows."""
-        if slots >= self.mask.numel():
-            return [(slice(None), slice(None), self)]
+        if not may_look(self.mask) or slots >= self.mask.numel():
+            return [(slice(0, self.num_seqs), slice(0, self.num_seqs))]
         step = max(1, slots // max(1, self.mask.shape[1]))
         places = [slice(a, min(a + step, self.num_seqs)) for a in range(0, self.num_seqs, step)]
-        return [(p, p, Padded(self.mask[p])) for p in places]
+        return [(p, p) for p in places]
+
+    def all_tiles(self) -> Tiles:
+        """Every row from its first slot on."""
+        num_seqs, each = self.mask.shape
+        return Tiles.of(torch.arange(num_seqs + 1, device=self.mask.device) * each, self.mask.numel(), each)
 
 
 @final
@@ -124,7 +173,6 @@ class Packed(Layout):
         turn: `[N]`.
         offsets: `[S + 1]`, the same forced to rise from 0 to N, so that no wrong offset can read beyond the tokens;
             `Batch.check()` tells where the given ones were wrong.
-        seq: `[N]`, the sequence of each token.
         lengths: `[S]`.
     """
 
@@ -132,21 +180,18 @@ class Packed(Layout):
     cu_seqlens: Int[Tensor, " S_plus_1"]
     turn: Int[Tensor, " N"] | None = None
     offsets: Int[Tensor, " S_plus_1"] = field(init=False, repr=False)
-    seq: Int[Tensor, " N"] = field(init=False, repr=False)
     lengths: Int[Tensor, " S"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find each token's sequence and count the tokens once, without a host sync."""
+        """Make the offsets safe and count the tokens once, without a host sync."""
         num_tokens = self.mask.shape[0]
         inner = self.cu_seqlens[1:-1].long().clamp(0, num_tokens).cummax(0).values
         ends = inner.new_full((1,), num_tokens)
         offsets = torch.cat([torch.zeros_like(ends), inner, ends]) if self.num_seqs else torch.zeros_like(ends)
-        bump = torch.zeros(num_tokens + 1, dtype=torch.int64, device=self.mask.device)
-        seq = bump.index_add(0, inner, torch.ones_like(inner)).cumsum(0)[:num_tokens]
         object.__setattr__(self, "offsets", offsets)
-        object.__setattr__(self, "seq", seq)
-        # float32 counts exactly up to 2^24 tokens in one sequence.
-        object.__setattr__(self, "lengths", self.sum_zeroed(self.mask.float()).long())
+        tiles, count = self.tiles
+        lengths = torch.zeros(self.num_seqs, dtype=torch.int64, device=self.mask.device)
+        object.__setattr__(self, "lengths", lengths.index_add(0, tiles.seq, count.long()))
 
     @property
     def num_seqs(self) -> int:
@@ -155,7 +200,10 @@ class Packed(Layout):
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
         """Sum over each run of tokens."""
-        return torch.segment_reduce(x, "sum", lengths=self.offsets.diff(), unsafe=True)  # offsets are safe by making
+        rows = self.tiles[0].map(lambda part: part.take(x).sum(-1))
+        return (
+            x.new_zeros(self.num_seqs, dtype=torch.float64).index_add(0, self.tiles[0].seq, rows.double()).to(x.dtype)
+        )
 
     def max_floored(self, x: Tensor) -> Tensor:
         """Maximum of each run of tokens."""
@@ -166,21 +214,39 @@ class Packed(Layout):
         # In float64, so that what earlier sequences added cancels without a trace.
         total = x.double().cumsum(0)
         before = torch.cat([total.new_zeros(1), total])[self.offsets[:-1]]
-        return (total - before[self.seq]).to(x.dtype)
+        return (total - self.spread(before)).to(x.dtype)
 
     def spread(self, s: Tensor) -> Tensor:
-        """Gather each token's value."""
-        return s[self.seq]
+        """Repeat a run's value along the run."""
+        if may_look(s):
+            return s.index_select(0, torch.repeat_interleave(self.offsets.diff(), output_size=self.mask.shape[0]))
+        bump = torch.zeros(self.mask.shape[0] + 1, dtype=torch.int64, device=s.device)
+        inner = self.offsets[1:-1]
+        return s[bump.index_add(0, inner, torch.ones_like(inner)).cumsum(0)[:-1]]
 
     def masked(self, mask: Tensor) -> "Packed":
         """The same runs with another mask."""
         return Packed(mask, self.cu_seqlens, self.turn)
 
-    def chunks(self, slots: int) -> list[tuple[slice, slice, Layout]]:
-        """Runs of tokens, cut anywhere; every part is of all sequences, most of them empty in it."""
-        if slots >= self.mask.numel():
-            return [(slice(None), slice(None), self)]
-        num_tokens = self.mask.shape[0]
-        places = [slice(a, min(a + slots, num_tokens)) for a in range(0, num_tokens, slots)]
-        everyone = slice(0, self.num_seqs)
-        return [(p, everyone, Packed(self.mask[p], self.offsets.clamp(p.start, p.stop) - p.start)) for p in places]
+    def sequences(self, which: slice) -> "Packed":
+        """Those runs alone."""
+        offsets = self.offsets[which.start : which.stop + 1]
+        tokens = slice(int(offsets[0]), int(offsets[-1]))
+        turn = None if self.turn is None else self.turn[tokens]
+        return Packed(self.mask[tokens], offsets - offsets[0], turn)
+
+    def parts(self, slots: int) -> list[tuple[slice, slice]]:
+        """Whole runs of tokens, many of them: finding where runs lie is done anew for each part."""
+        slots *= 16
+        if not may_look(self.mask) or slots >= self.mask.numel():
+            return [(slice(0, self.mask.shape[0]), slice(0, self.num_seqs))]
+        offsets, out, a = self.offsets, [], 0
+        while a < self.num_seqs:
+            b = max(a + 1, int(torch.searchsorted(offsets, offsets[a] + slots, right=True)) - 1)
+            out.append((slice(int(offsets[a]), int(offsets[b])), slice(a, b)))
+            a = b
+        return out
+
+    def all_tiles(self) -> Tiles:
+        """Every run from its first slot on."""
+        return Tiles.of(self.offsets, self.mask.shape[0])

@@ -1,35 +1,29 @@
 """Sums over raw ratios that merge: over micro-batches, ranks and files, all with one `+`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.levels import SEQUENCE, TOKEN, Level
+from reweigh.layout import Packed, Padded
+from reweigh.levels import SEQUENCE, TOKEN, TURN, Level
+from reweigh.measure import Measured, measure, measure_turns
+from reweigh.operator import operator
+from reweigh.ratio_sums import PLAIN
 from reweigh.sums import (
     BLOCK_SIZES,
-    CHUNK,
     CLUSTER,
     GRID_CELLS,
-    GRID_TOP,
     MOMENTS,
     NUM_BINS,
     NUM_BUCKETS,
     POWERS,
-    ROWS,
-    SHIFT_STEP,
     TOP,
-    blocks,
     bucket,
-    gaps,
-    hybrid,
-    length_bin,
-    ratio_sums,
     sum_by_bin,
-    tops,
-    unit_values,
 )
 
 
@@ -97,46 +91,68 @@ class RatioStats:
         Raises:
             ValueError: at another level, whose values are not ratios of what was sampled.
         """
-        if level.name not in ("token", "turn", "sequence"):
-            raise ValueError(f"RatioStats.of: level must be TOKEN, TURN or SEQUENCE, got {level.name.upper()}")
-        single, whole = level.name == TOKEN.name, level.name == SEQUENCE.name
-        if batch.layout.num_seqs == 0 or batch.log_pi.numel() == 0:
-            return cls.empty(level, batch.log_pi.device)
-        lengths, bins = batch.layout.lengths, length_bin(batch.layout.lengths)
-        l, units = unit_values(batch, level)
-        live = torch.where(units.mask, l, -torch.inf)
-        peak, top = tops(live, units, bins, TOP)
-        shift = (peak / SHIFT_STEP).floor().clamp(min=0) * SHIFT_STEP
-        # The compiler fuses by itself, and would only unroll the chunks.
-        slots = batch.log_pi.numel() if torch.compiler.is_compiling() else CHUNK
-        parts = batch.layout.chunks(slots)
-        unit_parts = parts if single else units.chunks(slots)
-        rows, grid = ratio_sums(l, live, units, unit_parts, bins, shift)
-        plain, powers = rows.split([len(ROWS) - len(POWERS), len(POWERS)])
-        n = units.lengths.double()
-        zero = torch.zeros_like(n)
-        gap, largest_gap = (
-            gaps(batch, parts) if single else (torch.stack([zero, zero]), torch.full_like(shift[0], -torch.inf))
-        )
-        over = hybrid(batch, l.squeeze(-1), parts) if whole else zero
+        return cls.of_levels(batch, (level,))[0]
+
+    @classmethod
+    def of_levels(cls, batch: Batch, levels: Sequence[Level]) -> "tuple[RatioStats, ...]":
+        """Stats at several levels; TOKEN and SEQUENCE together take one pass over the tokens in place of two.
+
+        Args:
+            batch: as of `of`.
+            levels: each TOKEN, TURN or SEQUENCE.
+
+        Raises:
+            ValueError: at another level.
+
+        Example:
+            >>> import torch
+            >>> from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
+            >>> batch = Batch.padded(torch.full((30, 4), -1.0), torch.full((30, 4), -1.5), torch.ones(30, 4))
+            >>> token, sequence = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
+            >>> token.moments[0].sum().item(), sequence.moments[0].sum().item()
+            (120.0, 30.0)
+        """
+        for level in levels:
+            if level.name not in ("token", "turn", "sequence"):
+                raise ValueError(f"RatioStats.of: level must be TOKEN, TURN or SEQUENCE, got {level.name.upper()}")
+        if torch.compiler.is_compiling() and batch.log_pi.device.type == "cpu":
+            return _in_one_call(batch, levels)
+        if batch.layout.num_seqs == 0 or batch.log_pi.numel() == 0 or len(batch.layout.tiles[0]) == 0:
+            empty = (cls.empty(level, batch.log_pi.device) for level in levels)
+            return tuple(replace(e, dropped=_count(batch.dropped, e.dropped)) for e in empty)
+        names = [level.name for level in levels]
+        passed = measure(batch, token="token" in names, sequence="sequence" in names)
+        return tuple(cls._made(batch, level, passed.get(level.name) or measure_turns(batch)) for level in levels)
+
+    @classmethod
+    def _made(cls, batch: Batch, level: Level, m: Measured) -> "RatioStats":
+        """Bring what was measured by sequence to length bins and clusters."""
+        ratios, lengths, bins = m.ratios, batch.layout.lengths, m.ratios.bins
+        plain, powers = ratios.by_seq.split([len(PLAIN), len(POWERS)])
+        n, l1, l2, abs_l, tv, tv2, _ = plain
+        shift = n.new_zeros(NUM_BINS).scatter_reduce(0, bins, ratios.shift, "amax")
+        k = torch.tensor(POWERS, dtype=torch.float64, device=n.device)[:, None]
+        seq_powers = powers * torch.exp(k * (ratios.shift - shift[bins]))
         some = (n > 0).double()
-        longer = (torch.exp(l.squeeze(-1).clamp(max=GRID_TOP)) - 1) * lengths if whole else zero
-        moments = torch.stack([n, some, *plain, *gap, over, over * over, longer * some, lengths * some])
+        moments = torch.stack(
+            [n, some, l1, l2, abs_l, tv, tv2, *m.gap, m.over, m.over * m.over, m.longer, lengths * some]
+        )
+        by_bin = sum_by_bin(torch.cat([moments, seq_powers]), bins)
+        moments, powers = by_bin.split([len(MOMENTS), len(POWERS)])
         down = torch.exp(shift - shift.max())[bins]
-        l1, _, abs_l, tv, _ = plain
-        per_cluster = torch.stack([n, l1, abs_l, plain[1], tv, powers[1] * down, powers[2] * down.square()], -1)
-        empty = cls.empty(level, l.device)
+        per_cluster = torch.stack([n, l1, abs_l, l2, tv, seq_powers[1] * down, seq_powers[2] * down.square()], -1)
+        empty = cls.empty(level, n.device)
         return cls(
             level,
-            moments=sum_by_bin(moments, bins),
+            moments=moments,
             shift=shift,
-            powers=sum_by_bin(powers, bins),
-            grid=grid,
-            blocks=blocks(batch, parts) if whole else empty.blocks,
-            peaks=torch.stack([peak.max(), (-l.amin()).double(), largest_gap]),
-            top=top,
+            powers=powers,
+            grid=ratios.cells(moments[0]),
+            blocks=m.blocks,
+            peaks=torch.stack([m.top[0], torch.where(n.sum() > 0, -ratios.low, -torch.inf), m.largest_gap]),
+            top=m.top,
             clusters=empty.clusters.index_add(0, bucket(batch), per_cluster),
-            dropped=empty.dropped if batch.dropped is None else batch.dropped.sum(dtype=torch.int32).double(),
+            dropped=_count(batch.dropped, empty.dropped),
         )
 
     def __add__(self, other: "RatioStats") -> "RatioStats":
@@ -182,3 +198,57 @@ class RatioStats:
             clusters=self.clusters * scale,
             dropped=self.dropped,
         )
+
+
+def _count(flags: Tensor | None, zero: Tensor) -> Tensor:
+    return zero if flags is None else flags.sum(dtype=torch.int32).double()
+
+
+def _in_one_call(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...]:
+    """The same from a compiled graph on a CPU, which calls it as one operator.
+
+    What is fast here, to look at values and to leave work out, a compiler cannot do.
+    """
+    layout = batch.layout
+    offsets = layout.offsets if isinstance(layout, Packed) else None
+    own = (batch.log_pi.detach(), batch.log_mu.detach(), layout.mask, offsets)
+    names = ",".join(level.name for level in levels)
+    flat = _stats_op(*own, layout.turn, batch.group, batch.dropped, batch.given, names)
+    each = len(flat) // len(levels)
+    return tuple(RatioStats(level, *flat[i * each : (i + 1) * each]) for i, level in enumerate(levels))
+
+
+def _tensors(stats: RatioStats) -> list[Tensor]:
+    return [getattr(stats, f.name) for f in fields(stats) if f.name != "level"]
+
+
+def _stats_alone(
+    log_pi: Tensor,
+    log_mu: Tensor,
+    mask: Tensor,
+    offsets: Tensor | None,
+    turn: Tensor | None,
+    group: Tensor | None,
+    dropped: Tensor | None,
+    given: Tensor | None,
+    levels: str,
+) -> list[Tensor]:
+    layout = Padded(mask, turn) if offsets is None else Packed(mask, offsets, turn)
+    batch = Batch(log_pi, log_mu, layout, group=group, dropped=dropped, given=given)
+    by_name = {level.name: level for level in (TOKEN, TURN, SEQUENCE)}
+    found = RatioStats.of_levels(batch, [by_name[name] for name in levels.split(",")])
+    return [x.clone() for stats in found for x in _tensors(stats)]  # no two may share memory
+
+
+def _shapes(log_pi: Tensor, *rest: Any) -> list[Tensor]:
+    """Neither the tokens nor the levels change the shapes."""
+    return [x for _ in rest[-1].split(",") for x in _tensors(RatioStats.empty(TOKEN, log_pi.device))]
+
+
+_stats_op = operator(
+    "ratio_stats",
+    _stats_alone,
+    "(Tensor log_pi, Tensor log_mu, Tensor mask, Tensor? offsets, Tensor? turn, Tensor? group, Tensor? dropped,"
+    " Tensor? given, str levels) -> Tensor[]",
+    _shapes,
+)

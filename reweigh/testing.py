@@ -83,7 +83,7 @@ def check_estimator(estimator: Estimator, seed: int = 0) -> None:
         parts = [estimator(_take(batch, torch.arange(a, b))).per_token for a, b in ((0, 2), (2, 3), (3, 6))]
         _same("the way a batch is cut changes nothing", torch.cat(parts), tokens)
     for sign in (1.0, -1.0):  # a gate may weigh one sign otherwise than the other
-        equal = replace(batch, log_pi=batch.log_mu, log_ratio=torch.zeros_like(batch.log_ratio))
+        equal = replace(batch, log_pi=batch.log_mu)
         on_policy = estimator(replace(equal, advantage=torch.full_like(batch.log_ratio, sign)))
         live = on_policy.per_token[batch.layout.mask]
         _same("equal policies give every unit one weight", live, live[:1].expand_as(live))

@@ -1,5 +1,7 @@
 """Random batches with everything that goes wrong: holes, empty sequences, garbage off the mask."""
 
+import sys
+
 import torch
 
 from reweigh import Batch
@@ -65,3 +67,10 @@ def rows_of(batch, index):
         group=pick(batch.group),
         turn=pick(batch.layout.turn),
     )
+
+
+def blind(monkeypatch):
+    """Have the package do as on a device where reading a value waits: no value decides what is computed."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("reweigh.") and hasattr(module, "may_look"):
+            monkeypatch.setattr(module, "may_look", lambda x: False)

@@ -305,10 +305,11 @@ def hybrid(seqs, top=math.inf):
 
 
 def blocks(seqs, size):
-    """Log ratios of the whole blocks of `size` live tokens."""
+    """Log ratios of the blocks of `size` slots, from a sequence's first on, that are all live."""
     out = []
     for s in seqs:
-        live = s.live()
-        starts = range(0, len(live) - size + 1, size)
-        out += [sum(s.lr(t) for t in live[i : i + size]) for i in starts]
+        for start in range(0, len(s.mask) - size + 1, size):
+            slots = range(start, start + size)
+            if all(s.mask[t] for t in slots):
+                out.append(sum(s.lr(t) for t in slots))
     return out

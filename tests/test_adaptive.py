@@ -2,15 +2,15 @@
 
 import math
 import pickle
+import socket
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from batches import packed, random_batch, rows_of
+from batches import blind, packed, random_batch, rows_of
 from test_compile import NoSync, flatten, tensors
-from test_distributed import free_port
 
 import reweigh
 from reweigh import (
@@ -203,6 +203,12 @@ def worker(rank, world, port, out):
         torch.distributed.destroy_process_group()
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def test_ranks_agree_on_the_cap_of_all(tmp_path):
     mp.spawn(worker, args=(2, free_port(), str(tmp_path)), nprocs=2)
     parts = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
@@ -238,7 +244,7 @@ def test_what_means_nothing_is_refused(call, text):
 # Last, for it swaps the modules that the tests above have imported.
 @pytest.mark.parametrize("kind", ["padded", "packed"])
 @pytest.mark.parametrize("place", range(len(RULES)), ids=lambda i: repr(RULES[i]))
-def test_one_graph_and_no_waiting(unchecked, place, kind):
+def test_one_graph_and_no_waiting(unchecked, place, kind, monkeypatch):
     """Of the batch, and of running stats that the step itself adds to."""
     rw = unchecked
     rule = rules_of(rw)[place]
@@ -258,5 +264,6 @@ def test_one_graph_and_no_waiting(unchecked, place, kind):
     torch._dynamo.reset()
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+    blind(monkeypatch)
     with NoSync():
         step(**x)

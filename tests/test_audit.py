@@ -12,8 +12,9 @@ import torch
 from reweigh import Batch, m2po, seq_tis, snis, token_tis
 from reweigh.audit import Audit, audit
 from reweigh.audit.numerals import interval, of_log, share, two
-from reweigh.audit.pictures import Histogram, Profile, position_bins, position_start
+from reweigh.audit.pictures import Histogram, Profile, position_start
 from reweigh.audit.plot import ticks
+from reweigh.audit.runs import Shared
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.summary import Number
 
@@ -203,13 +204,13 @@ def test_many_steps_become_ranges_and_many_envs_are_merged(tmp_path):
 def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch):
     held = []
 
-    def spy(sums, files, plan):
+    def spy(sums, files):
         tensors = [x for part in (sums.levels, sums.trials, sums.histograms, sums.profiles) for x in part.values()]
         tensors += [x for s in sums.slices.values() for d in (s.token, s.sequence) for x in d.values()]
         held.append(sum(v.numel() for x in tensors for v in vars(x).values() if isinstance(v, torch.Tensor)))
         raise InterruptedError
 
-    monkeypatch.setattr("reweigh.audit.run._conclude", spy)
+    monkeypatch.setattr("reweigh.audit.run.conclude", spy)
     monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 1500)
     # 32 steps each, so that the ranges of steps are the same
     for n in (64, 256):
@@ -397,6 +398,9 @@ def test_files_that_disagree_are_said(rows, tmp_path):
 def test_histogram_against_numpy():
     x = torch.tensor(np.random.default_rng(0).standard_t(2, 4000) * 0.3, dtype=torch.float64)
     x[:10] = 0.0
+    edges = torch.tensor([2.0**-60, -(2.0**-60), 2.0**20, -(2.0**20), 1.0, -1.0, 2.0**-30, 2.0**14, -0.5, 0.5])
+    single = torch.cat([x.float(), edges])
+    assert torch.equal(Histogram.of(single).counts, Histogram.of(single.double()).counts)
     whole = Histogram.of(x)
     parts = Histogram.of(x[:1234]) + Histogram.of(x[1234:])
     assert torch.equal(whole.counts, parts.counts)
@@ -414,22 +418,42 @@ def test_histogram_against_numpy():
 
 
 def test_position_bins_and_their_starts():
-    position = torch.arange(70_000)
-    bins = position_bins(position)
-    starts = [int(position[bins == i][0]) for i in range(53)]
-    assert starts == [position_start(i) for i in range(53)]
-    assert starts[:7] == [0, 4, 8, 12, 16, 20, 24]
+    starts = [position_start(i) for i in range(53)]
+    assert starts[:9] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     assert starts[-2:] == [57344, 65536]
-    assert (bins.diff() >= 0).all()
+    assert sorted(set(starts)) == starts
+
+
+def shared(log_ratio, lengths, mask=None, group=None):
+    log_mu = torch.full((len(log_ratio),), -1.0)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return Shared.of(Batch.packed(log_mu + torch.tensor(log_ratio), log_mu, offsets, mask, group=group))
 
 
 def test_profile_against_loops():
-    log_pi = torch.tensor([-1.0, -2.0, -1.5, -1.0])
-    batch = Batch.packed(log_pi, torch.full((4,), -1.0), torch.tensor([0, 2, 4]), torch.tensor([1, 1, 1, 0]))
-    profile = Profile.of(batch, torch.tensor([0, 1, 1, 0]), 3)
+    batch = shared([0.0, -1.0, -0.5, 0.0], [2, 2], torch.tensor([1, 1, 1, 0]))
+    profile = Profile.of(batch, np.array([0, 1, 1, 3]), 3)
     assert [(p.bin, p.tokens, p.mean) for p in profile.points()] == [(0, 1, 0.0), (1, 2, 0.75)]
     twice = (profile + profile).points()
     assert [(p.bin, p.tokens, p.mean) for p in twice] == [(0, 2, 0.0), (1, 4, 0.75)]
+
+
+def test_profile_by_position_against_loops():
+    g = np.random.default_rng(0)
+    lengths = [3, 0, 1, 70_000, 16, 17, 0]
+    n = sum(lengths)
+    x, mask = g.normal(size=n).astype(np.float32), torch.from_numpy(g.random(n) < 0.8)
+    group = torch.arange(7) * 12345
+    batch = shared(x, lengths, mask, group)
+    position = np.concatenate([np.arange(k) for k in lengths])
+    bins = np.searchsorted([position_start(i) for i in range(53)], position, side="right") - 1
+    expected = Profile.of(batch, np.where(mask, bins, 53), 53)
+    found = Profile.by_position(batch)
+    assert torch.equal(found.sums[0], expected.sums[0])
+    torch.testing.assert_close(found.sums[1], expected.sums[1], rtol=1e-12, atol=0)
+    assert float(found.sums[0].sum()) == float(mask.sum())
+    nothing = Profile.by_position(shared([], [0, 0]))
+    assert not nothing.sums.any()
 
 
 @pytest.mark.parametrize(

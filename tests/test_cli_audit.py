@@ -132,5 +132,69 @@ def test_help_says_what_exit_codes_mean(capsys):
     assert main(["audit", "--help"]) == 0
     out = capsys.readouterr().out
     assert "Exit code 0 if the verdict is ok or warn" in " ".join(out.split())
-    for option in ("--by", "--json", "--html", "--fail-on", "--keep-going"):
+    options = ("--by", "--json", "--html", "--fail-on", "--keep-going", "--workers", "--resume", "--state", "--engine")
+    for option in (*options, "--ray-address"):
         assert option in out
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(healthy, tmp_path, capsys, monkeypatch):
+    """From the middle of the work, as the signal's handler raises it."""
+    import os
+    import signal
+
+    from reweigh.audit import workers
+
+    monkeypatch.chdir(tmp_path)
+    whole = records(tmp_path / "more.parquet", n=80)
+    with monkeypatch.context() as m:
+        m.setattr("reweigh.audit.run.PART_TOKENS", 1)
+        measure, seen = workers.measure, []
+
+        def interrupted(part, job):
+            seen.append(part)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return measure(part, job)
+
+        m.setattr(workers, "measure", interrupted)
+        assert main(["audit", healthy, whole]) == 130
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == "interrupted: the same command with --resume goes on from reweigh-audit.state\n"
+        m.setattr(workers, "measure", measure)
+        assert main(["audit", healthy, whole, "--resume"]) == 0
+    resumed = capsys.readouterr().out
+    assert main(["audit", healthy, whole]) == 0
+    assert capsys.readouterr().out == resumed
+    assert not (tmp_path / "reweigh-audit.state").exists()
+
+
+def test_the_state_lies_beside_the_page_or_where_it_is_said(healthy, tmp_path, capsys, monkeypatch):
+    import signal
+
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "pages" / "report.html"
+    other = tmp_path / "states" / "mine"
+    for arguments, state in (
+        (["--html", str(page)], page.with_name("report.html.state")),
+        (["--state", str(other)], other),
+    ):
+        with monkeypatch.context() as m:
+            m.setattr("reweigh.audit.resume.SAVE_SECONDS", 0.0)
+            m.setattr("reweigh.audit.run.conclude", lambda *_: signal.raise_signal(signal.SIGINT))
+            m.setattr("reweigh.audit.resume.StateFile.remove", lambda _: None)
+            assert main(["audit", healthy, *arguments]) == 130
+        assert f"--resume goes on from {state}" in capsys.readouterr().err
+        assert state.exists()
+        assert main(["audit", healthy, *arguments, "--resume"]) == 0
+        capsys.readouterr()
+        assert not state.exists()
+    assert main(["audit", healthy, "--ray-address", "auto"]) == 2
+    assert "--ray-address is of a Ray cluster\nhint: add --engine ray" in capsys.readouterr().err
+
+
+def test_a_state_of_another_audit_is_exit_code_2(healthy, rough, tmp_path, capsys):
+    state = tmp_path / "state"
+    state.write_bytes(b"not one")
+    assert main(["audit", healthy, "--state", str(state), "--resume"]) == 2
+    assert "not a state of this version of reweigh" in capsys.readouterr().err

@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from reweigh.audit.parts import merge, positions
-from reweigh.audit.pictures import (
-    POSITION_BINS,
-    PROBABILITY_BINS,
-    Histogram,
-    Profile,
-    position_bins,
-    probability_bins,
-)
+import numpy as np
+import torch
+
+from reweigh.audit.parts import merge
+from reweigh.audit.pictures import PROBABILITY_BINS, Histogram, Profile, probability_bins
+from reweigh.audit.runs import Shared
 from reweigh.audit.slices import By, Slices
 from reweigh.audit.trial import Trial, default_estimators
 from reweigh.batch import Batch
@@ -59,17 +56,21 @@ class Sums:
             plan: what is asked.
             positive: how many tokens were left out of `batch` because a log-prob is over 0.
         """
-        layout = batch.layout
+        layout, shared = batch.layout, Shared.of(batch)
         levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
         estimators = default_estimators(batch) if plan.estimators is None else plan.estimators
-        by_sequence = layout.sum(batch.log_ratio.double())[layout.lengths > 0]
+        live, log_ratio = shared.runs.lengths, batch.log_ratio
+        by_sequence = torch.from_numpy(shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64))[live > 0]
         return cls(
             {level.name: RatioStats.of(batch, level) for level in levels},
-            {name: Trial.of(estimator, batch) for name, estimator in estimators.items()},
-            {"token": Histogram.of(batch.log_ratio[layout.mask]), "sequence": Histogram.of(by_sequence)},
+            {name: Trial.of(estimator, shared) for name, estimator in estimators.items()},
             {
-                "position": Profile.of(batch, position_bins(positions(batch)), POSITION_BINS),
-                "probability": Profile.of(batch, probability_bins(batch), PROBABILITY_BINS),
+                "token": Histogram.of(log_ratio).without_zeros(log_ratio.numel() - int(live.sum())),
+                "sequence": Histogram.of(by_sequence),
+            },
+            {
+                "position": Profile.by_position(shared),
+                "probability": Profile.of(shared, probability_bins(shared), PROBABILITY_BINS),
             },
             {by: Slices.of(by, batch, part) for by in plan.by},
             positive,

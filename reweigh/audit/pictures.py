@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.batch import Batch
+from reweigh.audit.runs import Shared
 from reweigh.intervals import clustered
 from reweigh.sums import NUM_BUCKETS, bucket
 
@@ -34,10 +35,19 @@ class Histogram:
     @classmethod
     def of(cls, x: Tensor) -> "Histogram":
         """Histogram of the values of a flat tensor."""
-        mantissa, exponent = torch.frexp(x.abs())
-        cell = 1 + (exponent - _LOW) * _SUB + ((mantissa - 0.5) * (2 * _SUB)).floor().long()
-        cell = torch.where(mantissa > 0, cell, 0).clamp(0, _SIDE - 1) + torch.where(x < 0, _SIDE, 0)
-        return cls(torch.bincount(cell, minlength=2 * _SIDE).view(2, _SIDE))
+        if x.dtype == torch.float32:
+            # Sign, exponent and the first five digits behind the point are a float32's first 14 bits, and are a cell.
+            bits = x.numpy().view(np.uint32) >> 18
+            by_bits = np.bincount(bits.astype(np.int64), minlength=len(_CELL_OF_BITS))
+            counts = np.bincount(_CELL_OF_BITS, by_bits, 2 * _SIDE).astype(np.int64)  # counts are exact in float64
+            return cls(torch.from_numpy(counts).view(2, _SIDE))
+        return cls(torch.bincount(_cells(x), minlength=2 * _SIDE).view(2, _SIDE))
+
+    def without_zeros(self, count: int) -> "Histogram":
+        """With that many zeros less."""
+        counts = self.counts.clone()
+        counts[0, 0] -= count
+        return Histogram(counts)
 
     def __add__(self, other: "Histogram") -> "Histogram":
         """The histogram of both."""
@@ -96,14 +106,32 @@ class Profile:
     sums: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, bins: Tensor, num_bins: int) -> "Profile":
-        """Profile by `bins`, the bin of each token of a packed batch."""
-        mask = batch.layout.mask
-        index = (batch.layout.spread(bucket(batch)) * num_bins + bins)[mask]
-        values = batch.log_ratio[mask].double().abs()
-        zero = torch.zeros(NUM_BUCKETS * num_bins, dtype=torch.float64)
-        sums = [zero.index_add(0, index, x) for x in (torch.ones_like(values), values)]
-        return cls(torch.stack(sums).view(2, NUM_BUCKETS, num_bins))
+    def of(cls, shared: Shared, bins: NDArray[Any], num_bins: int) -> "Profile":
+        """Profile by `bins`, the bin of each token; a token that does not count has the bin `num_bins`."""
+        width = num_bins + 1
+        index = bins + np.repeat(_buckets(shared) * width, shared.runs.sizes)
+        sizes = np.abs(shared.batch.log_ratio.numpy())
+        sums = [np.bincount(index, weights, NUM_BUCKETS * width) for weights in (None, sizes)]
+        table = np.stack(sums).astype(np.float64).reshape(2, NUM_BUCKETS, width)
+        return cls(torch.from_numpy(table[..., :num_bins].copy()))
+
+    @classmethod
+    def by_position(cls, shared: Shared) -> "Profile":
+        """Profile by place in the response, masked tokens counted along; see `POSITION_BINS`."""
+        runs, first = shared.runs, np.array([position_start(i) for i in range(POSITION_BINS)])
+        many = np.searchsorted(first, runs.sizes)  # bins that each sequence reaches
+        seq = np.repeat(np.arange(runs.num_seqs), many)
+        bins = np.arange(len(seq)) - np.repeat(many.cumsum() - many, many)
+        index = _buckets(shared)[seq] * POSITION_BINS + bins
+        starts = runs.starts[seq] + first[bins]
+        found: list[NDArray[np.float64]] = []
+        for x, dtype in (
+            (runs.mask.numpy().view(np.uint8), np.uint32),
+            (np.abs(shared.batch.log_ratio.numpy()), np.float64),
+        ):
+            values = np.add.reduceat(x, starts, dtype=dtype) if len(starts) else np.zeros(0)
+            found.append(np.bincount(index, values, NUM_BUCKETS * POSITION_BINS).astype(np.float64))
+        return cls(torch.from_numpy(np.stack(found)).view(2, NUM_BUCKETS, POSITION_BINS))
 
     def __add__(self, other: "Profile") -> "Profile":
         """The profile of both."""
@@ -132,23 +160,37 @@ class Point:
     high: float
 
 
-def position_bins(position: Tensor) -> Tensor:
-    """Bin of each position in the response, see `POSITION_BINS`."""
-    octave = (position.clamp(min=16).double().log2() + 1e-12).floor().clamp(max=16).long()  # exact below 2^40
-    quarter = (position // torch.pow(2, octave - 2)) - 4
-    return torch.where(position < 16, position // 4, 4 + (octave - 4) * 4 + quarter).clamp(max=POSITION_BINS - 1)
-
-
 def position_start(index: int) -> int:
     """First position of a bin."""
     octave, quarter = divmod(index - 4, 4)
     return index * 4 if index < 4 else (4 + quarter) << (octave + 2)
 
 
-def probability_bins(batch: Batch) -> Tensor:
-    """Bin of each token's probability under mu, see `PROBABILITY_BINS`."""
-    quarters = torch.where(batch.layout.mask, batch.log_mu.float() * (-4 / math.log(10)), 0)
-    return quarters.clamp(0, PROBABILITY_BINS - 1).long()
+def probability_bins(shared: Shared) -> NDArray[np.int64]:
+    """Bin of each token's probability under mu, see `PROBABILITY_BINS`; that number where the mask is off."""
+    quarters = shared.batch.log_mu.numpy().astype(np.float32, copy=False) * np.float32(-4 / math.log(10))
+    quarters.clip(0, PROBABILITY_BINS - 1, out=quarters)
+    np.copyto(quarters, PROBABILITY_BINS, where=~shared.runs.mask.numpy())
+    return quarters.astype(np.int64)
+
+
+def _buckets(shared: Shared) -> NDArray[np.int64]:
+    return bucket(shared.batch).numpy()
+
+
+def _cells(x: Tensor) -> Tensor:
+    mantissa, exponent = torch.frexp(x.abs())
+    cell = 1 + (exponent - _LOW) * _SUB + ((mantissa - 0.5) * (2 * _SUB)).floor().long()
+    return torch.where(mantissa > 0, cell, 0).clamp(0, _SIDE - 1) + torch.where(x < 0, _SIDE, 0)
+
+
+def _cell_of_bits() -> NDArray[np.int64]:
+    """The cell of each value of a float32's first 14 bits; infinity and NaN do not occur in log ratios."""
+    smallest = np.arange(1 << 14, dtype=np.uint32) << 18
+    return _cells(torch.from_numpy(smallest.view(np.float32)).double().nan_to_num()).numpy()
+
+
+_CELL_OF_BITS = _cell_of_bits()
 
 
 def _lower_edges() -> NDArray[np.float64]:

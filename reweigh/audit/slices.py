@@ -1,5 +1,6 @@
 """The same statistics for parts of the records: by step, environment, length, position or lag."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.audit.parts import merge, positions, take
+from reweigh.audit.parts import merge, positions, take, take_sequences
 from reweigh.batch import Batch
-from reweigh.levels import SEQUENCE, TOKEN
+from reweigh.levels import SEQUENCE, TOKEN, Level
 from reweigh.records import RecordBatch
 from reweigh.stats import RatioStats
 from reweigh.summary import Summary, summarise
@@ -22,7 +23,7 @@ BYS: tuple[By, ...] = get_args(By)
 COLUMNS_OF: Mapping[By, tuple[str, ...]] = {"step": ("step",), "env": ("env",), "lag": ("versions", "trainer_version")}
 
 MAX_RANGES = 16  # steps and lags are grouped into ranges of 2, 4, 8, ... until there are no more than these
-MAX_ENVS = 1000  # environments counted one by one; those first seen later are counted together
+MAX_ENVS = 1000  # environments counted one by one; of more, those with the lowest hash, and the others together
 MAX_ENVS_SHOWN = 15  # those with most tokens; the rest is merged
 _MISSING = -(2**62)
 _OTHER = -1
@@ -53,15 +54,16 @@ class Slices:
         if by == "env":
             return cls(by, *_by_name(batch, part))._merged()
         tokens, seqs = _codes(by, batch, part)
-        width = _width(_numbers(tokens[batch.layout.mask])) if by in ("step", "lag") else 1
-        token: dict[Key, RatioStats] = {
-            key: RatioStats.of(x, TOKEN) for key, x in _split(batch, _coarse(tokens, width))
-        }
+        if tokens is None:
+            assert seqs is not None
+            width = _width(_numbers(seqs[batch.layout.lengths > 0])) if by == "step" else 1
+            token, sequence = _of_sequences(batch, _coarse(seqs, width))
+            return cls(by, token, sequence, width)
+        width = _width(_numbers(tokens[batch.layout.mask])) if by == "lag" else 1
+        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, _coarse(tokens, width))}
         if seqs is None:
             return cls(by, token, {}, width)
-        whole = _split(batch, batch.layout.spread(_coarse(seqs, width)))
-        sequence: dict[Key, RatioStats] = {key: RatioStats.of(x, SEQUENCE) for key, x in whole}
-        return cls(by, token, sequence, width)
+        return cls(by, token, _of_sequences(batch, _coarse(seqs, width), (SEQUENCE,))[-1], width)
 
     def __add__(self, other: "Slices") -> "Slices":
         """The slices of both."""
@@ -100,7 +102,8 @@ class Slices:
     def _merged(self) -> "Slices":
         if self.by != "env" or len(self.token) <= MAX_ENVS + 1:
             return self
-        return _keep(self, set(list(self.token)[:MAX_ENVS]))
+        # By hash and not by who came first: the same ones are kept however the records are cut.
+        return _keep(self, set(sorted(self.token, key=_hash)[:MAX_ENVS]))
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ class SliceRow:
     sequence: Summary | None
 
 
+def _hash(name: Key) -> bytes:
+    return b"\xff" * 9 if name == _OTHER else hashlib.blake2b(str(name).encode(), digest_size=8).digest()
+
+
 def bin_label(index: int, first: int) -> str:
     """`16-31` for the second bin of lengths or positions; `first` is the smallest value there is."""
     if index == len(LENGTH_EDGES):
@@ -120,17 +127,15 @@ def bin_label(index: int, first: int) -> str:
     return f"{low:,}-{LENGTH_EDGES[index] - 1:,}"
 
 
-def _codes(by: By, batch: Batch, part: RecordBatch) -> tuple[Tensor, Tensor | None]:
-    """The number of each token, and of each sequence unless it has none."""
+def _codes(by: By, batch: Batch, part: RecordBatch) -> tuple[Tensor | None, Tensor | None]:
+    """The number of each token, None if it is its sequence's; and of each sequence, None if it has none."""
     layout = batch.layout
     if by == "length":
-        seqs = length_bin(layout.lengths)
-        return layout.spread(seqs), seqs
+        return None, length_bin(layout.lengths)
     if by == "position":
         return length_bin(positions(batch)), None
     if by == "step":
-        seqs = torch.from_numpy(_integers(part.column("step"), layout.num_seqs))
-        return layout.spread(seqs), seqs
+        return None, torch.from_numpy(_integers(part.column("step"), layout.num_seqs))
     versions = part.tokens("versions")
     now = layout.spread(torch.from_numpy(_integers(part.column("trainer_version"), layout.num_seqs)))
     then = torch.full_like(now, -1) if versions is None else torch.from_numpy(versions.astype(np.int64))
@@ -160,15 +165,28 @@ def _by_name(batch: Batch, part: RecordBatch) -> tuple[dict[Key, RatioStats], di
     values = part.column("env")
     names: list[Key] = [None] * batch.layout.num_seqs if values is None else values.tolist()
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    parts = _split(batch, batch.layout.spread(torch.tensor([index[name] for name in names])))
     keys = list(index)
-    split = [(keys[i], x) for i, x in parts if i is not None]
-    return {k: RatioStats.of(x, TOKEN) for k, x in split}, {k: RatioStats.of(x, SEQUENCE) for k, x in split}
+    both = _of_sequences(batch, torch.tensor([index[name] for name in names], dtype=torch.int64))
+    token, sequence = ({keys[i]: stats for i, stats in level.items() if isinstance(i, int)} for level in both)
+    return token, sequence
 
 
-def _split(batch: Batch, codes: Tensor) -> list[tuple[int | None, Batch]]:
+def _of_sequences(
+    batch: Batch, codes: Tensor, levels: tuple[Level, ...] = (TOKEN, SEQUENCE)
+) -> tuple[dict[Key, RatioStats], ...]:
+    """Stats at each level of the sequences of each number."""
+    found: tuple[dict[Key, RatioStats], ...] = tuple({} for _ in levels)
+    numbers: list[int] = codes[batch.layout.lengths > 0].unique().tolist()
+    for n in numbers:
+        some = take_sequences(batch, codes.numpy() == n)
+        for stats, level in zip(found, levels, strict=True):
+            stats[None if n == _MISSING else n] = RatioStats.of(some, level)
+    return found
+
+
+def _split(batch: Batch, codes: Tensor) -> list[tuple[Key, Batch]]:
     numbers: list[int] = codes[batch.layout.mask].unique().tolist()
-    return [(None if n == _MISSING else n, take(batch, codes == n)) for n in numbers]
+    return [(None if n == _MISSING else n, take(batch, codes.numpy() == n)) for n in numbers]
 
 
 def _numbers(codes: Tensor) -> list[int]:

@@ -3,10 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh.audit.runs import Runs, Shared
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.levels import Unit, heads
@@ -25,8 +29,10 @@ from reweigh.named import (
     trm,
     turn_tis,
 )
-from reweigh.sums import NUM_BINS, length_bin, sum_by_bin
+from reweigh.sums import NUM_BINS, SHIFT_STEP
 
+# Stands for the log-weight of what was dropped: e^-80 is nothing, while exp is ten times as slow at -inf.
+_FILL = -80.0  # nats
 COUNTS = ("units", "kept", "bounded", "tokens", "kept_tokens")
 
 
@@ -87,27 +93,28 @@ class Trial:
     log_largest: Tensor
 
     @classmethod
-    def of(cls, estimator: Estimator, batch: Batch) -> "Trial":
+    def of(cls, estimator: Estimator, shared: Shared) -> "Trial":
         """The trial on one batch."""
-        w, layout = estimator(batch), batch.layout
-        lengths = layout.lengths
-        bins = length_bin(lengths)
-        whole = w.unit == "sequence"
-        unit = w.valid & heads(layout) if w.unit == "turn" else w.valid
-
-        def per_seq(x: Tensor) -> Tensor:
-            return x.double() if whole else layout.sum_zeroed(x.double())
-
-        kept = w.keep & unit
-        log_w = torch.where(kept, w.log_w.double(), -torch.inf)
-        nothing = log_w.new_full((NUM_BINS,), -torch.inf)
-        top = nothing.scatter_reduce(0, bins, log_w if whole else layout.max(log_w), "amax")
-        shift = torch.where(torch.isfinite(top), top, 0)
-        counts = [unit, kept, w.bounded & unit, layout.mask, w.keep_tokens]
-        rows = [per_seq(x) for x in counts[:3]] + [layout.sum_zeroed(x.double()) for x in counts[3:]]
-        rows.append(per_seq(torch.exp(log_w - (shift[bins] if whole else layout.spread(shift[bins])))))
-        sums = sum_by_bin(torch.stack(rows), bins)
-        return cls(w.unit, sums[:5], sums[5].log() + shift, top)
+        w, runs = shared.estimator(estimator)(shared.batch), shared.runs
+        lengths = runs.lengths.numpy().astype(np.float64)
+        if w.unit == "sequence":
+            units, kept, bounded = (x.numpy().astype(np.float64) for x in (w.valid, w.keep, w.bounded))
+            log_w = np.where(w.keep.numpy(), w.log_w.double().numpy(), -np.inf)
+            rows = [units, kept, bounded, lengths, kept * lengths]
+            return cls(w.unit, *_by_bin(shared, rows, np.exp(log_w - _shift(log_w)), _shift(log_w), log_w))
+        unit = w.valid & heads(runs) if w.unit == "turn" else w.valid
+        alone = w.unit == "token"  # a token is its own unit
+        one_each = w.keep if alone else w.keep & unit
+        kept_tokens = runs.count(w.keep)
+        rows = [
+            lengths if alone else runs.count(unit),
+            kept_tokens if alone else runs.count(one_each),
+            runs.count(w.bounded if alone else w.bounded & unit),
+            lengths,
+            kept_tokens,
+        ]
+        top, shift, total = _weights(runs, w.log_w.numpy(), one_each.numpy(), rows[1])
+        return cls(w.unit, *_by_bin(shared, rows, total, shift, top))
 
     def __add__(self, other: "Trial") -> "Trial":
         """The trial on both."""
@@ -126,6 +133,56 @@ class Trial:
             units, kept, bounded, tokens, kept_tokens = (round(n) for n in counts)
             found.append(Outcome(units, kept, bounded, tokens, kept_tokens, log_weight, log_largest))
         return found
+
+
+def _weights(
+    runs: Runs, log_w: NDArray[Any], one_each: NDArray[np.bool_], kept: NDArray[np.float64], fill: float = _FILL
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Of each sequence: the largest log-weight, the shift, and the sum of e^(log-weight - shift).
+
+    Args:
+        runs: the sequences.
+        log_w: `[N]` nats.
+        one_each: `[N]`: kept units, each at one token.
+        kept: `[S]`: how many there are in each sequence.
+        fill: what stands for a log-weight elsewhere.
+    """
+    filled = np.where(one_each, log_w, np.array(fill, log_w.dtype))
+    top = np.where(kept > 0, runs.reduce(np.maximum, filled, -np.inf), np.array(-np.inf, log_w.dtype))
+    if fill > -np.inf and (top[kept > 0] < fill / 2).any():  # so small that the fill is no longer nothing beside them
+        return _weights(runs, log_w, one_each, kept, -np.inf)
+    shift = _shift(top)
+    if shift.any():
+        filled -= np.repeat(shift, runs.sizes)
+    total = runs.reduce(np.add, torch.from_numpy(filled).exp_().numpy(), 0)
+    return top, shift, np.where(kept > 0, total, 0)
+
+
+def _shift(top: NDArray[Any]) -> NDArray[Any]:
+    """What is taken off before exp, nats: by steps, as a rule 0, so that no part of the records rounds as another."""
+    return np.where(np.isfinite(top), np.floor(top / SHIFT_STEP).clip(0) * SHIFT_STEP, 0).astype(top.dtype)
+
+
+def _by_bin(
+    shared: Shared, rows: list[NDArray[Any]], total: NDArray[Any], shift: NDArray[Any], top: NDArray[Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, log of the sum of weights and log of the largest, by length bin.
+
+    Args:
+        shared: the batch.
+        rows: `[5]` of `[S]`, see `COUNTS`.
+        total: `[S]`: sum of e^(log-weight - shift).
+        shift: `[S]`, nats.
+        top: `[S]`: largest log-weight, nats.
+    """
+    bins = shared.bins
+    largest = np.full(NUM_BINS, -np.inf)
+    np.maximum.at(largest, bins, top)
+    base = _shift(largest)
+    scaled = total * np.exp(shift.astype(np.float64) - base[bins])
+    sums = np.stack([*rows, scaled]) @ shared.in_bin
+    with np.errstate(divide="ignore"):  # log 0 where nothing was kept
+        return torch.from_numpy(sums[:5]), torch.from_numpy(np.log(sums[5]) + base), torch.from_numpy(largest)
 
 
 @dataclass(frozen=True)

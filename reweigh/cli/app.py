@@ -18,7 +18,9 @@ class _Lazy:
 _COMMANDS = (
     _Lazy("probe", "Sample with an engine, rescore with a trainer, write records.", "reweigh.cli.probe"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
-    _Lazy("lab", "Exact results on small worlds: the post claim by claim, tables, figures.", "reweigh.cli.lab"),
+    _Lazy("lab", "Exact results on small worlds: the claims, tables, figures.", "reweigh.cli.lab"),
+    _Lazy("explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta"),
+    _Lazy("conformance", "Check our numbers against recorded ones of trainers.", "reweigh.cli.conformance"),
     _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records"),
 )
 

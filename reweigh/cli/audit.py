@@ -6,11 +6,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from reweigh import audit as auditing
+from reweigh.audit.measure import Engine
+from reweigh.audit.resume import DEFAULT_STATE
+from reweigh.audit.workers import Workers, single_threaded
 from reweigh.cli.output import print_json, stderr, stdout
 
 
@@ -32,6 +34,15 @@ class FailOn(str, Enum):
     NEVER = "never"
 
 
+class EngineName(str, Enum):
+    """What runs the work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
+
 _FAILING = {FailOn.WARN: ("warn", "fail"), FailOn.FAIL: ("fail",), FailOn.NEVER: ()}
 
 
@@ -46,26 +57,53 @@ def audit(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes; all cores if not given and there is work enough for them."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted audit stopped.")] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"What --resume goes on from, until the work is done: beside the page, or {DEFAULT_STATE}.",
+        ),
+    ] = None,
+    engine: Annotated[EngineName, typer.Option(help="This machine's cores, or a Ray cluster's.")] = EngineName.LOCAL,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; this machine alone if not given.")
+    ] = None,
 ) -> None:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
     Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first; numbers have 95%
     intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is fail (see
-    --fail-on), 2 if the records cannot be read.
+    --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
 
     \b
     Examples:
       reweigh audit report/records.parquet
       reweigh audit runs/ --by step --by lag --html report.html
       reweigh audit 'runs/step_*.parquet' --json --fail-on warn
+      reweigh audit /data/runs/ --engine ray --ray-address auto
     """
-    # The work comes in parts that fit a cache: more threads would mostly wait for each other, and on a busy machine
-    # they make it several times slower.
-    torch.set_num_threads(1)
-    with _reporting() as on_progress:
-        found = auditing.audit(
-            paths, by=[one.value for one in by or []], keep_going=keep_going, on_progress=on_progress
-        )
+    single_threaded()  # a second thread of one small operation mostly waits for the first
+    kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
+    try:
+        with _reporting() as on_progress:
+            found = auditing.audit(
+                paths,
+                by=[one.value for one in by or []],
+                keep_going=keep_going,
+                engine=_engine(engine, workers, ray_address),
+                state=kept,
+                resume=resume,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        after = f"the same command with --resume goes on from {kept}" if kept.exists() else "nothing had been saved yet"
+        stderr().print(f"interrupted: {after}", markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(found.to_html(), encoding="utf-8")
@@ -77,6 +115,16 @@ def audit(
         stderr().print(f"wrote {html}", markup=False, soft_wrap=True)
     if found.verdict.level in _FAILING[fail_on]:
         raise typer.Exit(1)
+
+
+def _engine(name: EngineName, workers: int | None, ray_address: str | None) -> Engine:
+    if name is EngineName.RAY:
+        from reweigh.audit.on_ray import OnRay
+
+        return OnRay(ray_address, workers)
+    if ray_address is not None:
+        raise ValueError("audit: --ray-address is of a Ray cluster\nhint: add --engine ray, or leave it out.")
+    return Workers(workers)
 
 
 @contextmanager
@@ -94,8 +142,8 @@ def _reporting() -> Generator[auditing.Report, None, None]:
         task = bar.add_task("", total=None, status="")
 
         def update(done: auditing.Progress) -> None:
-            rate = done.tokens / max(bar.tasks[task].elapsed or 0.0, 1e-9)
-            status = f"{done.rows:,} rows, {done.tokens:,} tokens, {rate:,.0f} tokens/s"
+            rate = (done.tokens - done.resumed) / max(bar.tasks[task].elapsed or 0.0, 1e-9)
+            status = f"{done.tokens:,} tokens, {rate:,.0f} tokens/s"
             bar.update(task, total=done.total_rows, completed=done.rows, status=status)
 
         yield update

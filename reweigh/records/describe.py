@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reweigh.records.packed import stable_hashes
 from reweigh.records.paths import Paths, expand
-from reweigh.records.read import read_info, read_tables, stable_hashes
+from reweigh.records.read import read_info, read_tables
 from reweigh.records.schema import COLUMNS, ROLLOUT_REQUIRED, RunInfo
 from reweigh.records.table import lengths_of, single, token_values
 

@@ -5,7 +5,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reweigh.records.reader import FilePart
 from reweigh.records.rows import table_of
 from reweigh.records.schema import BY_NAME, COLUMNS, RunInfo
 from reweigh.records.table import lengths_of, single
@@ -20,6 +21,7 @@ from reweigh.records.violation import Origin, Report, UnreadableFileError
 
 _KEY = "reweigh"
 _MAX_ROWS = 65_536  # of one table, however short the rows
+_TOKEN_BYTES = 24  # about what a token takes: two numbers of nine digits, their commas, and now and then a mask
 
 
 def open_lines(path: Path, mode: str) -> IO[bytes]:
@@ -31,19 +33,38 @@ def open_lines(path: Path, mode: str) -> IO[bytes]:
 
 def read_jsonl_info(path: Path) -> RunInfo:
     """The metadata on the first line; all unknown if it holds none."""
-    for _, record in _records(path):
+    for _, record in _records(FilePart(path)):
         return _info(path, record) if _is_info(record) else RunInfo(schema_version=None)
     return RunInfo(schema_version=None)
 
 
+def cut_jsonl(path: Path, tokens: int) -> Iterator[FilePart]:
+    """Parts of about so many tokens, cut at the ends of lines; a gzipped file cannot be cut, and is one part."""
+    if path.suffix == ".gz":
+        yield FilePart(path)
+        return
+    with open(path, "rb") as file:
+        start = at = row = rows = 0
+        first = 1
+        for line, text in enumerate(file, start=1):
+            if rows and at - start + len(text) > tokens * _TOKEN_BYTES:
+                yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
+                start, first, row, rows = at, line, row + rows, 0
+            at += len(text)
+            rows += bool(text.strip()) and not (line == 1 and _is_info(_record(path, line, text)))
+        if rows or start == 0:
+            yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
+
+
 def read_jsonl(
-    path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report
+    part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Tables of about `max_tokens` tokens, in the file's order."""
+    path, first_row = part.path, part.first_row
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    tokens = first_row = 0
-    for line, record in _records(path):
+    tokens = 0
+    for line, record in _records(part):
         if line == 1 and _is_info(record):
             _info(path, record)
             continue
@@ -63,7 +84,7 @@ def read_jsonl(
 
 def jsonl_names(path: Path) -> list[str]:
     """Names of the first record's fields."""
-    for line, record in _records(path):
+    for line, record in _records(FilePart(path)):
         if not (line == 1 and _is_info(record)):
             return list(record)
     return []
@@ -106,11 +127,15 @@ def _number_texts(values: pa.Array) -> pa.Array:
     return values.cast(pa.string())
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
+def _records(part: FilePart) -> Iterator[tuple[int, dict[str, Any]]]:
+    path, number = part.path, 0
     try:
         with open_lines(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            at = file.seek(part.start)
+            for number, line in enumerate(file, start=part.first_line):
+                if part.stop is not None and at >= part.stop:
+                    break
+                at += len(line)
                 if line.strip():
                     yield number, _record(path, number, line)
     except gzip.BadGzipFile as e:

@@ -2,15 +2,16 @@
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reweigh.records.reader import FilePart
 from reweigh.records.schema import COLUMNS, RunInfo
-from reweigh.records.violation import Origin, UnreadableFileError
+from reweigh.records.violation import Origin, Report, UnreadableFileError
 
 _MAGIC = b"PAR1"
 _MAX_ROWS = 65_536  # of one table, however short the rows
@@ -31,21 +32,29 @@ def parquet_names(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def parquet_rows(path: Path) -> int:
-    """Number of rows."""
+def cut_parquet(path: Path, tokens: int) -> Iterator[FilePart]:
+    """Parts of about so many tokens. A row group is never cut: its pages cannot be read from the middle."""
     with _opened(path) as file:
-        return file.metadata.num_rows
+        row = 0
+        for groups, rows, size in _runs(file.metadata, range(file.metadata.num_row_groups), tokens):
+            yield FilePart(path, groups[0], groups[-1] + 1, row, rows=rows, tokens=size)
+            row += rows
 
 
-def read_parquet(path: Path, columns: tuple[str, ...] | None, max_tokens: int) -> Iterator[tuple[pa.Table, Origin]]:
+def read_parquet(
+    part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
+) -> Iterator[tuple[pa.Table, Origin]]:
     """Raw tables of about `max_tokens` tokens (more if rows of one row group differ much), in the file's order."""
+    path = part.path
     with _opened(path) as file:
         have = file.schema_arrow.names
         wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
-        row = 0
-        for groups, batch_rows in _runs(file.metadata, max_tokens):
+        row = part.first_row
+        every = range(file.metadata.num_row_groups)
+        for groups, rows, tokens in _runs(file.metadata, every[part.start : part.stop], max_tokens):
+            size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
             try:
-                for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=wanted):
+                for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
                     yield pa.Table.from_batches([batch]), Origin(path, row)
                     row += batch.num_rows
             except (pa.ArrowException, OSError) as e:
@@ -55,25 +64,21 @@ def read_parquet(path: Path, columns: tuple[str, ...] | None, max_tokens: int) -
                 ) from None
 
 
-def _runs(metadata: pq.FileMetaData, max_tokens: int) -> Iterator[tuple[list[int], int]]:
-    """Row groups to read together, and the rows of one batch."""
+def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
+    """Row groups to read together, with their rows and tokens."""
     run: list[int] = []
     run_tokens = run_rows = 0
-    for i in range(metadata.num_row_groups):
+    for i in groups:
         group = metadata.row_group(i)
         tokens = _num_tokens(group)
         if run and (run_tokens + tokens > max_tokens or run_rows + group.num_rows > _MAX_ROWS):
-            yield run, _batch_rows(run_rows, run_tokens, max_tokens)
+            yield run, run_rows, run_tokens
             run, run_tokens, run_rows = [], 0, 0
         run.append(i)
         run_tokens += tokens
         run_rows += group.num_rows
     if run:
-        yield run, _batch_rows(run_rows, run_tokens, max_tokens)
-
-
-def _batch_rows(rows: int, tokens: int, max_tokens: int) -> int:
-    return max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
+        yield run, run_rows, run_tokens
 
 
 def _num_tokens(group: pq.RowGroupMetaData) -> int:

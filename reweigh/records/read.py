@@ -1,21 +1,20 @@
-"""Record files as a stream of packed Batches, with the log-probs still in the buffers that the file was read into."""
+"""Record files as a stream of packed Batches, whole or in parts that can be read apart."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.records.jsonl import jsonl_names, read_jsonl, read_jsonl_info
-from reweigh.records.parquet import parquet_names, read_parquet, read_parquet_info
-from reweigh.records.paths import Paths, expand, format_of
+from reweigh.records.jsonl import cut_jsonl, jsonl_names, read_jsonl, read_jsonl_info
+from reweigh.records.packed import batch_of
+from reweigh.records.parquet import cut_parquet, parquet_names, read_parquet, read_parquet_info
+from reweigh.records.paths import Format, Paths, expand, format_of
+from reweigh.records.reader import FilePart, Reader
 from reweigh.records.rules import check_values
 from reweigh.records.schema import BY_NAME, REQUIRED, Column, RunInfo
 from reweigh.records.table import aligned, check_names, conform, lengths_of, single, token_values
@@ -23,6 +22,10 @@ from reweigh.records.violation import Origin, Report, fail
 
 MAX_TOKENS = 1 << 20
 _OF_BATCH = (*REQUIRED, "prompt_id", "mask", "advantage", "turns")
+_READERS: Mapping[Format, Reader] = {
+    "parquet": Reader(read_parquet_info, parquet_names, cut_parquet, read_parquet),
+    "jsonl": Reader(read_jsonl_info, jsonl_names, cut_jsonl, read_jsonl),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +90,42 @@ class RecordBatch:
         return None if values.null_count == len(values) else values
 
 
+def reader_of(path: Path) -> Reader:
+    """How to read a file, by its name's ending."""
+    return _READERS[format_of(path)]
+
+
 def read_info(path: str | Path) -> RunInfo:
     """What a file says about the run that wrote it."""
     path = Path(path)
-    return read_parquet_info(path) if format_of(path) == "parquet" else read_jsonl_info(path)
+    return reader_of(path).info(path)
 
 
 def read_names(path: Path) -> list[str]:
     """Names of a file's columns; of JSON lines, those of the first record."""
-    return parquet_names(path) if format_of(path) == "parquet" else jsonl_names(path)
+    return reader_of(path).names(path)
+
+
+def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED) -> list[FilePart]:
+    """Parts of about `tokens` tokens, which can be read apart from each other and in any process; in the files' order.
+
+    Every file's footer or first lines are read, and no more of Parquet: a file that cannot be read, or has not got a
+    required column, is refused before the work begins.
+
+    Args:
+        paths: files, folders or globs, see `expand`.
+        tokens: of one part. A Parquet row group or a gzipped file is never cut, however large.
+        required: columns that must be there.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file is not readable, or a required column is missing.
+    """
+    found: list[FilePart] = []
+    for path in expand(paths):
+        _check_file(path, required)
+        found += reader_of(path).cut(path, tokens)
+    return found
 
 
 def read_batches(
@@ -121,7 +151,17 @@ def read_batches(
     if columns is not None:
         columns = (*_OF_BATCH, *columns)
     for table, origin in read_tables(paths, columns=columns, max_tokens=max_tokens):
-        yield RecordBatch(_batch(table), table, origin)
+        yield RecordBatch(batch_of(table), table, origin)
+
+
+def read_part(
+    part: FilePart, *, columns: Sequence[str] | None = None, max_tokens: int = MAX_TOKENS
+) -> Iterator[RecordBatch]:
+    """Stream one part that `cut` named; see `read_batches`."""
+    if columns is not None:
+        columns = (*_OF_BATCH, *columns)
+    for table, origin in _read_tables(part, _wanted(columns, REQUIRED), REQUIRED, max_tokens):
+        yield RecordBatch(batch_of(table), table, origin)
 
 
 def read_tables(
@@ -132,78 +172,40 @@ def read_tables(
     max_tokens: int = MAX_TOKENS,
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Stream records as canonical Arrow tables; with `required=ROLLOUT_REQUIRED`, of rollouts yet to be rescored."""
-    wanted = None if columns is None else tuple(dict.fromkeys(_known(name).name for name in (*required, *columns)))
+    wanted = _wanted(columns, required)
     for path in expand(paths):
-        read_info(path)  # refuses another version of the schema
-        names = read_names(path)
-        if names:  # JSON lines without a record have none
-            check_names(names, required, str(path), fail)
-        for raw, origin in read_raw(path, wanted, max_tokens, fail):
-            table = conform(raw, origin, fail)
-            # a JSONL file may drop a column part of the way
-            check_names(table.schema.names, required, origin.place(0), fail)
-            aligned(table, origin, required, fail)
-            for start, length in _parts(lengths_of(single(table, "log_mu")), max_tokens):
-                yield table.slice(start, length), origin.slice(start, length)
+        _check_file(path, required)
+        yield from _read_tables(FilePart(path), wanted, required, max_tokens)
 
 
 def read_raw(
     path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Stream one file's rows as they are, with the types that the file has."""
-    if format_of(path) == "parquet":
-        return read_parquet(path, columns, max_tokens)
-    return read_jsonl(path, columns, max_tokens, report)
+    return reader_of(path).read(FilePart(path), columns, max_tokens, report)
 
 
-def stable_hashes(values: pa.Array, kind: str) -> np.ndarray:
-    """One int64 a value, the same in every process and on every machine; 0 for null."""
-    coded = values.dictionary_encode()
-    unique = [int.from_bytes(_digest(kind, text), "little", signed=True) for text in coded.dictionary.to_pylist()]
-    codes = coded.indices.fill_null(len(unique)).to_numpy(zero_copy_only=False)
-    return np.array([*unique, 0], dtype=np.int64)[codes]
+def _check_file(path: Path, required: Sequence[str]) -> None:
+    read_info(path)  # refuses another version of the schema
+    names = read_names(path)
+    if names:  # JSON lines without a record have none
+        check_names(names, required, str(path), fail)
 
 
-def _digest(kind: str, text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8, person=kind.encode()).digest()
+def _wanted(columns: Sequence[str] | None, required: Sequence[str]) -> tuple[str, ...] | None:
+    return None if columns is None else tuple(dict.fromkeys(_known(name).name for name in (*required, *columns)))
 
 
-def _batch(table: pa.Table) -> Batch:
-    lengths = lengths_of(single(table, "log_mu"))
-    cu_seqlens = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-
-    def per_token(name: str) -> Tensor | None:
-        if name not in table.schema.names:
-            return None
-        lists = single(table, name)
-        if lists.null_count == len(lists):
-            return None
-        values = token_values(lists, lengths)
-        if pa.types.is_boolean(values.type):  # Arrow packs bits
-            return torch.from_numpy(values.to_numpy(zero_copy_only=False))
-        return torch.from_dlpack(values)  # a view, and unlike from_numpy it takes Arrow's read-only buffers
-
-    log_pi, log_mu = (token_values(single(table, name), lengths) for name in ("log_pi", "log_mu"))
-    return Batch.packed(
-        torch.from_dlpack(log_pi),
-        torch.from_dlpack(log_mu),
-        torch.from_numpy(cu_seqlens),
-        per_token("mask"),
-        advantage=per_token("advantage"),
-        group=torch.from_numpy(_groups(table)),
-        turn=per_token("turns"),
-    )
-
-
-def _groups(table: pa.Table) -> np.ndarray:
-    ids = single(table, "sequence_id")
-    if "prompt_id" not in table.schema.names:
-        return stable_hashes(ids, "sequence")
-    prompts = single(table, "prompt_id")
-    groups = stable_hashes(prompts, "prompt")
-    if prompts.null_count == 0:
-        return groups
-    return np.where(prompts.is_null().to_numpy(zero_copy_only=False), stable_hashes(ids, "sequence"), groups)
+def _read_tables(
+    part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int
+) -> Iterator[tuple[pa.Table, Origin]]:
+    for raw, origin in reader_of(part.path).read(part, wanted, max_tokens, fail):
+        table = conform(raw, origin, fail)
+        # a JSONL file may drop a column part of the way
+        check_names(table.schema.names, required, origin.place(0), fail)
+        aligned(table, origin, required, fail)
+        for start, length in _parts(lengths_of(single(table, "log_mu")), max_tokens):
+            yield table.slice(start, length), origin.slice(start, length)
 
 
 def _parts(lengths: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from reweigh.records.packed import stable_hashes
 from reweigh.records.paths import Paths, expand
-from reweigh.records.read import MAX_TOKENS, read_info, read_names, read_raw, stable_hashes
+from reweigh.records.read import MAX_TOKENS, read_info, read_names, read_raw
 from reweigh.records.rows import unknown_name
 from reweigh.records.rules import check_counts, check_values
 from reweigh.records.schema import BY_NAME, REQUIRED

@@ -1,0 +1,89 @@
+"""From what an audit added up to what it says: numbers, a verdict, and notes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from reweigh.audit.accumulate import Sums
+from reweigh.audit.result import Audit, FileRead, TrialRow
+from reweigh.audit.slices import COLUMNS_OF
+from reweigh.audit.trial import Outcome
+from reweigh.summary import Summary, excess, summarise
+from reweigh.verdict import Finding, Verdict, judge
+
+SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
+
+
+def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
+    """The audit of what was read.
+
+    Raises:
+        ValueError: nothing in it counts.
+    """
+    _refuse_nothing(files, sums)
+    levels: dict[str, Summary] = {}
+    for name, stats in sums.levels.items():
+        summary = summarise(stats)
+        if summary.n:
+            levels[name] = summary
+    wrong = not all(summary.identity for summary in levels.values())
+    for name, summary in levels.items():
+        cut = excess(sums.levels[name], SHOWN_CAP)
+        if wrong:  # it is what is missing from a mean of 1
+            cut = replace(cut, value=None, low=None, high=None, refused="the mean ratio is not 1")
+        levels[name] = replace(summary, numbers={**summary.numbers, f"excess_{SHOWN_CAP:g}": cut})
+    trials: list[TrialRow] = []
+    for name, trial in sums.trials.items():
+        by_bin = tuple(trial.by_bin())
+        trials.append(TrialRow(name, trial.unit, sum(by_bin, Outcome()), by_bin))
+    return Audit(
+        _with_positive(judge(*levels.values()), sums.positive, levels["token"].tokens),
+        files,
+        levels,
+        tuple(trials),
+        {by: tuple(slices.rows()) for by, slices in sums.slices.items()},
+        sums.histograms,
+        {name: tuple(profile.points()) for name, profile in sums.profiles.items()},
+        sums.positive,
+        _notes(files, levels, sums),
+    )
+
+
+def _refuse_nothing(files: tuple[FileRead, ...], sums: Sums) -> None:
+    if sum(file.tokens for file in files):
+        return
+    rows = sum(file.rows for file in files)
+    where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
+    if rows == 0:
+        raise ValueError(f"{where}: there are no records\nhint: did the run that wrote it get to its first response?")
+    dropped = int(sums.levels["token"].dropped) + sums.positive
+    why = f", and {dropped} tokens were left out for their log-probs" if dropped else ""
+    raise ValueError(
+        f"{where}: nothing to judge: no token of {rows} rows counts{why}\n"
+        "hint: the mask is true on response tokens that mu sampled, false on tool output and padding."
+    )
+
+
+def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
+    if count == 0:
+        return verdict
+    finding = Finding(
+        "warn",
+        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0: left out",
+        "compute the log-softmax in float32, and check that these are not logits",
+    )
+    if verdict.level == "ok":
+        return Verdict(finding.severity, finding.reason, finding.hint, (finding, *verdict.findings))
+    return replace(verdict, findings=(*verdict.findings, finding))
+
+
+def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sums) -> tuple[str, ...]:
+    notes: dict[str, None] = {}
+    for file in files[1:]:
+        for name, (a, b) in files[0].info.disagreements(file.info).items():
+            notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+    for by, slices in sums.slices.items():
+        if set(slices.token) == {None}:
+            columns = " and ".join(COLUMNS_OF.get(by, ()))
+            notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
+    notes.update(dict.fromkeys(summary.note for summary in levels.values() if summary.note))
+    return tuple(notes)

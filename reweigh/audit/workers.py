@@ -1,0 +1,96 @@
+"""An audit's parts on the cores of one machine: in this process, or in one process a core."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from reweigh.audit.measure import Job, Measured, measure
+from reweigh.records.reader import FilePart
+
+# Below this one process is done before others have imported torch; for `Workers(None)`.
+WORTH_STARTING = 1 << 25  # tokens
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Measure parts in this many processes, one thread each.
+
+    What starts them (`spawn`) imports the main module again, so a script that calls `audit(engine=Workers(8))` needs
+    the usual `if __name__ == "__main__":`.
+
+    Args:
+        count: processes; 1 is this process alone, None as many as there are cores if there is work enough for them.
+
+    Raises:
+        ValueError: unless count is at least 1.
+    """
+
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a number that would do nothing."""
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"Workers: count must be at least 1, got {self.count}")
+
+    def __call__(self, parts: Sequence[FilePart], job: Job) -> Generator[Measured, None, None]:
+        """The result of each part, in the order of the parts."""
+        count = min(self._wanted(parts), len(parts))
+        if count <= 1:
+            return (measure(part, job) for part in parts)
+        return _in_processes(parts, job, count)
+
+    def _wanted(self, parts: Sequence[FilePart]) -> int:
+        if self.count is not None:
+            return self.count
+        known = sum(part.tokens or 0 for part in parts)
+        whole = any(part.tokens is None for part in parts)  # a gzipped file: it may be long
+        return cores() if known >= WORTH_STARTING or (whole and len(parts) > 1) else 1
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def single_threaded() -> None:
+    """Leave the other cores to the other processes."""
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+
+
+def _in_processes(parts: Sequence[FilePart], job: Job, count: int) -> Generator[Measured, None, None]:
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
+    waiting: deque[Future[bytes]] = deque()
+    try:
+        for part in parts:
+            waiting.append(pool.submit(_measured, part, job))
+            if len(waiting) > 2 * count:  # no further ahead, so that results which wait their turn stay few
+                yield Measured.from_bytes(waiting.popleft().result())
+        while waiting:
+            yield Measured.from_bytes(waiting.popleft().result())
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            f"audit: one of {count} worker processes died, most likely killed for want of memory\n"
+            "hint: run the same command with --resume, and fewer --workers if memory was short."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    # Ctrl-C reaches every process of the terminal: the one that merges decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    single_threaded()
+
+
+def _measured(part: FilePart, job: Job) -> bytes:
+    return measure(part, job).to_bytes()
