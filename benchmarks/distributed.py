@@ -17,10 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, all_reduce, geo_rs, seq_is, token_tis
 from reweigh.distributed import Normaliser, context_weights, merge
@@ -50,12 +52,14 @@ def sizes(parts: tuple[merge.Part, ...], world: int) -> tuple[int, int]:
     return tuple(sum(t.nbytes for group in groups for t in group) for groups in (maxima, sums))  # type: ignore
 
 
-def around(parts: tuple[merge.Part, ...], world: int) -> None:
-    """All that a rank computes for a merge at `world` ranks."""
-    for part in parts:
-        m = merge._merge_of(part, world, 0)
-        maxima = m.maxima()
-        m.merged(maxima, m.sums(maxima))
+def around(parts: tuple[merge.Part, ...], world: int, runs: int) -> float:
+    """Milliseconds of a merge at `world` ranks whose collectives do nothing: all that a rank computes for it."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    out = median_ms({"": lambda: all_reduce(parts)}, runs, lambda: None)[""]
+    dist.destroy_process_group()
+    return out
 
 
 def median_ms(cases: dict[str, Callable[[], object]], runs: int, meet: Callable[[], object]) -> dict[str, float]:
@@ -130,6 +134,41 @@ def measured(shape: tuple[int, int], runs: int) -> dict[str, float]:
     return out
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations that a device would launch a kernel for: all but views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and go on."""
+        self.count += func.namespace == "aten" and not func.is_view and "empty" not in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def launches() -> dict[str, int]:
+    """Operations of a step's parts on the meta device, where nothing can be cut short by looking at a value."""
+    e, like = geo_rs(0.99, 1.01) * token_tis(2.0), torch.empty(SHAPE, device="meta")
+    batch = Batch.padded(like, like, like.bool())
+
+    def weights() -> None:
+        w = e(Batch.padded(like, like, like.bool()))
+        _ = w.per_token, w.num_kept
+
+    def merges(parts: tuple[merge.Part, ...] = parts_of(batch)) -> None:
+        for m in (merge._merge_of(part, 1024, 0) for part in parts):
+            maxima = m.maxima()
+            m.merged(maxima, m.sums(maxima))
+
+    out: dict[str, int] = {}
+    for name, call in {"weights": weights, "stats and normaliser": lambda: parts_of(batch), "merge": merges}.items():
+        with Operations() as operations:
+            call()
+        out[name] = operations.count
+    return out
+
+
 def main() -> None:
     """Measure, then multiply."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,6 +191,7 @@ def main() -> None:
         print(f"one thread, {shape[0]} x {shape[1]} tokens, time of the processor:")
         for name, ms in measured(shape, args.runs).items():
             print(f"  {name:40s}{ms:8.2f} ms{ms / tokens * 1e6:8.1f} ns a token")
+    print("operations:", ", ".join(f"{name} {count}" for name, count in launches().items()))
     print(f"at P ranks: log2(P) messages there and back of {args.alpha_us:g} us each, at {args.gb_per_s:g} GB/s")
     print(f"{'P':>8}{'maximum, kB':>14}{'sum, kB':>10}{'a row a rank, kB':>19}", end="")
     print(f"{'computed, ms':>15}{'latency, ms':>14}{'bytes, ms':>12}")
@@ -159,7 +199,7 @@ def main() -> None:
     for world in args.ranks:
         maxima, sums = sizes(parts, world)
         rows = 2 * 8 * (2810 + 256 * world + 20)
-        local = median_ms({"": lambda w=world: around(parts, w)}, args.runs, lambda: None)[""]
+        local = around(parts, world, args.runs)
         latency = 2 * 2 * math.ceil(math.log2(world)) * args.alpha_us / 1e3
         wire = 2 * (maxima + sums) / args.gb_per_s / 1e6
         print(f"{world:8,}{maxima / 1e3:14.1f}{sums / 1e3:10.1f}{rows / 1e3:19.1f}", end="")

@@ -35,7 +35,8 @@ __all__ = [
     "cispo", "gspo", "policy_gradient", "ppo_clip",
     "num_kept", "num_sequences", "num_tokens", "per_sequence_mean",
     # from logits, or hidden states and the output matrix
-    "LinearLogits", "StateDivergences", "StateTotals", "TokenScores", "linear_log_probs", "log_probs", "state_divergences",
+    "LinearLogits", "StateDivergences", "StateTotals", "TokenScores",
+    "linear_log_probs", "log_probs", "state_divergences",
     # statistics and the verdict
     "Number", "RatioStats", "Summary", "all_reduce", "log_normaliser", "summarise",
     "excess", "excess_plain", "lost", "min2", "renyi2_at", "renyi2_models", "states_beyond",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reweigh.layout import Layout, Packed, Padded
 from reweigh.operator import operator
-from reweigh.tiles import CHUNK_SLOTS, may_look
+from reweigh.tiles import CHUNK_SLOTS, may_look, ones_of
 
 # Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
 POSITIVE_TOLERANCE = 1e-4  # nats
@@ -59,7 +59,7 @@ class Batch:
         if self.given is not None:
             return self.given
         diff = _difference(self.log_pi, self.log_mu, self.dtype)
-        return tame(diff).mul_(self.layout.mask.view(torch.uint8).to(diff.dtype))
+        return tame(diff).mul_(ones_of(self.layout.mask, diff.dtype))
 
     def parts(self, slots: int = CHUNK_SLOTS) -> "list[Batch]":
         """The same batch as parts of about that many slots, no sequence in two: what is made of one fits the cache.
@@ -275,12 +275,16 @@ def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor,
     return (mask.clone(), torch.zeros_like(mask)) if dropped is None else (live, dropped)
 
 
+def _finite_shapes(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mask), torch.empty_like(mask)
+
+
 # A compiled graph on a CPU calls it as one operator: there the compiler takes bools one at a time.
 _finite_op = operator(
     "finite",
     _finite_alone,
     "(Tensor log_pi, Tensor log_mu, Tensor mask) -> (Tensor, Tensor)",
-    lambda log_pi, log_mu, mask: (torch.empty_like(mask), torch.empty_like(mask)),
+    _finite_shapes,
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from reweigh.tiles import CHUNK_SLOTS, Tiles, may_look
+from reweigh.tiles import CHUNK_SLOTS, Tiles, may_look, ones_of
 
 
 class Layout(ABC):
@@ -108,7 +108,11 @@ class Padded(Layout):
 
     def __post_init__(self) -> None:
         """Count the tokens once."""
-        object.__setattr__(self, "lengths", self.mask.view(torch.uint8).sum(-1, dtype=torch.int32).long())
+        # float32 counts exactly up to 2^24 tokens in one sequence.
+        fast = (
+            self.mask.view(torch.uint8).sum(-1, dtype=torch.int32) if may_look(self.mask) else self.mask.float().sum(-1)
+        )
+        object.__setattr__(self, "lengths", fast.long())
 
     @property
     def num_seqs(self) -> int:
@@ -137,7 +141,7 @@ class Padded(Layout):
             return torch.where(self.mask, self.spread(s), 0)
         out = torch.empty(self.mask.shape, dtype=s.dtype)
         for rows, _ in self.parts(CHUNK_SLOTS):  # to select is slow, and to multiply is not
-            torch.mul(self.mask[rows].view(torch.uint8).to(s.dtype), s[rows, None], out=out[rows])
+            torch.mul(ones_of(self.mask[rows], s.dtype), s[rows, None], out=out[rows])
         return out
 
     def masked(self, mask: Tensor) -> "Padded":

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reweigh.sums import GRID_CELLS, GRID_LOW, GRID_STEP, NUM_BINS, POWERS, SHIFT_STEP
+from reweigh.sums import GRID_CELLS, GRID_LOW, GRID_STEP, NUM_BINS, POWERS, SHIFT_STEP, exponents
 from reweigh.tiles import CHUNK_ROWS, may_look
 
 Rows = tuple[Tensor, Tensor]  # log ratios `[R, W]`, 0 where there is no unit; and 1.0 where there is one, else 0.0
@@ -123,7 +123,7 @@ class RatioSums:
             return sums
         steps = steps.double()
         self.shift = self.shift.scatter_reduce(0, seq, steps, "amax")
-        k = torch.tensor(POWERS, dtype=torch.float64, device=steps.device)[:, None]
+        k = exponents(steps.device)
         sums[len(PLAIN) :] *= torch.exp(k * (steps - self.shift[seq]))
         return sums
 

@@ -23,6 +23,7 @@ from reweigh.sums import (
     POWERS,
     TOP,
     bucket,
+    exponents,
     sum_by_bin,
 )
 
@@ -131,7 +132,7 @@ class RatioStats:
         plain, powers = ratios.by_seq.split([len(PLAIN), len(POWERS)])
         n, l1, l2, abs_l, tv, tv2, _ = plain
         shift = n.new_zeros(NUM_BINS).scatter_reduce(0, bins, ratios.shift, "amax")
-        k = torch.tensor(POWERS, dtype=torch.float64, device=n.device)[:, None]
+        k = exponents(n.device)
         seq_powers = powers * torch.exp(k * (ratios.shift - shift[bins]))
         some = (n > 0).double()
         moments = torch.stack(
@@ -181,7 +182,7 @@ class RatioStats:
 
     def rescaled(self, shift: Tensor, block_shift: Tensor) -> "RatioStats":
         """The same stats written with other shifts: `[bins]` and `[3]`, nats, no smaller than its own."""
-        k = torch.tensor(POWERS, dtype=torch.float64, device=shift.device)[:, None]
+        k = exponents(shift.device)
         down = torch.exp(self.blocks[:, 3] - block_shift)
         largest = torch.exp(self.shift.max() - shift.max())
         scale = torch.stack([torch.ones_like(largest)] * 5 + [largest, largest.square()])

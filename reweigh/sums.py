@@ -12,7 +12,8 @@ GRID_LOW, GRID_STEP, GRID_CELLS = -4 * math.log(2), math.log(2) / 2, 49
 GRID_TOP = GRID_LOW + (GRID_CELLS - 1) * GRID_STEP  # log of the largest cap, nats
 CAPS = tuple(math.exp(GRID_LOW + i * GRID_STEP) for i in range(GRID_CELLS))
 # Length bins: below 16, then octaves, then 65,536 and over.
-LENGTH_EDGES = tuple(2**k for k in range(4, 17))
+FIRST_EDGE = 4
+LENGTH_EDGES = tuple(2**k for k in range(FIRST_EDGE, 17))
 NUM_BINS = len(LENGTH_EDGES) + 1
 POWERS = (0.5, 1.0, 2.0, 3.0, 4.0)
 BLOCK_SIZES = (16, 128, 1024)  # tokens; for extrapolating the second moment to another length
@@ -42,7 +43,8 @@ CLUSTER = ("n", "l", "abs", "l2", "tv", "w1", "w2")
 
 def length_bin(lengths: Tensor) -> Tensor:
     """Length bin of each sequence."""
-    edges = torch.tensor(LENGTH_EDGES, device=lengths.device)
+    # Made on the device: a copy from the host would wait for it.
+    edges = 2 ** torch.arange(FIRST_EDGE, FIRST_EDGE + NUM_BINS - 1, device=lengths.device)
     return (lengths[:, None] >= edges).sum(-1)
 
 
@@ -59,3 +61,9 @@ def bucket(batch: Batch) -> Tensor:
         return key % NUM_BUCKETS
     # Multiplicative hashing (Knuth): the high bits of key times a large odd number.
     return (key.long() * 0x9E3779B97F4A7C1 >> 40) % NUM_BUCKETS
+
+
+def exponents(device: torch.device) -> Tensor:
+    """`POWERS` as `[5, 1]`, made on the device."""
+    whole = torch.arange(len(POWERS), dtype=torch.float64, device=device)
+    return torch.where(whole > 0, whole, POWERS[0])[:, None]

@@ -21,6 +21,11 @@ def may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def ones_of(mask: Bool[Tensor, "*tok"], dtype: torch.dtype) -> Tensor:
+    """1.0 where the mask is True, else 0.0; by way of bytes, which eager mode converts fast and a compiler does not."""
+    return (mask.view(torch.uint8) if may_look(mask) else mask).to(dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Tiles:
     """Rows of a batch. Each begins at a multiple of 64 slots from its sequence's first, wherever that lies.

@@ -9,7 +9,7 @@ from torch import Tensor
 from reweigh.batch import Batch, tame
 from reweigh.levels import TURN, heads
 from reweigh.sums import BLOCK_SIZES, GRID_TOP
-from reweigh.tiles import WIDTH, Tiles
+from reweigh.tiles import WIDTH, Tiles, ones_of
 
 
 def rows_of(batch: Batch, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,7 +20,7 @@ def rows_of(batch: Batch, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
         tiles: which rows.
     """
     dtype = batch.dtype
-    live = tiles.take(batch.layout.mask).view(torch.uint8).to(dtype)
+    live = ones_of(tiles.take(batch.layout.mask), dtype)
     log_mu = tiles.take(batch.log_mu).to(dtype)
     if batch.given is not None:
         return tiles.take(batch.given).to(dtype), live, log_mu

@@ -1,78 +1,36 @@
-"""Several processes: the same sums, whatever each of them has."""
+"""Several processes: the same sums, weights and gradients as one, whatever each of them has."""
 
-import socket
+from itertools import pairwise
 
 import pytest
+import ranks
 import torch
-import torch.multiprocessing as mp
-from batches import random_batch, rows_of
+from batches import random_batch
 
-from reweigh import SEQUENCE, TOKEN, TURN, Batch, RatioStats, all_reduce, log_normaliser, self_normalised, snis, weigh
-from reweigh.estimators import Estimator
-from reweigh.transforms import Reject
+from reweigh import SEQUENCE, Batch, RatioStats, all_reduce, log_normaliser, seq_is, seq_tis, snis, turn_tis, weigh
+from reweigh.distributed import Normaliser, context_weights, merge, whole_sequences
+from reweigh.named import geo_rs, prefix_tis, psis, token_tis
 
-ROWS = 13
-LEVELS = (TOKEN, TURN, SEQUENCE)
-# Rows of each rank, the whole batch in all. The second of each has nothing at all.
-CUTS = {2: [0, 13, 13], 3: [0, 1, 1, 13], 4: [0, 5, 5, 6, 13]}
-ESTIMATORS = (
-    weigh(SEQUENCE),
-    weigh(TOKEN),
-    weigh(TURN),
-    weigh(SEQUENCE, Reject(0.5, 2.0)),
-    weigh(SEQUENCE, Reject(0.0, 0.0)),
-)
+every_world = pytest.mark.parametrize("world", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+TOP = RatioStats.empty(SEQUENCE).top.numel()
 
 
-def whole(spread):
-    return random_batch(11, spread, size=(ROWS, 9))
-
-
-def estimator_of(factor_estimator: Estimator) -> Estimator:
-    return self_normalised(factor_estimator)
-
-
-def worker(rank, world, port, spread, out):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    try:
-        a, b = CUTS[world][rank : rank + 2]
-        part = rows_of(whole(spread), torch.arange(a, b))
-        got = {level.name: all_reduce(RatioStats.of(part, level)) for level in LEVELS}
-        stats = {name: {k: v for k, v in vars(s).items() if k != "level"} for name, s in got.items()}
-        shifts = [log_normaliser(e(part)) for e in ESTIMATORS]
-        weights = [estimator_of(e)(part, s).per_token for e, s in zip(ESTIMATORS, shifts, strict=True)]
-        torch.save((stats, shifts, weights), f"{out}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("world", "spread"), [(2, 0.3), pytest.param(3, 30.0, marks=SLOW), pytest.param(4, 0.3, marks=SLOW)]
-)
-def test_all_ranks_have_what_one_process_has(world, spread, tmp_path):
-    mp.spawn(worker, args=(world, free_port(), spread, str(tmp_path)), nprocs=world)
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
-    batch = whole(spread)
-    for level in LEVELS:
-        one = RatioStats.of(batch, level)
-        for stats, _, _ in results:
-            got = RatioStats(level, **stats[level.name])
-            same_stats(got, one, exact=spread < 1 or level is SEQUENCE)
-    for i, e in enumerate(ESTIMATORS):
-        for _, shifts, _ in results:
-            torch.testing.assert_close(shifts[i], e(batch).log_normaliser(), rtol=1e-6, atol=1e-6)
-        together = torch.cat([weights[i] for _, _, weights in results])
-        torch.testing.assert_close(together, estimator_of(e)(batch).per_token, rtol=2e-5, atol=1e-7)
+@every_world
+@pytest.mark.parametrize("spread", ranks.SPREADS)
+def test_all_ranks_have_what_one_process_has(world, spread):
+    batch, found = ranks.whole(spread), [r["merged"][spread] for r in ranks.results(world)]
+    ones = [RatioStats.of(batch, level) for level in ranks.LEVELS]
+    for rank in found:
+        for one, stats in zip([*ones, ones[0]], [*rank["stats"], rank["alone"]], strict=True):
+            same_stats(RatioStats(one.level, **stats), one, exact=spread < 1 or one.level is SEQUENCE)
+        assert rank["tokens"] == batch.layout.mask.sum()
+        assert rank["tokens"].dtype == torch.int64
+        torch.testing.assert_close(rank["log"].float(), seq_is()(batch).log_normaliser(), rtol=1e-6, atol=1e-6)
+    for i, e in enumerate(ranks.NORMALISED):
+        for rank in found:
+            torch.testing.assert_close(rank["shifts"][i], e(batch).log_normaliser(), rtol=1e-6, atol=1e-6)
+        together = torch.cat([rank["weights"][i] for rank in found])
+        torch.testing.assert_close(together, ranks.self_normalised(e)(batch).per_token, rtol=2e-5, atol=1e-7)
 
 
 def same_stats(got, one, exact):
@@ -89,17 +47,200 @@ def same_stats(got, one, exact):
     assert torch.equal(a["grid"][0], b["grid"][0]), "counts are exact"
 
 
-def test_one_process_is_the_identity(tmp_path):
+@every_world
+def test_stats_of_three_levels_a_normaliser_and_a_count_take_two_collectives(world):
+    for rank in ranks.results(world):
+        for spread in ranks.SPREADS:
+            (first, maxima), (second, sums) = rank["merged"][spread]["seen"]
+            assert first == second == "allreduce_.default"
+            assert maxima == 3 * (160 + 40 * world) + 8
+            # 2,810 sums, and slots for as many of the largest ratios as all lists have, up to 7 lists.
+            assert sums == 3 * 8 * (2810 + TOP * world) + 16 + 8
+
+
+@pytest.fixture
+def thousand():
+    """One of 1,024 ranks whose collectives do nothing."""
+    from torch.testing._internal.distributed import fake_pg
+
+    torch.distributed.init_process_group("fake", store=fake_pg.FakeStore(), rank=5, world_size=1024)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("thousand")
+@pytest.mark.parametrize("sequences", [3, 300])
+def test_what_a_thousand_ranks_send_does_not_depend_on_the_batch(sequences):
+    batch = random_batch(1, size=(sequences, 7))
+    with ranks.Recorder() as recorder:
+        all_reduce(tuple(RatioStats.of(batch, level) for level in ranks.LEVELS))
+    assert [size for _, size in recorder.seen] == [3 * (160 + 40 * 1024), 3 * 8 * (2810 + 7 * TOP)]
+
+
+@pytest.mark.usefixtures("thousand")
+def test_nothing_waits_for_the_device():
+    """On the meta device tensors have shapes only: whatever runs there reads no value."""
+    batch = random_batch(1)
+    meta = on_meta(batch)
+    parts = (*(RatioStats.of(meta, level) for level in ranks.LEVELS), Normaliser.of(seq_is()(meta)))
+    *stats, normaliser = all_reduce((*parts, meta.layout.lengths.sum()))[:-1]
+    assert all(t.is_meta for s in stats for t in ranks.fields(s).values())
+    assert normaliser.log.is_meta
+    for name, e in ranks.CONTEXT.items():
+        w = context_weights(e, meta, None)
+        assert w.per_token.is_meta, name
+        assert w.per_token.shape == meta.log_pi.shape
+    assert whole_sequences(meta).log_pi.shape == (1, 1024 * 7)
+
+
+def on_meta(batch):
+    to = lambda x: x.to("meta")  # noqa: E731
+    rest = {"advantage": to(batch.advantage), "group": to(batch.group), "turn": to(batch.layout.turn)}
+    return Batch.padded(to(batch.log_pi), to(batch.log_mu), to(batch.layout.mask), **rest)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 8, 40, 300])
+@pytest.mark.parametrize("how", ["even", "one has all", "falling", "ties", "few", "nothing"])
+def test_the_largest_ratios_of_any_number_of_ranks_are_found(world, how):
+    """Without processes: what each rank would put into the sum, added up here."""
+    g = torch.Generator().manual_seed(world)
+    lists = torch.randn(world, TOP, generator=g, dtype=torch.float64)
+    if how == "one has all":
+        lists[world // 2] += 10
+    elif how == "falling":  # the shares are at their largest where every rank shows a little less than the last
+        lists = torch.arange(0, -world, -1.0, dtype=torch.float64)[:, None] / world - torch.arange(TOP) // 64
+    elif how == "ties":
+        lists = lists.round()
+    elif how == "few":
+        lists[torch.rand(lists.shape, generator=g) < 0.999] = -torch.inf
+    elif how == "nothing":
+        lists.fill_(-torch.inf)
+    lists = lists.sort(-1, descending=True).values
+    stats = [RatioStats(**{**vars(RatioStats.empty(SEQUENCE)), "top": row}) for row in lists]
+    parts = [merge._Stats(s, world, rank) for rank, s in enumerate(stats)]
+    maxima = [torch.stack(each).amax(0) for each in zip(*(p.maxima() for p in parts), strict=True)]
+    sums = [torch.stack(each).sum(0) for each in zip(*(p.sums(maxima) for p in parts), strict=True)]
+    assert sums[-1].numel() <= 7 * TOP
+    assert merge._shares(maxima[-1], lists[0]).sum() <= sums[-1].numel()
+    for part in (parts[0], parts[-1]):
+        assert torch.equal(part.merged(maxima, sums).top, lists.flatten().topk(TOP).values)
+
+
+@every_world
+@pytest.mark.parametrize("name", ranks.CONTEXT)
+@pytest.mark.parametrize("where", ["slice", "strided"])
+def test_slices_of_sequences_weigh_as_the_whole(world, name, where):
+    e, batch = ranks.CONTEXT[name], ranks.whole(0.3)
+    w = e(batch)
+    kept = bounded = 0
+    for rank in ranks.results(world):
+        index, per_token, num_kept, num_bounded, seen = rank["in_context"][name, where]
+        torch.testing.assert_close(per_token, w.per_token[:, index], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(rank["in_context"][name, where, "packed"], per_token, rtol=1e-5, atol=1e-7)
+        kept, bounded = kept + num_kept, bounded + num_bounded
+        # Lengths and one sum for each statistic, and a maximum for TRM's worst token; nothing for tokens alone.
+        words = {"naive": [], "token_tis": [], "trm": [2 * 8, 4], "k3_rs * seq_mis": [3 * 8]}.get(name, [2 * 8])
+        assert [size for _, size in seen] == [ranks.ROWS * word for word in words]
+    ranks_that_count = world if w.unit == "sequence" else 1
+    assert (kept, bounded) == (ranks_that_count * w.num_kept, ranks_that_count * w.num_bounded)
+
+
+@every_world
+def test_slices_normalise_per_token_over_the_group(world):
+    raw, batch = geo_rs(0.9, 1.1) * ranks.token_is(), ranks.whole(0.3)
+    for rank in ranks.results(world):
+        index, per_token = rank["in_context"]["per token"]
+        expected = ranks.self_normalised(raw)(batch).per_token[:, index]
+        torch.testing.assert_close(per_token, expected, rtol=1e-5, atol=1e-7)
+
+
+@every_world
+def test_stats_of_slices_are_those_of_whole_sequences(world):
+    width = -(-ranks.COLUMNS // world)
+    batch = ranks.wider(ranks.whole(0.3), width * world)
+    for r, rank in enumerate(ranks.results(world)):
+        first = rank["stats_in_context"][0][2]
+        for stats, advantage, seen in rank["stats_in_context"]:
+            for level, s in zip(ranks.LEVELS, stats, strict=True):
+                same_stats(RatioStats(level, **s), RatioStats.of(batch, level), exact=True)
+            assert torch.equal(advantage, batch.advantage[r::world])
+            assert seen == [("allgather_.default", ranks.ROWS * width * 4 * (3 + 2 + (seen is not first)))]
+        assert stats[0]["dropped"] == 1
+
+
+@pytest.mark.slow
+def test_data_and_context_parallel_together():
+    batch = ranks.whole(0.3)
+    for rank in ranks.results(4):
+        rows, columns, found = rank["in_two_groups"]
+        for raw, per_token in zip((seq_is(), seq_is(), geo_rs(0.9, 1.1) * ranks.token_is()), found, strict=True):
+            expected = ranks.self_normalised(raw)(batch).per_token[rows][:, columns]
+            torch.testing.assert_close(per_token, expected, rtol=1e-5, atol=1e-7)
+
+
+@every_world
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "context"])
+def test_gradients_are_those_of_one_process_on_the_whole_batch(world, way):
+    one = [p.grad for p in ranks.train(ranks.Model(), torch.arange(ranks.ROWS)).parameters()]
+    assert max(float(g.abs().max()) for g in one) > 1e-2
+    for rank in ranks.results(world):
+        for got, expected in zip(rank["gradients"][way], one, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def alone(tmp_path):
     """A group of one, in this very process."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
-    try:
-        batch = whole(0.3)
-        for level in LEVELS:
-            same_stats(all_reduce(RatioStats.of(batch, level)), RatioStats.of(batch, level), exact=True)
-            same_stats(all_reduce(RatioStats.empty(level)), RatioStats.empty(level), exact=True)
-        nothing = Batch.padded(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
-        assert log_normaliser(weigh(SEQUENCE)(nothing)) == 0
-        raw = weigh(SEQUENCE)(batch)
-        torch.testing.assert_close(snis()(batch, log_normaliser(raw)).per_token, snis()(batch).per_token)
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_process_is_the_identity():
+    batch = ranks.whole(0.3)
+    for level in ranks.LEVELS:
+        same_stats(all_reduce(RatioStats.of(batch, level)), RatioStats.of(batch, level), exact=True)
+        same_stats(all_reduce(RatioStats.empty(level)), RatioStats.empty(level), exact=True)
+    nothing = Batch.padded(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
+    assert log_normaliser(weigh(SEQUENCE)(nothing)) == 0
+    raw = weigh(SEQUENCE)(batch)
+    torch.testing.assert_close(snis()(batch, log_normaliser(raw)).per_token, snis()(batch).per_token)
+    assert all_reduce(()) == ()
+    with ranks.Recorder() as recorder:
+        assert all_reduce(torch.tensor(3)) == 3
+    assert len(recorder.seen) == 1  # there is no maximum to take
+
+
+@pytest.mark.parametrize("spread", ranks.SPREADS)
+def test_normalisers_of_micro_batches_add_up(spread):
+    batch = random_batch(4, spread, size=(9, 5))
+    for e in (*ranks.NORMALISED, turn_tis(2.0)):
+        cuts = [0, 2, 3, 9]
+        parts = [ranks.rows_of(batch, torch.arange(a, b)) for a, b in pairwise(cuts)]
+        one, two, three = (Normaliser.of(e(part)) for part in parts)
+        for total in ((one + two) + three, (three + one) + two):
+            torch.testing.assert_close(total.log.float(), e(batch).log_normaliser(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_normaliser_of_nothing_changes_nothing():
+    nothing = Batch.padded(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
+    some = Batch.padded(torch.full((2, 3), -900.0), torch.full((2, 3), -1.0), torch.ones(2, 3))
+    zero, one = Normaliser.of(seq_is()(nothing)), Normaliser.of(seq_is()(some))
+    assert zero.log == 0
+    for total in (zero + one, one + zero):
+        assert total.log == one.log == -2697
+    assert (zero + zero).log == 0
+
+
+def test_what_slices_cannot_tell_is_refused():
+    batch = ranks.whole(0.3)
+    for e in (prefix_tis(2.0), turn_tis(2.0)):
+        with pytest.raises(ValueError, match=r"level must be TOKEN, SEQUENCE, GEOMETRIC or WORST, got (PREFIX|TURN)"):
+            context_weights(e * seq_tis(2.0), batch, None)
+    with pytest.raises(ValueError, match=r"per token need log_normaliser\nhint: all_reduce"):
+        context_weights(ranks.self_normalised(token_tis(2.0)), batch, None)
+    with pytest.raises(ValueError, match="a factor with a sign must not read the whole batch, got SEQUENCE Pareto"):
+        context_weights(ranks.for_advantage(1, psis()), batch, None)
+    with pytest.raises(ValueError, match=r"slices must be padded, got a packed batch\nhint: Batch.padded"):
+        whole_sequences(ranks.packed(batch))
