@@ -36,9 +36,19 @@ check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# What verl's helper imports; its other dependencies are large and not called.
+VERL_NEEDS = tensordict codetiming hydra-core omegaconf "antlr4-python3-runtime==4.9.3" pyvers orjson cloudpickle
+
 bench: $(VENV)/.dev  ## speed against named peers; see benchmarks/
-	$(BIN)/python benchmarks/correction.py
+	$(BIN)/pip install --quiet --no-deps "verl==0.9.1" $(VERL_NEEDS)
+	$(BIN)/python benchmarks/correction.py --compile --slope
+	$(BIN)/python benchmarks/correction.py --memory
+	$(BIN)/python benchmarks/tail.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/vocabulary.py
+	$(BIN)/python benchmarks/distributed.py
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/caps.py
 
 docs: $(VENV)/.dev  ## what in the documentation is made from code
 	$(BIN)/python docs/estimators.py

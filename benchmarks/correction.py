@@ -180,7 +180,9 @@ def report(size: str, times: dict[str, tuple[list[float], list[float]]], slots: 
 def peak(call: Case) -> int:
     """Bytes that torch's allocator held at most during the call, above what it held before."""
     call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, record_shapes=True, with_stack=True
+    ) as profile:
         kept = call()
     held = most = 0
     for event in profile._memory_profile().timeline:  # pyright: ignore[reportPrivateUsage]
@@ -191,6 +193,20 @@ def peak(call: Case) -> int:
     return most
 
 
+def profile(call: Case, tokens: int) -> None:
+    """Where the time goes: passes over elements by operator."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        call()
+    events = sorted(found.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in events)
+    print("\n| operator | calls | ms | ns a token |\n|---|---|---|---|")
+    for e in events[:14]:
+        us = e.self_cpu_time_total
+        print(f"| {e.key} | {e.count} | {us / 1e3:.2f} | {us / tokens * 1e3:.2f} |")
+    print(f"| all {len(events)} | {sum(e.count for e in events)} | {total / 1e3:.2f} | {total / tokens * 1e3:.2f} |")
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,6 +215,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="also as one compiled graph")
     parser.add_argument("--memory", action="store_true", help="peak memory in place of times")
+    parser.add_argument("--profile", action="store_true", help="where the time of weights and statistics goes")
     parser.add_argument("--slope", action="store_true", help="how time grows with the number of slots")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -216,6 +233,8 @@ def main() -> None:
             for name, call in cases.items():
                 most = peak(call)
                 print(f"| {name} | {most / 1e6:.1f} | {most / array:.2f} |")
+        elif args.profile:
+            profile(cases["reweigh, weights and statistics"], int(x.mask.sum()))
         else:
             report(size, measure(cases, args.runs), x.log_pi.numel())
     if args.slope:

@@ -46,7 +46,10 @@ class Layout(ABC):
 
     def spread_zeroed(self, s: Tensor) -> Tensor:
         """The same, but 0 off the mask."""
-        return torch.where(self.mask, self.spread(s), 0)
+        out = self.spread(s)
+        if may_look(s) and int(self.lengths.sum()) == self.mask.numel():
+            return out
+        return torch.where(self.mask, out, 0)
 
     @abstractmethod
     def masked(self, mask: Tensor) -> "Layout":
@@ -223,7 +226,11 @@ class Packed(Layout):
     def spread(self, s: Tensor) -> Tensor:
         """Repeat a run's value along the run."""
         if may_look(s):
-            return s.index_select(0, torch.repeat_interleave(self.offsets.diff(), output_size=self.mask.shape[0]))
+            out, sizes = s.new_empty(self.mask.shape), self.offsets.diff()
+            for tokens, seqs in self.parts(CHUNK_SLOTS):  # an index is twice as large as what it makes
+                index = torch.repeat_interleave(sizes[seqs], output_size=tokens.stop - tokens.start)
+                torch.index_select(s[seqs], 0, index, out=out[tokens])
+            return out
         bump = torch.zeros(self.mask.shape[0] + 1, dtype=torch.int64, device=s.device)
         inner = self.offsets[1:-1]
         return s[bump.index_add(0, inner, torch.ones_like(inner)).cumsum(0)[:-1]]
@@ -240,8 +247,7 @@ class Packed(Layout):
         return Packed(self.mask[tokens], offsets - offsets[0], turn)
 
     def parts(self, slots: int) -> list[tuple[slice, slice]]:
-        """Whole runs of tokens, many of them: finding where runs lie is done anew for each part."""
-        slots *= 16
+        """Whole runs of tokens."""
         if not may_look(self.mask) or slots >= self.mask.numel():
             return [(slice(0, self.mask.shape[0]), slice(0, self.num_seqs))]
         offsets, out, a = self.offsets, [], 0

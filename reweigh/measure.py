@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.ratio_sums import RatioSums, Rows, row_sums
+from reweigh.ratio_sums import NUM_SUMS, RatioSums, Rows, row_sums
 from reweigh.sums import BLOCK_SIZES, GRID_TOP, TOP, length_bin
-from reweigh.tiles import Tiles
+from reweigh.tiles import CHUNK_ROWS, Tiles, may_look
 from reweigh.token_sums import blocks, gaps, largest, over_sequence, rows_of, smallest_blocks, top_of, turn_batch
+
+HELD_ROWS = 8 * CHUNK_ROWS  # sums of rows that are held before they are brought to sequences
+NUM_SUMS_AND_ENDS = NUM_SUMS + 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,37 +50,32 @@ def measure(batch: Batch, *, token: bool, sequence: bool) -> dict[str, Measured]
     tiles, _ = layout.tiles
     bins = length_bin(layout.lengths)
     none = torch.zeros(layout.num_seqs, dtype=torch.float64, device=bins.device)
-    total, over, gap = none.clone(), none.clone(), none.new_zeros(2, len(none))
-    columns: list[list[Tensor]] = []
+    total, over = none.clone(), none.clone()
+    sums: list[Tensor] = []
+    pending = _Pending(batch, tiles, bins)
     small: list[Tensor] = []
-    peaks: list[Tensor] = []
     for part in tiles.parts if token or sequence else ():
         l, live, log_mu = rows_of(batch, part)
         if token:
             sums, r = row_sums(l, live)
-            peak, gap_sums = gaps(log_mu, l, live)
-            columns.append([*sums, *gap_sums])
-            peaks.append(peak)
+            pending.add([*sums, *gaps(log_mu, l, live)])
         else:
             r = l.exp()
         if sequence:
-            total.index_add_(0, part.seq, (columns[-1][1] if token else l.sum(-1)).double())
+            total.index_add_(0, part.seq, (sums[1] if token else l.sum(-1)).double())
             # No sequence is in two parts, so those of this one are summed by now.
             over.index_add_(0, part.seq, over_sequence(r, live, total[part.seq]).double())
             small.append(smallest_blocks(l, live))
     out: dict[str, Measured] = {}
     if token:
-        *sums, low, high = (torch.cat(column) for column in zip(*columns, strict=True))
-        gap.index_add_(1, tiles.seq, torch.stack([low, high]).double())
-        largest_gap = torch.stack(peaks).amax().double()
-        out["token"] = _of_units(*_of_rows(batch, tiles, torch.stack(sums), bins), gap=gap, largest_gap=largest_gap)
+        out["token"] = pending.measured()
     if sequence:
         some = layout.lengths > 0
         l = torch.where(some, total, 0)
         longer = (torch.exp(l.clamp(max=GRID_TOP)) - 1) * layout.lengths
         top = top_of(torch.where(some, l, -torch.inf), TOP)
-        sums = blocks(torch.cat(small), tiles.seq, tiles.place)
-        out["sequence"] = _of_units(_of_sequences(l, some, bins), top, over=over, longer=longer, blocks=sums)
+        of_blocks = blocks(torch.cat(small), tiles.seq, tiles.place)
+        out["sequence"] = _of_units(_of_sequences(l, some, bins), top, over=over, longer=longer, blocks=of_blocks)
     return out
 
 
@@ -85,21 +83,56 @@ def measure_turns(batch: Batch) -> Measured:
     """Measure the ratios of turns."""
     bins, units = length_bin(batch.layout.lengths), turn_batch(batch)
     tiles, _ = units.layout.tiles
-    columns = [row_sums(*rows_of(units, part)[:2])[0] for part in tiles.parts]
-    sums = torch.stack([torch.cat(column) for column in zip(*columns, strict=True)])
-    return _of_units(*_of_rows(units, tiles, sums, bins))
+    pending = _Pending(units, tiles, bins)
+    for part in tiles.parts:
+        pending.add(row_sums(*rows_of(units, part)[:2])[0])
+    return pending.measured()
 
 
-def _of_rows(batch: Batch, tiles: Tiles, sums: Tensor, bins: Tensor) -> tuple[RatioSums, Tensor]:
-    """Ratio sums and the largest log ratios, from what `row_sums` made of all rows."""
+class _Pending:
+    """What is summed by row, and brought to sequences some thousand rows at a time, so that little of it is held."""
 
-    def rows(which: Tensor | None) -> Rows:
-        l, live, _ = rows_of(batch, tiles if which is None else tiles[which])
+    def __init__(self, batch: Batch, tiles: Tiles, bins: Tensor) -> None:
+        self.batch, self.tiles = batch, tiles
+        self.ratios = RatioSums.zero(bins)
+        self.gap = self.ratios.shift.new_zeros(2, len(bins))
+        self.largest_gap = self.gap.new_full((), -torch.inf)
+        self.tops: list[Tensor] = []
+        self._columns: list[list[Tensor]] = []
+        self._held = self._done = 0
+
+    def add(self, columns: list[Tensor]) -> None:
+        """Add the rows of the next part: what `row_sums` gives, and then what `gaps` gives, if it is known."""
+        self._columns.append(columns)
+        self._held += len(columns[0])
+        if may_look(columns[0]) and self._held >= HELD_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [torch.cat(column) for column in zip(*self._columns, strict=True)]
+        where = slice(self._done, self._done + self._held) if may_look(self.gap) else slice(None)
+        group = self.tiles[where]
+        sums, gap = columns[:NUM_SUMS_AND_ENDS], columns[NUM_SUMS_AND_ENDS:]
+        self.tops.append(sums[-2])
+        self.ratios.add(
+            torch.stack(sums), group.seq, lambda which: self._rows(group if which is None else group[which])
+        )
+        if gap:
+            *both, largest_of_rows = gap
+            self.gap.index_add_(1, group.seq, torch.stack(both).double())
+            self.largest_gap = torch.maximum(self.largest_gap, largest_of_rows.amax().double())
+        self._done, self._held, self._columns = self._done + self._held, 0, []
+
+    def _rows(self, tiles: Tiles) -> Rows:
+        l, live, _ = rows_of(self.batch, tiles)
         return l, live
 
-    ratios = RatioSums.zero(bins)
-    ratios.add(sums, tiles.seq, rows)
-    return ratios, largest(batch, tiles, sums[-2], TOP)
+    def measured(self) -> Measured:
+        """Of all rows that were added."""
+        if self._columns:
+            self._flush()
+        top = largest(self.batch, self.tiles, torch.cat(self.tops), TOP)
+        return _of_units(self.ratios, top, gap=self.gap, largest_gap=self.largest_gap)
 
 
 def _of_sequences(l: Tensor, some: Tensor, bins: Tensor) -> RatioSums:

@@ -168,4 +168,6 @@ class Tiles:
 
 def _count_bytes(mask: Tensor) -> Tensor:
     """Of each row of 64, how many are True: eight slots at a time, as a byte holds the count of 64."""
+    if mask.storage_offset() % 8:  # a view of what was given, and not where a number of eight bytes can begin
+        mask = mask.clone()
     return mask.view(torch.int64).sum(1).view(torch.uint8).view(-1, 8).sum(1)

@@ -34,19 +34,17 @@ def turn_batch(batch: Batch) -> Batch:
     return Batch(batch.log_pi, batch.log_mu, batch.layout.masked(first), given=values)
 
 
-def gaps(
-    log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]
-) -> tuple[Tensor, list[Tensor]]:
+def gaps(log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> list[Tensor]:
     """Bounds of the total variation at visited states: of each row the sums of |pi - mu| and 1 - min(pi, mu).
 
     Returns:
-        The largest |pi - mu|, 0-d, and the sums, each `[R]`.
+        The sums, each `[R]`, and each row's largest |pi - mu|.
     """
     log_mu = tame(log_mu * live)
     pi, mu = (log_mu + l).exp_(), log_mu.exp_()  # both 1 where there is no token
     most = torch.rsub(torch.minimum(pi, mu), 1).sum(-1)
     gap = pi.sub_(mu).abs_()
-    return gap.amax(), [gap.sum(-1), most]
+    return [gap.sum(-1), most, gap.amax(-1)]
 
 
 def over_sequence(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from batches import packed, random_batch, tight
 
-from reweigh import Batch
+from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
 
 
 def small(**kwargs):
@@ -183,3 +183,19 @@ def test_check_looks_at_the_given_mask_not_at_what_is_left_of_it():
     assert not batch.layout.mask.any()
     with pytest.raises(ValueError, match="NaN on 2 of 2"):
         batch.check()
+
+
+@pytest.mark.parametrize("first", range(9))
+def test_a_batch_may_be_a_view_that_begins_anywhere(first):
+    """Rows are read without a copy where they lie end to end, and counted eight slots at a time."""
+    x, mask = -torch.rand(2 * 192 + first), torch.rand(2 * 192 + first) < 0.7
+    batch = Batch.packed(x[first:], x[first:] * 2, torch.tensor([0, 192, 384]), mask[first:])
+    assert batch.layout.lengths.tolist() == [int(mask[first : first + 192].sum()), int(mask[first + 192 :].sum())]
+    padded = Batch.padded(x[first:].view(2, 192), (x * 2)[first:].view(2, 192), mask[first:].view(2, 192))
+    for level in (TOKEN, SEQUENCE):
+        a, b = RatioStats.of(batch, level), RatioStats.of(padded, level)
+        assert torch.equal(a.moments, b.moments)
+    loose = Batch.padded(*(t[first:].view(2, 192)[:, :150] for t in (x, x * 2, mask)))
+    assert torch.equal(loose.layout.lengths, mask[first:].view(2, 192)[:, :150].sum(1))
+    copy = Batch.padded(*(t[first:].view(2, 192)[:, :150].clone() for t in (x, x * 2, mask)))
+    assert torch.equal(RatioStats.of(loose, TOKEN).moments, RatioStats.of(copy, TOKEN).moments)
