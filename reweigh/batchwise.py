@@ -78,7 +78,7 @@ def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     tail = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
     if np.ptp(np.sort(log_ratio)[n - tail :]) < 1e-12:  # on-policy, say
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):  # ties at the foot of the tail make the fit NaN
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # ties at the foot, or e^2000, make the fit NaN
         # It takes log-likelihoods, whose negatives are the log-weights.
         smoothed, index = array_stats.psislw(-log_ratio)
     if not np.isfinite(smoothed).all():

@@ -1,7 +1,7 @@
 """All that an audit adds up, as one value that merges: over parts of a file, and over files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -56,13 +56,14 @@ class Sums:
             plan: what is asked.
             positive: how many tokens were left out of `batch` because a log-prob is over 0.
         """
+        batch = replace(batch, given=batch.log_ratio)  # all that follows reads it
         layout, shared = batch.layout, Shared.of(batch)
         levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
         estimators = default_estimators(batch) if plan.estimators is None else plan.estimators
         live, log_ratio = shared.runs.lengths, batch.log_ratio
         by_sequence = torch.from_numpy(shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64))[live > 0]
         return cls(
-            {level.name: RatioStats.of(batch, level) for level in levels},
+            {stats.level.name: stats for stats in RatioStats.of_levels(batch, levels)},
             {name: Trial.of(estimator, shared) for name, estimator in estimators.items()},
             {
                 "token": Histogram.of(log_ratio).without_zeros(log_ratio.numel() - int(live.sum())),
