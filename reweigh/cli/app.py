@@ -12,13 +12,14 @@ from typer.core import TyperGroup
 class _Lazy:
     name: str
     summary: str
-    module: str  # has a function, or a Typer of subcommands, called `name`
+    module: str  # has a function, or a Typer of subcommands, called `name`, with _ for -
 
 
 _COMMANDS = (
-    _Lazy("probe", "Sample with an engine, rescore with a trainer, write records.", "reweigh.cli.probe"),
+    _Lazy("probe", "Sample with an engine, rescore with a trainer's forward.", "reweigh.cli.probe"),
+    _Lazy("rescore", "Add the trainer's log-probs to rollouts without them.", "reweigh.cli.rescore"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
-    _Lazy("lab", "Exact results on small worlds: the claims, tables, figures.", "reweigh.cli.lab"),
+    _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab"),
     _Lazy("explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta"),
     _Lazy("conformance", "Check our numbers against recorded ones of trainers.", "reweigh.cli.conformance"),
     _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records"),
@@ -36,7 +37,7 @@ class _LazyGroup(TyperGroup):
 
 
 def _load(lazy: _Lazy) -> Any:
-    target = getattr(import_module(lazy.module), lazy.name)
+    target = getattr(import_module(lazy.module), lazy.name.replace("-", "_"))
     if not isinstance(target, typer.Typer):
         function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
         target.command(name=lazy.name)(function)

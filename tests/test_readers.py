@@ -1,0 +1,846 @@
+"""Readers of foreign dumps: what frameworks' own writers wrote becomes the rows they meant; bad ones are named."""
+
+import gzip
+import json
+import os
+import pickle
+import shutil
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from reweigh.__main__ import main
+from reweigh.readers import (
+    FORMATS,
+    RECORDS,
+    Skipped,
+    UnknownFormatError,
+    find,
+    formats,
+    info_of,
+    read,
+    reader_of,
+    recognise,
+    tinker_rows,
+)
+from reweigh.readers.miles import zigzag
+from reweigh.records import RecordWriter, RunInfo, UnreadableFileError, read_batches
+from reweigh.records.reader import FilePart
+from reweigh.records.violation import fail
+
+DATA = Path(__file__).parent / "data" / "readers"
+FOLDERS = {
+    "slime": 8,
+    "miles": 3,
+    "nemo_rl": 3,
+    "prime_rl": 8,
+    "verifiers": 3,
+    "skyrl": 3,
+    "martingale": 3,
+    "open_instruct": 4,
+    "openai": 7,
+    "sglang": 4,
+}
+
+
+def rows(path, **kwargs):
+    return [row.columns for row in read(path, **kwargs)]
+
+
+def copied(name, tmp_path):
+    return Path(shutil.copytree(DATA / name, tmp_path / name))
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def error(path, kind=ValueError, **kwargs):
+    with pytest.raises(kind) as caught:
+        rows(path, **kwargs)
+    return str(caught.value)
+
+
+# Every format
+
+
+@pytest.mark.parametrize(("folder", "count"), FOLDERS.items())
+def test_a_folder_is_recognised_and_read(folder, count):
+    found = find(DATA / folder)
+    assert {recognise(path).name for path in found.paths} == {folder}
+    all_rows = list(read(DATA / folder))
+    assert len(all_rows) == count
+    for row in all_rows:
+        columns = row.columns
+        length = len(columns["log_mu"])
+        assert len(columns["sequence_id"]) > 0
+        assert columns["prompt_length"] > 0
+        if row.prompt_ids is not None:
+            assert len(row.prompt_ids) == columns["prompt_length"]
+        live = columns.get("mask", np.ones(length, bool))
+        assert np.isfinite(columns["log_mu"][live]).all()
+        assert (columns["log_mu"][live] <= 0).all()
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in ("openai", "sglang")])
+def test_sequences_are_named_apart(folder):
+    names = [row["sequence_id"] for row in rows(DATA / folder)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if FORMATS[name].both_sides])
+def test_a_dump_reads_as_record_batches(folder):
+    """The interface that the functions on records take: the same rows as tables, and as Batches."""
+    expected = rows(DATA / folder)
+    dumps = formats()
+    got_log_pi = []
+    for path in dumps.expand(DATA / folder):
+        reader = dumps.reader_of(path)
+        assert {"sequence_id", "log_mu", "log_pi"} <= set(reader.names(path))
+        assert isinstance(reader.info(path), RunInfo)
+        for part in reader.cut(path, 10):
+            for table, origin in reader.read(part, ("sequence_id", "log_mu", "log_pi", "mask"), 10, fail):
+                assert set(table.schema.names) <= {"sequence_id", "log_mu", "log_pi", "mask"}
+                got_log_pi += table.column("log_pi").to_pylist()
+                assert origin.place(0).startswith(str(path))
+    assert len(got_log_pi) == len(expected)
+    for got, row in zip(got_log_pi, expected, strict=True):
+        np.testing.assert_array_equal(np.array(got, np.float32), np.asarray(row["log_pi"], np.float32))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_rows_are_what_a_record_writer_takes(folder, tmp_path):
+    with RecordWriter(tmp_path / "a.parquet") as writer:
+        writer.write(rows(DATA / folder))
+    assert writer.rows_written == FOLDERS[folder]
+
+
+def test_lines_may_be_gzipped(tmp_path):
+    packed = tmp_path / "rank_0.jsonl.gz"
+    packed.write_bytes(gzip.compress((DATA / "prime_rl/token_exports/step_4/rank_0.jsonl").read_bytes()))
+    assert len(rows(packed)) == 4
+
+
+def test_parts_of_a_file_together_are_the_file():
+    path = DATA / "prime_rl/token_exports/step_4/rank_0.jsonl"
+    reader = reader_of(path)
+    parts = list(reader.cut(path, 1))
+    assert len(parts) == 4
+    names = [n for part in parts for t, _ in reader.read(part, None, 1000, fail) for n in t["sequence_id"].to_pylist()]
+    assert names == [row["sequence_id"] for row in rows(path)]
+    places = [origin.place(0) for part in parts for _, origin in reader.read(part, None, 1000, fail)]
+    assert places == [f"{path}:{line}" for line in (1, 2, 3, 4)]
+
+
+# What each format means
+
+
+def test_slime_joins_the_rollout_dump():
+    first, second, third, fourth = rows(DATA / "slime")[:4]
+    assert [r["sequence_id"] for r in rows(DATA / "slime")][3:5] == ["rollout7/3", "rollout10/0"]  # 7 before 10
+    rollout = torch.load(DATA / "slime/rollout_data/7.pt")["samples"]
+    for row, sample in zip((first, second, third, fourth), rollout, strict=True):
+        np.testing.assert_allclose(row["log_mu"], sample["rollout_log_probs"], rtol=1e-6)
+        assert row["token_ids"].tolist() == sample["tokens"][3:]
+        assert row["prompt_id"] == f"rollout7/group{sample['group_index']}"
+        assert row["reward"] == sample["reward"]
+    assert first["versions"].tolist() == [3, 3, 3]
+    assert "versions" not in third  # sampled by two versions, and not said which token by which
+    assert fourth["mask"].tolist() == [True, True, False, False, True, True]
+    assert fourth["turns"].tolist() == [0, 0, 0, 0, 1, 1]
+    assert third["finish_reason"] == "truncated"
+
+
+def test_slime_train_dump_alone_groups_by_prompt(tmp_path):
+    shutil.copy(DATA / "slime/train_data/7.pt", tmp_path / "7.pt")
+    found = rows(tmp_path)
+    groups = [row["prompt_id"] for row in found]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert [row["reward"] for row in found] == [0.0, 1.0, 0.0, 1.0]  # the whole batch's, by position
+
+
+def test_slime_refuses_a_rollout_dump_of_another_run(tmp_path):
+    folder = copied("slime", tmp_path)
+    dump = torch.load(folder / "rollout_data/7.pt")
+    dump["samples"][1]["response_length"] = 2
+    torch.save(dump, folder / "rollout_data/7.pt")
+    message = error(folder)
+    assert f"{folder}/train_data/7.pt record 1" in message
+    assert "4 response tokens here, and 2 in" in message
+
+
+def test_slime_rollout_dump_alone_has_one_side(tmp_path):
+    shutil.copytree(DATA / "slime/rollout_data", tmp_path / "rollout_data")
+    [first, *_] = rows(tmp_path)
+    assert "log_pi" not in first
+    assert recognise(find(tmp_path).paths[0]).name == "slime_rollout"
+
+
+def test_slime_rollout_folder_is_read_by_itself_when_named():
+    assert {path.stem for path in find(DATA / "slime/rollout_data").paths} == {"7", "10"}
+    assert "log_pi" not in rows(DATA / "slime/rollout_data")[0]
+
+
+def test_miles_slices_are_put_together():
+    whole = json.loads((DATA / "miles/whole.json").read_text())
+    found = rows(DATA / "miles")
+    assert [len(row["log_mu"]) for row in found] == [1, 6, 13]
+    for row, log_mu, log_pi in zip(found, whole["rollout_log_probs"], whole["log_probs"], strict=True):
+        np.testing.assert_array_equal(row["log_mu"], np.float32(log_mu))
+        np.testing.assert_array_equal(row["log_pi"], np.float32(log_pi))
+    assert found[0]["versions"].tolist() == [5]
+    assert found[0]["prompt_id"] == "rollout0/group0"  # from its rollout dump
+
+
+def test_miles_any_rank_stands_for_all_of_its_rollout():
+    path = DATA / "miles/train_data"
+    assert find([path / "0_3.pt", path / "0_1.pt"]).paths == (path / "0_0.pt",)
+    assert find(str(path / "*.pt")).paths == (path / "0_0.pt",)
+
+
+def test_miles_names_the_missing_ranks(tmp_path):
+    folder = copied("miles", tmp_path)
+    for rank in (2, 3):
+        (folder / f"train_data/0_{rank}.pt").unlink()
+    assert "cut over 2 ranks, and cp_rank 1 is not in the folder" in error(folder)
+
+
+def test_miles_before_it_recorded_the_cut(tmp_path):
+    folder = copied("miles", tmp_path)
+    for path in (folder / "train_data").glob("*.pt"):
+        dump = torch.load(path)
+        del dump["cp_rank"], dump["cp_size"]
+        torch.save(dump, path)
+    assert "does not say how they were cut" in error(folder)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(("total", "length"), [(4, 1), (9, 9 - 1), (16, 13), (31, 5), (100, 99)])
+def test_zigzag_covers_each_token_once(size, total, length):
+    held = [t for rank in range(size) for a, b in zigzag(total, length, rank, size, total) for t in range(a, b)]
+    assert sorted(held) == list(range(length))
+
+
+def test_miles_padded_layout_needs_the_width(tmp_path):
+    """In bshd the chunks are of the padded row: rank 0 of 2 has the first and the last quarter of it."""
+    folder = copied("miles", tmp_path)
+    shutil.rmtree(folder / "rollout_data")
+    whole = torch.arange(13) / -16
+    total, padded = 16, 20  # chunks of 5: logits 0-4, 5-9, 10-14, 15-19; the response's are 2 to 14
+    cut = {0: whole[:3], 1: whole[3:]}
+    for rank in range(4):
+        path = folder / f"train_data/0_{rank}.pt"
+        columns = {"response_lengths": [13], "total_lengths": [total], "tokens": [torch.arange(total)]}
+        columns |= {name: [cut[rank // 2]] for name in ("rollout_log_probs", "log_probs")}
+        columns |= {"max_seq_lens": [padded], "sample_indices": [5]}
+        torch.save(torch.load(path) | {"rollout_data": columns, "qkv_format": "bshd"}, path)
+    [row] = rows(folder)
+    assert row["log_mu"].tolist() == whole.tolist()
+    for rank in range(4):
+        path = folder / f"train_data/0_{rank}.pt"
+        dump = torch.load(path)
+        del dump["rollout_data"]["max_seq_lens"]
+        torch.save(dump, path)
+    assert "qkv_format is bshd, and max_seq_lens is not in the dump" in error(folder)
+
+
+def test_nemo_rl_trims_padding_and_the_dummy():
+    first, _, third = rows(DATA / "nemo_rl")
+    [line, *_] = lines_of(DATA / "nemo_rl/train_data_step3.jsonl")
+    assert line["input_lengths"] == [5]  # the writer cuts its batch into batches of one
+    assert first["log_mu"].tolist() == line["generation_logprobs"][0][2:5]
+    assert first["log_pi"].tolist() == line["prev_logprobs"][0][2:5]
+    assert first["token_ids"].tolist() == line["token_ids"][0][2:5]
+    assert (first["step"], first["prompt_length"], first["reward"]) == (3, 2, 1.0)
+    assert not third["mask"].any()  # its sample_loss_mask is 0
+
+
+def test_nemo_rl_groups_by_prompt():
+    groups = [row["prompt_id"] for row in rows(DATA / "nemo_rl")]
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_nemo_rl_takes_flat_lines_too(tmp_path):
+    [line, *_] = lines_of(DATA / "nemo_rl/train_data_step3.jsonl")
+    flat = {name: value[0] if isinstance(value, list) else value for name, value in line.items()}
+    [row] = rows(write_lines(tmp_path / "train_data_step4.jsonl", [flat]))
+    assert row["log_pi"].tolist() == line["prev_logprobs"][0][2:5]
+    assert row["step"] == 4
+
+
+def test_prime_rl_keeps_what_the_loss_weighs(tmp_path):
+    first = rows(DATA / "prime_rl")[0]
+    [line, *_] = lines_of(DATA / "prime_rl/token_exports/step_4/rank_0.jsonl")
+    assert first["log_mu"].tolist() == line["inference_logprobs"][2:]
+    np.testing.assert_allclose(first["log_pi"] - first["log_mu"], line["log_importance_ratio"][2:], rtol=1e-5)
+    assert (first["step"], first["env"], first["pack_index"]) == (4, "maths", 0)
+    masked = rows(DATA / "prime_rl")[4]
+    assert masked["mask"].tolist() == [True, False, True, True]
+    assert masked["turns"].tolist() == [0, 0, 1, 1]
+    line["rl_weights"] = [0.0, 0.0, 1.0, 0.0, 1.0, 1.0]  # a token that is distilled, not sampled
+    [weighed] = rows(write_lines(tmp_path / "rank_0.jsonl", [line]))
+    assert weighed["mask"].tolist() == [True, False, True, True]
+
+
+def test_verifiers_paths_turns_and_precision():
+    first, trunk, fork = rows(DATA / "verifiers")
+    [episode, _] = lines_of(DATA / "verifiers/traces.jsonl")
+    nodes = episode["traces"][0]["nodes"]
+    np.testing.assert_array_equal(
+        first["log_mu"][first["mask"]], np.float32(nodes[1]["logprobs"] + nodes[3]["logprobs"])
+    )
+    np.testing.assert_array_equal(
+        first["log_pi"][first["mask"]], np.float32(nodes[1]["trainer_logprobs"] + nodes[3]["trainer_logprobs"])
+    )
+    assert first["token_ids"].tolist() == [10, 11, 20, 21, 9, 12, 13, 14]
+    assert first["mask"].tolist() == [True, True, False, False, False, True, True, True]
+    assert first["turns"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert (first["reward"], first["env"], first["step"], first["prompt_id"]) == (0.75, "maths", 12, "group3")
+    assert first["versions"].tolist() == [10] * 8
+    assert trunk.get("versions") is None  # the episode spans two versions
+    assert fork["token_ids"].tolist() == [10, 11, 9, 30]
+    info = info_of(DATA / "verifiers/traces.jsonl")
+    assert "rounded to 4 decimals" in str(info.note)
+    assert "4.1e-05" in f"{np.sqrt(2 / 12) * 1e-4:.1e}"  # the number in that note
+    assert FORMATS["verifiers"].decimals == 4
+    assert (info.temperature, info.model) == (0.8, "org/model")
+
+
+def test_verifiers_with_all_digits_has_no_flag(tmp_path):
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    records[0]["traces"][0]["nodes"][1]["logprobs"][0] = -0.930312345
+    assert info_of(write_lines(tmp_path / "traces.jsonl", records)).note is None
+
+
+def test_verifiers_leaves_out_what_does_not_train(tmp_path):
+    judge, abandoned = lines_of(DATA / "verifiers/traces.jsonl")
+    judge["traces"][0]["agent"]["trainable"] = False
+    abandoned["traces"][0]["nodes"][4]["semantic_parents"] = [{"node": 3, "type": "compaction_attempt"}]
+    found = rows(write_lines(tmp_path / "traces.jsonl", [judge, abandoned]))
+    assert [row["sequence_id"] for row in found] == ["episode1/trace1/3"]
+
+
+def test_skyrl_windows_and_groups():
+    first, second, third = rows(DATA / "skyrl")
+    assert first["token_ids"].tolist() == [50, 51]
+    assert second["mask"].tolist() == [True, False, False, True, True]
+    assert second["turns"].tolist() == [0, 0, 0, 1, 1]
+    assert first["prompt_id"] == second["prompt_id"] != third["prompt_id"]
+    assert first["step"] == 12
+    rounded = torch.tensor(first["log_pi"]).to(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(first["log_pi"], rounded)  # written as bfloat16, through torch.save
+    assert abs(first["log_pi"] - first["log_mu"]).max() < 0.05
+
+
+def test_martingale_has_a_row_for_each_score():
+    found = {row["sequence_id"]: row for row in rows(DATA / "martingale")}
+    assert list(found) == ["actor0/0@5", "actor0/1@5", "actor0/1@6"]
+    once, later = found["actor0/0@5"], found["actor0/1@6"]
+    assert (once["trainer_version"] - once["versions"]).tolist() == [1] * 4
+    assert (later["trainer_version"] - later["versions"]).tolist() == [2] * 5
+    assert (once["advantage"], once["prompt_length"]) == (1.0, 3)
+    info = info_of(DATA / "martingale/tokens.db")
+    assert (info.temperature, info.logprobs_mode, info.engine) == (0.7, "processed", "vllm")
+    assert "1 of 3 sequences have no score of the trainer and are left out" in str(info.note)
+
+
+def test_martingale_before_any_training(tmp_path):
+    path = copied("martingale", tmp_path) / "tokens.db"
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM scores")
+    db.close()
+    *_, last = rows(path)
+    assert last["versions"].tolist() == [4, 4, 4, 5, 5, 5]  # the weights changed in the middle
+    assert "log_pi" not in last
+    assert "left out" not in str(info_of(path).note)
+
+
+def test_martingale_leaves_nothing_beside_the_database():
+    rows(DATA / "martingale")
+    assert [path.name for path in (DATA / "martingale").iterdir()] == ["tokens.db"]
+
+
+def test_open_instruct():
+    first, second, third, _ = rows(DATA / "open_instruct")
+    assert (first["step"], first["env"], first["advantage"], first["finish_reason"]) == (6, "maths", 0.5, "stop")
+    assert first["prompt_id"] == second["prompt_id"] != third["prompt_id"]
+    assert find(DATA / "open_instruct").ignored == (DATA / "open_instruct/run_metadata.jsonl",)
+
+
+def test_openai_ids_come_from_fields_or_from_tokens():
+    first, _, named, _ = rows(DATA / "openai/completions.jsonl")
+    answer = lines_of(DATA / "openai/completions.jsonl")[0]["response"]["choices"][0]
+    assert first["token_ids"].tolist() == answer["token_ids"]
+    assert first["log_mu"].tolist() == answer["logprobs"]["token_logprobs"]
+    assert named["token_ids"].tolist() == first["token_ids"].tolist()  # one seed; written as "token_id:1238"
+    assert (first["finish_reason"], first["text"], first["prompt_length"]) == ("length", answer["text"], 4)
+
+
+def test_openai_echo_is_taken_off():
+    [echoed] = rows(DATA / "openai/echo.jsonl")
+    answer = lines_of(DATA / "openai/echo.jsonl")[0]["response"]["choices"][0]
+    assert len(answer["logprobs"]["token_logprobs"]) == 10
+    assert echoed["log_mu"].tolist() == answer["logprobs"]["token_logprobs"][4:]
+    assert len(echoed["token_ids"]) == 6
+
+
+def test_openai_chat_and_texts():
+    [chat] = read(DATA / "openai/chat.jsonl")
+    [texts] = read(DATA / "openai/texts.json")  # one object over many lines, without ids
+    assert len(chat.columns["token_ids"]) == 6
+    assert chat.prompt_ids is not None
+    assert texts.columns["token_ids"] is None
+    assert texts.columns["log_mu"].tolist() == chat.columns["log_mu"].tolist()
+    assert info_of(DATA / "openai/chat.jsonl").temperature == 0.8
+
+
+def test_openai_floor_is_infinity(tmp_path):
+    record = lines_of(DATA / "openai/echo.jsonl")[0]
+    record["response"]["choices"][0]["logprobs"]["token_logprobs"][-1] = -9999.0
+    [row] = rows(write_lines(tmp_path / "a.jsonl", [record]))
+    assert row["log_mu"][-1] == -np.inf
+
+
+def test_sglang():
+    first, second = rows(DATA / "sglang/generate.jsonl")
+    assert first["log_mu"].tolist() == [-0.5, -0.25]
+    assert first["versions"].tolist() == [7, 7]
+    assert second["versions"] is None  # "default" is no number
+    assert first["prompt_id"] == second["prompt_id"]
+    assert (second["token_ids"].tolist(), second["finish_reason"]) == ([60, 61, 62], "length")
+    assert info_of(DATA / "sglang/generate.jsonl").temperature == 0.8
+    assert [r["log_mu"].tolist() for r in rows(DATA / "sglang/batch.json")] == [[-0.5, -0.25], [-1.5, -0.125, -2.0]]
+
+
+# tinker
+
+
+def datum(mask=(0.0, 1.0, 1.0), logprobs=(0.0, -1.0, -2.0), **more):
+    inputs = {"target_tokens": [5, 6, 7], "logprobs": list(logprobs), **more}
+    if mask is not None:
+        inputs["mask"] = list(mask)
+    return SimpleNamespace(model_input=None, loss_fn_inputs=inputs)
+
+
+def test_tinker_objects_become_rows(tmp_path):
+    data = {"data": [-9.0, -1.5, -2.0], "dtype": "float32", "shape": [3]}
+    found = list(tinker_rows([datum(advantages=[0, 1, 1])], [{"logprobs": data}], step=3, prompt_ids=["p"]))
+    [row] = found
+    assert row["log_pi"].tolist() == [-1.5, -2.0]
+    assert row["log_mu"].tolist() == [-1.0, -2.0]
+    assert (row["sequence_id"], row["prompt_id"], row["prompt_length"]) == ("datum-3-0", "p", 2)
+    with RecordWriter(tmp_path / "a.parquet") as writer:
+        writer.write(found)
+    [part] = read_batches(tmp_path / "a.parquet")
+    assert part.check().batch.log_ratio.tolist() == [-0.5, 0.0]
+
+
+@pytest.mark.parametrize("off", [0.0, -99999.0])
+def test_tinker_without_its_mask(off):
+    [row] = tinker_rows([datum(None, (off, -1.0, off))], [{"logprobs": torch.tensor([-9.0, -1.5, -2.0])}])
+    assert row["mask"].tolist() == [True, False]
+
+
+def test_tinker_names_what_is_wrong():
+    with pytest.raises(ValueError, match="data and outputs must be as many, got 1 and 0"):
+        list(tinker_rows([datum()], []))
+    with pytest.raises(ValueError, match=r"datum 0: .*output have no logprobs, only elbo"):
+        list(tinker_rows([datum()], [{"elbo": [1.0]}]))
+    with pytest.raises(ValueError, match="logprobs of the output has 2"):
+        list(tinker_rows([datum()], [{"logprobs": [-1.0, -2.0]}]))
+
+
+def test_tinker_sdk():
+    tinker = pytest.importorskip("tinker")
+    inputs = {"target_tokens": np.array([5, 6, 7]), "logprobs": np.float32([0, -1, -2]), "mask": np.float32([0, 1, 1])}
+    one = tinker.Datum(model_input=tinker.ModelInput.from_ints([4, 5, 6]), loss_fn_inputs=inputs)
+    output = {"logprobs": tinker.TensorData.from_numpy(np.float32([-9, -1.5, -2]))}
+    [row] = tinker_rows([one], [output])
+    assert row["log_pi"].tolist() == [-1.5, -2.0]
+
+
+# Bad input
+
+
+class Exploit:
+    """What a malicious pickle does: run a command when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+class TrainingInputBatch(dict):
+    """Named as SkyRL's, so that the file is taken for one."""
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_runs_nothing(tmp_path, protocol):
+    mark = tmp_path / "was-here"
+    path = tmp_path / "global_step_1_training_input.pkl"
+    path.write_bytes(pickle.dumps({"TrainingInputBatch": Exploit(mark)}, protocol))
+    pickle.loads(path.read_bytes())
+    assert mark.exists()  # the file is dangerous
+    mark.unlink()
+    message = error(path, UnreadableFileError)
+    assert (
+        f"{path}: holds objects that are not plain data, and was not loaded: {os.system.__module__}.system" in message
+    )
+    assert "hint: a reader runs no code from a file" in message
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "builtins.getattr", "torch.load", "numpy.load", "os.system"])
+def test_a_pickle_can_name_nothing_but_data(tmp_path, name):
+    module, _, attribute = name.rpartition(".")
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x02(c" + f"{module}\n{attribute}\n".encode() + b"X\x12\x00\x00\x00TrainingInputBatcht.")
+    assert f"was not loaded: {name}" in error(path, UnreadableFileError)
+
+
+def test_a_torch_file_runs_nothing(tmp_path):
+    mark = tmp_path / "was-here"
+    torch.save({"samples": [Exploit(mark)], "dp_shards": [], "format_version": 2}, tmp_path / "0.pt")
+    message = error(tmp_path / "0.pt", UnreadableFileError)
+    assert f"holds objects that are not plain data, and was not loaded: {os.system.__module__}.system" in message
+    assert not mark.exists()
+
+
+def test_numpy_arrays_in_a_pickle_are_data(tmp_path):
+    from reweigh.readers.tensors import load_pickle
+
+    value = {"a": np.arange(3), "b": np.float32(2), "c": {1, 2}, "d": torch.ones(2)}
+    for protocol in (3, 4, 5):
+        path = tmp_path / f"{protocol}.pkl"
+        path.write_bytes(pickle.dumps(value, protocol))
+        found = load_pickle(path, "skyrl", {})
+        assert found["a"].tolist() == [0, 1, 2]
+        assert found["b"] == 2
+        assert found["d"].tolist() == [1.0, 1.0]
+    path.write_bytes(pickle.dumps(np.array([Exploit("x")], dtype=object)))
+    with pytest.raises(UnreadableFileError, match=r"not plain data|damaged"):
+        load_pickle(path, "skyrl", {})
+
+
+def test_unknown_files_list_what_was_tried(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"hello": 1}')
+    message = error(path, UnknownFormatError)
+    assert f"{path}: no reader knows this file. It is JSON with hello. Tried:" in message
+    for name in (*FORMATS, RECORDS):
+        assert f"\n  {name}: " in message
+    assert "hint: --reader NAME" in message
+    (tmp_path / "b.bin").write_bytes(b"\x00\x01")
+    assert "a file that starts with b'\\x00\\x01'" in error(tmp_path / "b.bin", UnknownFormatError)
+
+
+def test_text_only_dumps_say_so(tmp_path):
+    path = write_lines(tmp_path / "1.jsonl", [{"input": "a", "output": "b", "gts": None, "score": 1.0, "step": 1}])
+    message = error(path, UnknownFormatError)
+    assert "verl's rollout dump has text and no log-probs" in message
+    assert "docs/readers.md" in message
+
+
+def test_mixed_formats_in_one_folder(tmp_path):
+    copied("prime_rl", tmp_path)
+    copied("verifiers", tmp_path)
+    message = error(tmp_path)
+    assert f"{tmp_path}: files of several formats are in one folder: prime_rl: 2, such as" in message
+    assert "verifiers: 1, such as" in message
+    assert "hint: name the subfolder" in message
+    assert len(rows(tmp_path, reader="verifiers")) == 3
+    assert len(rows(tmp_path, reader="prime_rl")) == 8
+    assert len(rows(tmp_path / "verifiers")) == 3
+
+
+def test_records_and_a_dump_in_one_folder(tmp_path):
+    folder = copied("verifiers", tmp_path)
+    with RecordWriter(folder / "out.parquet") as writer:
+        writer.write([{"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0]}])
+    assert "several formats are in one folder" in error(folder)
+
+
+def test_records_alone_are_left_to_their_reader(tmp_path):
+    for name in ("b.parquet", "a.jsonl"):
+        with RecordWriter(tmp_path / name) as writer:
+            writer.write([{"sequence_id": name, "log_mu": [-1.0], "log_pi": [-1.0]}])
+    assert find(tmp_path).paths == (tmp_path / "a.jsonl", tmp_path / "b.parquet")
+    assert recognise(tmp_path / "a.jsonl") is None
+    assert recognise(tmp_path / "b.parquet") is None
+    [(table, _)] = reader_of(tmp_path / "b.parquet").read(FilePart(tmp_path / "b.parquet"), None, 100, fail)
+    assert table.num_rows == 1
+
+
+def test_lists_that_do_not_line_up(tmp_path):
+    records = lines_of(DATA / "prime_rl/token_exports/step_4/rank_0.jsonl")
+    records[1]["trainer_logprobs"].pop()
+    path = write_lines(tmp_path / "rank_0.jsonl", records)
+    message = error(path)
+    assert f"{path}:2: lists of one record must have one length: token_ids has 5" in message
+    assert "trainer_logprobs has 4" in message
+    assert "--skip-bad" in message
+    skipped = Skipped()
+    assert len(rows(path, skip_bad=True, skipped=skipped)) == 3
+    assert skipped.count == 1
+    assert skipped.lines()[0].startswith(f"{path}:2: lists of one record")
+
+
+def test_lists_of_tensors_that_do_not_line_up(tmp_path):
+    dump = torch.load(DATA / "slime/train_data/7.pt")
+    dump["samples"][2]["log_probs"] = dump["samples"][2]["log_probs"][:-1]
+    torch.save(dump, tmp_path / "7.pt")
+    assert f"{tmp_path}/7.pt record 2: lists of one record" in error(tmp_path)
+    assert "log_mu has 5, token_ids has 5, log_pi has 4" in error(tmp_path)
+    assert len(rows(tmp_path, skip_bad=True)) == 3
+
+
+def test_the_place_of_rows_after_a_bad_one(tmp_path):
+    dump = torch.load(DATA / "slime/train_data/7.pt")
+    del dump["samples"][1]["tokens"]
+    torch.save(dump, tmp_path / "7.pt")
+    skipped = Skipped()
+    reader = formats(skipped=skipped).reader_of(tmp_path / "7.pt")
+    [(table, origin)] = reader.read(FilePart(tmp_path / "7.pt"), None, 1000, fail)
+    assert [origin.place(i) for i in range(table.num_rows)] == [f"{tmp_path}/7.pt row {i}" for i in (0, 2, 3)]
+    assert "record 1: the record has no tokens" in skipped.lines()[0]
+
+
+def test_a_truncated_last_line(tmp_path):
+    path = tmp_path / "rank_0.jsonl"
+    path.write_bytes((DATA / "prime_rl/token_exports/step_4/rank_0.jsonl").read_bytes()[:-40])
+    message = error(path)
+    assert f"{path}:4: the last line is cut short" in message
+    assert "the lines before it are good" in message
+    skipped = Skipped()
+    assert len(rows(path, skip_bad=True, skipped=skipped)) == 3
+    assert skipped.count == 1
+
+
+def test_a_line_that_is_not_json(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", lines_of(DATA / "open_instruct/run_rollouts_000000.jsonl"))
+    path.write_text(path.read_text().replace('{"step": 6, "sample_idx": 2', '{"step": 6 "sample_idx": 2'))
+    assert f"{path}:3: not JSON" in error(path)
+    assert len(rows(path, skip_bad=True)) == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        ("slime", "train_data/10.pt"),
+        ("miles", "train_data/0_2.pt"),
+        ("skyrl", "dumped_data/global_step_12_training_input.pkl"),
+        ("martingale", "tokens.db"),
+    ],
+)
+def test_truncated_files(folder, file, tmp_path):
+    path = copied(folder, tmp_path) / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = error(tmp_path / folder, UnreadableFileError)
+    assert f"{path}: " in message
+    assert "truncated or damaged" in message
+
+
+def test_a_truncated_file_does_not_hide_the_others(tmp_path):
+    folder = copied("slime", tmp_path)
+    path = folder / "train_data/10.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    skipped = Skipped()
+    assert [row["step"] for row in rows(folder, skip_bad=True, skipped=skipped)] == [7] * 4
+    assert [(v.place, v.counted) for v in skipped.listed] == [(str(path), "files")]
+
+
+def test_truncated_gzip(tmp_path):
+    packed = gzip.compress((DATA / "prime_rl/token_exports/step_4/rank_0.jsonl").read_bytes())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    assert "truncated or damaged gzip" in error(tmp_path / "a.jsonl.gz", UnreadableFileError, reader="prime_rl")
+
+
+def test_unknown_versions(tmp_path):
+    dump = torch.load(DATA / "slime/train_data/7.pt")
+    torch.save(dump | {"format_version": 3}, tmp_path / "7.pt")
+    assert "format_version of slime's train dump must be 2, got 3" in error(tmp_path / "7.pt", UnreadableFileError)
+    records = lines_of(DATA / "prime_rl/token_exports/step_4/rank_0.jsonl")
+    path = write_lines(tmp_path / "a.jsonl", [{**records[0], "schema_version": 2}])
+    assert f"{path}:1: schema_version of the token export must be 1, got 2" in error(path)
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    records[1]["traces"][0]["version"] = 9
+    assert "b.jsonl:2: version of the trace must be 1, got 9" in error(write_lines(tmp_path / "b.jsonl", records))
+
+
+def test_a_dump_without_the_samplers_side(tmp_path):
+    dump = torch.load(DATA / "slime/train_data/7.pt")
+    for sample in dump["samples"]:
+        del sample["rollout_log_probs"]
+    torch.save(dump, tmp_path / "7.pt")
+    message = error(tmp_path / "7.pt")
+    assert "7.pt record 0: the record has no log-probs of the policy that sampled" in message
+    assert "turn on the option that records them" in message
+
+
+@pytest.mark.parametrize("bits", ["f32:bf8000", "f16:3c00", "zzz", "f32:bf80000g"])
+def test_martingale_bits_that_are_no_float(tmp_path, bits):
+    path = copied("martingale", tmp_path) / "tokens.db"
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE scores SET record_json = json_set(record_json, '$.logprob_bits', ?)", (bits,))
+    db.close()
+    assert f"tokens.db record 0: logprob_bits must be f32: or f64: and hex digits, got '{bits}'" in error(path)
+
+
+def test_martingale_with_half_a_score(tmp_path):
+    path = copied("martingale", tmp_path) / "tokens.db"
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM scores WHERE position = 2")
+    db.close()
+    assert "the sequence has 4 tokens, revision" in error(path)
+    skipped = Skipped()
+    assert rows(path, skip_bad=True, skipped=skipped) == []
+    assert skipped.count == 2
+
+
+def test_an_answer_that_failed(tmp_path):
+    good = lines_of(DATA / "openai/chat.jsonl")[0]
+    path = write_lines(tmp_path / "a.jsonl", [good, {"response": {"error": {"message": "overloaded"}}}])
+    assert f"{path}:2: the answer has no choices" in error(path)
+    assert len(rows(path, skip_bad=True)) == 1
+    good["response"]["choices"][0]["logprobs"] = None
+    assert '"logprobs": true (chat)' in error(write_lines(tmp_path / "b.jsonl", [good]))
+
+
+def test_a_record_of_another_shape(tmp_path):
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    records[0]["traces"] = [7]
+    assert "a.jsonl:1: not as verifiers writes it: AttributeError" in error(write_lines(tmp_path / "a.jsonl", records))
+
+
+def test_skipped_lists_the_first_and_counts_all(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt_tokens": [1], "response_tokens": [2], "prompt_idx": 0}] * 5)
+    skipped = Skipped(keep=2)
+    assert rows(path, skip_bad=True, skipped=skipped) == []
+    assert skipped.count == 5
+    assert skipped.lines()[-1] == "and 3 more"
+
+
+def test_the_reader_can_be_named(tmp_path):
+    path = tmp_path / "named.txt"
+    path.write_bytes((DATA / "prime_rl/token_exports/step_4/rank_0.jsonl").read_bytes())
+    assert len(rows(path, reader="prime_rl")) == 4
+    with pytest.raises(ValueError, match=r"--reader: must be one of slime, .*, records, got 'verl'"):
+        find(path, "verl")
+    shutil.copytree(DATA / "verifiers", tmp_path / "verifiers")
+    shutil.copytree(DATA / "martingale", tmp_path / "martingale")
+    assert find(tmp_path, "martingale").paths == (tmp_path / "martingale/tokens.db",)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        find(tmp_path / "no")
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        find(str(tmp_path / "*.pt"))
+    with pytest.raises(FileNotFoundError, match="no record file"):
+        find(tmp_path)
+
+
+def test_reading_streams(tmp_path):
+    """The first row comes before the file's end is looked at."""
+    path = write_lines(tmp_path / "a.jsonl", lines_of(DATA / "open_instruct/run_rollouts_000000.jsonl"))
+    with open(path, "a") as file:
+        file.write("{ no json\n")
+    assert next(read(path)).columns["sequence_id"] == "step6/0"
+
+
+# rescore
+
+
+def run(capsys, *args):
+    code = main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=128, **sizes)).save_pretrained(path)
+    return path
+
+
+def test_rescore_adds_the_trainers_side(capsys, model, tmp_path):
+    out = tmp_path / "a.parquet"
+    args = (DATA / "open_instruct", "--model", model, "--temperature", 0.5, "--logprobs-mode", "processed")
+    code, said, err = run(capsys, "rescore", *args, "--out", out)
+    assert (code, said.strip()) == (0, str(out))
+    assert "4 sequences, 14 tokens" in err
+    assert f"next: reweigh audit {out}" in err
+    assert "run_metadata.jsonl is left out, no reader knows it" in err
+    [part] = read_batches(out)
+    part.check()
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model)
+    logits = network(torch.tensor([[1, 2, 50, 51, 52]])).logits[0, 1:4].detach() / 0.5
+    expected = logits.log_softmax(-1)[range(3), [50, 51, 52]]
+    torch.testing.assert_close(part.batch.log_pi[:3], expected)
+    assert part.column("env").tolist() == ["maths", "maths", "code", "code"]
+    assert part.tokens("entropy_pi").shape == (14,)
+
+
+def test_rescore_asks_for_what_the_dump_does_not_say(capsys, model, tmp_path):
+    args = ("rescore", DATA / "open_instruct", "--model", model, "--out", tmp_path / "a.parquet")
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert "does not say at which temperature" in err
+    code, _, err = run(capsys, *args, "--temperature", 0.7)
+    assert code == 2
+    assert "after these (processed) or before (raw)" in err
+    code, _, err = run(capsys, *args, "--temperature", 0)
+    assert "temperature must be > 0" in err
+    assert not (tmp_path / "a.parquet").exists()
+
+
+def test_rescore_raw_logprobs_compares_the_untouched_softmax(capsys, model, tmp_path):
+    out, plain = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    args = ("rescore", DATA / "open_instruct", "--model", model)
+    _, _, err = run(capsys, *args, "--temperature", 0.7, "--logprobs-mode", "raw", "--out", out)
+    assert "the gap is right and the weights are not" in err
+    run(capsys, *args, "--temperature", 1, "--out", plain)
+    torch.testing.assert_close(next(read_batches(out)).batch.log_pi, next(read_batches(plain)).batch.log_pi)
+
+
+def test_rescore_refuses_a_dump_with_both_sides(capsys, model, tmp_path):
+    args = ("--model", model, "--temperature", 1, "--out", tmp_path / "a.parquet")
+    code, _, err = run(capsys, "rescore", DATA / "slime", *args)
+    assert code == 2
+    assert "train_data/7.pt record 0: the record has the trainer's log-probs already" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rescore_skips_what_it_cannot_score(capsys, model, tmp_path):
+    [*good] = lines_of(DATA / "open_instruct/run_rollouts_000000.jsonl")
+    good[1]["prompt_tokens"] = []
+    good[2]["logprobs"][0] = None
+    path = write_lines(tmp_path / "a.jsonl", good)
+    args = ("rescore", path, "--model", model, "--temperature", 1, "--out", tmp_path / "a.parquet")
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert f"{path}:2: the record has no token ids of the prompt" in err
+    code, _, err = run(capsys, *args, "--skip-bad")
+    assert code == 0
+    assert "1 bad records are left out:" in err
+    assert "1 tokens have no finite log-prob of the sampler and are out of the mask" in err
+    [part] = read_batches(tmp_path / "a.parquet")
+    assert part.batch.layout.lengths.tolist() == [3, 1, 4]
