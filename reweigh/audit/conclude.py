@@ -81,6 +81,13 @@ def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sum
     for file in files[1:]:
         for name, (a, b) in files[0].info.disagreements(file.info).items():
             notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+    for decimals in dict.fromkeys(file.info.decimals for file in files if file.info.decimals is not None):
+        # both sides rounded: the sum of two uniform errors, each of variance 1/12 of a unit in the last place
+        sd = (2 / 12) ** 0.5 * 10.0**-decimals
+        notes[
+            f"log-probs are rounded to {decimals} decimals in the file: that alone gives a token's log ratio a "
+            f"standard deviation of {sd:.2g} nats"
+        ] = None
     for by, slices in sums.slices.items():
         if set(slices.token) == {None}:
             columns = " and ".join(COLUMNS_OF.get(by, ()))

@@ -9,6 +9,7 @@ from reweigh.audit.accumulate import Plan, Sums
 from reweigh.audit.pack import pack, unpack
 from reweigh.audit.slices import COLUMNS_OF
 from reweigh.batch import POSITIVE_TOLERANCE, Batch
+from reweigh.readers import formats
 from reweigh.records import Violation
 from reweigh.records.read import read_part
 from reweigh.records.reader import FilePart
@@ -25,11 +26,13 @@ class Job:
         plan: what is asked of the records.
         keep_going: leave out tokens whose log-prob cannot be one, and count them; otherwise they are an error.
         batch_tokens: tokens that are worked on at a time.
+        reader: name of the files' format; recognised by their content if None.
     """
 
     plan: Plan
     keep_going: bool = False
     batch_tokens: int = BATCH_TOKENS
+    reader: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +66,7 @@ def measure(part: FilePart, job: Job) -> Measured:
     """Read one part and add it up."""
     columns = tuple(dict.fromkeys(c for by in job.plan.by for c in COLUMNS_OF.get(by, ())))
     found = Measured()
-    for records in read_part(part, columns=columns, max_tokens=job.batch_tokens):
+    for records in read_part(part, columns=columns, max_tokens=job.batch_tokens, formats=formats(job.reader)):
         if not job.keep_going:
             check_values(records.table, records.origin, partial(_refuse, records.path))
         batch, positive = _without_positive(records.batch)

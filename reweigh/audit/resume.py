@@ -59,6 +59,7 @@ class StateFile:
             "estimators": "default" if asked is None else {name: repr(e) for name, e in asked.items()},
             "--by": list(job.plan.by),
             "--keep-going": job.keep_going,
+            "--reader": job.reader,
             "tokens of a batch": job.batch_tokens,
             "files": [str(p) for p in dict.fromkeys(part.path for part in parts)],
         }

@@ -16,7 +16,8 @@ from reweigh.audit.slices import BYS, By
 from reweigh.audit.trial import refuse_batch_readers
 from reweigh.audit.workers import Workers
 from reweigh.estimators import Estimator
-from reweigh.records import expand, read_info
+from reweigh.readers import formats
+from reweigh.records import read_info
 from reweigh.records.paths import Paths
 from reweigh.records.read import cut
 from reweigh.records.reader import FilePart
@@ -52,6 +53,7 @@ def audit(
     estimators: Mapping[str, Estimator] | None = None,
     by: Iterable[By] = (),
     keep_going: bool = False,
+    reader: str | None = None,
     engine: Engine = Workers(1),  # noqa: B008 - a frozen value
     state: str | PathLike[str] | None = None,
     resume: bool = False,
@@ -64,10 +66,11 @@ def audit(
     whatever engine ran it.
 
     Args:
-        paths: record files, folders or globs, with `log_mu` and `log_pi`.
+        paths: files, folders or globs with both sides' log-probs: records, or dumps of training frameworks.
         estimators: what to try, by the name to show; a default set if not given.
         by: what to cut the numbers by: "step", "env", "length", "position" or "lag".
         keep_going: leave out tokens whose log-prob cannot be one, and count them; otherwise they are an error.
+        reader: name of the files' format (see `reweigh.readers.FORMATS`); recognised by their content if not given.
         engine: what runs it: `Workers(8)` processes, `OnRay()`; this process alone if not given.
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
         resume: go on from `state`; from the beginning if there is no such file.
@@ -91,12 +94,16 @@ def audit(
         refuse_batch_readers(estimators)
     if resume and state is None:
         raise ValueError("audit: resume needs the state file to go on from\nhint: audit(..., state=path, resume=True)")
-    files, parts = expand(paths), cut(paths, PART_TOKENS)
-    job = Job(Plan(estimators, by), keep_going)
+    found_by = formats(reader)
+    files = found_by.expand(paths)
+    parts = cut(files, PART_TOKENS, formats=found_by)
+    job = Job(Plan(estimators, by), keep_going, reader=reader)
     kept = None if state is None else StateFile.of(Path(state), parts, job)
     merged = _merge(parts, job, engine, kept, resume, on_progress)
     counts = {path: merged.files.get(str(path), (0, 0)) for path in files}
-    found = conclude(merged.total.sums, tuple(FileRead(path, *n, read_info(path)) for path, n in counts.items()))
+    found = conclude(
+        merged.total.sums, tuple(FileRead(path, *n, read_info(path, found_by)) for path, n in counts.items())
+    )
     if kept is not None:
         kept.remove()
     return found

@@ -57,6 +57,9 @@ def audit(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
     ] = False,
+    reader: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processes; all cores if not given and there is work enough for them."),
@@ -95,6 +98,7 @@ def audit(
                 paths,
                 by=[one.value for one in by or []],
                 keep_going=keep_going,
+                reader=reader,
                 engine=_engine(engine, workers, ray_address),
                 state=kept,
                 resume=resume,

@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from reweigh import readers
 from reweigh import records as rec
 from reweigh.cli.output import print_json, progress, stderr, stdout
 from reweigh.records.schema import BY_NAME
@@ -16,15 +17,18 @@ records = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Look into, check and convert record files: what two policies said about the same sampled tokens.\n\n"
-    "PATHS are files (.parquet, .jsonl, .jsonl.gz), folders of them, or quoted globs.",
+    "PATHS are files (.parquet, .jsonl, .jsonl.gz, or what a training framework dumped), folders, or quoted globs.",
 )
 
 _Paths = Annotated[list[str], typer.Argument(metavar="PATHS", help="Files, folders or quoted globs.")]
+_Reader = Annotated[
+    str | None, typer.Option("--reader", metavar="NAME", help="The dump's format, if it is not to be recognised.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 @records.command(short_help="Rows, tokens, columns, lengths, prompts, steps, run.")
-def describe(paths: _Paths, as_json: _Json = False) -> None:
+def describe(paths: _Paths, as_json: _Json = False, reader: _Reader = None) -> None:
     """Say what is in record files: rows, tokens, columns, lengths, prompts, steps, and the run they came from.
 
     \b
@@ -34,7 +38,7 @@ def describe(paths: _Paths, as_json: _Json = False) -> None:
       reweigh records describe 'runs/step_*.parquet'
     """
     with progress("reading rows") as count:
-        found = rec.describe(paths, on_rows=count)
+        found = rec.describe(paths, on_rows=count, formats=readers.formats(reader))
     if as_json:
         print_json(found.to_dict())
         return
@@ -90,7 +94,7 @@ def _print_runs(found: rec.Described) -> None:
 
 
 @records.command(short_help="Check every rule of the format; exit 0, 1 or 2.")
-def validate(paths: _Paths, as_json: _Json = False) -> None:
+def validate(paths: _Paths, as_json: _Json = False, reader: _Reader = None) -> None:
     """Check every rule of the record format.
 
     Names and types of columns, equal list lengths, finite log-probs of at most 0 on tokens that count, token ids of at
@@ -103,7 +107,7 @@ def validate(paths: _Paths, as_json: _Json = False) -> None:
       reweigh records validate runs/ --json
     """
     with progress("checking rows") as count:
-        found = rec.validate(paths, on_rows=count)
+        found = rec.validate(paths, on_rows=count, formats=readers.formats(reader))
     if as_json:
         print_json(found.to_dict())
     else:
@@ -141,8 +145,12 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Merge runs whose metadata disagree, and replace OUT if it exists.")
     ] = False,
+    reader: _Reader = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Of a dump: leave out records that are no good, and list them.")
+    ] = False,
 ) -> None:
-    """Convert between Parquet and JSON lines, or merge many files into one.
+    """Convert between Parquet and JSON lines, merge many files into one, or turn a framework's dump into records.
 
     Columns are cast to the types of the schema (half and double log-probs become float32, 64-bit ids 32-bit), columns
     that it does not know are left out. OUT appears only when it is complete.
@@ -152,7 +160,14 @@ def convert(
       reweigh records convert records.jsonl.gz records.parquet
       reweigh records convert 'rank_*.parquet' all.parquet --row-group-size 4096
       reweigh records convert records.parquet look.jsonl
+      reweigh records convert dump/train_data records.parquet --skip-bad
     """
+    skipped = readers.Skipped() if skip_bad else None
+    formats = readers.formats(reader, skipped)
     with progress("writing rows") as count:
-        rows = rec.convert(inputs, output, rows_per_group=row_group_size, force=force, on_rows=count)
+        rows = rec.convert(inputs, output, rows_per_group=row_group_size, force=force, formats=formats, on_rows=count)
+    if skipped is not None and skipped.count:
+        stderr().print(f"{skipped.count} bad records are left out:", markup=False)
+        for line in skipped.lines():
+            stderr().print(f"  {line}", markup=False, soft_wrap=True)
     stderr().print(f"wrote {rows:,} rows to {output}", markup=False, soft_wrap=True)

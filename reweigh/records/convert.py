@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from reweigh.records.paths import Paths, expand, format_of
-from reweigh.records.read import MAX_TOKENS, read_info, read_tables
+from reweigh.records.formats import Formats
+from reweigh.records.paths import Paths, format_of
+from reweigh.records.read import MAX_TOKENS, RECORDS, read_info, read_tables
 from reweigh.records.schema import ROLLOUT_REQUIRED, SCHEMA_VERSION, RunInfo
 from reweigh.records.write import RecordWriter
 
@@ -21,6 +22,7 @@ def convert(
     *,
     rows_per_group: int | None = None,
     force: bool = False,
+    formats: Formats = RECORDS,
     on_rows: Callable[[int], None] | None = None,
 ) -> int:
     """Read all inputs and write them, in order, as one file in canonical types.
@@ -32,6 +34,7 @@ def convert(
         output: the file to write; its extension is its format.
         rows_per_group: rows of a Parquet row group; as many as make a million tokens if not given.
         force: merge files whose metadata disagree (what differs becomes unknown), and replace an existing output.
+        formats: what inputs may be; `reweigh.readers.formats()` takes dumps of training frameworks too.
         on_rows: called with the number of rows just written, for a progress bar.
 
     Returns:
@@ -41,18 +44,18 @@ def convert(
         ValueError: metadata disagree, or an input is not good records.
         FileExistsError: the output is there already.
     """
-    files = expand(inputs)
+    files = formats.expand(inputs)
     format_of(output)
     if output.exists():
         if any(output.samefile(path) for path in files):
             raise ValueError(f"convert: {output} is an input and the output\nhint: give the output another name.")
         if not force:
             raise FileExistsError(f"convert: {output} exists\nhint: --force replaces it.")
-    info = merged_info(files, force=force)
+    info = merged_info(files, force=force, formats=formats)
     partial = output.with_name(f"partial-{os.getpid()}-{output.name}")
     try:
         with RecordWriter(partial, info) as writer:
-            for table in _regrouped(_tables(files), rows_per_group):
+            for table in _regrouped(_tables(files, formats), rows_per_group):
                 writer.write_table(table)
                 if on_rows is not None:
                     on_rows(table.num_rows)
@@ -62,11 +65,11 @@ def convert(
     return writer.rows_written
 
 
-def merged_info(files: list[Path], *, force: bool = False) -> RunInfo:
+def merged_info(files: list[Path], *, force: bool = False, formats: Formats = RECORDS) -> RunInfo:
     """What is true of all the files' runs; refuses to merge runs that disagree, unless forced."""
-    known = merged = read_info(files[0])
+    known = merged = read_info(files[0], formats)
     for path in files[1:]:
-        info = read_info(path)
+        info = read_info(path, formats)
         differ = known.disagreements(info)
         if differ and not force:
             listed = ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in differ.items())
@@ -79,8 +82,8 @@ def merged_info(files: list[Path], *, force: bool = False) -> RunInfo:
     return replace(merged, schema_version=SCHEMA_VERSION)
 
 
-def _tables(files: list[Path]) -> Iterator[pa.Table]:
-    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS):
+def _tables(files: list[Path], formats: Formats) -> Iterator[pa.Table]:
+    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats):
         yield table
 
 

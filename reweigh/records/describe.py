@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reweigh.records.formats import Formats
 from reweigh.records.packed import stable_hashes
-from reweigh.records.paths import Paths, expand
-from reweigh.records.read import read_info, read_tables
+from reweigh.records.paths import Paths
+from reweigh.records.read import RECORDS, read_info, read_tables
 from reweigh.records.schema import COLUMNS, ROLLOUT_REQUIRED, RunInfo
 from reweigh.records.table import lengths_of, single, token_values
 
@@ -62,21 +63,22 @@ class Described:
         }
 
 
-def describe(paths: Paths, on_rows: Callable[[int], None] | None = None) -> Described:
+def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, formats: Formats = RECORDS) -> Described:
     """Read all files once and count. Rollouts without log_pi are described too.
 
     Args:
         paths: files, folders or globs.
         on_rows: called with the number of rows just read, for a progress bar.
+        formats: what files may be.
     """
-    files = expand(paths)
+    files = formats.expand(paths)
     lengths: list[np.ndarray] = []
     prompts: set[int] = set()
     values_of = dict.fromkeys((c.name for c in COLUMNS), 0)
     envs: dict[str, int] = {}
     steps: list[int] = []
     tokens_counted = 0
-    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED):
+    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, formats=formats):
         lengths.append(lengths_of(single(table, "log_mu")))
         tokens_counted += _counted(table, lengths[-1])
         for name in table.schema.names:
@@ -94,7 +96,7 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None) -> Desc
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
     return Described(
         files=tuple(files),
-        infos=tuple(read_info(path) for path in files),
+        infos=tuple(read_info(path, formats) for path in files),
         rows=len(length),
         tokens=int(length.sum()),
         tokens_counted=tokens_counted,

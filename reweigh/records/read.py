@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from reweigh.batch import Batch
+from reweigh.records.formats import Formats
 from reweigh.records.jsonl import cut_jsonl, jsonl_names, read_jsonl, read_jsonl_info
 from reweigh.records.packed import batch_of
 from reweigh.records.parquet import cut_parquet, parquet_names, read_parquet, read_parquet_info
@@ -95,18 +96,22 @@ def reader_of(path: Path) -> Reader:
     return _READERS[format_of(path)]
 
 
-def read_info(path: str | Path) -> RunInfo:
+RECORDS = Formats(expand, reader_of)
+"""Record files and nothing else; `reweigh.readers.formats()` has the dumps of training frameworks too."""
+
+
+def read_info(path: str | Path, formats: Formats = RECORDS) -> RunInfo:
     """What a file says about the run that wrote it."""
     path = Path(path)
-    return reader_of(path).info(path)
+    return formats.reader_of(path).info(path)
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Path, formats: Formats = RECORDS) -> list[str]:
     """Names of a file's columns; of JSON lines, those of the first record."""
-    return reader_of(path).names(path)
+    return formats.reader_of(path).names(path)
 
 
-def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED) -> list[FilePart]:
+def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED, formats: Formats = RECORDS) -> list[FilePart]:
     """Parts of about `tokens` tokens, which can be read apart from each other and in any process; in the files' order.
 
     Every file's footer or first lines are read, and no more of Parquet: a file that cannot be read, or has not got a
@@ -116,20 +121,25 @@ def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED) -> lis
         paths: files, folders or globs, see `expand`.
         tokens: of one part. A Parquet row group or a gzipped file is never cut, however large.
         required: columns that must be there.
+        formats: what files may be.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: a file is not readable, or a required column is missing.
     """
     found: list[FilePart] = []
-    for path in expand(paths):
-        _check_file(path, required)
-        found += reader_of(path).cut(path, tokens)
+    for path in formats.expand(paths):
+        _check_file(path, required, formats)
+        found += formats.reader_of(path).cut(path, tokens)
     return found
 
 
 def read_batches(
-    paths: Paths, *, columns: Sequence[str] | None = None, max_tokens: int = MAX_TOKENS
+    paths: Paths,
+    *,
+    columns: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    formats: Formats = RECORDS,
 ) -> Iterator[RecordBatch]:
     """Stream records as packed Batches, without a copy of the log-probs and without a loop over rows.
 
@@ -137,6 +147,7 @@ def read_batches(
         paths: files, folders or globs, see `expand`.
         columns: which columns to read beside those that a Batch is made of; all if not given. Reading fewer is faster.
         max_tokens: tokens of one Batch, at most, unless one row has more.
+        formats: what files may be; `reweigh.readers.formats()` takes dumps of training frameworks too.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -150,17 +161,21 @@ def read_batches(
     """
     if columns is not None:
         columns = (*_OF_BATCH, *columns)
-    for table, origin in read_tables(paths, columns=columns, max_tokens=max_tokens):
+    for table, origin in read_tables(paths, columns=columns, max_tokens=max_tokens, formats=formats):
         yield RecordBatch(batch_of(table), table, origin)
 
 
 def read_part(
-    part: FilePart, *, columns: Sequence[str] | None = None, max_tokens: int = MAX_TOKENS
+    part: FilePart,
+    *,
+    columns: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    formats: Formats = RECORDS,
 ) -> Iterator[RecordBatch]:
     """Stream one part that `cut` named; see `read_batches`."""
     if columns is not None:
         columns = (*_OF_BATCH, *columns)
-    for table, origin in _read_tables(part, _wanted(columns, REQUIRED), REQUIRED, max_tokens):
+    for table, origin in _read_tables(part, _wanted(columns, REQUIRED), REQUIRED, max_tokens, formats):
         yield RecordBatch(batch_of(table), table, origin)
 
 
@@ -170,24 +185,25 @@ def read_tables(
     columns: Sequence[str] | None = None,
     required: Sequence[str] = REQUIRED,
     max_tokens: int = MAX_TOKENS,
+    formats: Formats = RECORDS,
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Stream records as canonical Arrow tables; with `required=ROLLOUT_REQUIRED`, of rollouts yet to be rescored."""
     wanted = _wanted(columns, required)
-    for path in expand(paths):
-        _check_file(path, required)
-        yield from _read_tables(FilePart(path), wanted, required, max_tokens)
+    for path in formats.expand(paths):
+        _check_file(path, required, formats)
+        yield from _read_tables(FilePart(path), wanted, required, max_tokens, formats)
 
 
 def read_raw(
-    path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report
+    path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report, formats: Formats = RECORDS
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Stream one file's rows as they are, with the types that the file has."""
-    return reader_of(path).read(FilePart(path), columns, max_tokens, report)
+    return formats.reader_of(path).read(FilePart(path), columns, max_tokens, report)
 
 
-def _check_file(path: Path, required: Sequence[str]) -> None:
-    read_info(path)  # refuses another version of the schema
-    names = read_names(path)
+def _check_file(path: Path, required: Sequence[str], formats: Formats) -> None:
+    read_info(path, formats)  # refuses another version of the schema
+    names = read_names(path, formats)
     if names:  # JSON lines without a record have none
         check_names(names, required, str(path), fail)
 
@@ -197,9 +213,9 @@ def _wanted(columns: Sequence[str] | None, required: Sequence[str]) -> tuple[str
 
 
 def _read_tables(
-    part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int
+    part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int, formats: Formats
 ) -> Iterator[tuple[pa.Table, Origin]]:
-    for raw, origin in reader_of(part.path).read(part, wanted, max_tokens, fail):
+    for raw, origin in formats.reader_of(part.path).read(part, wanted, max_tokens, fail):
         table = conform(raw, origin, fail)
         # a JSONL file may drop a column part of the way
         check_names(table.schema.names, required, origin.place(0), fail)

@@ -80,6 +80,7 @@ class RunInfo:
         dtype_mu: number type that the sampler computed in; `dtype_pi` the trainer's.
         temperature: of sampling, as are top_p, top_k, min_p, repetition_penalty and seed.
         logprobs_mode: "processed" if log_mu is of the distribution after temperature and truncation, "raw" if before.
+        decimals: that log-probs are rounded to in the file; None if they have all their digits.
         note: anything.
         created: when, ISO 8601.
     """
@@ -99,6 +100,7 @@ class RunInfo:
     repetition_penalty: float | None = None
     logprobs_mode: LogprobsMode | None = None
     seed: int | None = None
+    decimals: int | None = None
     note: str | None = None
     created: str | None = None
 
@@ -157,7 +159,7 @@ class RunInfo:
 
 
 _FIELD_TYPES: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] = (
-    (("schema_version", "top_k", "seed"), int, "an integer"),
+    (("schema_version", "top_k", "seed", "decimals"), int, "an integer"),
     (("temperature", "top_p", "min_p", "repetition_penalty"), (int, float), "a number"),
     (
         ("engine", "engine_version", "trainer", "trainer_version", "model", "dtype_mu", "dtype_pi", "note", "created"),

@@ -15,7 +15,7 @@ from reweigh.records.violation import Origin, Report, Violation
 FILL = -1  # what stands for a null integer in a list
 _RESCORE = (
     "this is a rollout that no trainer has rescored. Compute log_pi of its tokens with the trainer's forward, "
-    "at the temperature and top-p of sampling (`reweigh probe` samples and rescores)."
+    "at the temperature and top-p of sampling (`reweigh rescore` does, with the model)."
 )
 
 

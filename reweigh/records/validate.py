@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from reweigh.records.formats import Formats
 from reweigh.records.packed import stable_hashes
-from reweigh.records.paths import Paths, expand
-from reweigh.records.read import MAX_TOKENS, read_info, read_names, read_raw
+from reweigh.records.paths import Paths
+from reweigh.records.read import MAX_TOKENS, RECORDS, read_info, read_names, read_raw
 from reweigh.records.rows import unknown_name
 from reweigh.records.rules import check_counts, check_values
 from reweigh.records.schema import BY_NAME, REQUIRED
@@ -59,14 +60,15 @@ class Validation:
         }
 
 
-def validate(paths: Paths, on_rows: Callable[[int], None] | None = None) -> Validation:
+def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, formats: Formats = RECORDS) -> Validation:
     """Read all files and report every rule that is broken; a damaged file does not hide what is wrong with another.
 
     Args:
         paths: files, folders or globs.
         on_rows: called with the number of rows just read, for a progress bar.
+        formats: what files may be.
     """
-    files = expand(paths)
+    files = formats.expand(paths)
     tally = Tally()
     seen: set[int] = set()
     notes: dict[str, None] = {}
@@ -74,11 +76,11 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None) -> Vali
     rows = 0
     for path in files:
         try:
-            notes.update(dict.fromkeys(_notes(path)))
-            names = read_names(path)
+            notes.update(dict.fromkeys(_notes(path, formats)))
+            names = read_names(path, formats)
             if names:
                 check_names(names, REQUIRED, str(path), tally)
-            for raw, origin in read_raw(path, None, MAX_TOKENS, tally):
+            for raw, origin in read_raw(path, None, MAX_TOKENS, tally, formats):
                 _check_table(raw, origin, seen, tally)
                 rows += raw.num_rows
                 if on_rows is not None:
@@ -113,9 +115,11 @@ def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report)
         report(Violation("sequence_id: duplicated", origin.place(again[0]), detail, hint, len(again)))
 
 
-def _notes(path: Path) -> list[str]:
-    notes = [f"{path}: {unknown_name(name)}; it is ignored" for name in read_names(path) if name not in BY_NAME]
-    info = read_info(path)
+def _notes(path: Path, formats: Formats) -> list[str]:
+    notes = [
+        f"{path}: {unknown_name(name)}; it is ignored" for name in read_names(path, formats) if name not in BY_NAME
+    ]
+    info = read_info(path, formats)
     if info.schema_version is None:
         notes.append(f"{path}: no run metadata (engine, trainer, temperature, ...); it is all taken as unknown")
     elif info.logprobs_mode == "raw" and info.temperature not in (None, 1.0):

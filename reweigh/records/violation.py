@@ -77,6 +77,8 @@ class Origin:
 
     def slice(self, start: int, length: int) -> "Origin":
         """The origin of `table.slice(start, length)`."""
+        if self.kept is not None:
+            return replace(self, kept=self.kept[start : start + length])
         lines = None if self.lines is None else self.lines[start : start + length]
         return Origin(self.path, self.first_row + start, lines)
 
