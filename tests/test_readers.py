@@ -459,7 +459,8 @@ def test_tinker_names_what_is_wrong():
 
 
 def test_tinker_sdk():
-    tinker = pytest.importorskip("tinker")
+    import tinker  # half a second, so not for every test
+
     inputs = {"target_tokens": np.array([5, 6, 7]), "logprobs": np.float32([0, -1, -2]), "mask": np.float32([0, 1, 1])}
     one = tinker.Datum(model_input=tinker.ModelInput.from_ints([4, 5, 6]), loss_fn_inputs=inputs)
     output = {"logprobs": tinker.TensorData.from_numpy(np.float32([-9, -1.5, -2]))}
