@@ -29,7 +29,7 @@ demo: $(VENV)/.demo  ## sample from a real model, rescore, audit: report/report.
 	$(BIN)/reweigh audit report/records.parquet --html report/report.html
 
 test: $(VENV)/.dev  ## all tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
