@@ -28,7 +28,7 @@ LAYERS = (
     ("_public",),
     ("lab", "records", "rosetta"),  # never each other
     ("readers",),
-    ("audit", "probe"),  # never each other
+    ("audit", "probe", "adapters"),  # never each other
     ("cli",),
     ("__main__",),
 )

@@ -22,6 +22,7 @@ _COMMANDS = (
     _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab"),
     _Lazy("explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta"),
     _Lazy("conformance", "Check our numbers against recorded ones of trainers.", "reweigh.cli.conformance"),
+    _Lazy("doctor-install", "Check that a correction has arrived in a trainer.", "reweigh.cli.doctor_install"),
     _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records"),
 )
 

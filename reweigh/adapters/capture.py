@@ -1,0 +1,113 @@
+"""Records written while a trainer trains: one file a step and rank, whole or not there, for `reweigh audit FOLDER`."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reweigh.batch import Batch
+from reweigh.layout import Packed
+from reweigh.records import RecordWriter, RunInfo
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Where to write records of training batches, and how often.
+
+    A file appears under its name only when it is complete, so that a run that is killed loses at most the step it was
+    writing. `reweigh audit FOLDER` and `reweigh records describe FOLDER` read all of them together.
+
+    Args:
+        folder: made if it is not there.
+        info: what to say of the run; the more it says, the more an audit can tell.
+        every: write each so many steps.
+
+    Raises:
+        ValueError: unless every >= 1.
+    """
+
+    folder: str | PathLike[str]
+    info: RunInfo = field(default_factory=RunInfo)
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse steps that never come."""
+        if self.every < 1:
+            raise ValueError(f"Capture: every must be >= 1, got {self.every}")
+
+    def wants(self, step: int) -> bool:
+        """Whether this step is to be written."""
+        return step % self.every == 0
+
+    def write(self, batch: Batch, step: int, rank: int = 0, **columns: Sequence[Any]) -> Path:
+        """Write one batch as `step_00000012_rank_0000.parquet`.
+
+        Args:
+            batch: its tokens; a row for each sequence with a token. Tokens that the batch dropped (a log-prob that is
+                not finite) leave the mask of the record, and their log-probs become 0.
+            step: of the trainer.
+            rank: of this process.
+            columns: more columns of the record, one value a sequence: `prompt_id`, `reward`, `token_ids`, ... Values a
+                token are tensors of the layout's own length, padding and all; they are cut to the response.
+
+        Returns:
+            The file.
+        """
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"step_{step:08d}_rank_{rank:04d}"
+        part, path = folder / f".{name}.parquet", folder / f"{name}.parquet"
+        rows: list[dict[str, Any]] = []
+        for i, row in enumerate(_rows(batch, {k: v for k, v in columns.items() if _per_token(v)})):
+            if row["log_mu"]:
+                others = {k: v[i] for k, v in columns.items() if k not in row}
+                rows.append({"sequence_id": f"{name}_{i}", "step": step} | row | others)
+        with RecordWriter(part, self.info) as writer:
+            writer.write(rows)
+        os.replace(part, path)
+        return path
+
+
+def prompt_id(token_ids: Sequence[int] | Tensor) -> str:
+    """A name for a prompt that is the same in every step and on every rank: a hash of its tokens."""
+    ids = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
+    return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
+
+
+def _per_token(value: Sequence[Any]) -> bool:
+    return len(value) > 0 and isinstance(value[0], Tensor) and value[0].dim() == 1
+
+
+def _rows(batch: Batch, per_token: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    layout, mask = batch.layout, batch.layout.mask
+    own: dict[str, Tensor] = {"log_mu": batch.log_mu.detach(), "log_pi": batch.log_pi.detach(), "mask": mask}
+    if batch.advantage is not None:
+        own["advantage"] = batch.advantage.detach().expand(mask.shape)
+    if batch.dropped is not None:
+        own["log_mu"] = torch.where(batch.dropped, 0, own["log_mu"])
+        own["log_pi"] = torch.where(batch.dropped, 0, own["log_pi"])
+    cut: list[dict[str, Tensor]]
+    if isinstance(layout, Packed):
+        ends = layout.cu_seqlens.tolist()
+        cut = [{name: x[a:b] for name, x in own.items()} for a, b in pairwise(ends)]
+    else:
+        cut = [{name: x[i] for name, x in own.items()} for i in range(layout.num_seqs)]
+    return [_row(x | {name: v[i] for name, v in per_token.items()}) for i, x in enumerate(cut)]
+
+
+def _row(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """From the first token that counts to the last: what is before and behind is padding, and nothing to look at."""
+    live = tensors["mask"].nonzero().flatten()
+    where = slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, 0)
+    cut = {name: x[where].cpu() for name, x in tensors.items()}
+    off = ~cut["mask"]
+    for name in ("log_mu", "log_pi"):  # off the mask there may be anything, and a record holds log-probs
+        cut[name] = torch.where(off, 0.0, cut[name].float())
+    return {name: x.tolist() for name, x in cut.items()}

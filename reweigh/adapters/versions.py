@@ -1,0 +1,48 @@
+"""Which versions of each framework an adapter was read against and run with, and the refusal of any other."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+KNOWN: dict[str, tuple[str, ...]] = {"trl": ("1.16",), "verl": ("0.9.1",)}
+"""By package: release numbers or their beginnings. A framework that makes no releases is known by its arguments."""
+
+
+class UnknownVersionError(ImportError):
+    """A framework is a version that the adapter has not been checked with."""
+
+
+class NotInstalledError(ModuleNotFoundError):
+    """A framework is not there."""
+
+
+def require(package: str) -> str:
+    """Return the installed version of a package that an adapter knows.
+
+    Args:
+        package: a name in `KNOWN`.
+
+    Raises:
+        NotInstalledError: it is not installed.
+        UnknownVersionError: it is another version; the message says which are known.
+    """
+    known = KNOWN[package]
+    named = ", ".join(known)
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        raise NotInstalledError(
+            f"reweigh.adapters.{package}: {package} is not installed; known versions are {named}\n"
+            f'hint: pip install "{package}=={pin(known[-1])}"',
+            name=package,
+        ) from None
+    if not any(found == k or found.startswith(f"{k}.") for k in known):
+        raise UnknownVersionError(
+            f"reweigh.adapters.{package}: {package} {found} is not known; known versions are {named}\n"
+            "hint: the adapter reaches into parts that change between releases; "
+            f'pip install "{package}=={pin(known[-1])}", or a newer reweigh.'
+        )
+    return found
+
+
+def pin(known: str) -> str:
+    """What to write behind `==`: a whole number as it is, the beginning of one with a star."""
+    return known if known.count(".") >= 2 else f"{known}.*"

@@ -1,0 +1,47 @@
+"""`reweigh doctor-install`: check that a correction has arrived in a trainer that would not say if it had not."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reweigh.cli.output import print_json, stderr, stdout
+
+
+def doctor_install(
+    framework: Annotated[str, typer.Argument(metavar="FRAMEWORK", help="verl.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The run's resolved configuration, YAML, to check as well.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+) -> None:
+    """Check that a correction has arrived in a trainer that would not say if it had not.
+
+    verl loads plugins when it is imported and tells nobody if one fails. Run this where the run is started, with the
+    same environment. Exit code 0 if every link holds, 1 if one does not.
+
+    \b
+    Examples:
+      REWEIGH_CORRECTION=corrections:correction reweigh doctor-install verl
+      REWEIGH_CORRECTION=corrections:correction reweigh doctor-install verl --config outputs/.hydra/config.yaml
+    """
+    if framework != "verl":
+        raise ValueError(
+            f"doctor-install: framework must be verl, got {framework!r}\n"
+            "hint: the other adapters are called by name and fail aloud; see docs/trainers.md."
+        )
+    from reweigh.adapters.verl_check import check_verl
+    from reweigh.rosetta.config import read_config
+
+    found = list(check_verl(None if config is None else read_config(str(config))))
+    if as_json:
+        print_json({"ok": all(c.ok for c in found), "checks": [vars(c) for c in found]})
+    else:
+        for check in found:
+            stdout().print(
+                f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}", markup=False, soft_wrap=True
+            )
+            if not check.ok:
+                stderr().print(f"hint: {check.hint}", markup=False, soft_wrap=True)
+    if not all(c.ok for c in found):
+        raise typer.Exit(1)

@@ -1,0 +1,461 @@
+"""Each framework's hook, called as the framework calls it: losses, masks, metrics, refusals."""
+
+import importlib.util
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from batches import random_batch
+
+from reweigh import (
+    Batch,
+    Weights,
+    dppo_tv,
+    geo_rs,
+    group_snis,
+    naive,
+    opsm,
+    seq_mis,
+    seq_tis,
+    token_is,
+    token_mis,
+    token_tis,
+    turn_tis,
+)
+from reweigh.adapters import nemo_rl, prime_rl, skyrl, slime, tinker, verl, verl_environment
+from reweigh.adapters.capture import Capture, prompt_id
+from reweigh.adapters.metrics import Seen
+from reweigh.adapters.tensors import factor, wide
+from reweigh.records import read_batches, validate
+
+NEMO = SimpleNamespace(
+    LossType=SimpleNamespace(TOKEN_LEVEL="token_level"),
+    LossInputType=SimpleNamespace(LOGPROB="logprob"),
+    MetricNormalizer=SimpleNamespace(NONE="none"),
+)
+
+
+@pytest.fixture
+def tokens():
+    """Padded tensors of six sequences: holes, one empty, one of length 1; finite everywhere."""
+    b = random_batch(3, garbage=False)
+    pick = {"pi": b.log_pi, "mu": b.log_mu, "mask": b.layout.mask, "advantage": b.advantage}
+    return SimpleNamespace(**pick)
+
+
+def lists(x):
+    return list(x)
+
+
+# slime and miles
+
+
+def call_slime(hook, t, *, use_tis=True, pg_loss=None, **kwargs):
+    s, n = t.mask.shape
+    return hook(
+        SimpleNamespace(context_parallel_size=1, use_tis=use_tis),
+        pg_loss=torch.ones(s * n) if pg_loss is None else pg_loss,
+        train_log_probs=lists(t.pi),
+        rollout_log_probs=lists(t.mu),
+        loss_masks=lists(t.mask.float()),
+        total_lengths=[n + 2] * s,
+        response_lengths=[n] * s,
+        **kwargs,
+    )
+
+
+def test_slime_takes_rejected_tokens_out_of_the_masks(tokens):
+    estimator = token_mis(0.8, 1.2)
+    loss, masks, metrics = call_slime(slime.CustomTis(estimator), tokens, parallel_state=None, max_seq_lens=None)
+    weights = estimator(Batch.padded(tokens.pi, tokens.mu, tokens.mask))
+    assert torch.equal(torch.stack(masks).bool(), weights.keep_tokens)
+    assert masks[0].dtype == torch.float32
+    torch.testing.assert_close(loss.view(tokens.mask.shape), weights.per_token)
+    assert metrics["reweigh/rejected"].sum() == (tokens.mask & ~weights.keep_tokens).sum()
+    assert all(m.shape == loss.shape for m in metrics.values())
+
+
+def test_slime_metrics_alone_leave_the_loss(tokens):
+    given = torch.randn(tokens.mask.numel())
+    loss, masks, metrics = call_slime(slime.CustomTis(seq_mis(2, 3)), tokens, use_tis=False, pg_loss=given)
+    assert loss is given
+    assert torch.equal(torch.stack(masks), tokens.mask.float())
+    assert metrics["reweigh/kl_k1"].abs().sum() > 0
+
+
+def test_slime_keeps_gradients_finite_where_a_token_was_dropped(tokens):
+    tokens.pi = tokens.pi.clone()
+    tokens.pi[0, 0] = -torch.inf
+    live = torch.ones(tokens.mask.numel(), requires_grad=True)
+    broken = live * torch.where(torch.isfinite(tokens.pi.flatten()), 1.0, torch.nan)
+    loss, masks, _ = call_slime(slime.CustomTis(seq_tis(2.0)), tokens, pg_loss=broken)
+    assert torch.isfinite(loss).all()
+    assert masks[0][0] == 0
+
+
+def test_slime_asks_its_framework_for_whole_sequences(tokens, monkeypatch):
+    """With context parallelism ranks hold slices: here every other token, put together by slime's own two names."""
+    rows = {id(x): whole for x, whole in ()}
+    whole = {"pi": lists(tokens.pi), "mu": lists(tokens.mu)}
+    slices = {k: [x[::2].clone() for x in xs] for k, xs in whole.items()}
+    for k in whole:
+        rows.update({id(x): w for x, w in zip(slices[k], whole[k], strict=True)})
+    cp = SimpleNamespace(
+        all_gather_with_cp=lambda x, total, response: rows[id(x)],
+        slice_log_prob_with_cp=lambda x, total, response: x[::2],
+    )
+    asked = []
+    monkeypatch.setattr(slime, "import_module", lambda name: asked.append(name) or cp)
+    s, n = tokens.mask.shape
+    loss, masks, _ = slime.CustomTis(seq_tis(2.0), framework="miles")(
+        SimpleNamespace(context_parallel_size=2, use_tis=True),
+        pg_loss=torch.ones(s * len(range(0, n, 2))),
+        train_log_probs=slices["pi"],
+        rollout_log_probs=slices["mu"],
+        loss_masks=lists(tokens.mask.float()),
+        total_lengths=[n] * s,
+        response_lengths=[n] * s,
+    )
+    assert asked == ["miles.backends.training_utils.cp_utils"]
+    want = factor(seq_tis(2.0)(Batch.padded(wide(tokens.pi), wide(tokens.mu), tokens.mask)))
+    assert torch.equal(loss, want[:, ::2].flatten())
+    assert masks[0].shape == (n,)
+
+
+def test_slime_refuses_signs_and_unknown_frameworks():
+    with pytest.raises(ValueError, match=r"CustomTis: the estimator depends on the advantage's sign"):
+        slime.CustomTis(opsm(1e-4))
+    with pytest.raises(ValueError, match=r"framework must be slime or miles, got 'verl'"):
+        slime.CustomTis(naive(), framework="verl")
+
+
+# prime-rl
+
+
+def inputs_of(t, i, live, weights=None):
+    return SimpleNamespace(trainer_logprobs=live, inference_logprobs=t.mu[i], ref_logprobs=None,
+        advantages=t.advantage[i], loss_mask=t.mask[i], loss_weights=weights)  # fmt: skip
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_prime_rl_default_is_a_composition(tokens, weighted):
+    """Its own default loss, written out from its formula, has the gradient of `dppo_tv(0.2)`."""
+    hook, seen = prime_rl.CustomLoss(dppo_tv(0.2), kl_tau=1e-3, outputs=SimpleNamespace), 0
+    for i in range(len(tokens.pi)):
+        w = torch.rand(tokens.mask.shape[1]) if weighted else None
+        ours = (tokens.mu[i] + 0.9 * torch.randn(tokens.mask.shape[1])).clamp(max=0).requires_grad_()
+        theirs = ours.detach().clone().requires_grad_()
+        hook(inputs_of(tokens, i, ours, w)).loss.backward()
+        a, log_ratio = tokens.advantage[i], theirs - tokens.mu[i]
+        gap = theirs.exp() - tokens.mu[i].exp()
+        bad = torch.where(a > 0, gap > 0.2, gap < -0.2)
+        keep = tokens.mask[i] & ~bad
+        per_token = -(keep * a * log_ratio.exp()) + 1e-3 * tokens.mask[i] * log_ratio**2
+        (per_token * (1 if w is None else w)).sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+        seen += int((tokens.mask[i] & bad).sum())
+    assert seen > 0
+
+
+def test_prime_rl_metrics_are_of_one_sequence_and_need_no_host(tokens):
+    out = prime_rl.CustomLoss(token_tis(1.1), outputs=SimpleNamespace)(inputs_of(tokens, 0, tokens.pi[0]))
+    assert all(isinstance(v, torch.Tensor) and v.dim() == 0 for v in out.metrics.values())
+    l = (tokens.pi[0] - tokens.mu[0])[tokens.mask[0]]
+    assert out.metrics["reweigh/kl_k1"].item() == pytest.approx(-l.mean().item())
+    assert out.metrics["reweigh/weight"].item() == pytest.approx(l.exp().clamp(max=1.1).mean().item())
+
+
+# SkyRL
+
+
+def test_skyrl_decoupled_clips_the_live_ratio_and_weighs_the_old_one(tokens):
+    live = (tokens.pi + 0.3 * torch.randn(tokens.pi.shape)).clamp(max=0).requires_grad_()
+    config = SimpleNamespace(eps_clip_low=0.1, eps_clip_high=0.3)
+    loss, metrics = skyrl.PolicyLoss(seq_tis(1.5))(
+        live, tokens.pi, tokens.advantage, config, tokens.mask.float(), tokens.mu
+    )
+    w = seq_tis(1.5)(Batch.padded(tokens.pi, tokens.mu, tokens.mask)).per_token
+    r = (live - tokens.pi).exp()
+    hand = -(w * torch.min(r * tokens.advantage, r.clamp(0.9, 1.3) * tokens.advantage) * tokens.mask).sum()
+    torch.testing.assert_close(loss, hand)
+    assert loss.dtype == torch.float32
+    assert metrics["reweigh/weight/max"] <= 1.5
+
+
+def test_skyrl_two_policies_weigh_the_live_one(tokens):
+    live = tokens.pi.clone().requires_grad_()
+    hook = skyrl.PolicyLoss(token_tis(1.2), objective="policy_gradient")
+    loss, _ = hook(live, tokens.pi - 9, tokens.advantage, None, tokens.mask.float(), tokens.mu)
+    loss.backward()
+    w = token_tis(1.2)(Batch.padded(tokens.pi, tokens.mu, tokens.mask)).per_token
+    torch.testing.assert_close(live.grad, -w * torch.where(tokens.mask, tokens.advantage, 0))
+
+
+def test_skyrl_says_what_is_missing(tokens):
+    with pytest.raises(ValueError, match=r"rollout_logprobs is None.*\nhint: set generator\.sampling_params\.logprobs"):
+        skyrl.PolicyLoss(naive())(tokens.pi, tokens.pi, tokens.advantage, None, tokens.mask)
+    with pytest.raises(ValueError, match=r"objective must be ppo_clip or policy_gradient, got 'gspo'"):
+        skyrl.PolicyLoss(naive(), objective="gspo")
+
+
+# NeMo-RL
+
+
+def test_nemo_rl_micro_batches_add_up(tokens):
+    loss_fn = nemo_rl.CorrectedLoss(geo_rs(0.5, 2.0) * token_tis(1.3), low=0.2, high=0.4, interfaces=NEMO)
+    pad = lambda x: torch.cat([torch.zeros(len(x), 1), x.float()], 1)  # noqa: E731
+    data = {"prev_logprobs": pad(tokens.pi), "generation_logprobs": pad(tokens.mu), "token_mask": pad(tokens.mask),
+        "advantages": pad(tokens.advantage), "sample_mask": torch.tensor([1.0, 1, 0, 1, 1, 1])}  # fmt: skip
+    live = (tokens.pi + 0.1).clamp(max=0)
+    count = (tokens.mask * data["sample_mask"][:, None]).sum()
+    whole, metrics = loss_fn(live, data, torch.tensor(5.0), count)
+    parts = [
+        loss_fn(live[i : i + 2], {k: v[i : i + 2] for k, v in data.items()}, torch.tensor(5.0), count)
+        for i in range(0, 6, 2)
+    ]
+    torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
+    for name, value in metrics.items():
+        assert sum(m[name] for _, m in parts) == pytest.approx(value, abs=1e-6), name
+    mask = tokens.mask & data["sample_mask"].bool()[:, None]
+    w = loss_fn.estimator(Batch.padded(tokens.pi, tokens.mu, mask)).per_token
+    r = (live - tokens.pi).exp()
+    hand = -(w * torch.min(r * tokens.advantage, r.clamp(0.8, 1.4) * tokens.advantage))[mask].sum() / count
+    torch.testing.assert_close(whole, hand)
+    assert (loss_fn.loss_type, loss_fn.input_type) == ("token_level", "logprob")
+
+
+# tinker
+
+
+def datum(**inputs):
+    return SimpleNamespace(loss_fn_inputs=inputs)
+
+
+def test_tinker_reads_tensor_data_and_masks(tokens):
+    tensor_data = lambda x: SimpleNamespace(to_torch=lambda: x)  # noqa: E731 - tinker's own type has this method
+    data = [
+        datum(logprobs=tensor_data(m), advantages=tensor_data(a), mask=tensor_data(k.float()))
+        for m, a, k in zip(tokens.mu, tokens.advantage, tokens.mask, strict=True)
+    ]
+    live = [x.clone().requires_grad_() for x in tokens.pi]
+    loss, metrics = tinker.CustomLoss(token_tis(1.2))(data, live)
+    loss.backward()
+    w = token_tis(1.2)(Batch.padded(tokens.pi, tokens.mu, tokens.mask)).per_token
+    want = -w * torch.where(tokens.mask, tokens.advantage, 0) / tokens.mask.sum()
+    torch.testing.assert_close(torch.stack([x.grad for x in live]), want)
+    assert metrics["reweigh/token/n"] == tokens.mask.sum()
+    assert loss.dtype == torch.float32
+
+
+def test_tinker_says_which_datum_lacks_what():
+    whole = datum(logprobs=torch.zeros(2), advantages=torch.ones(2))
+    with pytest.raises(ValueError, match=r"datum 1: loss_fn_inputs has no 'logprobs', got advantages, target_tokens"):
+        tinker.CustomLoss(naive())([whole, datum(advantages=torch.ones(2), target_tokens=[1])], [torch.zeros(2)] * 2)
+
+
+def test_tinker_writes_records(tokens, tmp_path):
+    data = [
+        datum(logprobs=m, advantages=a, mask=k)
+        for m, a, k in zip(tokens.mu, tokens.advantage, tokens.mask, strict=True)
+    ]
+    hook = tinker.CustomLoss(group_snis(), group=[0, 0, 0, 1, 1, 1], capture=Capture(tmp_path), step=7)
+    hook(data, list(tokens.pi))
+    assert validate([tmp_path]).ok
+    (part,) = read_batches([tmp_path])
+    assert part.batch.layout.num_seqs == 5  # one sequence has no token
+    assert part.batch.group.unique().numel() == 2
+    assert part.path.name == "step_00000007_rank_0000.parquet"
+
+
+# verl, as far as it goes without verl: tests/frameworks/check_verl.py goes through its own functions
+
+
+def proto(t, **more):
+    data = {"old_log_probs": t.pi, "rollout_log_probs": t.mu, "response_mask": t.mask.long()} | more
+    return SimpleNamespace(batch=data, non_tensor_batch={"uid": np.array(list("bbaabb"), dtype=object)})
+
+
+def test_verl_driver_sees_groups_and_writes_weights_and_mask(tokens):
+    hook = verl.Correction(group_snis())
+    out, metrics = hook.on_driver(proto(tokens), {"rollout_is": "token"})
+    group = torch.tensor([1, 1, 0, 0, 1, 1])
+    want = group_snis()(Batch.padded(wide(tokens.pi), wide(tokens.mu), tokens.mask, group=group))
+    assert torch.equal(out.batch["rollout_is_weights"], factor(want))
+    assert out.batch["response_mask"].dtype == torch.int64
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["reweigh/weight/mean"] == pytest.approx(1.0)
+
+
+def test_verl_driver_rejects_from_the_mask_unless_nothing_would_be_left(tokens):
+    out, _ = verl.Correction(token_mis(0.9, 1.1)).on_driver(proto(tokens), None)
+    keep = token_mis(0.9, 1.1)(Batch.padded(tokens.pi, tokens.mu, tokens.mask)).keep_tokens
+    assert torch.equal(out.batch["response_mask"].bool(), keep)
+    assert 0 < keep.sum() < tokens.mask.sum()
+    out, metrics = verl.Correction(seq_mis(1e6, 1e7)).on_driver(proto(tokens), None)
+    assert torch.equal(out.batch["response_mask"].bool(), tokens.mask)
+    assert out.batch["rollout_is_weights"].abs().sum() == 0
+    assert metrics["reweigh/weight/kept_fraction"] == 0
+
+
+def test_verl_driver_writes_records_and_checks_the_first_batch(tokens, tmp_path):
+    hook = verl.Correction(seq_tis(2.0), capture=Capture(tmp_path, every=2))
+    more = {"responses": torch.arange(42).view(6, 7), "token_level_scores": torch.eye(6, 7)}
+    for _ in range(3):
+        hook.on_driver(proto(tokens, **more), None)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"step_{i:08d}_rank_0000.parquet" for i in (0, 2)]
+    part = next(iter(read_batches([tmp_path])))
+    assert part.column("reward").tolist() == [1.0] * 5
+    assert part.tokens("token_ids")[:7].tolist() == list(range(7))
+    broken = proto(SimpleNamespace(pi=tokens.pi, mu=tokens.mu * torch.nan, mask=tokens.mask))
+    with pytest.raises(ValueError, match=r"log_mu is NaN"):
+        verl.Correction(seq_tis(2.0)).on_driver(broken, None)
+    hook.on_driver(broken, None)  # later batches leave such tokens out
+
+
+def test_verl_refuses_what_a_mode_cannot_compute():
+    with pytest.raises(ValueError, match=r"depends on the advantage's sign and this hook is called before"):
+        verl.Correction(opsm(1e-4))
+    assert verl.Correction(opsm(1e-4), mode="bypass").mode == "bypass"
+    with pytest.raises(ValueError, match=r"mode must be decoupled or bypass, got 'async'"):
+        verl.Correction(naive(), mode="async")
+    with pytest.raises(ValueError, match=r"rollout_is_weights were computed on the driver, so this run is decoupled"):
+        verl.Correction(naive(), mode="bypass").loss(*[torch.zeros(1, 1)] * 4, rollout_is_weights=torch.ones(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("corrections", r"must be module:name, got 'corrections'"),
+        ("no_such_module_here:x", r"cannot load 'no_such_module_here:x': No module named"),
+        ("math:tau_of_reweigh", r"has no attribute 'tau_of_reweigh'\nhint: the module must be importable"),
+        ("math:pi", r"'math:pi' is a float, not a Correction"),
+    ],
+)
+def test_the_environment_must_name_a_correction(value, message):
+    with pytest.raises(ValueError, match=message):
+        verl_environment.named(value)
+
+
+def test_nothing_named_installs_nothing(monkeypatch):
+    monkeypatch.delenv(verl_environment.VARIABLE, raising=False)
+    assert verl_environment.load() is None
+
+
+# what they share
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [slime.CustomTis(seq_tis(2.0)), prime_rl.CustomLoss(token_is()), skyrl.PolicyLoss(seq_tis(2.0)),
+     nemo_rl.CorrectedLoss(seq_tis(2.0), interfaces=NEMO), tinker.CustomLoss(group_snis())],
+)  # fmt: skip
+def test_hooks_travel_to_other_processes(hook):
+    again = pickle.loads(pickle.dumps(hook))
+    assert again.estimator == hook.estimator
+
+
+def test_what_was_seen_adds_up_over_batches():
+    parts = [random_batch(seed, garbage=False) for seed in range(4)]
+    join = lambda name: torch.cat([getattr(b, name) for b in parts])  # noqa: E731
+    whole = Batch.padded(join("log_pi"), join("log_mu"), torch.cat([b.layout.mask for b in parts]),
+        group=torch.cat([b.group for b in parts]))  # fmt: skip
+    estimator = token_tis(1.2)
+    total = Seen.of(parts[0], estimator(parts[0]))
+    for b in parts[1:]:
+        total = total + Seen.of(b, estimator(b))
+    one = Seen.of(whole, estimator(whole)).flat(intervals=True)
+    many = total.flat(intervals=True)
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        assert many[name] == pytest.approx(value, rel=1e-6), name
+    assert one["reweigh/token/tv_low"] <= one["reweigh/token/tv"] <= one["reweigh/token/tv_high"]
+    assert all(math.isfinite(v) for v in one.values())
+
+
+def test_a_batch_of_nothing_is_logged_as_nothing():
+    empty = Batch.padded(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
+    logged = Seen.of(empty, seq_tis(2.0)(empty)).flat("x/")
+    assert logged == {"x/token/n": 0, "x/token/dropped": 0, "x/sequence/n": 0, "x/sequence/dropped": 0}
+
+
+def test_turn_weights_count_once_a_turn():
+    b = random_batch(0, garbage=False)
+    weights: Weights = turn_tis(2.0)(b)
+    logged = Seen.of(b, weights).flat()
+    per_turn = weights.per_unit[weights.valid & (weights.per_unit > 0)]
+    assert logged["reweigh/weight/max"] == pytest.approx(per_turn.max().item(), rel=1e-6)
+    assert 0 < logged["reweigh/weight/mean"] <= 2.0
+
+
+def test_records_hold_responses_without_padding(tmp_path):
+    b = random_batch(5, garbage=False)
+    path = Capture(tmp_path / "new").write(b, 3, rank=2, prompt_id=[f"p{i}" for i in range(6)])
+    assert path.name == "step_00000003_rank_0002.parquet"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no half-written file is left beside
+    (part,) = read_batches([path])
+    assert torch.equal(part.batch.layout.lengths, b.layout.lengths[b.layout.lengths > 0])
+    torch.testing.assert_close(part.batch.log_ratio[part.batch.layout.mask], b.log_ratio[b.layout.mask])
+    with pytest.raises(ValueError, match=r"Capture: every must be >= 1, got 0"):
+        Capture(tmp_path, every=0)
+
+
+def test_a_token_without_a_log_prob_leaves_the_record_too(tmp_path):
+    pi, mu = -torch.ones(2, 4), -torch.ones(2, 4)
+    mu[0, 1] = torch.nan
+    Capture(tmp_path).write(Batch.padded(pi, mu, torch.ones(2, 4)), 0)
+    assert validate([tmp_path]).ok
+    (part,) = read_batches([tmp_path])
+    assert part.batch.layout.lengths.tolist() == [3, 4]
+
+
+def test_packed_batches_are_recorded_too(tmp_path):
+    pi = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])]
+    Capture(tmp_path).write(Batch.from_lists(pi, [x - 0.5 for x in pi]), 0)
+    (part,) = read_batches([tmp_path])
+    assert part.batch.log_pi.tolist() == [-1.0, -2.0, -3.0]
+
+
+def test_prompts_have_one_name_everywhere():
+    assert prompt_id([1, 2]) == prompt_id(torch.tensor([1, 2])) != prompt_id([12])
+
+
+def test_the_plain_loop_learns():
+    """As the docs show it: forty lines, whole, and the reward rises."""
+    path = Path(__file__).parents[1] / "examples" / "plain_loop.py"
+    assert len(path.read_text().splitlines()) == 40
+    env = {**os.environ, "PYTHONPATH": str(path.parents[1])}
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    rewards = [float(line.split("reward ")[1].split(",")[0]) for line in done.stdout.splitlines()]
+    assert rewards[-1] > rewards[0] + 0.5
+
+
+def doctor(*arguments, **environment):
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root)} | environment
+    run = [sys.executable, "-m", "reweigh", "doctor-install", *arguments]
+    return subprocess.run(run, capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("verl") is not None, reason="verl is there: tests/frameworks/check_verl.py"
+)
+def test_doctor_install_without_verl_says_so():
+    done = doctor("verl")
+    assert done.returncode == 1
+    assert "FAIL  version: reweigh.adapters.verl: verl is not installed; known versions are 0.9.1" in done.stdout
+    assert 'hint: pip install "verl==0.9.1"' in done.stderr
+
+
+def test_doctor_install_knows_one_framework():
+    done = doctor("trl")
+    assert done.returncode == 2
+    assert "framework must be verl, got 'trl'" in done.stderr
