@@ -61,6 +61,10 @@ class Batch:
         diff = _difference(self.log_pi, self.log_mu, self.dtype)
         return tame(diff).mul_(ones_of(self.layout.mask, diff.dtype))
 
+    def with_ratio(self) -> "Batch":
+        """The same with its log ratio at hand, for what reads it more than once."""
+        return Batch(self.log_pi, self.log_mu, self.layout, self.advantage, self.group, self.dropped, self.log_ratio)
+
     def parts(self, slots: int = CHUNK_SLOTS) -> "list[Batch]":
         """The same batch as parts of about that many slots, no sequence in two: what is made of one fits the cache.
 

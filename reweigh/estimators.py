@@ -129,7 +129,7 @@ class Estimator:
 
     def _fold(self, batch: Batch, which: list[int]) -> list[Tensor]:
         # Factors often share a statistic, and a log ratio is computed anew at each call.
-        batch = replace(batch, given=batch.log_ratio) if which else batch
+        batch = batch.with_ratio() if which else batch
         found: dict[Statistic, Tensor] = {}
         out: list[Tensor] = []
         for f in (self.factors[i] for i in which):

@@ -1,7 +1,7 @@
 """All that an audit adds up, as one value that merges: over parts of a file, and over files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Sums:
             plan: what is asked.
             positive: how many tokens were left out of `batch` because a log-prob is over 0.
         """
-        batch = replace(batch, given=batch.log_ratio)  # all that follows reads it
+        batch = batch.with_ratio()
         layout, shared = batch.layout, Shared.of(batch)
         levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
         estimators = default_estimators(batch) if plan.estimators is None else plan.estimators
