@@ -1,19 +1,16 @@
 """What two policies said about the same tokens."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reweigh.batch_rules import check_offsets, check_values, group_shape, per_token, same_shape
+from reweigh.finite import difference, dtype_of, live_of, tame
 from reweigh.layout import Layout, Packed, Padded
-from reweigh.operator import operator
-from reweigh.tiles import CHUNK_SLOTS, may_look, ones_of
-
-# Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
-POSITIVE_TOLERANCE = 1e-4  # nats
+from reweigh.tiles import CHUNK_SLOTS, ones_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +45,7 @@ class Batch:
     @property
     def dtype(self) -> torch.dtype:
         """What log ratios are computed in: float32, or float64 if a log-prob is."""
-        return torch.promote_types(torch.promote_types(self.log_pi.dtype, self.log_mu.dtype), torch.float32)
+        return dtype_of(self.log_pi, self.log_mu)
 
     @property
     def log_ratio(self) -> Float[Tensor, "*tok"]:
@@ -58,7 +55,7 @@ class Batch:
         """
         if self.given is not None:
             return self.given
-        diff = _difference(self.log_pi, self.log_mu, self.dtype)
+        diff = difference(self.log_pi, self.log_mu)
         return tame(diff).mul_(ones_of(self.layout.mask, diff.dtype))
 
     def with_ratio(self) -> "Batch":
@@ -120,10 +117,10 @@ class Batch:
         """
         if log_pi.dim() != 2:
             raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
-        _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
-        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], _column)
-        _group_shape("Batch.padded", group, log_pi.shape[0])
-        live, dropped = _live(log_pi, log_mu, mask)
+        same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
+        advantage = per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], _column)
+        group_shape("Batch.padded", group, log_pi.shape[0])
+        live, dropped = live_of(log_pi, log_mu, mask)
         return cls(log_pi, log_mu, Padded(live, turn), advantage, group, dropped)
 
     @classmethod
@@ -164,12 +161,12 @@ class Batch:
             raise ValueError(
                 f"Batch.packed: cu_seqlens must be integers [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
             )
-        _same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
+        same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
         num_seqs = cu_seqlens.shape[0] - 1
-        live, dropped = _live(log_pi, log_mu, mask)
+        live, dropped = live_of(log_pi, log_mu, mask)
         layout = Packed(live, cu_seqlens, turn)
-        advantage = _per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
-        _group_shape("Batch.packed", group, num_seqs)
+        advantage = per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
+        group_shape("Batch.packed", group, num_seqs)
         return cls(log_pi, log_mu, layout, advantage, group, dropped)
 
     @classmethod
@@ -235,10 +232,10 @@ class Batch:
                 of the mask; a mask with no token. Each message has the count, the first place and a remedy.
         """
         if isinstance(self.layout, Packed):
-            _check_offsets(self.layout.cu_seqlens, self.log_pi.shape[0])
+            check_offsets(self.layout.cu_seqlens, self.log_pi.shape[0])
         mask = self.layout.mask if self.dropped is None else self.layout.mask | self.dropped
         for name, x in (("log_pi", self.log_pi), ("log_mu", self.log_mu)):
-            _check_values(name, x.detach(), mask)
+            check_values(name, x.detach(), mask)
         if not bool(mask.any()):
             raise ValueError(
                 f"Batch: the mask is empty: 0 of {mask.numel()} tokens count.\n"
@@ -251,135 +248,9 @@ def _cut(x: Tensor | None, where: slice) -> Tensor | None:
     return None if x is None else x[where]
 
 
-def tame(x: Tensor) -> Tensor:
-    """Finite: 0 in place of what is not. The argument's memory may be used."""
-    if may_look(x) and math.isfinite(float(x.sum())):
-        return x
-    return x.nan_to_num_(0.0, 0.0, 0.0)
-
-
-def _difference(log_pi: Tensor, log_mu: Tensor, dtype: torch.dtype) -> Tensor:
-    return log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
-
-
-def _live(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens that count, and those that would if their log-probs were finite: None if there are none."""
-    given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
-    if torch.compiler.is_compiling() and log_pi.device.type == "cpu":
-        return _finite_op(log_pi.detach(), log_mu.detach(), given)
-    dtype = torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
-    if may_look(log_pi) and _all_finite(log_pi, log_mu, dtype):
-        return given, None
-    diff = _difference(log_pi, log_mu, dtype)
-    live = given & (diff.abs() < torch.inf)  # False for NaN too; a difference of two finite log-probs is finite
-    return live, given ^ live
-
-
-def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    live, dropped = _live(log_pi, log_mu, mask)
-    return (mask.clone(), torch.zeros_like(mask)) if dropped is None else (live, dropped)
-
-
-def _finite_shapes(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(mask), torch.empty_like(mask)
-
-
-# A compiled graph on a CPU calls it as one operator: there the compiler takes bools one at a time.
-_finite_op = operator(
-    "finite",
-    _finite_alone,
-    "(Tensor log_pi, Tensor log_mu, Tensor mask) -> (Tensor, Tensor)",
-    _finite_shapes,
-)
-
-
-def _all_finite(log_pi: Tensor, log_mu: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every difference is finite, masked ones too; a sum that overflows says no, which costs time only."""
-    step = max(1, CHUNK_SLOTS // max(1, log_pi[:1].numel()))
-    pairs = zip(log_pi.split(step), log_mu.split(step), strict=True)
-    return all(math.isfinite(float(_difference(a, b, dtype).sum())) for a, b in pairs)
-
-
 def _column(x: Tensor) -> Tensor:
     return x[:, None]
 
 
 def _cat(parts: Sequence[Tensor], none: torch.dtype = torch.float32) -> Tensor:
     return torch.cat(list(parts)) if len(parts) else torch.zeros(0, dtype=none)
-
-
-def _same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
-    for name, x in others.items():
-        if x is not None and x.shape != log_pi.shape:
-            raise ValueError(
-                f"{where}: {name} and log_pi must have one shape, got {tuple(x.shape)} and {tuple(log_pi.shape)}.\n"
-                "hint: log-probs, mask and turns are all of the response tokens, shifted the same way."
-            )
-
-
-def _per_token(
-    where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread: Callable[[Tensor], Tensor]
-) -> Tensor | None:
-    if advantage is None or advantage.shape == log_pi.shape:
-        return advantage
-    if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
-        return spread(advantage.flatten()).expand(log_pi.shape)
-    raise ValueError(
-        f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
-        f"got {tuple(advantage.shape)}"
-    )
-
-
-def _group_shape(where: str, group: Tensor | None, num_seqs: int) -> None:
-    if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
-        raise ValueError(
-            f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
-        )
-
-
-def _check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
-    offsets = cu_seqlens.long()
-    falls = offsets.diff() < 0
-    if bool(falls.any()):
-        i = int(falls.nonzero()[0])
-        raise ValueError(
-            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} "
-            f"then {int(offsets[i + 1])} at index {i + 1}"
-        )
-    if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens:
-        raise ValueError(
-            f"Batch.packed: cu_seqlens must run from 0 to the number of tokens ({num_tokens}), "
-            f"got {int(offsets[0])} to {int(offsets[-1])}"
-        )
-
-
-def _check_values(name: str, x: Tensor, mask: Tensor) -> None:
-    total = int(mask.sum())
-    rules = (
-        (
-            torch.isnan(x),
-            "NaN",
-            "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
-        ),
-        (
-            torch.isinf(x),
-            "infinite",
-            "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
-            "one side only, a wrong token id, or a float16 overflow",
-        ),
-        (
-            x > POSITIVE_TOLERANCE,
-            "positive",
-            "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits",
-        ),
-    )
-    for rule, word, hint in rules:
-        bad = rule & mask
-        count = int(bad.sum())
-        if count:
-            first = tuple(int(i) for i in bad.nonzero()[0])
-            place = f"[{', '.join(map(str, first))}]"
-            raise ValueError(
-                f"Batch: {name} is {word} on {count} of {total} tokens in the mask, "
-                f"first {name}{place} = {float(x[first]):.6g}\nhint: {hint}."
-            )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from reweigh.tiles import CHUNK_SLOTS, Tiles, may_look, ones_of
+from reweigh.tiles import CHUNK_SLOTS, Tiles, may_look, ones_of, owners
 
 
 class Layout(ABC):
@@ -231,9 +231,7 @@ class Packed(Layout):
                 index = torch.repeat_interleave(sizes[seqs], output_size=tokens.stop - tokens.start)
                 torch.index_select(s[seqs], 0, index, out=out[tokens])
             return out
-        bump = torch.zeros(self.mask.shape[0] + 1, dtype=torch.int64, device=s.device)
-        inner = self.offsets[1:-1]
-        return s[bump.index_add(0, inner, torch.ones_like(inner)).cumsum(0)[:-1]]
+        return s[owners(self.offsets[1:-1], self.mask.shape[0])]
 
     def masked(self, mask: Tensor) -> "Packed":
         """The same runs with another mask."""

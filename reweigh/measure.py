@@ -110,8 +110,9 @@ class _Pending:
 
     def _flush(self) -> None:
         columns = [torch.cat(column) for column in zip(*self._columns, strict=True)]
-        where = slice(self._done, self._done + self._held) if may_look(self.gap) else slice(None)
-        group = self.tiles[where]
+        # All rows are the tiles themselves, which know how to be read without an index an element.
+        whole = self._held == len(self.tiles)
+        group = self.tiles if whole else self.tiles[self._done : self._done + self._held]
         sums, gap = columns[:NUM_SUMS_AND_ENDS], columns[NUM_SUMS_AND_ENDS:]
         self.tops.append(sums[-2])
         self.ratios.add(

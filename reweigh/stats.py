@@ -26,6 +26,7 @@ from reweigh.sums import (
     exponents,
     sum_by_bin,
 )
+from reweigh.tiles import in_a_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ class RatioStats:
         for level in levels:
             if level.name not in ("token", "turn", "sequence"):
                 raise ValueError(f"RatioStats.of: level must be TOKEN, TURN or SEQUENCE, got {level.name.upper()}")
-        if torch.compiler.is_compiling() and batch.log_pi.device.type == "cpu":
+        if in_a_graph(batch.log_pi):
             return _in_one_call(batch, levels)
         if batch.layout.num_seqs == 0 or batch.log_pi.numel() == 0 or len(batch.layout.tiles[0]) == 0:
             empty = (cls.empty(level, batch.log_pi.device) for level in levels)

@@ -21,6 +21,22 @@ def may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def in_a_graph(x: Tensor) -> bool:
+    """Whether this is being compiled for a CPU: what the compiler does slowly there is called as one operator."""
+    return x.device.type == "cpu" and torch.compiler.is_compiling()
+
+
+def owners(ends: Int[Tensor, " S"], slots: int) -> Int[Tensor, " slots"]:
+    """For each slot, how many runs end at or before it, and so which run it is in; without a host sync.
+
+    Args:
+        ends: where each run ends, rising.
+        slots: number of slots, at least the last end.
+    """
+    bump = torch.zeros(slots + 1, dtype=torch.int64, device=ends.device)
+    return bump.index_add(0, ends, torch.ones_like(ends)).cumsum(0)[:-1]
+
+
 def ones_of(mask: Bool[Tensor, "*tok"], dtype: torch.dtype) -> Tensor:
     """1.0 where the mask is True, else 0.0; by way of bytes, which eager mode converts fast and a compiler does not."""
     return (mask.view(torch.uint8) if may_look(mask) else mask).to(dtype)
@@ -38,10 +54,10 @@ class Tiles:
         place: `[R]`, its number in the sequence.
         size: `[R]`, slots of the row that belong to the sequence: 64 but at its end, 0 if the row is not in use.
         each: slots of every sequence, if these are all rows of sequences of one length.
-        partial: `[P]`, rows of less than 64 slots; None if values may not be looked at.
+        partial: `[P]`, rows of less than 64 slots; None if values may not be looked at, as are the next three.
         inside: `[P, 64]`, which elements of those belong to the sequence.
+        seqs: the sequences from that of the first row to that of the last.
         run: flat slots from the first row to the last, if rows lie end to end and are whole; else None.
-        last: flat slot at which the last row starts.
     """
 
     start: Int[Tensor, " R"]
@@ -87,8 +103,7 @@ class Tiles:
             seq = torch.repeat_interleave(per_seq)
         else:
             # A bound that shapes alone give: the number of rows is a value, and reading it would stop the device.
-            bump = torch.zeros(slots // WIDTH + num_seqs + 1, dtype=torch.int64, device=device)
-            seq = bump.index_add(0, ends, torch.ones_like(ends)).cumsum(0)[:-1].clamp(max=max(0, num_seqs - 1))
+            seq = owners(ends, slots // WIDTH + num_seqs).clamp(max=max(0, num_seqs - 1))
         place = torch.arange(len(seq), device=device) - (ends - per_seq)[seq]
         size = (lengths[seq] - place * WIDTH).clamp(0, WIDTH)
         return cls(offsets[seq] + place * WIDTH, seq, place, size, each)
@@ -151,13 +166,12 @@ class Tiles:
 
     @cached_property
     def _parts(self) -> "tuple[Tiles, ...]":
-        rows = CHUNK_ROWS
-        if len(self) <= rows:
+        if len(self) <= CHUNK_ROWS:
             return (self,)
         out: list[Tiles] = []
         a, total = 0, len(self)
         while a < total:
-            b = min(a + rows, total)
+            b = min(a + CHUNK_ROWS, total)
             if b < total:  # back to where a sequence begins, or on to where the only one ends
                 cut = int(torch.searchsorted(self.seq, self.seq[b]))
                 b = cut if cut > a else int(torch.searchsorted(self.seq, self.seq[b], right=True))

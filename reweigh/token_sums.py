@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reweigh.batch import Batch, tame
+from reweigh.batch import Batch
+from reweigh.finite import tame
 from reweigh.levels import TURN, heads
 from reweigh.sums import BLOCK_SIZES, GRID_TOP
 from reweigh.tiles import WIDTH, Tiles, ones_of

@@ -16,7 +16,7 @@ CORE = (
     *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses", "caps"),
     *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
     *("running_caps", "adaptive", "tradeoff_caps", "planner", "sga", "bounds", "vocabulary"),
-    *("tiles", "token_sums", "ratio_sums", "measure", "operator"),
+    *("tiles", "finite", "batch_rules", "token_sums", "ratio_sums", "measure", "operator"),
     *("number", "capped", "delta", "bootstrap", "extrapolate"),
 )
 HOOKED = [f"reweigh.{name}" for name in CORE]

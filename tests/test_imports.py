@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "reweigh"
 
 # From the bottom of the core to the command line; a line imports only lines above it.
 LAYERS = (
-    ("operator", "tiles"),
-    ("layout",),
+    ("operator", "tiles", "batch_rules"),
+    ("layout", "finite"),
     ("batch",),
     ("divergences", "levels", "intervals", "number", "planner", "sga", "bounds", "vocabulary"),
     ("transforms", "sums"),

@@ -8,7 +8,8 @@ from pathlib import Path
 from reweigh.audit.accumulate import Plan, Sums
 from reweigh.audit.pack import pack, unpack
 from reweigh.audit.slices import COLUMNS_OF
-from reweigh.batch import POSITIVE_TOLERANCE, Batch
+from reweigh.batch import Batch
+from reweigh.batch_rules import POSITIVE_TOLERANCE
 from reweigh.readers import formats
 from reweigh.records import Violation
 from reweigh.records.read import read_part

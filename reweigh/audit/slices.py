@@ -179,8 +179,8 @@ def _of_sequences(
     numbers: list[int] = codes[batch.layout.lengths > 0].unique().tolist()
     for n in numbers:
         some = take_sequences(batch, codes.numpy() == n)
-        for stats, level in zip(found, levels, strict=True):
-            stats[None if n == _MISSING else n] = RatioStats.of(some, level)
+        for stats, one in zip(found, RatioStats.of_levels(some, levels), strict=True):
+            stats[None if n == _MISSING else n] = one
     return found
 
 

@@ -1,8 +1,7 @@
 """The trainer's side for rollouts that a framework or a server recorded: scores their tokens and writes records."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from reweigh.probe.run import Progress, partial_path
+from reweigh.probe.run import Progress, partial_path, writing
 from reweigh.probe.scorer import Response, Score, Scorer
 from reweigh.readers import DumpRow
-from reweigh.records import RecordWriter, RunInfo, Violation
+from reweigh.records import RunInfo, Violation
 from reweigh.records.violation import Report
 
 _GROUP = 64  # rows that an interrupt can lose, and that are in memory at once
@@ -61,7 +60,7 @@ def rescore(
     part = partial_path(out)
     seqs = empty = tokens = masked = outside = counted = 0
     gap = 0.0
-    with _writing(part, info) as writer:
+    with writing(part, info) as writer:
         for group in _groups(_scorable(rows, report)):
             full = [row for row in group if len(row.columns["token_ids"])]
             scores = scorer.score([_response(row) for row in full], lambda n: progress(1, n))
@@ -139,15 +138,3 @@ def _columns(row: DumpRow, score: Score) -> dict[str, Any]:
 def _num_counted(row: DumpRow) -> int:
     mask = row.columns.get("mask")
     return len(row.columns["log_mu"]) if mask is None else int(np.asarray(mask).sum())
-
-
-@contextmanager
-def _writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
-    """A writer that leaves no file if it is stopped before the first row."""
-    writer = RecordWriter(path, info)
-    try:
-        with writer:
-            yield writer
-    finally:
-        if writer.rows_written == 0:
-            path.unlink()

@@ -107,7 +107,7 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
     size = min(max(len(rollouts) // _GROUPS, _SMALLEST_GROUP), _LARGEST_GROUP)
     num_tokens = num_outside = 0
     gap = 0.0
-    with _writing(part, _run_info(source, scorer)) as writer:
+    with writing(part, _run_info(source, scorer)) as writer:
         for start in range(0, len(rollouts), size):
             group = rollouts[start : start + size]
             scores = scorer.score([Response(r.prompt_ids, r.token_ids) for r in group], lambda n: progress(1, n))
@@ -121,7 +121,7 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
 
 
 @contextmanager
-def _writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
+def writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
     """A writer that leaves no file if it is stopped before the first row."""
     writer = RecordWriter(path, info)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reweigh.readers.form import BadRecordError, Item, Row
-from reweigh.records.jsonl import open_lines
+from reweigh.records.jsonl import numbered_lines, open_lines
 from reweigh.records.reader import FilePart
 from reweigh.records.violation import UnreadableFileError
 
@@ -47,15 +47,10 @@ def items_of_lines(part: FilePart, rows: Callable[[Mapping[str, Any], int], Sequ
         return
     number, line = part.first_row, part.first_line - 1
     try:
-        with open_lines(path, "rb") as file:
-            at = file.seek(part.start)
-            for line, text in enumerate(file, start=part.first_line):
-                if part.stop is not None and at >= part.stop:
-                    break
-                at += len(text)
-                if text.strip():
-                    yield Item(partial(_rows_of_text, text, number, rows), number, line)
-                    number += 1
+        for line, text in numbered_lines(part):
+            if text.strip():
+                yield Item(partial(_rows_of_text, text, number, rows), number, line)
+                number += 1
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UnreadableFileError(
             f"{path}: truncated or damaged gzip after line {line}: {e}\nhint: copy the file again."

@@ -127,17 +127,23 @@ def _number_texts(values: pa.Array) -> pa.Array:
     return values.cast(pa.string())
 
 
+def numbered_lines(part: FilePart) -> Iterator[tuple[int, bytes]]:
+    """The lines of a part, blank ones too, each with its number in the file."""
+    with open_lines(part.path, "rb") as file:
+        at = file.seek(part.start)
+        for number, line in enumerate(file, start=part.first_line):
+            if part.stop is not None and at >= part.stop:
+                break
+            at += len(line)
+            yield number, line
+
+
 def _records(part: FilePart) -> Iterator[tuple[int, dict[str, Any]]]:
     path, number = part.path, 0
     try:
-        with open_lines(path, "rb") as file:
-            at = file.seek(part.start)
-            for number, line in enumerate(file, start=part.first_line):
-                if part.stop is not None and at >= part.stop:
-                    break
-                at += len(line)
-                if line.strip():
-                    yield number, _record(path, number, line)
+        for number, line in numbered_lines(part):
+            if line.strip():
+                yield number, _record(path, number, line)
     except gzip.BadGzipFile as e:
         raise UnreadableFileError(f"{path}: not a gzip file, though its name ends in .gz: {e}") from None
     except (EOFError, zlib.error) as e:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reweigh.batch import POSITIVE_TOLERANCE
+from reweigh.batch_rules import POSITIVE_TOLERANCE
 from reweigh.records.schema import COLUMNS
 from reweigh.records.table import lengths_of, single, token_values
 from reweigh.records.violation import Origin, Report, Violation
