@@ -101,7 +101,8 @@ def by_reweigh(path: Path, workers: int = 1) -> int:
     import pyarrow.parquet as pq
 
     from reweigh.audit import audit
-    from reweigh.audit.workers import Workers, single_threaded
+    from reweigh.audit.workers import Workers
+    from reweigh.processes import single_threaded
 
     single_threaded()
     assert audit(path, engine=Workers(workers)).verdict

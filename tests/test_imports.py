@@ -28,7 +28,11 @@ LAYERS = (
     ("_public",),
     ("lab", "records", "rosetta"),  # never each other
     ("readers",),
-    ("audit", "probe", "adapters"),  # never each other
+    ("probe", "processes"),
+    ("doctor",),
+    ("plan",),
+    ("audit", "adapters"),  # never each other
+    ("gate",),
     ("cli",),
     ("__main__",),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reweigh.audit.measure import Job, Measured, measure
-from reweigh.audit.workers import single_threaded
+from reweigh.processes import single_threaded
 from reweigh.records.reader import FilePart
 
 

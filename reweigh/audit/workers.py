@@ -1,19 +1,12 @@
 """An audit's parts on the cores of one machine: in this process, or in one process a core."""
 
-import multiprocessing
-import os
-import signal
-import sys
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
-
-import pyarrow as pa
-import torch
+from functools import partial
 
 from reweigh.audit.measure import Job, Measured, measure
+from reweigh.processes import cores, in_order
 from reweigh.records.reader import FilePart
 
 # Below this one process is done before others have imported torch; for `Workers(None)`.
@@ -56,41 +49,12 @@ class Workers:
         return cores() if known >= WORTH_STARTING or (whole and len(parts) > 1) else 1
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def single_threaded() -> None:
-    """Leave the other cores to the other processes."""
-    torch.set_num_threads(1)
-    pa.set_cpu_count(1)
-
-
 def _in_processes(parts: Sequence[FilePart], job: Job, count: int) -> Generator[Measured, None, None]:
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
-    waiting: deque[Future[bytes]] = deque()
-    try:
-        for part in parts:
-            waiting.append(pool.submit(_measured, part, job))
-            if len(waiting) > 2 * count:  # no further ahead, so that results which wait their turn stay few
-                yield Measured.from_bytes(waiting.popleft().result())
-        while waiting:
-            yield Measured.from_bytes(waiting.popleft().result())
-    except BrokenProcessPool:
-        raise ChildProcessError(
-            f"audit: one of {count} worker processes died, most likely killed for want of memory\n"
-            "hint: run the same command with --resume, and fewer --workers if memory was short."
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    hint = "run the same command with --resume, and fewer --workers if memory was short."
+    with closing(in_order(partial(_measured, job), parts, count, "audit", hint)) as found:
+        for data in found:
+            yield Measured.from_bytes(data)
 
 
-def _begin() -> None:
-    # Ctrl-C reaches every process of the terminal: the one that merges decides what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    single_threaded()
-
-
-def _measured(part: FilePart, job: Job) -> bytes:
+def _measured(job: Job, part: FilePart) -> bytes:
     return measure(part, job).to_bytes()

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from reweigh import audit as auditing
 from reweigh.audit.measure import Engine
 from reweigh.audit.resume import DEFAULT_STATE
-from reweigh.audit.workers import Workers, single_threaded
+from reweigh.audit.workers import Workers
 from reweigh.cli.output import print_json, stderr, stdout
+from reweigh.processes import single_threaded
 
 
 class By(str, Enum):

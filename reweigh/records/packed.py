@@ -48,7 +48,7 @@ def batch_of(table: pa.Table) -> Batch:
         torch.from_numpy(cu_seqlens),
         per_token("mask"),
         advantage=per_token("advantage"),
-        group=torch.from_numpy(_groups(table)),
+        group=torch.from_numpy(groups_of(table)),
         turn=per_token("turns"),
     )
 
@@ -61,7 +61,8 @@ def _unpacked(values: pa.Array) -> np.ndarray:
     return np.unpackbits(bits[first : -(-end // 8)], bitorder="little")[skip : skip + len(values)].view(np.bool_)
 
 
-def _groups(table: pa.Table) -> np.ndarray:
+def groups_of(table: pa.Table) -> np.ndarray:
+    """One int64 a row, equal for responses to one prompt in every file and process: the cluster they belong to."""
     ids = single(table, "sequence_id")
     if "prompt_id" not in table.schema.names:
         return stable_hashes(ids, "sequence")

@@ -1,0 +1,172 @@
+"""Sums by cluster and cell: the one thing that every test of the doctor adds up, and what is read off it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reweigh.intervals import t_quantile
+from reweigh.sums import NUM_BUCKETS
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Key = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Sums of some moments in each cell of a fixed grid, cluster by cluster; `a + b` is of both.
+
+    Attributes:
+        data: `[64, K, M]` float64: bucket of the cluster, cell, moment.
+    """
+
+    data: Array
+
+    @classmethod
+    def of(cls, bucket: Ints, cell: Ints, cells: int, *moments: Array) -> "Cells":
+        """Add up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
+        where = bucket * cells + cell
+        size = NUM_BUCKETS * cells
+        sums = [np.bincount(where, weights=m, minlength=size) for m in moments]
+        return cls(np.stack(sums, -1).reshape(NUM_BUCKETS, cells, len(moments)))
+
+    def __add__(self, other: "Cells") -> "Cells":
+        """Both."""
+        return Cells(self.data + other.data)
+
+    @property
+    def total(self) -> Array:
+        """`[K, M]`: over all clusters."""
+        return self.data.sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Keyed:
+    """Sums of some moments by key, cluster by cluster, for keys that are not known before; `a + b` is of both.
+
+    The first number of a key is a step; steps are joined into ranges of 1, 2, 4, ... until there are at most `RANGES`.
+
+    Attributes:
+        data: `[64, M]` of each key.
+        width: of a range of steps.
+    """
+
+    data: Mapping[Key, Array]
+    width: int = 1
+
+    RANGES = 32
+
+    @classmethod
+    def of(cls, bucket: Ints, keys: Ints, *moments: Array) -> "Keyed":
+        """Add up moments, each `[N]`, by the rows of `keys`, `[N, F]`."""
+        unique, code = np.unique(keys, axis=0, return_inverse=True)
+        cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)
+        return cls({tuple(int(x) for x in key): cells.data[:, i] for i, key in enumerate(unique)})._narrow()
+
+    def __add__(self, other: "Keyed") -> "Keyed":
+        """Both."""
+        width = max(self.width, other.width)
+        a, b = self._at(width), other._at(width)
+        return Keyed(_joined([*a.data.items(), *b.data.items()]), width)._narrow()
+
+    def _narrow(self) -> "Keyed":
+        narrow = self
+        while len({key[0] for key in narrow.data}) > self.RANGES:
+            narrow = narrow._at(narrow.width * 2)
+        return narrow
+
+    def _at(self, width: int) -> "Keyed":
+        if width == self.width:
+            return self
+        return Keyed(_joined([((key[0] // width * width, *key[1:]), x) for key, x in self.data.items()]), width)
+
+
+def _joined(items: list[tuple[Key, Array]]) -> dict[Key, Array]:
+    out: dict[Key, Array] = {}
+    for key, x in items:
+        out[key] = out[key] + x if key in out else x
+    return out
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its clustered standard error.
+
+    Attributes:
+        value: NaN if there is nothing.
+        se: standard error; infinite with fewer than two clusters.
+        df: degrees of freedom: clusters less one.
+        n: tokens.
+    """
+
+    value: float
+    se: float
+    df: int
+    n: int
+
+    @property
+    def z(self) -> float:
+        """Standard errors from 0; 0 where there is no telling."""
+        return self.above(0.0)
+
+    def above(self, other: float) -> float:
+        """Standard errors above another value; 0 where there is no telling."""
+        if not math.isfinite(self.value) or not math.isfinite(self.se):
+            return 0.0
+        if self.se == 0:
+            return 0.0 if self.value == other else math.copysign(1e6, self.value - other)
+        return (self.value - other) / self.se
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95%."""
+        half = t_quantile(0.975, max(self.df, 1)) * self.se
+        return self.value - half, self.value + half
+
+
+def ratio(total: Array, count: Array, n: float | None = None) -> Estimate:
+    """`sum total / sum count` over clusters, `[64]` each, with a linearised (sandwich) error."""
+    some = count != 0
+    t, c = total[some], count[some]
+    groups, whole = len(c), float(c.sum())
+    n = whole if n is None else n
+    if groups == 0 or whole == 0:
+        return Estimate(math.nan, math.inf, 0, 0)
+    value = float(t.sum()) / whole
+    if groups < 2:
+        return Estimate(value, math.inf, 0, int(n))
+    se = math.sqrt(groups / (groups - 1) * float(((t - value * c) ** 2).sum())) / abs(whole)
+    return Estimate(value, se, groups - 1, int(n))
+
+
+def contrast(a: Estimate, b: Estimate) -> Estimate:
+    """`log a - log b` of two estimates, by the delta method, as if they were independent (which overstates the error
+    where they share clusters that are high and low together)."""
+    if not (a.value > 0 and b.value > 0):
+        return Estimate(math.nan, math.inf, 0, a.n + b.n)
+    se = math.hypot(a.se / a.value, b.se / b.value)
+    return Estimate(math.log(a.value / b.value), se, min(a.df, b.df), a.n + b.n)
+
+
+def jackknife(of: Any, data: Array) -> Estimate:
+    """A statistic of cluster sums `[64, ...]`: its value on all, and its error by leaving one cluster out at a time.
+
+    Args:
+        of: from summed data, `data.sum(0)`, to a number.
+        data: sums by cluster, first axis.
+    """
+    some = data[np.abs(data).reshape(len(data), -1).sum(1) > 0]
+    groups = len(some)
+    whole = some.sum(0)
+    value = float(of(whole)) if groups else math.nan
+    if groups < 2 or not math.isfinite(value):
+        return Estimate(value, math.inf, 0, 0)
+    left = np.array([of(whole - one) for one in some])
+    if not np.isfinite(left).all():
+        return Estimate(value, math.inf, 0, 0)
+    se = math.sqrt((groups - 1) / groups * float(((left - left.mean()) ** 2).sum()))
+    return Estimate(value, se, groups - 1, 0)

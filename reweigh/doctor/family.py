@@ -1,0 +1,125 @@
+"""What one family of causes is: what it adds up from tokens, and what it concludes from the sums."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scipy.stats import t as student
+
+from reweigh.doctor.cells import Cells, Estimate, Keyed
+from reweigh.doctor.prompts import Prompts
+from reweigh.doctor.diagnosis import CannotTell, CauseId, Evidence
+from reweigh.doctor.tokens import Tokens
+
+Sums = Mapping[str, Cells | Keyed | Prompts]
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What one test has to say for a cause.
+
+    Attributes:
+        id: the cause.
+        p_value: of seeing this much if the cause were not there.
+        effect: size in units of the least size that matters: from 1 on it is worth naming.
+        share: of the sum of squared log ratios that it explains; None if they do not show it.
+        evidence: the weightiest first.
+        proven: found token by token, not by a statistic: it comes before all that is not.
+    """
+
+    id: CauseId
+    p_value: float
+    effect: float
+    share: float | None
+    evidence: tuple[Evidence, ...]
+    proven: bool = False
+
+
+Findings = list[Suspicion | CannotTell]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Causes that one set of sums can tell apart; adding a cause is adding one, or a line to one.
+
+    Attributes:
+        name: for people.
+        causes: that it can name.
+        needs: columns that it reads beside the log-probs, and what is lost without each.
+        measure: tokens -> sums, which add over any parts of the records.
+        examine: sums of all tokens, and of a baseline if there is one -> what it has to say.
+    """
+
+    name: str
+    causes: tuple[CauseId, ...]
+    needs: Mapping[str, str]
+    measure: Callable[[Tokens], Sums]
+    examine: Callable[["Case"], Findings]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the families' `examine` reads.
+
+    Attributes:
+        sums: of all records, by name.
+        info: what the files say of the run: number types, engine, trainer.
+        baseline: sums of records from before the trouble, if given.
+    """
+
+    sums: Sums
+    info: Mapping[str, object]
+    baseline: Sums | None = None
+
+    def cells(self, name: str) -> Cells:
+        """Sums on a fixed grid."""
+        found = self.sums[name]
+        assert isinstance(found, Cells)
+        return found
+
+    def keyed(self, name: str) -> Keyed:
+        """Sums by key."""
+        found = self.sums[name]
+        assert isinstance(found, Keyed)
+        return found
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that could be compared, after what is structurally wrong was taken out."""
+        return float(self.cells("identity").total[0, 0])
+
+    @property
+    def squares(self) -> float:
+        """Sum of squared log ratios, of everything that has one."""
+        return float(self.cells("whole").total[0, 1])
+
+    @property
+    def clean_squares(self) -> float:
+        """The same of the tokens that could be compared."""
+        return float(self.cells("identity").total[0, 4])
+
+    def share(self, squares: float) -> float:
+        """Of the sum of squared log ratios."""
+        return min(max(squares / self.squares, 0.0), 1.0) if self.squares > 0 else 0.0
+
+
+def p_above(estimate: Estimate, bound: float = 0.0) -> float:
+    """One-sided p-value of the estimate being above a bound."""
+    return float(student.sf(estimate.above(bound), max(estimate.df, 1)))
+
+
+def p_below(estimate: Estimate, bound: float = 0.0) -> float:
+    """One-sided p-value of the estimate being below a bound."""
+    return float(student.cdf(estimate.above(bound), max(estimate.df, 1)))
+
+
+def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:
+    """A number with its interval."""
+    low, high = estimate.interval
+    ends = (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
+    return Evidence(name, estimate.value, meaning, *ends, n=estimate.n or None)
+
+
+def counted(name: str, value: float, n: float, meaning: str) -> Evidence:
+    """A number that is exact."""
+    return Evidence(name, float(value), meaning, n=int(n))

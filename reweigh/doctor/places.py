@@ -1,0 +1,138 @@
+"""The family of faults that sit at some places: early in a response, late in the context, late in a packed row."""
+
+import numpy as np
+
+from reweigh.doctor.cells import Array, Cells, Estimate, contrast, jackknife, ratio
+from reweigh.doctor.diagnosis import CannotTell
+from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above
+from reweigh.doctor.tokens import Tokens
+
+PLACES = 34  # half octaves: 2^17 tokens
+MOMENTS = ("n", "size", "gap^2", "room")
+"""Of a cell: tokens; sum of |gap| / (1 - p), at most `CAP` each; squares; and sum of (1 - p)^2, what the squares of
+benign noise are in proportion to."""
+CAP = 20.0
+
+
+def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
+    """The moments, token by token."""
+    gap, scale = tokens.gap, tokens.scale
+    return np.ones(len(gap)), np.minimum(np.abs(gap) / scale, CAP), gap**2, scale**2
+
+
+def half_octave(position: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... at 0, 1, 2, 3, 4, 6, 8, 12, ...: bins of a place."""
+    return np.minimum((2 * np.log2(position + 1)).astype(np.int64), PLACES - 1)
+
+
+def _measure(tokens: Tokens) -> dict[str, Cells]:
+    moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
+    sums = {"position": Cells.of(bucket, half_octave(tokens.position), PLACES, *moments)}
+    if rows.prompt_length is not None:
+        place = np.maximum(rows.prompt_length[tokens.seq], 0) + tokens.position
+        sums["context"] = Cells.of(bucket, half_octave(place), PLACES, *moments)
+    if rows.pack is not None:
+        cell = np.minimum(rows.pack[tokens.seq], 1) * PLACES + half_octave(tokens.position)
+        sums["pack"] = Cells.of(bucket, cell, 2 * PLACES, *moments)
+    return sums
+
+
+def _examine(case: Case) -> Findings:
+    return [*_packing(case), *_profile(case)]
+
+
+def _packing(case: Case) -> Findings:
+    if "pack" not in case.sums:
+        return [CannotTell("packing_leak", "no pack_index: which responses shared a row is not known", ("pack_index",))]
+    data = case.cells("pack").data.reshape(64, 2, PLACES, 4).sum(2)
+    first, later = (ratio(data[:, i, 1], data[:, i, 0]) for i in (0, 1))
+    more = contrast(later, first)
+    base = data[:, 0].sum(0)
+    rest = data[:, 1].sum(0)
+    floor = base[2] / base[3] if base[3] > 0 else 0.0
+    share = case.share(rest[2] - floor * rest[3])
+    finds = (
+        evidence(
+            "later_over_first",
+            _exp(more),
+            "size of the log ratio in later responses of a packed row over that in first ones",
+        ),
+    )
+    return [
+        Suspicion("packing_leak", p_above(more), more.value / 0.2 if np.isfinite(more.value) else 0.0, share, finds)
+    ]
+
+
+def _exp(x: Estimate) -> Estimate:
+    value = float(np.exp(x.value))
+    return Estimate(value, value * x.se, x.df, x.n)
+
+
+def _profile(case: Case) -> Findings:
+    by_response = jackknife(_trend, case.cells("position").data)
+    has_context = "context" in case.sums
+    by_context = jackknife(_trend, case.cells("context").data) if has_context else by_response
+    total = case.cells("position").total
+    early, late = total[:8].sum(0), total[8:].sum(0)
+    floor = late[2] / late[3] if late[3] > 0 else 0.0
+    finds = (
+        evidence(
+            "trend_in_response",
+            by_response,
+            "growth of the size of the log ratio with each doubling of the place in the response, in logs",
+        ),
+        evidence("trend_in_context", by_context, "the same by place in the whole context"),
+    )
+    falls = Estimate(-by_response.value, by_response.se, by_response.df, by_response.n)
+    out: Findings = [
+        Suspicion(
+            "template_prefix",
+            p_above(falls),
+            falls.value / 0.06 if np.isfinite(falls.value) else 0.0,
+            case.share(early[2] - floor * early[3]),
+            finds,
+        )
+    ]
+    place = case.cells("context" if has_context else "position").total
+    rises = by_context if has_context else by_response
+    out.append(
+        Suspicion(
+            "position_encoding",
+            p_above(rises),
+            rises.value / 0.1 if np.isfinite(rises.value) else 0.0,
+            case.share(_excess(place)),
+            finds,
+        )
+    )
+    return out
+
+
+def _trend(total: Array) -> float:
+    """Slope of log mean size on log2 of the place, cells weighted by their tokens."""
+    n, size = total[:, 0], total[:, 1]
+    some = (n > 0) & (size > 0)
+    if some.sum() < 3:
+        return float("nan")
+    x, y, w = np.arange(len(n))[some] / 2, np.log(size[some] / n[some]), n[some]
+    x = x - (w * x).sum() / w.sum()
+    return float((w * x * y).sum() / (w * x * x).sum())
+
+
+def _excess(total: Array) -> float:
+    """Squares over the level of the first places that have a tenth of the tokens."""
+    upto = np.searchsorted(np.cumsum(total[:, 0]), 0.1 * total[:, 0].sum()) + 1
+    base = total[:upto].sum(0)
+    floor = base[2] / base[3] if base[3] > 0 else 0.0
+    return float((total[:, 2] - floor * total[:, 3]).sum())
+
+
+PLACE = Family(
+    "places",
+    ("template_prefix", "packing_leak", "position_encoding"),
+    {
+        "pack_index": "leaks between packed responses cannot be seen",
+        "prompt_length": "places are counted from the response's start, not the context's",
+    },
+    _measure,
+    _examine,
+)

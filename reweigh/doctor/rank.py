@@ -1,0 +1,105 @@
+"""From what the tests say to a ranked list: false discovery, sizes that matter, and which cause comes first."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from reweigh.doctor.advice import ADVICE, fix_for
+from reweigh.doctor.diagnosis import CannotTell, CauseId, Diagnosis, Finding
+from reweigh.doctor.family import Case, Suspicion
+
+NAMED = 0.5  # confidence from which a cause is named
+_SUSPECTED = 0.15  # and shown
+_LEAST_SHARE = 0.1  # of the squared log ratios: a cause of less is not what to look at first
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's (1995) false discovery rate at which each test would be named."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i], reverse=True)
+    out, least = [1.0] * len(p_values), 1.0
+    for rank, i in enumerate(order):
+        least = min(least, p_values[i] * len(p_values) / (len(p_values) - rank))
+        out[i] = least
+    return out
+
+
+def confidence(q: float, effect: float) -> float:
+    """0 to 1: half where the effect is the least that matters, and nothing without significance."""
+    if not math.isfinite(effect) or effect <= 0:
+        return 0.0
+    sure = max(0.0, 1 - q / 0.05) if q < 0.05 else 0.0
+    return sure * effect / (1 + effect)
+
+
+_FLOOR: tuple[CauseId, ...] = ("moe_routing", "quantised_rollout")
+"""What explains a gap that nothing else does: considered after all others."""
+_HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    of: Suspicion
+    confidence: float
+
+    @property
+    def named(self) -> bool:
+        share = self.of.share
+        return self.confidence >= NAMED and (self.of.proven or share is None or share >= _LEAST_SHARE)
+
+    @property
+    def score(self) -> tuple[bool, bool, bool, float]:
+        share = _HIDDEN_SHARE if self.of.share is None else self.of.share
+        return self.named, self.of.proven, self.of.id not in _FLOOR, self.confidence * share
+
+
+def diagnose(case: Case, said: Sequence[Suspicion | CannotTell], programs: Collection[str] | None = None) -> Diagnosis:
+    """Rank what the tests said.
+
+    Args:
+        case: the sums.
+        said: by all families, in the order in which they are to be tested.
+        programs: whose options to name in the fixes; all that are known if None.
+    """
+    suspicions = [x for x in said if isinstance(x, Suspicion) and x.id not in ("numerics", "none")]
+    q = adjusted([x.p_value for x in suspicions])
+    best: dict[CauseId, _Ranked] = {}
+    for one, rate in zip(suspicions, q, strict=True):
+        ranked = _Ranked(one, confidence(rate, one.effect))
+        if one.id not in best or best[one.id].score < ranked.score:
+            best[one.id] = ranked
+    others = [x for x in best.values() if x.of.id not in _FLOOR]
+    taken = sum(x.of.share or 0.0 for x in others if x.named)
+    floor = [_rest(x, taken, any(y.named for y in others)) for x in best.values() if x.of.id in _FLOOR]
+    ranked = sorted([*others, *floor], key=lambda x: x.score, reverse=True)
+    named = [x for x in ranked if x.named]
+    benign = _benign(case, [x for x in said if isinstance(x, Suspicion)], named)
+    verdict = named[0].of.id if named else benign.id
+    suspected = [x for x in ranked if not x.named and x.confidence >= _SUSPECTED]
+    findings = [_finding(x, programs) for x in named] + [benign] + [_finding(x, programs) for x in suspected]
+    cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
+    return Diagnosis(verdict, tuple(findings), tuple(_with_experiment(x) for x in cannot.values()))
+
+
+def _rest(x: _Ranked, taken: float, others: bool) -> _Ranked:
+    share = min(x.of.share or 0.0, max(1 - taken, 0.0))
+    return _Ranked(replace(x.of, share=share), x.confidence * (0.8 if others else 1.0))
+
+
+def _benign(case: Case, said: Sequence[Suspicion], named: Sequence[_Ranked]) -> Finding:
+    rest = [x for x in said if x.id == "numerics"]
+    taken = sum(x.of.share or 0.0 for x in named)
+    doubt = max((x.confidence for x in named), default=0.0)
+    gap = bool(rest) and rest[0].effect > 0
+    cause: CauseId = "numerics" if gap else "none"
+    share = max(1 - taken, 0.0) if gap else None
+    evidence = rest[0].evidence if rest else ()
+    return _finding(_Ranked(Suspicion(cause, 1.0, 1.0, share, evidence), max(1 - doubt, 0.01)), None)
+
+
+def _finding(x: _Ranked, programs: Collection[str] | None) -> Finding:
+    fix = fix_for(x.of.id, programs)
+    return Finding(x.of.id, x.confidence, x.of.share, x.of.evidence, ADVICE[x.of.id].rules_out, fix)
+
+
+def _with_experiment(x: CannotTell) -> CannotTell:
+    return replace(x, experiment=x.experiment or ADVICE[x.id].experiment)

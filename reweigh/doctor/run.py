@@ -1,0 +1,184 @@
+"""Diagnose record files: cut them into parts, add each up, merge the sums in their order, and examine them once."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pyarrow as pa
+
+from reweigh.doctor.cells import Cells
+from reweigh.doctor.diagnosis import Diagnosis, InputNote
+from reweigh.doctor.families import FAMILIES
+from reweigh.doctor.family import Case
+from reweigh.doctor.rank import diagnose
+from reweigh.doctor.slices import BYS, By, Slices, slices_of
+from reweigh.doctor.structure import BROKEN
+from reweigh.doctor.tokens import tokens_of
+from reweigh.doctor.visit import Visit, visit_tokens
+from reweigh.processes import in_order
+from reweigh.readers import formats
+from reweigh.records.paths import Paths
+from reweigh.records.read import cut, read_info
+from reweigh.records.reader import FilePart
+from reweigh.records.schema import REQUIRED, RunInfo
+from reweigh.records.table import aligned, check_names, conform
+from reweigh.records.violation import Tally, Violation, fail
+
+PART_TOKENS = 1 << 21  # of one part: seconds of work
+BATCH_TOKENS = 1 << 18  # worked on at a time: some hundred megabytes
+
+Progress = Callable[[int, int], None]
+"""Called with tokens that are newly done, and the tokens there are, 0 if that is not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What was added up of record files; `a + b` is of both.
+
+    Attributes:
+        whole: of all.
+        slices: of what was asked for.
+    """
+
+    whole: Visit = field(default_factory=Visit)
+    slices: tuple[Slices, ...] = ()
+
+    def __add__(self, other: "Read") -> "Read":
+        """Both."""
+        slices = tuple(a + b for a, b in zip(self.slices, other.slices, strict=True)) if self.slices else other.slices
+        return Read(self.whole + other.whole, slices)
+
+
+def doctor(
+    paths: Paths,
+    *,
+    by: Iterable[By] = (),
+    baseline: Paths | None = None,
+    programs: Collection[str] | None = None,
+    reader: str | None = None,
+    workers: int = 1,
+    on_progress: Progress | None = None,
+) -> Diagnosis:
+    """Name the causes of the gap between sampler and trainer in records, ranked, with what speaks for each.
+
+    Records are read once, in parts, and memory does not grow with their number; the sums do not depend on how they are
+    cut. Rows and tokens that cannot be used are left out and counted in the diagnosis's notes.
+
+    Args:
+        paths: files, folders or globs with both sides' log-probs: records, or dumps of training frameworks.
+        by: also diagnose each slice by "step", "lag", "turn", "env" or "source" (file).
+        baseline: records of the same engine and trainer from before the trouble, such as a run's first step: sizes
+            are judged by what was normal there.
+        programs: whose options to name in the fixes ("vllm", "trl", ...); all that are known if not given.
+        reader: name of the files' format (see `reweigh.readers.FORMATS`); recognised by their content if not given.
+        workers: processes.
+        on_progress: called after each part.
+
+    Raises:
+        ValueError: a file cannot be read or has no log_pi or log_mu, or there is nothing to look at.
+        FileNotFoundError: nothing is there.
+
+    Example:
+        >>> from reweigh.doctor import doctor
+        >>> found = doctor("examples/records/vllm_bfloat16.parquet")
+        >>> found.verdict
+        'numerics'
+    """
+    by = tuple(dict.fromkeys(by))
+    for name in by:
+        if name not in BYS:
+            raise ValueError(f"doctor: by must be one of {', '.join(BYS)}, got {name!r}")
+    read, info = _read(paths, by, reader, workers, on_progress)
+    before = None if baseline is None else _read(baseline, (), reader, workers, None)[0].whole
+    found = conclude(read.whole, info, before, programs)
+    slices = {s.by: {k: conclude(v, info, before, programs) for k, v in s.labelled().items()} for s in read.slices}
+    return replace(found, slices=slices)
+
+
+def conclude(
+    found: Visit, info: RunInfo, baseline: Visit | None = None, programs: Collection[str] | None = None
+) -> Diagnosis:
+    """Examine the sums of some records."""
+    case = Case(found.sums, info.to_dict(), None if baseline is None else baseline.sums)
+    said = [x for family in FAMILIES for x in family.examine(case)]
+    tokens = int(case.cells("whole").total[0, 0])
+    return replace(diagnose(case, said, programs), sequences=found.sequences, tokens=tokens, notes=_notes(found))
+
+
+def read(part: FilePart, by: Sequence[By] = (), reader: str | None = None) -> Read:
+    """Read one part and add it up; rows that cannot be used are counted and left out."""
+    found = Read()
+    for table, notes in _tables(part, reader):
+        tokens = tokens_of(table)
+        whole = visit_tokens(tokens)
+        whole = replace(whole, sequences=table.num_rows, empty=table.num_rows - whole.sequences, notes=notes)
+        found += Read(whole, tuple(slices_of(name, tokens, table, str(part.path)) for name in by))
+    return found
+
+
+def _read(
+    paths: Paths, by: Sequence[By], reader: str | None, workers: int, on_progress: Progress | None
+) -> tuple[Read, RunInfo]:
+    known = formats(reader)
+    parts = cut(paths, PART_TOKENS, formats=known)
+    info: RunInfo | None = None
+    for path in dict.fromkeys(part.path for part in parts):
+        one = read_info(path, known)
+        info = one if info is None else info.merged(one)
+    expected = 0 if any(part.tokens is None for part in parts) else sum(part.tokens or 0 for part in parts)
+    total = Read()
+    with closing(_engine(parts, by, reader, workers)) as found:
+        for one in found:
+            total += one
+            if on_progress is not None and "whole" in one.whole.sums:
+                on_progress(_counted(one.whole), expected)
+    if "whole" not in total.whole.sums or _counted(total.whole) == 0:
+        raise ValueError(
+            f"doctor: no token to look at in {total.whole.sequences} responses of {len(parts)} parts\n"
+            "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
+        )
+    return total, info or RunInfo()
+
+
+def _counted(visit: Visit) -> int:
+    whole = visit.sums["whole"]
+    assert isinstance(whole, Cells)
+    return int(whole.total[0, 0])
+
+
+def _engine(
+    parts: Sequence[FilePart], by: Sequence[By], reader: str | None, workers: int
+) -> Generator[Read, None, None]:
+    work = partial(read, by=tuple(by), reader=reader)
+    if min(workers, len(parts)) > 1:
+        hint = "run it again with fewer --workers."
+        yield from in_order(work, parts, min(workers, len(parts)), "doctor", hint)
+        return
+    for part in parts:
+        yield work(part)
+
+
+def _tables(part: FilePart, reader: str | None) -> Iterator[tuple[pa.Table, Mapping[str, Violation]]]:
+    tally = Tally()
+    for raw, origin in formats(reader).reader_of(part.path).read(part, None, BATCH_TOKENS, tally):
+        table = conform(raw, origin, tally)
+        check_names(table.schema.names, REQUIRED, origin.place(0), fail)
+        whole = aligned(table, origin, REQUIRED, tally)
+        table = table if whole.all() else table.filter(pa.array(whole))
+        yield table, dict(tally.by_rule)
+        tally.by_rule.clear()
+
+
+def _notes(found: Visit) -> tuple[InputNote, ...]:
+    notes = [InputNote(v.rule, v.count, v.counted, v.place, v.hint) for v in found.notes.values()]
+    broken = found.sums["broken"]
+    assert isinstance(broken, Cells)
+    for kind, n in zip(BROKEN, broken.total[:, 0], strict=True):
+        if n:
+            notes.append(InputNote(kind, int(n), "tokens", hint="such tokens are left out of all tests."))
+    if found.empty:
+        notes.append(InputNote("no counted token in a response", found.empty, "rows", hint="check the mask."))
+    return tuple(notes)

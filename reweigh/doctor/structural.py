@@ -1,0 +1,186 @@
+"""The family of broken records: placeholders, foreign tokens in the loss, log-probs beside the wrong token."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reweigh.doctor.align import CELLS, OFFSETS
+from reweigh.doctor.cells import Cells, Estimate, ratio
+from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
+from reweigh.doctor.structure import KINDS, PLACES
+from reweigh.doctor.tokens import Tokens
+
+_CERTAIN = 1e-12  # p-value of what was found token by token
+_WRONG_BINS = 3  # of surprise under pi: less than the entropy, up to 1.5 nats more, beyond
+_RARE = 1.5  # nats
+
+
+def _measure(tokens: Tokens) -> dict[str, Cells]:
+    """`wrong` `[64, 2, (tokens, far apart, ...)]`: how log_mu behaves where pi calls a token rare, and where mu does."""
+    gap = tokens.gap
+    # The level that the likeliest token is at: at least e^-entropy; without entropies, 1/e of all tokens' mean.
+    entropy = tokens.entropy
+    if entropy is None:
+        level = np.full(len(tokens), -1.0)
+    else:
+        level = -np.where(np.isfinite(entropy), entropy, 1.0)
+    rare_pi = tokens.log_pi < level - _RARE
+    rare_mu = tokens.log_mu < level - _RARE
+    up = rare_pi & (tokens.log_mu > level - 0.1)
+    down = rare_mu & (tokens.log_pi > level - 0.1)
+    zero = np.zeros(len(tokens), np.int64)
+    return {
+        "wrong": Cells.of(
+            tokens.bucket,
+            zero,
+            1,
+            rare_pi * 1.0,
+            rare_mu * 1.0,
+            up * 1.0,
+            down * 1.0,
+            np.where(up | down, gap**2, 0.0),
+            np.where(up | down, gap, 0.0),
+        )
+    }
+
+
+def _examine(case: Case) -> Findings:
+    return [*_placeholder(case), *_context(case), *_alignment(case), *_wrong(case)]
+
+
+@dataclass(frozen=True)
+class _Fillers:
+    tokens: float
+    squares: float
+    clusters: Estimate
+
+
+def _fillers(case: Case, places: tuple[int, ...]) -> _Fillers:
+    cells = case.cells("placeholder").data.reshape(64, len(KINDS), len(PLACES), 3)[:, :, list(places)].sum((1, 2))
+    whole = case.cells("whole").data[:, 0]
+    total = cells.sum(0)
+    return _Fillers(total[0], total[2], ratio(cells[:, 0], whole[:, 0]))
+
+
+def _placeholder(case: Case) -> Findings:
+    found = _fillers(case, (0, 2))
+    inside = _fillers(case, (1,))
+    if found.tokens == 0:
+        return []
+    if inside.tokens > found.tokens:  # short runs beside long ones are the ends of such text
+        return []
+    by_kind = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
+    kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in zip(KINDS, by_kind, strict=True) if n)
+    share = case.share(found.squares) if np.isfinite(found.squares) else None
+    finds = [
+        counted(
+            "placeholder_tokens",
+            found.tokens,
+            case.cells("whole").total[0, 0],
+            f"tokens in the loss whose log_mu is a fixed value that pi contradicts: {kinds}",
+        ),
+        evidence("placeholder_share", found.clusters, "share of the counted tokens"),
+    ]
+    if by_kind[2] > 0.5 * by_kind.sum():
+        share = None
+    return [Suspicion("placeholder_logprob", _CERTAIN, _size(found.clusters.value), share, tuple(finds), proven=True)]
+
+
+def _size(share_of_tokens: float) -> float:
+    """Any is a fault; few of them among many tokens are not what a run dies of."""
+    return 1.0 + share_of_tokens * 1e3
+
+
+def _context(case: Case) -> Findings:
+    short, inside = _fillers(case, (0, 2)), _fillers(case, (1,))
+    surprise = case.cells("surprise")
+    whole = case.cells("whole").data[:, 0]
+    out: Findings = []
+    if inside.tokens and inside.tokens >= short.tokens:
+        found = counted(
+            "filler_runs",
+            inside.tokens,
+            whole[:, 0].sum(),
+            "tokens in runs of four and more inside responses whose log_mu is a fixed value that pi contradicts: "
+            "text that was not sampled, counted in the loss",
+        )
+        share = case.share(inside.squares + short.squares)
+        out.append(Suspicion("unmasked_context", _CERTAIN, _size(inside.clusters.value), share, (found,), proven=True))
+    foreign = float(surprise.total[0, 0])
+    if foreign:
+        rate = ratio(surprise.data[:, 0, 0], whole[:, 0])
+        found = evidence(
+            "foreign_share",
+            rate,
+            "share of the counted tokens in stretches that are far more surprising than either policy expects: "
+            "text that was not sampled, counted in the loss",
+        )
+        p = p_above(rate, 1e-3)
+        if not out:
+            share = None if surprise.total[0, 1] < 0.1 * case.squares else case.share(surprise.total[0, 1])
+            out.append(Suspicion("unmasked_context", p, rate.value / 0.005, share, (found,), proven=p < 1e-4))
+    return out
+
+
+def _alignment(case: Case) -> Findings:
+    cells = case.cells("alignment")
+    total = cells.total
+    out: Findings = []
+    shifted = np.arange(len(CELLS)) < len(OFFSETS)
+    for cause, which in (("shift", shifted), ("retokenisation", np.arange(len(CELLS)) == len(OFFSETS))):
+        responses = total[which, 0].sum()
+        if responses < 2:
+            continue
+        rate = ratio(cells.data[:, which, 0].sum(1), cells.data[:, :, 0].sum(1), total[:, 0].sum())
+        before, after = total[which, 2].sum(), total[which, 3].sum()
+        by_offset = ", ".join(
+            f"{int(n):,} by {k}" for k, n in zip(CELLS, total[:, 0], strict=True) if n and k in CELLS[:-2]
+        )
+        where = (
+            f"put log_mu beside another token ({by_offset})"
+            if cause == "shift"
+            else "lose step with it part of the way"
+        )
+        finds = (
+            evidence("responses", rate, f"share of the responses whose log-probs {where}"),
+            counted(
+                "squares_undone",
+                1 - after / before if before > 0 else 0.0,
+                total[which, 1].sum(),
+                "share of their squared log ratios that goes away when put right or cut there",
+            ),
+        )
+        effect = rate.value / 0.01 if responses >= 3 else 0.5
+        share = case.share(before - after)
+        out.append(Suspicion(cause, _CERTAIN, effect, share, finds, proven=True))  # type: ignore[arg-type]
+    return out
+
+
+def _wrong(case: Case) -> Findings:
+    data = case.cells("wrong").data[:, 0]
+    rare_pi, rare_mu, up, down, squares, _ = data.sum(0)
+    if rare_pi < 10:
+        return []
+    rate = ratio(data[:, 2], data[:, 0])
+    back = down / max(rare_mu, 1.0)
+    # Honest noise crosses as often one way as the other; a likelier token's log-prob only one way.
+    finds = (
+        evidence(
+            "likely_instead",
+            rate,
+            "of the tokens that pi calls rare, the share that log_mu puts at the likeliest token",
+        ),
+        counted("likely_instead_back", back, rare_mu, "the same with pi and mu exchanged: what noise alone would do"),
+    )
+    excess = Estimate(rate.value - 3 * back, rate.se, rate.df, rate.n)
+    share = case.share(squares)
+    return [Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds)]
+
+
+STRUCTURAL = Family(
+    "records",
+    ("placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token"),
+    {"entropy_pi": "foreign text that has real log-probs, and wrong tokens, are harder to see"},
+    _measure,
+    _examine,
+)
