@@ -1,0 +1,207 @@
+"""`reweigh gate`: hold records against a policy and a baseline, for continuous integration."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reweigh import gate as gating
+from reweigh.audit import Progress, Report
+from reweigh.audit.workers import Workers
+from reweigh.cli.output import print_json, progress, stderr, stdout
+from reweigh.gate.policy import HISTORICAL
+from reweigh.gate.result import GATE_VERSION
+from reweigh.processes import single_threaded
+
+DEFAULT_POLICY = Path("gate.yaml")
+INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
+_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+
+
+class Format(str, Enum):
+    """What is printed on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class By(str, Enum):
+    """What numbers can be cut by."""
+
+    STEP = "step"
+    ENV = "env"
+    LENGTH = "length"
+    POSITION = "position"
+    LAG = "lag"
+
+
+def gate(
+    records: Annotated[list[str], typer.Argument(metavar="RECORDS...", help="Files, folders or quoted globs.")],
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"The bounds, as YAML; {DEFAULT_POLICY} if not given.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An earlier run, for bounds against a baseline.")
+    ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the numbers as a baseline; with --policy only if nothing fails."),
+    ] = None,
+    init: Annotated[
+        bool, typer.Option("--init", help="Write a first policy from this good run, and gate nothing.")
+    ] = False,
+    by: Annotated[
+        list[By] | None, typer.Option(help="With --save-baseline: slices to keep, beside the policy's. Repeatable.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=f"Also write Markdown; without it ${_SUMMARY_VARIABLE} is added to, if set."),
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="What is printed.")] = Format.TEXT,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the verdict's line only, and no messages or progress.")
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
+    ] = False,
+    reader: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; all cores if not given.")] = None,
+) -> None:
+    """Hold the gap of records against bounds, absolute and against a baseline.
+
+    A bound is broken only when the whole 95% interval, clustered by prompt, is beyond it. Exit code 0 if nothing
+    fails, 1 if a bound does, 2 if policy, baseline or records cannot be used, 130 after Ctrl-C.
+
+    \b
+    Examples:
+      reweigh gate --init --save-baseline base.json good/
+      reweigh gate new/ --policy gate.yaml --baseline base.json
+      reweigh gate new/ --policy gate.yaml --junit gate.xml --format json
+    """
+    _refuse_together(init, by, baseline, junit, summary, save_baseline)
+    single_threaded()  # a second thread of one small operation mostly waits for the first
+    target = policy or DEFAULT_POLICY
+    if init and target.exists():
+        raise ValueError(f"{target}: there is a policy already\nhint: delete it, or name another with --policy.")
+    gates = not init and (policy is not None or save_baseline is None)
+    if gates and not target.exists():
+        raise ValueError(
+            f"{target}: there is no policy\nhint: `reweigh gate --init RECORDS` writes one from a good run."
+        )
+    asked = gating.read_policy(target) if gates else None
+    _refuse_missing_baseline(asked, baseline, save_baseline)
+    base = None if baseline is None else gating.read_baseline(baseline)
+    try:
+        with _reporting(quiet) as on_progress:
+            run = gating.read_run(
+                records,
+                [*(asked.by if asked else ()), *(one.value for one in by or ())],
+                keep_going=keep_going,
+                reader=reader,
+                engine=Workers(workers),
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        stderr().print("interrupted: nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+    code, said = 0, _Said(quiet)
+    if init:
+        _write(target, gating.draft(run, historical=save_baseline is not None), said)
+        if run.verdict.startswith("fail"):
+            said(f"the audit does not call this a good run: {run.verdict}")
+    if asked is not None:
+        found = gating.gate(run, asked, base)
+        code = found.exit_code
+        if form is Format.JSON:
+            print_json(found.to_dict())
+        else:
+            text = found.to_text()
+            stdout().print(text.split("\n", 1)[0] if quiet else text, markup=False, soft_wrap=True)
+        _reports(found, junit, summary, said)
+    if save_baseline is not None:
+        if code:
+            said(f"{save_baseline} was not written: a baseline should be a run that passes")
+        else:
+            _write(save_baseline, run.to_json(), said)
+    if asked is None and form is Format.JSON:
+        wrote = [str(path) for path in (target if init else None, save_baseline) if path is not None]
+        print_json({"reweigh_gate": GATE_VERSION, "wrote": wrote})
+    if code:
+        raise typer.Exit(code)
+
+
+class _Said:
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def __call__(self, message: str) -> None:
+        """A message on stderr."""
+        if not self._quiet:
+            stderr().print(message, markup=False, soft_wrap=True)
+
+
+def _refuse_together(
+    init: bool,
+    by: list[By] | None,
+    baseline: Path | None,
+    junit: Path | None,
+    summary: Path | None,
+    save_baseline: Path | None,
+) -> None:
+    for name, given in (("--baseline", baseline), ("--junit", junit), ("--summary", summary)):
+        if init and given is not None:
+            raise ValueError(f"gate: --init gates nothing, so {name} has no use\nhint: gate in a second command.")
+    if by and save_baseline is None:
+        raise ValueError("gate: --by is for a baseline\nhint: add --save-baseline; the policy names its own slices.")
+
+
+def _refuse_missing_baseline(policy: gating.Policy | None, baseline: Path | None, save_baseline: Path | None) -> None:
+    """Before records are read, which may take minutes."""
+    first = next((b for b in policy.bounds if b.rule in HISTORICAL), None) if policy and baseline is None else None
+    if first is not None:
+        before = " from an earlier run" if save_baseline is not None else ""
+        raise ValueError(
+            f"{first.place}: {first.text}: there is no baseline\n"
+            f"hint: give one{before} with --baseline; `reweigh gate --save-baseline FILE RECORDS` writes it."
+        )
+
+
+def _reports(found: gating.Gate, junit: Path | None, summary: Path | None, said: _Said) -> None:
+    if junit is not None:
+        _write(junit, found.to_junit(), said)
+    if summary is not None:
+        _write(summary, found.to_markdown(), said)
+        return
+    variable = os.environ.get(_SUMMARY_VARIABLE)
+    if variable:  # a job's steps share the file
+        with open(variable, "a", encoding="utf-8") as file:
+            file.write(found.to_markdown())
+
+
+def _write(path: Path, text: str, said: _Said) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    said(f"wrote {path}")
+
+
+@contextmanager
+def _reporting(quiet: bool) -> Generator[Report | None, None, None]:
+    if quiet:
+        yield None
+        return
+    with progress("reading records") as count:
+        before = 0
+
+        def update(done: Progress) -> None:
+            nonlocal before
+            count(done.rows - before)
+            before = done.rows
+
+        yield update

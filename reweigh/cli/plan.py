@@ -1,0 +1,97 @@
+"""`reweigh plan`: what each mode and threshold would do at a KL and a length, before a run or on its records."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from reweigh.cli.output import print_json, progress, stdout
+from reweigh.cli.plan_tables import print_plan
+from reweigh.plan.result import Plan
+from reweigh.plan.run import BATCH, KEEP, plan_records
+from reweigh.plan.run import plan as plan_model
+
+_MOST = 64  # lengths of a sweep
+
+
+def plan(
+    kl: Annotated[
+        float | None, typer.Option(metavar="NATS", help="KL(mu||pi) of a token; `reweigh audit` has it.")
+    ] = None,
+    length: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKENS", help="Of a response. Repeatable; a:b doubles from a to b."),
+    ] = None,
+    batch: Annotated[float, typer.Option(metavar="N", help="Sequences in a step.")] = BATCH,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="RECORDS", help="Estimate it all from records. Repeatable."),
+    ] = None,
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="Of sequences that the length-aware band keeps.")] = KEEP,
+    turns: Annotated[
+        float | None, typer.Option(metavar="N", help="Turns of a response: plans for weights of turns, too.")
+    ] = None,
+    reader: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
+    ] = None,
+    output: Annotated[Literal["text", "json"], typer.Option("--format", help="text, or one JSON object.")] = "text",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="The verdict alone: a sentence for each length.")
+    ] = False,
+) -> None:
+    """What each mode and threshold would drop, cap and keep at a KL and a length, and where popular defaults land.
+
+    The verdict comes first. The model has independent tokens (log r ~ N(-KL T, 2 KL T)); ~ marks what it knows only
+    roughly, and what it does not know is refused. With --from it takes KL, lengths and spread from records, and what
+    each mode does to these very sequences stands beside the model. Exit code 0; 2 if a value or the records are wrong.
+
+    \b
+    Examples:
+      reweigh plan --kl 1e-3 --length 4096 --batch 1024
+      reweigh plan --kl 1e-3 --length 256:16384
+      reweigh plan --from 'runs/step_*.parquet' --format json
+      reweigh plan --from report/records.parquet --length 8192 --quiet
+    """
+    lengths = [tokens for text in length or [] for tokens in _lengths(text)]
+    if source:
+        if kl is not None or turns is not None:
+            given = "--kl" if kl is not None else "--turns"
+            raise ValueError(
+                f"plan: records have their own KL and turns, got {given} beside --from\nhint: leave one out."
+            )
+        with progress("reading records: rows") as count:
+            found = plan_records(source, lengths, batch, keep=keep, reader=reader, on_rows=count)
+    else:
+        found = _of_model(kl, lengths, batch, keep, turns)
+    if output == "json":
+        print_json(found.to_dict())
+    elif quiet:
+        for one in found.at:
+            stdout().print(one.advice.sentence, markup=False, soft_wrap=True)
+    else:
+        print_plan(found)
+
+
+def _of_model(kl: float | None, lengths: list[float], batch: float, keep: float, turns: float | None) -> Plan:
+    if kl is None:
+        raise ValueError(
+            "plan: a KL or records are needed, got neither\n"
+            "hint: --kl 1e-3 --length 4096, or --from RECORDS, which has both."
+        )
+    return plan_model(kl, lengths, batch, keep=keep, turns=turns)
+
+
+def _lengths(text: str) -> list[float]:
+    """`4096`, or `256:16384`: 256, 512, ... 16384."""
+    first, colon, last = text.partition(":")
+    try:
+        low, high = float(first), float(last) if colon else float(first)
+    except ValueError:
+        raise ValueError(
+            f"plan: length must be a number of tokens or a:b, got {text!r}\nhint: --length 4096, --length 256:16384"
+        ) from None
+    if not 1 <= low <= high < float("inf"):
+        raise ValueError(f"plan: length must be >= 1, and a:b must rise, got {text!r}\nhint: --length 256:16384")
+    found = [low]
+    while found[-1] * 2 <= high and len(found) < _MOST:
+        found.append(found[-1] * 2)
+    return found if found[-1] == high else [*found, high]

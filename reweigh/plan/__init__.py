@@ -1,0 +1,25 @@
+"""What a mode and a threshold would do at a KL and a length, before a run or on its records."""
+
+from reweigh.plan.advice import Advice
+from reweigh.plan.bands import ROOT, Band, Centred, length_band
+from reweigh.plan.expect import Expected, expect
+from reweigh.plan.law import MixedRatio, Part
+from reweigh.plan.result import AtLength, Plan, Row
+from reweigh.plan.run import plan, plan_records
+
+__all__ = [
+    "ROOT",
+    "Advice",
+    "AtLength",
+    "Band",
+    "Centred",
+    "Expected",
+    "MixedRatio",
+    "Part",
+    "Plan",
+    "Row",
+    "expect",
+    "length_band",
+    "plan",
+    "plan_records",
+]

@@ -1,0 +1,214 @@
+"""What records say of a plan's inputs: KL a token, lengths, spread, and what each estimator did to these very units."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reweigh.batch import Batch
+from reweigh.estimators import Estimator, Weights
+from reweigh.levels import SEQUENCE, TOKEN, heads
+from reweigh.plan.bands import Band
+from reweigh.plan.expect import Expected
+from reweigh.plan.law import MixedRatio
+from reweigh.readers import formats
+from reweigh.records import read_batches
+from reweigh.records.paths import Paths
+from reweigh.stats import RatioStats
+from reweigh.summary import Summary, summarise
+
+Array = NDArray[np.float64]
+
+BATCH_TOKENS = 1 << 19  # that are worked on at a time
+_LENGTHS = 24  # groups of sequences of nearly one length, for the model
+
+
+@final
+@dataclass(frozen=True)
+class Tally:
+    """Sums over what an estimator did; `a + b` is both. Weights in logs: a sequence ratio may be e^800."""
+
+    units: float = 0.0
+    kept: float = 0.0
+    bounded: float = 0.0
+    log_sum: float = -math.inf
+    log_squares: float = -math.inf
+
+    @classmethod
+    def of(cls, w: Weights) -> "Tally":
+        """Of one batch."""
+        one_each = heads(w.layout) if w.unit == "turn" else w.valid
+        log_w = w.log_w[w.keep & one_each].double()
+        units, kept, bounded = (float(x) for x in (w.num_units, w.num_kept, w.num_bounded))
+        return cls(units, kept, bounded, _log_sum(log_w), _log_sum(2 * log_w))
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Both."""
+        return Tally(
+            self.units + other.units,
+            self.kept + other.kept,
+            self.bounded + other.bounded,
+            float(np.logaddexp(self.log_sum, other.log_sum)),
+            float(np.logaddexp(self.log_squares, other.log_squares)),
+        )
+
+    def expected(self, normalised: bool = False) -> Expected | None:
+        """Means over the units; None if there are none, or if no float64 holds them."""
+        if self.units == 0 or self.log_squares - math.log(self.units) > 700:
+            return None
+        kept, capped = self.kept / self.units, self.bounded / self.units
+        mean, square = (math.exp(x - math.log(self.units)) for x in (self.log_sum, self.log_squares))
+        if normalised and mean > 0:
+            mean, square = kept, square * (kept / mean) ** 2
+        return Expected(kept, capped, mean, square)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Three numbers of each sequence with a token; 20 bytes each are kept.
+
+    Attributes:
+        log_ratio: `[S]` nats.
+        length: `[S]` tokens that count.
+        squares: `[S]`: sum of squared log ratios of its tokens, nats squared.
+        fourths: sum over all tokens of the fourth power.
+    """
+
+    log_ratio: Array
+    length: NDArray[np.int32]
+    squares: Array
+    fourths: float
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Sequences":
+        """Of one batch, whose log ratios are there."""
+        l, layout = batch.log_ratio.double(), batch.layout
+        some = layout.lengths > 0
+        sums, squares = (layout.sum_zeroed(x)[some].numpy() for x in (l, l.square()))
+        return cls(sums, layout.lengths[some].int().numpy(), squares, float(l.square().square().sum()))
+
+    @classmethod
+    def joined(cls, parts: "list[Sequences]") -> "Sequences":
+        """All of them."""
+        return cls(
+            np.concatenate([p.log_ratio for p in parts]),
+            np.concatenate([p.length for p in parts]),
+            np.concatenate([p.squares for p in parts]),
+            sum(p.fourths for p in parts),
+        )
+
+    def spread(self) -> float:
+        """Squared coefficient of variation between sequences of the mean squared log ratio of their tokens.
+
+        `((sum (v_i - m T_i)^2 - s^2 sum T_i) / sum T_i^2)_+ / m^2`, with v_i the sum of squares, m and s^2 mean and
+        variance of a token's square: what is left when the chance of the tokens is taken away. 0: all are alike.
+        """
+        t = self.length.astype(np.float64)
+        mean = self.squares.sum() / t.sum()
+        if mean == 0:
+            return 0.0
+        chance = max(0.0, self.fourths / t.sum() - mean**2) * t.sum()
+        between = (((self.squares - mean * t) ** 2).sum() - chance) / (t * t).sum()
+        return float(max(0.0, between) / mean**2)
+
+    def variance(self, kl: float) -> float:
+        """`sum (l_i + KL T_i)^2 / sum T_i`: of a sequence's log ratio over its tokens; 2 KL in the model."""
+        t = self.length.astype(np.float64)
+        return float(((self.log_ratio + kl * t) ** 2).sum() / t.sum())
+
+    def within(self, band: Band) -> float:
+        """Share of the sequences that a band keeps, each at its own length."""
+        t = self.length.astype(np.float64)
+        return float((np.abs(self.log_ratio + band.kl * t) <= band.width * np.sqrt(t)).mean())
+
+    def grouped(self) -> list[tuple[float, float]]:
+        """Mean length and share of at most 24 groups of sequences of nearly one length."""
+        groups = np.array_split(np.sort(self.length), min(_LENGTHS, len(self.length)))
+        return [(float(g.mean()), len(g) / len(self.length)) for g in groups]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Records, added up.
+
+    Attributes:
+        token: numbers of the tokens.
+        sequence: numbers of the sequences.
+        each: three numbers of each sequence.
+        tallies: what each estimator did, by its name.
+        turns: how many a sequence has on average; None if the records do not say.
+    """
+
+    token: Summary
+    sequence: Summary
+    each: Sequences
+    tallies: Mapping[str, Tally] = field(repr=False)
+    turns: float | None = None
+
+    @property
+    def kl(self) -> float:
+        """KL(mu||pi) of a token by k3, nats."""
+        return max(0.0, self.token.numbers["kl_k3"].sample or 0.0)
+
+    def law(self) -> MixedRatio:
+        """The model with this KL, these lengths and this spread between sequences."""
+        return MixedRatio.of_lengths(self.kl, self.each.grouped(), self.each.spread())
+
+
+def measure(
+    paths: Paths,
+    estimators: Mapping[str, Estimator],
+    *,
+    reader: str | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> Measured:
+    """Read records once, in parts, and add them up.
+
+    Args:
+        paths: files, folders or globs with both sides' log-probs: records, or dumps of training frameworks.
+        estimators: to run on them, by name; those that need turns only where the records have them.
+        reader: name of the files' format; recognised by their content if not given.
+        on_rows: called with the number of rows of each part.
+
+    Raises:
+        ValueError: a value that breaks a rule, a missing column, or no token at all; with file, row and remedy.
+        FileNotFoundError: nothing is there.
+    """
+    token, sequence = RatioStats.empty(TOKEN), RatioStats.empty(SEQUENCE)
+    tallies, parts = dict[str, Tally](), list[Sequences]()
+    turns = with_turns = 0.0
+    for part in read_batches(paths, columns=(), max_tokens=BATCH_TOKENS, formats=formats(reader)):
+        batch = part.check().batch.with_ratio()
+        stats = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
+        token, sequence = token + stats[0], sequence + stats[1]
+        parts.append(Sequences.of(batch))
+        for name, estimator in estimators.items():
+            by_turn = any(f.level.name == "turn" for f in estimator.factors)
+            if by_turn and batch.layout.turn is None:
+                continue
+            tallies[name] = tallies.get(name, Tally()) + Tally.of(estimator(batch))
+        if batch.layout.turn is not None:
+            turns += float(heads(batch.layout).sum())
+            with_turns += float((batch.layout.lengths > 0).sum())
+        on_rows(batch.layout.num_seqs)
+    if not parts or not sum(len(p.length) for p in parts):
+        raise ValueError(
+            f"plan: no token counts in {_names(paths)}\nhint: `reweigh records describe` says what is in a file."
+        )
+    each = Sequences.joined(parts)
+    return Measured(summarise(token), summarise(sequence), each, tallies, turns / with_turns if with_turns else None)
+
+
+def _log_sum(log_w: Tensor) -> float:
+    return float(torch.logsumexp(log_w, 0)) if log_w.numel() else -math.inf
+
+
+def _names(paths: Paths) -> str:
+    return str(paths) if not isinstance(paths, (list, tuple)) else ", ".join(map(str, paths))
