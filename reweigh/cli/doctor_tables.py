@@ -29,7 +29,9 @@ def render(found: Diagnosis, console: Console) -> None:
 def _verdict(found: Diagnosis, console: Console) -> None:
     advice = ADVICE[found.verdict]
     color = "green" if found.benign else "red"
-    console.print(Text.assemble(("verdict: ", "bold"), (found.verdict, f"bold {color}"), f"  {advice.title}"))
+    sure = next((one.confidence for one in found.causes if one.id == found.verdict), 0.0)
+    word = "verdict: " if sure >= NAMED or found.benign else "suspicion: "
+    console.print(Text.assemble((word, "bold"), (found.verdict, f"bold {color}"), f"  {advice.title}"))
     console.print(advice.meaning, markup=False)
     if found.source == "records":
         console.print(f"{found.sequences:,} responses, {found.tokens:,} tokens", style="dim")

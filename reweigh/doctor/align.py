@@ -79,7 +79,7 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     return clean, Cells.of(tokens.rows.bucket[some], cell[some], len(CELLS), *sums)
 
 
-def _at_offset(tokens: Tokens, other: Array, k: int, window: Ints, count: int) -> tuple[Array, Array]:
+def _at_offset(tokens: Tokens, other: Array, k: int, window: Ints, count: int) -> tuple[Array, Ints]:
     """Mean distance of log_pi to `other` k places on, window by window; infinite where few tokens have a partner."""
     near = np.zeros(len(tokens))
     there = np.zeros(len(tokens), np.bool_)

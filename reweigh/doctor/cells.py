@@ -27,11 +27,11 @@ class Cells:
     data: Array
 
     @classmethod
-    def of(cls, bucket: Ints, cell: Ints, cells: int, *moments: Array) -> "Cells":
+    def of(cls, bucket: Ints, cell: Ints, cells: int, *moments: NDArray[Any]) -> "Cells":
         """Add up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
         where = bucket * cells + cell
         size = NUM_BUCKETS * cells
-        sums = [np.bincount(where, weights=m, minlength=size) for m in moments]
+        sums = [np.bincount(where, weights=m, minlength=size).astype(np.float64) for m in moments]
         return cls(np.stack(sums, -1).reshape(NUM_BUCKETS, cells, len(moments)))
 
     def __add__(self, other: "Cells") -> "Cells":
@@ -61,7 +61,7 @@ class Keyed:
     RANGES = 32
 
     @classmethod
-    def of(cls, bucket: Ints, keys: Ints, *moments: Array) -> "Keyed":
+    def of(cls, bucket: Ints, keys: Ints, *moments: NDArray[Any]) -> "Keyed":
         """Add up moments, each `[N]`, by the rows of `keys`, `[N, F]`."""
         unique, code = np.unique(keys, axis=0, return_inverse=True)
         cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)

@@ -10,6 +10,7 @@ from reweigh.doctor.tokens import Tokens
 # Edges of -log pi, nats, and of the entropy: finer where a temperature acts most.
 SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7, 6.0, 8.0])
 ENTROPY_EDGES = np.array([0.05, 0.2, 0.5, 0.9, 1.4, 2.0, 2.8, 3.8, 5.0])
+FAR = 3.0  # nats
 NUM_SURPRISAL, NUM_ENTROPY = len(SURPRISAL_EDGES) + 1, len(ENTROPY_EDGES) + 1
 MOMENTS = ("n", "gap", "gap^2", "x", "x^2", "x gap")  # x: log pi + entropy, 0 on average under pi
 
@@ -37,6 +38,28 @@ def content(tokens: Tokens) -> Cells:
         x**2,
         x * gap,
     )
+
+
+def tail(tokens: Tokens) -> Cells:
+    """`[64, entropy, (n, far)]`: tokens, and those more than `FAR` nats more surprising than the entropy."""
+    if tokens.entropy is None:
+        known = np.zeros(len(tokens), np.bool_)
+        entropy = np.zeros(len(tokens))
+    else:
+        known = np.isfinite(tokens.entropy)
+        entropy = np.where(known, tokens.entropy, 0.0)
+    far = known & (-tokens.log_pi - entropy > FAR)
+    return Cells.of(tokens.bucket, np.searchsorted(ENTROPY_EDGES, entropy), NUM_ENTROPY, known * 1.0, far * 1.0)
+
+
+def cut_off(cells: Cells) -> bool:
+    """True if rare tokens are missing where the distribution is flat, as when sampling keeps the likeliest only."""
+    total = cells.total
+    flat, middle = total[ENTROPY_EDGES.searchsorted(3.0) :].sum(0), total[4:6].sum(0)
+    if flat[0] < 50 or middle[0] < 50:
+        return True
+    rate, usual = flat[1] / flat[0], middle[1] / middle[0]
+    return usual < 0.006 or rate < 0.5 * usual
 
 
 @dataclass(frozen=True)

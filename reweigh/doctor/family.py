@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from scipy.stats import t as student
 
 from reweigh.doctor.cells import Cells, Estimate, Keyed
-from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.diagnosis import CannotTell, CauseId, Evidence
+from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import Tokens
 
 Sums = Mapping[str, Cells | Keyed | Prompts]

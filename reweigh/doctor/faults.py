@@ -13,6 +13,7 @@ from reweigh.doctor.inject.fault import LEVELS, Fault, Level
 from reweigh.doctor.inject.normalisation import NORMALISATION
 from reweigh.doctor.inject.other_policy import OTHER_POLICY
 from reweigh.doctor.inject.other_weights import OTHER_WEIGHTS
+from reweigh.doctor.inject.smollm2 import smollm2_world
 from reweigh.doctor.inject.specs import Specs
 from reweigh.doctor.inject.worlds import World, WorldName, moe_world, tiny_world
 from reweigh.records import RecordWriter, RunInfo
@@ -30,6 +31,7 @@ __all__ = [
     "find",
     "moe_world",
     "pair",
+    "smollm2_world",
     "tiny_world",
     "world_of",
 ]
@@ -122,7 +124,7 @@ def find(name: str) -> Fault:
 
 def world_of(name: WorldName, seed: int = 0) -> World:
     """A world by its name."""
-    return {"tiny": tiny_world, "moe": moe_world}[name](seed)
+    return {"tiny": tiny_world, "moe": moe_world, "smollm2": smollm2_world}[name](seed)
 
 
 def _committed(

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from reweigh.doctor.cells import Cells, Estimate, ratio
-from reweigh.doctor.content import content, explained
-from reweigh.doctor.diagnosis import CannotTell
+from reweigh.doctor.cells import Array, Cells, Estimate, ratio
+from reweigh.doctor.content import Explained, content, cut_off, explained, tail
+from reweigh.doctor.diagnosis import CannotTell, Evidence
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above, p_below
 from reweigh.doctor.tokens import Tokens
 
@@ -21,11 +21,10 @@ IDENTITY = (
     "surprise",
     "surprise^2",
     "certain",  # tokens that mu was sure of and pi was not: log_mu = 0
-    "tokens at p > .99",
-    "their gap",
-    "their 1 - p",
+    "min(r, 20)-1",
+    "gap^2 of gaps over 1",
 )
-N, FORWARD, BACKWARD, GAP, SQUARES, ABS, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN, SURE, SURE_GAP, SURE_ROOM = range(14)
+N, FORWARD, BACKWARD, GAP, SQUARES, ABS, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN, BOUNDED, WIDE = range(13)
 _LEAST = 1e-3  # of the mean ratio: less is no matter
 
 
@@ -38,7 +37,6 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     else:
         known = np.isfinite(tokens.entropy) * 1.0
         surprise = np.where(known > 0, -tokens.log_pi - np.where(known > 0, tokens.entropy, 0.0), 0.0)
-    sure = (tokens.scale < 0.01) * 1.0
     cells = Cells.of(
         tokens.bucket,
         np.zeros(len(gap), np.int64),
@@ -54,11 +52,10 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
         surprise,
         surprise**2,
         ((tokens.log_mu > -1e-6) & (tokens.log_pi < -2e-3)) * 1.0,
-        sure,
-        sure * gap,
-        sure * tokens.scale,
+        np.minimum(np.expm1(bounded), 19.0),
+        np.where(np.abs(gap) > 1.0, squares, 0.0),
     )
-    return {"identity": cells, "content": content(tokens)}
+    return {"identity": cells, "content": content(tokens), "tail": tail(tokens)}
 
 
 def _examine(case: Case) -> Findings:
@@ -66,7 +63,7 @@ def _examine(case: Case) -> Findings:
     total = m.sum(0)
     if total[N] == 0:
         return []
-    forward, backward, gap = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP))
+    forward, backward, gap, least = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP, BOUNDED))
     mean = evidence(
         "mean_ratio", _plus(forward, 1), "mean of pi/mu over sampled tokens: 1 if log_mu is of what was sampled"
     )
@@ -75,17 +72,34 @@ def _examine(case: Case) -> Findings:
     half = 0.5 * total[SQUARES] / total[N]  # what the means would be off by if mu and pi changed places
     content_share = explained(case.cells("content"))
     out: Findings = []
-    out += _raw(case, forward, backward, gap, half, content_share, (mean, back, shift))
+    out += _raw(case, least, backward, gap, half, content_share, (mean, back, shift))
     out += _one_sided(case, m, forward, half, (mean, shift))
     out += _both_raw(case, m, half)
     return out
+
+
+def improper(case: Case) -> bool:
+    """True if the mean ratio shows that log_mu is not of what was sampled: then gaps say nothing of how it samples."""
+    m = case.cells("identity").data[:, 0]
+    above, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
+    half = min(0.5 * float(m[:, SQUARES].sum() / max(m[:, N].sum(), 1)), 0.3)
+    least = max(_LEAST, 0.25 * half)
+    return (above.z > 4 and above.value > _LEAST) or (whole.z < -4 and whole.value < -least)
 
 
 def _plus(x: Estimate, one: float) -> Estimate:
     return Estimate(x.value + one, x.se, x.df, x.n)
 
 
-def _raw(case, forward, backward, gap, half, content_share, finds) -> Findings:  # noqa: ANN001
+def _raw(
+    case: Case,
+    forward: Estimate,
+    backward: Estimate,
+    gap: Estimate,
+    half: float,
+    content_share: Explained,
+    finds: tuple[Evidence, ...],
+) -> Findings:
     # Sampled from pi and logged from another: E[mu/pi] = 1, and E[log pi/mu] = KL > 0, which mu = sampler forbids.
     p = max(p_above(forward), p_above(gap))
     size = min(forward.value, 2 * gap.value)
@@ -104,7 +118,7 @@ def _raw(case, forward, backward, gap, half, content_share, finds) -> Findings: 
     return [Suspicion("raw_logprobs", p, effect, case.share(max(share, 0.0) * case.clean_squares), found)]
 
 
-def _one_sided(case, m, forward, half, finds) -> Findings:  # noqa: ANN001
+def _one_sided(case: Case, m: Array, forward: Estimate, half: float, finds: tuple[Evidence, ...]) -> Findings:
     total = m.sum(0)
     below = total[SQUARES] - 2 * total[UP]
     above = total[SQUARES] - 2 * (total[SQUARES] - total[UP])
@@ -115,7 +129,6 @@ def _one_sided(case, m, forward, half, finds) -> Findings:  # noqa: ANN001
     size = -forward.value
     effect = min(size / max(_LEAST, 0.25 * half), one_sided / 0.25)
     certain = ratio(m[:, CERTAIN], m[:, N])
-    sure = total[SURE_GAP] / total[SURE_ROOM] if total[SURE_ROOM] > 0 else 0.0
     found = (
         *finds,
         counted(
@@ -129,28 +142,28 @@ def _one_sided(case, m, forward, half, finds) -> Findings:  # noqa: ANN001
             certain,
             "share of tokens with log_mu = 0 and log_pi below it: all other tokens had been cut off",
         ),
-        counted("gap_where_certain", sure, total[SURE], "mean log ratio over mean 1 - p among tokens with p > .99"),
     )
-    # Cutting tokens off cannot cost a certain token more than what it leaves to others; extra ids cost all tokens.
-    padding = sure < -2.0 and certain.value < 1e-3
+    # Of what is cut off nothing is sampled; beside untrained ids rare tokens are as frequent as ever.
+    padding = engine and certain.value < 1e-3 and not cut_off(case.cells("tail"))
     cause, other = ("vocab_padding", "truncated_sampling") if padding else ("truncated_sampling", "vocab_padding")
     return [Suspicion(cause, p, effect, share, found), Suspicion(other, p, 0.5 * effect, share, found)]  # type: ignore[arg-type]
 
 
-def _both_raw(case: Case, m, half) -> Findings:  # noqa: ANN001
+def _both_raw(case: Case, m: Array, half: float) -> Findings:
     total = m.sum(0)
     if total[KNOWN] < 0.5 * total[N]:
         return [
             CannotTell(
                 "both_raw",
-                "without the trainer's entropies nothing shows that both sides log another distribution than was sampled",
+                "without the trainer's entropies nothing shows that both sides log another distribution",
                 ("entropy_pi",),
             )
         ]
     surprise = ratio(m[:, SURPRISE], m[:, KNOWN])
     spread = np.sqrt(total[SURPRISE2] / total[KNOWN])
     # A proper gap moves it too: by at most its spread times sqrt(chi2), and chi2 is about the mean squared log ratio.
-    room = spread * np.sqrt(2 * half)
+    # An improper one by the mass that one side lacks, times how surprising it is.
+    room = spread * np.sqrt(2 * half) + 6 * abs(total[FORWARD]) / total[N]
     finds = (
         evidence("surprise", surprise, "mean of -log pi - entropy, nats: 0 where tokens are sampled from pi"),
         counted("surprise_room", room, total[KNOWN], "nats that the log ratios seen could account for"),

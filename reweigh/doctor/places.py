@@ -99,7 +99,7 @@ def _profile(case: Case) -> Findings:
         Suspicion(
             "position_encoding",
             p_above(rises),
-            rises.value / 0.1 if np.isfinite(rises.value) else 0.0,
+            rises.value / 0.08 if np.isfinite(rises.value) else 0.0,
             case.share(_excess(place)),
             finds,
         )

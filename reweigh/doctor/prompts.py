@@ -42,7 +42,9 @@ def _added(group: Ints, version: Ints, moments: Array) -> Prompts:
         return Prompts(group, version, moments)
     keys, code = np.unique(np.stack([group, version], -1), axis=0, return_inverse=True)
     code = code.reshape(-1)
-    sums = np.stack([np.bincount(code, weights=m, minlength=len(keys)) for m in moments.T], -1)
+    sums: Array = np.stack([np.bincount(code, weights=m, minlength=len(keys)) for m in moments.T], -1).astype(
+        np.float64
+    )
     groups = np.unique(keys[:, 0])
     keep = slice(None)
     if len(groups) > MOST:  # sorted by hash, so that the same stay whatever came first

@@ -4,10 +4,10 @@ import numpy as np
 
 from reweigh.doctor.cells import Array, Cells, Estimate, jackknife, ratio
 from reweigh.doctor.content import explained
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence
 from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.tokens import Tokens
+from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence
 from reweigh.doctor.normalisation import FORWARD, GAP, N
+from reweigh.doctor.tokens import Tokens
 
 _BINS = np.array([0.05, 0.35, 1.2, 2.7, 4.7])  # edges of -log p, nats, p between both policies
 _NUM = len(_BINS) + 1
@@ -84,7 +84,7 @@ def _penalty(case: Case) -> Findings:
         evidence(
             "repeated_less_new",
             difference,
-            "mean log ratio of tokens whose id stood before in the response, less that of new ones of like probability, nats",
+            "mean log ratio of tokens whose id stood before, less that of new ones of like probability, nats",
         ),
     )
     effect = min(share / 0.08, abs(difference.value) / 0.02) if np.isfinite(difference.value) else 0.0

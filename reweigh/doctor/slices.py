@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from reweigh.doctor.visit import Visit, visit_tokens
 from reweigh.doctor.tokens import Tokens
+from reweigh.doctor.visit import Visit, visit_tokens
 from reweigh.records.table import single
 
 By = Literal["step", "lag", "turn", "env", "source"]
@@ -54,6 +54,7 @@ class Slices:
         return f"{key}-{key + self.width - 1}"
 
     def few(self) -> "Slices":
+        """With no more slices than `MOST`."""
         some = self
         while len([k for k in some.visits if isinstance(k, int)]) > MOST:
             some = some._at(some.width * 2)

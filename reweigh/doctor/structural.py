@@ -6,30 +6,31 @@ import numpy as np
 
 from reweigh.doctor.align import CELLS, OFFSETS
 from reweigh.doctor.cells import Cells, Estimate, ratio
+from reweigh.doctor.content import explained
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
+from reweigh.doctor.normalisation import BOUNDED, SQUARES, WIDE, N, improper
 from reweigh.doctor.structure import KINDS, PLACES
 from reweigh.doctor.tokens import Tokens
 
 _CERTAIN = 1e-12  # p-value of what was found token by token
 _WRONG_BINS = 3  # of surprise under pi: less than the entropy, up to 1.5 nats more, beyond
 _RARE = 1.5  # nats
+_BEGINNING = 16  # tokens of a turn
 
 
 def _measure(tokens: Tokens) -> dict[str, Cells]:
-    """`wrong` `[64, 2, (tokens, far apart, ...)]`: how log_mu behaves where pi calls a token rare, and where mu does."""
+    """`wrong`: how log_mu behaves where pi calls a token rare, and log_pi where mu does."""
     gap = tokens.gap
     # The level that the likeliest token is at: at least e^-entropy; without entropies, 1/e of all tokens' mean.
     entropy = tokens.entropy
-    if entropy is None:
-        level = np.full(len(tokens), -1.0)
-    else:
-        level = -np.where(np.isfinite(entropy), entropy, 1.0)
+    level = -1.0 if entropy is None else -np.where(np.isfinite(entropy), entropy, 1.0)
     rare_pi = tokens.log_pi < level - _RARE
     rare_mu = tokens.log_mu < level - _RARE
     up = rare_pi & (tokens.log_mu > level - 0.1)
     down = rare_mu & (tokens.log_pi > level - 0.1)
     zero = np.zeros(len(tokens), np.int64)
     return {
+        "turns": _turns(tokens),
         "wrong": Cells.of(
             tokens.bucket,
             zero,
@@ -40,12 +41,27 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
             down * 1.0,
             np.where(up | down, gap**2, 0.0),
             np.where(up | down, gap, 0.0),
-        )
+        ),
     }
 
 
+def _turns(tokens: Tokens) -> Cells:
+    """`[64, first turn or how later ones begin or go on, (n, surprise, gap^2)]`; surprise: -log pi less the entropy."""
+    turn = np.cumsum(tokens.turn_start)
+    at = np.arange(len(tokens))
+    since = at - np.maximum.accumulate(np.where(tokens.turn_start, at, 0))
+    begins = np.full(len(tokens.rows.sizes), np.iinfo(np.int64).max)
+    np.minimum.at(begins, tokens.seq, turn)
+    later = np.where(turn > begins[tokens.seq], np.where(since < _BEGINNING, 1, 2), 0)
+    if tokens.entropy is None:
+        return Cells.of(tokens.bucket, later, 3, *np.zeros((3, len(tokens))))
+    known = np.isfinite(tokens.entropy)
+    surprise = np.where(known, np.minimum(-tokens.log_pi, -tokens.log_mu) - np.where(known, tokens.entropy, 0.0), 0.0)
+    return Cells.of(tokens.bucket, later, 3, known * 1.0, surprise, np.where(known, tokens.gap**2, 0.0))
+
+
 def _examine(case: Case) -> Findings:
-    return [*_placeholder(case), *_context(case), *_alignment(case), *_wrong(case)]
+    return [*_placeholder(case), *_context(case), *_later_turns(case), *_alignment(case), *_wrong(case)]
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,14 @@ def _fillers(case: Case, places: tuple[int, ...]) -> _Fillers:
 
 
 def _placeholder(case: Case) -> Findings:
-    found = _fillers(case, (0, 2))
+    found = _fillers(case, (0, 2, 3))
     inside = _fillers(case, (1,))
     if found.tokens == 0:
         return []
     if inside.tokens > found.tokens:  # short runs beside long ones are the ends of such text
+        return []
+    edge, shifted = _fillers(case, (3,)).tokens, case.cells("alignment").total[: len(OFFSETS), 0].sum()
+    if edge > 0.8 * found.tokens and shifted > 0.3 * edge:  # what a shift leaves open at one end
         return []
     by_kind = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
     kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in zip(KINDS, by_kind, strict=True) if n)
@@ -92,7 +111,7 @@ def _size(share_of_tokens: float) -> float:
 
 
 def _context(case: Case) -> Findings:
-    short, inside = _fillers(case, (0, 2)), _fillers(case, (1,))
+    short, inside = _fillers(case, (0, 2, 3)), _fillers(case, (1,))
     surprise = case.cells("surprise")
     whole = case.cells("whole").data[:, 0]
     out: Findings = []
@@ -120,6 +139,28 @@ def _context(case: Case) -> Findings:
             share = None if surprise.total[0, 1] < 0.1 * case.squares else case.share(surprise.total[0, 1])
             out.append(Suspicion("unmasked_context", p, rate.value / 0.005, share, (found,), proven=p < 1e-4))
     return out
+
+
+def _later_turns(case: Case) -> Findings:
+    """Text of a tool that is hardly odder than a model's own: more surprising where a turn begins."""
+    data = case.cells("turns").data
+    first, later = (ratio(data[:, i, 1], data[:, i, 0]) for i in (0, 1))
+    if later.n < 50 or first.n < 50:
+        return []
+    squares = data[:, :, 2].sum() / max(data[:, :, 0].sum(), 1)
+    more = Estimate(
+        later.value - abs(first.value), float(np.hypot(later.se, first.se)), min(later.df, first.df), later.n
+    )
+    finds = (
+        evidence(
+            "surprise_later",
+            later,
+            "mean of -log pi - entropy where later turns begin, nats: 0 for sampled tokens",
+        ),
+        evidence("surprise_first", first, "the same in the first turn"),
+    )
+    room = 1.5 * np.sqrt(squares)
+    return [Suspicion("unmasked_context", p_above(more, room), more.value / (0.08 + 2 * room), None, finds)]
 
 
 def _alignment(case: Case) -> Findings:
@@ -158,7 +199,7 @@ def _alignment(case: Case) -> Findings:
 
 def _wrong(case: Case) -> Findings:
     data = case.cells("wrong").data[:, 0]
-    rare_pi, rare_mu, up, down, squares, _ = data.sum(0)
+    rare_pi, rare_mu, _, down, squares, _ = data.sum(0)
     if rare_pi < 10:
         return []
     rate = ratio(data[:, 2], data[:, 0])
@@ -174,7 +215,35 @@ def _wrong(case: Case) -> Findings:
     )
     excess = Estimate(rate.value - 3 * back, rate.se, rate.df, rate.n)
     share = case.share(squares)
-    return [Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds)]
+    proven = excess.z > 6 and excess.value > 0.05 and improper(case)
+    first = Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds, proven)
+    return [first, *_other_token(case)]
+
+
+def _other_token(case: Case) -> Findings:
+    """Of another token than the likeliest: ratios far over 1 that no distribution allows, and no smooth law in them."""
+    m = case.cells("identity").data[:, 0]
+    total = m.sum(0)
+    above = ratio(m[:, BOUNDED], m[:, N])
+    smooth = explained(case.cells("content")).share
+    wide = total[WIDE] / total[SQUARES] if total[SQUARES] > 0 else 0.0
+    finds = (
+        evidence(
+            "bounded_mean_ratio",
+            Estimate(above.value + 1, above.se, above.df, above.n),
+            "mean of pi/mu, each counted as at most 20: no log-probs of what was sampled have more than 1",
+        ),
+        counted(
+            "share_over_1_nat", wide, total[N], "share of the squared log ratios from tokens more than 1 nat apart"
+        ),
+        evidence(
+            "explained_by_content",
+            smooth,
+            "share that token probability and entropy explain: nearly all if it is a temperature",
+        ),
+    )
+    effect = min(above.value / 0.1, wide / 0.5) * (1.0 if smooth.value < 0.75 else 0.2)
+    return [Suspicion("wrong_token", p_above(above), effect, case.share(total[WIDE]), finds)]
 
 
 STRUCTURAL = Family(

@@ -16,8 +16,9 @@ Bools = NDArray[np.bool_]
 WIDEST = 50.0  # nats: a sampled token is never less likely than e^-50; a wider gap counts as this one
 LONG_RUN = 4  # tokens: shorter runs are stop tokens and the like, not text that came from elsewhere
 KINDS = ("zero", "one", "not finite", "below -50")
-# Cells of `placeholder`: a kind in a short run, in a long run inside the response, and in what is left at its end.
-PLACES = ("short", "inside", "end")
+# Cells of `placeholder`: a kind in a short run, in a long run inside the response, in what is left at its
+# end, and alone at its first or last token.
+PLACES = ("short", "inside", "end", "edge")
 SURPRISE_WINDOW = 8  # tokens
 _SURPRISE, _SURPRISE_Z = 2.5, 5.0  # nats a token more than the entropy; and standard errors
 
@@ -77,6 +78,9 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
     if zeros.mean() > 0.5 and (proof & zeros).sum() < 0.2 * zeros.sum():
         proof &= ~zeros
         special &= ~zeros
+    elif (proof & zeros).sum() >= 3:
+        # That some are fillers is proven: those beside which pi was fairly sure are, too.
+        proof |= zeros & (log_pi < np.log(0.98))
     run, runs = _runs(tokens, special)
     proven = np.zeros(runs, np.bool_)
     np.logical_or.at(proven, run[proof], True)
@@ -88,6 +92,7 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
     final[run[special & tokens.last]] = True
     # A response that is filler from end to end has lost its log-probs; one that ends in filler was cut or closed.
     place = np.where(size < LONG_RUN, 0, np.where(final, 2, np.where(first, 2, 1)))
+    place = np.where((size == 1) & (first | final), 3, place)
     at = np.flatnonzero(filler)
     cell = kind[at] * len(PLACES) + place[run[at]]
     begins = np.ones(len(at))

@@ -101,10 +101,15 @@ class Tokens:
 
     @property
     def lag(self) -> Ints | None:
-        """Trainer's version less the token's, at least 0; -1 where it is not known."""
-        if self.version is None or self.rows.trainer_version is None:
+        """Trainer's version (or step, where that may be it) less the token's, at least 0; -1 where it is not known."""
+        if self.version is None:
             return None
-        trainer = self.rows.trainer_version[self.seq]
+        trainer = self.rows.trainer_version
+        if trainer is None:  # most runs count weights by steps
+            trainer = self.rows.step
+            if trainer is None or not (self.version <= trainer[self.seq]).all():
+                return None
+        trainer = trainer[self.seq]
         known = (trainer != _UNKNOWN) & (self.version >= 0)
         return np.where(known, np.maximum(trainer - self.version, 0), -1)
 

@@ -5,7 +5,6 @@ import numpy as np
 from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, contrast, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
-from reweigh.doctor.noise import BF16, size_of
 from reweigh.doctor.places import sized
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import Tokens
@@ -87,7 +86,7 @@ def _stale(case: Case) -> Findings:
             )
         ]
     # Within a step: old and new tokens that were trained on together.
-    base, old, base_squares, old_squares, room = [], [], 0.0, 0.0, 0.0
+    base, old, base_squares, old_squares = [], [], 0.0, 0.0
     for s in np.unique(step[known]):
         here = known & (step == s)
         low = lag[here].min()
@@ -142,19 +141,18 @@ def _sync(case: Case) -> Findings:
     whole = data.sum((0, 1))
     excess = whole[2] - floor * whole[3]
     last = data[:, step == step.max()].sum((0, 1))
-    final = last[1] / max(last[0], 1)
+    begun, final = first[1] / max(first[0], 1), last[1] / max(last[0], 1)
+    growth = final / begun if begun > 0 else 1e6
     finds = (
         evidence(
             "late_over_early",
             _exp(more),
             "size of the log ratio in the later half of the steps over the earlier, at one lag",
         ),
-        counted(
-            "last_size", final, last[0], "mean |log ratio| / (1 - p) at the last step, nats: bfloat16 gives .03 to .06"
-        ),
+        counted("last_over_first", growth, last[0], "size of the log ratio at the last step over that at the first"),
     )
     p, effect, share = p_above(more), more.value / 0.15, case.share(excess)
-    small = final < 3 * BF16
+    small = growth < 2.5
     first_cause, other = (
         ("update_below_precision", "weight_sync") if small else ("weight_sync", "update_below_precision")
     )
@@ -178,7 +176,7 @@ def _cache(case: Case) -> Findings:
                 evidence(
                     "after_change",
                     _exp(more),
-                    "size of the log ratio on fresh tokens that follow a change of weights inside a response over that in responses of one version",
+                    "size of the log ratio on fresh tokens after a change of weights, over that in other responses",
                 ),
             )
             out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2, share, finds))
@@ -201,7 +199,7 @@ def _cache(case: Case) -> Findings:
         evidence(
             "reused_over_new",
             _exp(more),
-            "size of the log ratio on prompts that earlier weights had answered over that on new prompts at the same version",
+            "size of the log ratio on prompts that earlier weights had answered, over that on new prompts",
         ),
     )
     out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2, case.share(share_squares), finds))
