@@ -18,6 +18,7 @@ QUANTISED = 0.07
 OWN = 2.0  # times the engine's own noise (decode against prefill): where both sides only round it is 1.3
 NOTHING = 1e-5
 _CERTAIN = 1e-6  # p-value of a size that is plain to see
+_FEWEST = 100  # tokens, below which no size is
 _COARSE = ("fp8", "float8", "int8", "int4", "q4", "q8", "awq", "gptq", "fp4")
 _INDEPENDENT = 0.06  # correlation of neighbours' sizes: rounding and dropout are below, other weights above
 
@@ -101,7 +102,8 @@ def _dropout_by_size(case: Case) -> Findings:
     )
     fresh = together.value < _INDEPENDENT
     effect = middle / 0.16 if fresh and not improper(case) else 0.0
-    return [Suspicion("dropout", _CERTAIN, effect, case.share(0.9 * case.clean_squares), finds)]
+    p = _CERTAIN if case.tokens >= _FEWEST else 1.0
+    return [Suspicion("dropout", p, effect, case.share(0.9 * case.clean_squares), finds)]
 
 
 def _decode(case: Case) -> Findings:
@@ -131,7 +133,7 @@ def _decode(case: Case) -> Findings:
             "engine_decode",
             p_above(own, 0.2),
             # Where log-probs are not of what was sampled, that prefill fits better says nothing of decoding.
-            min(own.value / 0.4, over / 1.3, rms / 0.01) * (0.3 if improper(case) else 1.0),
+            min(own.value / 0.4, over / 1.3, rms / 0.065) * (0.3 if improper(case) else 1.0),
             case.share(m[:, 2].sum() - m[:, 1].sum()),
             finds,
         )
@@ -190,8 +192,9 @@ def _floor(case: Case) -> Findings:
         finds = (*finds, counted("over_own_noise", times, case.tokens, meaning))
     share = case.share(m[:, SQUARES].sum())
     gap = middle > NOTHING
+    p = _CERTAIN if whole.df >= 1 and case.tokens >= _FEWEST else 1.0
     return [
-        Suspicion("quantised_rollout", _CERTAIN, size + coarse if gap else 0.0, share, finds),
+        Suspicion("quantised_rollout", p, size + coarse if gap else 0.0, share, finds),
         Suspicion("numerics", _CERTAIN, 1.0 if gap else 0.0, share, finds),
     ]
 

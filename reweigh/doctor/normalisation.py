@@ -73,7 +73,7 @@ def _examine(case: Case) -> Findings:
     content_share = explained(case.cells("content"))
     out: Findings = []
     out += _raw(case, least, backward, gap, half, content_share, (mean, back, shift))
-    out += _one_sided(case, m, forward, half, (mean, shift))
+    out += _one_sided(case, m, forward, backward, half, (mean, back, shift))
     out += _both_raw(case, m, half)
     return out
 
@@ -118,16 +118,20 @@ def _raw(
     return [Suspicion("raw_logprobs", p, effect, case.share(max(share, 0.0) * case.clean_squares), found)]
 
 
-def _one_sided(case: Case, m: Array, forward: Estimate, half: float, finds: tuple[Evidence, ...]) -> Findings:
+def _one_sided(
+    case: Case, m: Array, forward: Estimate, backward: Estimate, half: float, finds: tuple[Evidence, ...]
+) -> Findings:
+    """One side has mass that the other has not: the engine's log_mu are of fewer tokens (ratios below 1), or the
+    trainer's log_pi are (ratios above 1, and of what it lacks not finite)."""
     total = m.sum(0)
-    below = total[SQUARES] - 2 * total[UP]
-    above = total[SQUARES] - 2 * (total[SQUARES] - total[UP])
-    engine = forward.value < 0
-    share = case.share(below if engine else above)
-    one_sided = (below if engine else above) / total[SQUARES] if total[SQUARES] > 0 else 0.0
-    p = p_below(forward) if engine else 1.0
-    size = -forward.value
-    effect = min(size / max(_LEAST, 0.25 * half), one_sided / 0.25)
+    up = total[UP]
+    engine = total[GAP] < 0
+    excess = total[SQUARES] - 2 * up if engine else 2 * up - total[SQUARES]
+    share = case.share(excess)
+    one_sided = excess / total[SQUARES] if total[SQUARES] > 0 else 0.0
+    lost = forward if engine else backward
+    p = p_below(lost)
+    effect = min(-lost.value / max(_LEAST, 0.25 * half), one_sided / 0.25)
     certain = ratio(m[:, CERTAIN], m[:, N])
     found = (
         *finds,

@@ -12,6 +12,7 @@ MOMENTS = ("n", "size", "gap^2", "room")
 """Of a cell: tokens; sum of |gap| / (1 - p), at most `CAP` each; squares; and sum of (1 - p)^2, what the squares of
 benign noise are in proportion to."""
 CAP = 20.0
+_LONGEST = 1 << 40  # tokens: no prompt is longer
 
 
 def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
@@ -29,7 +30,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums = {"position": Cells.of(bucket, half_octave(tokens.position), PLACES, *moments)}
     if rows.prompt_length is not None:
-        place = np.maximum(rows.prompt_length[tokens.seq], 0) + tokens.position
+        place = np.clip(rows.prompt_length[tokens.seq], 0, _LONGEST) + tokens.position
         sums["context"] = Cells.of(bucket, half_octave(place), PLACES, *moments)
     if rows.pack is not None:
         cell = np.minimum(rows.pack[tokens.seq], 1) * PLACES + half_octave(tokens.position)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from reweigh.doctor.advice import ADVICE, fix_for
 from reweigh.doctor.diagnosis import CannotTell, CauseId, Diagnosis, Finding
-from reweigh.doctor.family import Case, Suspicion
+from reweigh.doctor.family import Suspicion
 
 NAMED = 0.5  # confidence from which a cause is named
 _SUSPECTED = 0.15  # and shown
@@ -52,11 +52,10 @@ class _Ranked:
         return self.named, self.of.proven, self.of.id not in _FLOOR, self.confidence * share
 
 
-def diagnose(case: Case, said: Sequence[Suspicion | CannotTell], programs: Collection[str] | None = None) -> Diagnosis:
+def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] | None = None) -> Diagnosis:
     """Rank what the tests said.
 
     Args:
-        case: the sums.
         said: by all families, in the order in which they are to be tested.
         programs: whose options to name in the fixes; all that are known if None.
     """
@@ -72,7 +71,7 @@ def diagnose(case: Case, said: Sequence[Suspicion | CannotTell], programs: Colle
     floor = [_rest(x, taken, any(y.named for y in others)) for x in best.values() if x.of.id in _FLOOR]
     ranked = sorted([*others, *floor], key=lambda x: x.score, reverse=True)
     named = [x for x in ranked if x.named]
-    benign = _benign(case, [x for x in said if isinstance(x, Suspicion)], named)
+    benign = _benign([x for x in said if isinstance(x, Suspicion)], named, programs)
     verdict = named[0].of.id if named else benign.id
     suspected = [x for x in ranked if not x.named and x.confidence >= _SUSPECTED]
     findings = [_finding(x, programs) for x in named] + [benign] + [_finding(x, programs) for x in suspected]
@@ -85,7 +84,7 @@ def _rest(x: _Ranked, taken: float, others: bool) -> _Ranked:
     return _Ranked(replace(x.of, share=share), x.confidence * (0.8 if others else 1.0))
 
 
-def _benign(case: Case, said: Sequence[Suspicion], named: Sequence[_Ranked]) -> Finding:
+def _benign(said: Sequence[Suspicion], named: Sequence[_Ranked], programs: Collection[str] | None) -> Finding:
     rest = [x for x in said if x.id == "numerics"]
     taken = sum(x.of.share or 0.0 for x in named)
     doubt = max((x.confidence for x in named), default=0.0)
@@ -93,7 +92,7 @@ def _benign(case: Case, said: Sequence[Suspicion], named: Sequence[_Ranked]) -> 
     cause: CauseId = "numerics" if gap else "none"
     share = max(1 - taken, 0.0) if gap else None
     evidence = rest[0].evidence if rest else ()
-    return _finding(_Ranked(Suspicion(cause, 1.0, 1.0, share, evidence), max(1 - doubt, 0.01)), None)
+    return _finding(_Ranked(Suspicion(cause, 1.0, 1.0, share, evidence), max(1 - doubt, 0.01)), programs)
 
 
 def _finding(x: _Ranked, programs: Collection[str] | None) -> Finding:

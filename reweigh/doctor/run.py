@@ -7,15 +7,16 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
+from reweigh.doctor.advice import fix_for
 from reweigh.doctor.cells import Cells
 from reweigh.doctor.diagnosis import Diagnosis, InputNote
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.family import Case
 from reweigh.doctor.rank import diagnose
 from reweigh.doctor.slices import BYS, By, Slices, slices_of
-from reweigh.doctor.structure import BROKEN
 from reweigh.doctor.tokens import tokens_of
 from reweigh.doctor.visit import Visit, visit_tokens
 from reweigh.processes import in_order
@@ -23,6 +24,7 @@ from reweigh.readers import formats
 from reweigh.records.paths import Paths
 from reweigh.records.read import cut, read_info
 from reweigh.records.reader import FilePart
+from reweigh.records.rules import check_counts, check_values
 from reweigh.records.schema import REQUIRED, RunInfo
 from reweigh.records.table import aligned, check_names, conform
 from reweigh.records.violation import Tally, Violation, fail
@@ -91,6 +93,7 @@ def doctor(
     for name in by:
         if name not in BYS:
             raise ValueError(f"doctor: by must be one of {', '.join(BYS)}, got {name!r}")
+    fix_for("none", programs)  # refuses a program that it does not know, before anything is read
     read, info = _read(paths, by, reader, workers, on_progress)
     before = None if baseline is None else _read(baseline, (), reader, workers, None)[0].whole
     found = conclude(read.whole, info, before, programs)
@@ -105,7 +108,7 @@ def conclude(
     case = Case(found.sums, info.to_dict(), None if baseline is None else baseline.sums)
     said = [x for family in FAMILIES for x in family.examine(case)]
     tokens = int(case.cells("whole").total[0, 0])
-    return replace(diagnose(case, said, programs), sequences=found.sequences, tokens=tokens, notes=_notes(found))
+    return replace(diagnose(said, programs), sequences=found.sequences, tokens=tokens, notes=_notes(found))
 
 
 def read(part: FilePart, by: Sequence[By] = (), reader: str | None = None) -> Read:
@@ -114,7 +117,7 @@ def read(part: FilePart, by: Sequence[By] = (), reader: str | None = None) -> Re
     for table, notes in _tables(part, reader):
         tokens = tokens_of(table)
         whole = visit_tokens(tokens)
-        whole = replace(whole, sequences=table.num_rows, empty=table.num_rows - whole.sequences, notes=notes)
+        whole = replace(whole, sequences=table.num_rows, notes=notes)
         found += Read(whole, tuple(slices_of(name, tokens, table, str(part.path)) for name in by))
     return found
 
@@ -137,10 +140,15 @@ def _read(
                 on_progress(_counted(one.whole), expected)
     if "whole" not in total.whole.sums or _counted(total.whole) == 0:
         raise ValueError(
-            f"doctor: no token to look at in {total.whole.sequences} responses of {len(parts)} parts\n"
+            f"doctor: no token to look at in {total.whole.sequences} responses{_reasons(total.whole)}\n"
             "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
         )
     return total, info or RunInfo()
+
+
+def _reasons(visit: Visit) -> str:
+    found = ", ".join(f"{v.rule} ({v.count:,} {v.counted})" for v in visit.notes.values())
+    return f": {found}" if found else ""
 
 
 def _counted(visit: Visit) -> int:
@@ -167,18 +175,13 @@ def _tables(part: FilePart, reader: str | None) -> Iterator[tuple[pa.Table, Mapp
         table = conform(raw, origin, tally)
         check_names(table.schema.names, REQUIRED, origin.place(0), fail)
         whole = aligned(table, origin, REQUIRED, tally)
-        table = table if whole.all() else table.filter(pa.array(whole))
+        if not whole.all():
+            table, origin = table.filter(pa.array(whole)), origin.keep([int(i) for i in np.flatnonzero(whole)])
+        check_values(table, origin, tally)
+        check_counts(table, origin, tally)
         yield table, dict(tally.by_rule)
         tally.by_rule.clear()
 
 
 def _notes(found: Visit) -> tuple[InputNote, ...]:
-    notes = [InputNote(v.rule, v.count, v.counted, v.place, v.hint) for v in found.notes.values()]
-    broken = found.sums["broken"]
-    assert isinstance(broken, Cells)
-    for kind, n in zip(BROKEN, broken.total[:, 0], strict=True):
-        if n:
-            notes.append(InputNote(kind, int(n), "tokens", hint="such tokens are left out of all tests."))
-    if found.empty:
-        notes.append(InputNote("no counted token in a response", found.empty, "rows", hint="check the mask."))
-    return tuple(notes)
+    return tuple(InputNote(v.rule, v.count, v.counted, v.place, v.hint) for v in found.notes.values())

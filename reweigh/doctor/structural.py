@@ -8,7 +8,7 @@ from reweigh.doctor.align import CELLS, OFFSETS
 from reweigh.doctor.cells import Cells, Estimate, ratio
 from reweigh.doctor.content import explained
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
-from reweigh.doctor.normalisation import BOUNDED, SQUARES, WIDE, N, improper
+from reweigh.doctor.normalisation import BACKWARD, BOUNDED, SQUARES, WIDE, N, improper
 from reweigh.doctor.structure import KINDS, PLACES
 from reweigh.doctor.tokens import Tokens
 
@@ -160,15 +160,17 @@ def _later_turns(case: Case) -> Findings:
         evidence("surprise_first", first, "the same in the first turn"),
     )
     room = 1.5 * np.sqrt(squares)
-    return [Suspicion("unmasked_context", p_above(more, room), more.value / (0.08 + 2 * room), None, finds)]
+    return [Suspicion("unmasked_context", p_above(more, room), more.value / (0.05 + room), None, finds)]
 
 
 def _alignment(case: Case) -> Findings:
     cells = case.cells("alignment")
     total = cells.total
     out: Findings = []
-    shifted = np.arange(len(CELLS)) < len(OFFSETS)
-    for cause, which in (("shift", shifted), ("retokenisation", np.arange(len(CELLS)) == len(OFFSETS))):
+    shifted, parted = np.arange(len(CELLS)) < len(OFFSETS), np.arange(len(CELLS)) == len(OFFSETS)
+    if total[parted, 0].sum() > 0.25 * total[shifted, 0].sum():  # other ids from the first tokens on
+        shifted, parted = np.zeros(len(CELLS), np.bool_), shifted | parted
+    for cause, which in (("shift", shifted), ("retokenisation", parted)):
         responses = total[which, 0].sum()
         if responses < 2:
             continue
@@ -242,7 +244,10 @@ def _other_token(case: Case) -> Findings:
             "share that token probability and entropy explain: nearly all if it is a temperature",
         ),
     )
-    effect = min(above.value / 0.1, wide / 0.5) * (1.0 if smooth.value < 0.75 else 0.2)
+    # A temperature logged on one side is as smooth as a law, and leaves the mean of mu/pi at 1.
+    back = ratio(m[:, BACKWARD], m[:, N])
+    tempered = smooth.value > 0.75 and abs(back.value) < 0.5 * above.value + 2 * back.se
+    effect = min(above.value / 0.1, wide / 0.5) * (0.2 if tempered else 1.0)
     return [Suspicion("wrong_token", p_above(above), effect, case.share(total[WIDE]), finds)]
 
 

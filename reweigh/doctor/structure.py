@@ -23,7 +23,7 @@ SURPRISE_WINDOW = 8  # tokens
 _SURPRISE, _SURPRISE_Z = 2.5, 5.0  # nats a token more than the entropy; and standard errors
 
 # Cells of `broken`, tokens that are left out: what they break.
-BROKEN = ("log_mu is not finite", "log_mu is positive", "log_pi is not finite", "log_pi is positive", "log_pi is -inf")
+BROKEN = ("log_mu is no log-prob", "log_pi is no log-prob", "log_pi is -inf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
     # A logged 0 says that the token was certain: so it may be, under both policies, or where all others were cut off.
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
-    if zeros.mean() > 0.5 and (proof & zeros).sum() < 0.2 * zeros.sum():
+    if zeros.sum() > 0.5 * len(zeros) and (proof & zeros).sum() < 0.2 * zeros.sum():
         proof &= ~zeros
         special &= ~zeros
     elif (proof & zeros).sum() >= 3:
@@ -116,13 +116,11 @@ def _broken(tokens: Tokens, filler: Bools) -> tuple[Bools, Cells]:
     log_pi, log_mu = tokens.log_pi, tokens.log_mu
     kind = np.select(
         [
-            ~np.isfinite(log_mu),
-            (log_mu > POSITIVE_TOLERANCE),
+            ~np.isfinite(log_mu) | (log_mu > POSITIVE_TOLERANCE),
             log_pi == -np.inf,
-            ~np.isfinite(log_pi),
-            log_pi > POSITIVE_TOLERANCE,
+            ~np.isfinite(log_pi) | (log_pi > POSITIVE_TOLERANCE),
         ],
-        [0, 1, 4, 2, 3],
+        [0, 2, 1],
         default=-1,
     )
     at = kind >= 0
@@ -135,7 +133,7 @@ def _surprises(tokens: Tokens) -> tuple[Bools, Cells]:
     if tokens.entropy is not None and len(tokens):
         window, count = windows(tokens, SURPRISE_WINDOW)
         n = np.bincount(window, minlength=count)
-        entropy = np.nan_to_num(tokens.entropy, nan=np.inf)
+        entropy = np.where(np.isfinite(tokens.entropy), tokens.entropy, np.inf)
         excess = np.minimum(-tokens.log_pi, -tokens.log_mu) - entropy
         total = np.bincount(window, np.where(np.isfinite(excess), excess, -WIDEST), minlength=count)
         spread = np.bincount(window, np.where(np.isfinite(entropy), np.maximum(entropy, 0.5), WIDEST), minlength=count)

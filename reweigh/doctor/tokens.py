@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from reweigh.batch_rules import POSITIVE_TOLERANCE
 from reweigh.doctor.cells import Array, Ints
 from reweigh.records.packed import groups_of
 from reweigh.records.table import lengths_of, single, token_values
@@ -155,9 +156,9 @@ def tokens_of(table: pa.Table) -> Tokens:
         position == sizes[seq] - 1,
         column("token_ids", np.int64),
         column("versions", np.int64),
-        column("entropy_pi", np.float64),
-        column("log_pi_repeat", np.float64),
-        column("log_mu_prefill", np.float64),
+        _within(column("entropy_pi", np.float64), 0.0, np.inf),
+        _within(column("log_pi_repeat", np.float64), -np.inf, 0.0),
+        _within(column("log_mu_prefill", np.float64), -np.inf, 0.0),
         rows,
     )
     return whole.take(live)
@@ -169,6 +170,13 @@ def windows(tokens: Tokens, size: int) -> tuple[Ints, int]:
     local = np.arange(len(tokens)) - (np.cumsum(counts) - counts)[tokens.seq]
     per_seq = -(-counts // size)
     return (np.cumsum(per_seq) - per_seq)[tokens.seq] + local // size, int(per_seq.sum())
+
+
+def _within(x: Array | None, low: float, high: float) -> Array | None:
+    """NaN where a value cannot be one; that it is there is counted where the table is checked."""
+    if x is None:
+        return None
+    return np.where((x >= low - POSITIVE_TOLERANCE) & (x <= high + POSITIVE_TOLERANCE) & np.isfinite(x), x, np.nan)
 
 
 def bucket_of(group: Ints) -> Ints:

@@ -10,6 +10,7 @@ from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import Tokens
 
 _FARTHEST = 8  # lags from here on are counted together
+_ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows to less, and stays there
 _MIXED = ("one version", "before the change", "after the change")
 
 
@@ -70,7 +71,7 @@ def _stale(case: Case) -> Findings:
     missing = CannotTell(
         "stale_weights", "no versions of the weights that sampled: lag is not known", ("versions", "trainer_version")
     )
-    if "lag" not in case.sums:
+    if "lag" not in case.sums or not case.keyed("lag").data:
         return [missing]
     data, step, lag = _grid(case)
     if (lag < 0).all():
@@ -122,7 +123,7 @@ def _exp(x: Estimate) -> Estimate:
 def _sync(case: Case) -> Findings:
     """Growth with training step at one lag: the engine does not get the weights, or not all of them."""
     needs = ("step", "versions", "trainer_version")
-    if "lag" not in case.sums:
+    if "lag" not in case.sums or not case.keyed("lag").data:
         return [CannotTell("weight_sync", "no training steps: growth along the run cannot be seen", needs)]
     data, step, lag = _grid(case)
     low = lag == lag.min()
@@ -142,17 +143,22 @@ def _sync(case: Case) -> Findings:
     excess = whole[2] - floor * whole[3]
     last = data[:, step == step.max()].sum((0, 1))
     begun, final = first[1] / max(first[0], 1), last[1] / max(last[0], 1)
-    growth = final / begun if begun > 0 else 1e6
+    grown = float(np.sqrt(max(final**2 - begun**2, 0.0)))
     finds = (
         evidence(
             "late_over_early",
             _exp(more),
             "size of the log ratio in the later half of the steps over the earlier, at one lag",
         ),
-        counted("last_over_first", growth, last[0], "size of the log ratio at the last step over that at the first"),
+        counted(
+            "grown",
+            grown,
+            last[0],
+            "size of what the last step has over the first, nats: below .015 for lost roundings",
+        ),
     )
     p, effect, share = p_above(more), more.value / 0.15, case.share(excess)
-    small = growth < 2.5
+    small = grown < _ROUNDED
     first_cause, other = (
         ("update_below_precision", "weight_sync") if small else ("weight_sync", "update_below_precision")
     )

@@ -23,13 +23,11 @@ class Visit:
     Attributes:
         sums: by name.
         sequences: responses read.
-        empty: of them, those without a token in the mask.
         notes: rules that do not hold, by rule.
     """
 
     sums: Mapping[str, AnySums] = field(default_factory=dict[str, AnySums])
     sequences: int = 0
-    empty: int = 0
     notes: Mapping[str, Violation] = field(default_factory=dict[str, Violation])
 
     def __add__(self, other: "Visit") -> "Visit":
@@ -40,7 +38,7 @@ class Visit:
         tally = Tally(dict(self.notes))
         for violation in other.notes.values():
             tally(violation)
-        return Visit(sums, self.sequences + other.sequences, self.empty + other.empty, tally.by_rule)
+        return Visit(sums, self.sequences + other.sequences, tally.by_rule)
 
 
 def visit_tokens(tokens: Tokens) -> Visit:
