@@ -13,7 +13,7 @@ from reweigh.sums import NUM_BUCKETS
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Key = tuple[int, ...]
+Key = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +46,12 @@ class Cells:
 
 @dataclass(frozen=True, eq=False)
 class Keyed:
-    """Sums of some moments by key, cluster by cluster, for keys that are not known before; `a + b` is of both.
+    """Sums of some moments by training step and lag, cluster by cluster; `a + b` is of both.
 
-    The first number of a key is a step; steps are joined into ranges of 1, 2, 4, ... until there are at most `RANGES`.
+    Steps are joined into ranges of 1, 2, 4, ... until there are at most `RANGES`.
 
     Attributes:
-        data: `[64, M]` of each key.
+        data: `[64, M]` of each step and lag.
         width: of a range of steps.
     """
 
@@ -59,13 +59,15 @@ class Keyed:
     width: int = 1
 
     RANGES = 32
+    LAGS = 16
 
     @classmethod
-    def of(cls, bucket: Ints, keys: Ints, *moments: NDArray[Any]) -> "Keyed":
-        """Add up moments, each `[N]`, by the rows of `keys`, `[N, F]`."""
-        unique, code = np.unique(keys, axis=0, return_inverse=True)
+    def of(cls, bucket: Ints, step: Ints, lag: Ints, *moments: NDArray[Any]) -> "Keyed":
+        """Add up moments, each `[N]`, by step and lag, each `[N]`; a lag is below `LAGS`, or -1."""
+        unique, code = np.unique(step * (cls.LAGS + 1) + lag + 1, return_inverse=True)
         cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)
-        return cls({tuple(int(x) for x in key): cells.data[:, i] for i, key in enumerate(unique)})._narrow()
+        keys = [(int(x) // (cls.LAGS + 1), int(x) % (cls.LAGS + 1) - 1) for x in unique]
+        return cls({key: cells.data[:, i] for i, key in enumerate(keys)})._narrow()
 
     def __add__(self, other: "Keyed") -> "Keyed":
         """Both."""
@@ -82,7 +84,7 @@ class Keyed:
     def _at(self, width: int) -> "Keyed":
         if width == self.width:
             return self
-        return Keyed(_joined([((key[0] // width * width, *key[1:]), x) for key, x in self.data.items()]), width)
+        return Keyed(_joined([((key[0] // width * width, key[1]), x) for key, x in self.data.items()]), width)
 
 
 def _joined(items: list[tuple[Key, Array]]) -> dict[Key, Array]:

@@ -13,6 +13,7 @@ from reweigh.doctor.inject.fault import LEVELS, Fault, Level
 from reweigh.doctor.inject.normalisation import NORMALISATION
 from reweigh.doctor.inject.other_policy import OTHER_POLICY
 from reweigh.doctor.inject.other_weights import OTHER_WEIGHTS
+from reweigh.doctor.inject.pairs import PAIRS
 from reweigh.doctor.inject.smollm2 import smollm2_world
 from reweigh.doctor.inject.specs import Specs
 from reweigh.doctor.inject.worlds import World, WorldName, moe_world, tiny_world
@@ -22,6 +23,7 @@ __all__ = [
     "CLEAN",
     "FAULTS",
     "LEVELS",
+    "PAIRS",
     "Case",
     "Fault",
     "Level",

@@ -68,7 +68,11 @@ def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] |
             best[one.id] = ranked
     others = [x for x in best.values() if x.of.id not in _FLOOR]
     taken = sum(x.of.share or 0.0 for x in others if x.named)
-    floor = [_rest(x, taken, any(y.named for y in others)) for x in best.values() if x.of.id in _FLOOR]
+    floor = list[_Ranked]()
+    for cause in _FLOOR:
+        if cause in best:
+            floor.append(_rest(best[cause], taken, any(y.named for y in others)))
+            taken += floor[-1].of.share or 0.0 if floor[-1].named else 0.0
     ranked = sorted([*others, *floor], key=lambda x: x.score, reverse=True)
     named = [x for x in ranked if x.named]
     benign = _benign([x for x in said if isinstance(x, Suspicion)], named, programs)

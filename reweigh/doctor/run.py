@@ -30,6 +30,7 @@ from reweigh.records.table import aligned, check_names, conform
 from reweigh.records.violation import Tally, Violation, fail
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work
+_SPREAD = 16  # parts that a sample is made of, at least
 BATCH_TOKENS = 1 << 18  # worked on at a time: some hundred megabytes
 
 Progress = Callable[[int, int], None]
@@ -62,6 +63,7 @@ def doctor(
     programs: Collection[str] | None = None,
     reader: str | None = None,
     workers: int = 1,
+    most: int | None = None,
     on_progress: Progress | None = None,
 ) -> Diagnosis:
     """Name the causes of the gap between sampler and trainer in records, ranked, with what speaks for each.
@@ -77,6 +79,7 @@ def doctor(
         programs: whose options to name in the fixes ("vllm", "trl", ...); all that are known if not given.
         reader: name of the files' format (see `reweigh.readers.FORMATS`); recognised by their content if not given.
         workers: processes.
+        most: look at about so many tokens only, in parts spread evenly over the files, and say so in the notes.
         on_progress: called after each part.
 
     Raises:
@@ -94,8 +97,8 @@ def doctor(
         if name not in BYS:
             raise ValueError(f"doctor: by must be one of {', '.join(BYS)}, got {name!r}")
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
-    read, info = _read(paths, by, reader, workers, on_progress)
-    before = None if baseline is None else _read(baseline, (), reader, workers, None)[0].whole
+    read, info = _read(paths, by, reader, workers, most, on_progress)
+    before = None if baseline is None else _read(baseline, (), reader, workers, most, None)[0].whole
     found = conclude(read.whole, info, before, programs)
     slices = {s.by: {k: conclude(v, info, before, programs) for k, v in s.labelled().items()} for s in read.slices}
     return replace(found, slices=slices)
@@ -123,17 +126,23 @@ def read(part: FilePart, by: Sequence[By] = (), reader: str | None = None) -> Re
 
 
 def _read(
-    paths: Paths, by: Sequence[By], reader: str | None, workers: int, on_progress: Progress | None
+    paths: Paths,
+    by: Sequence[By],
+    reader: str | None,
+    workers: int,
+    most: int | None,
+    on_progress: Progress | None,
 ) -> tuple[Read, RunInfo]:
     known = formats(reader)
-    parts = cut(paths, PART_TOKENS, formats=known)
+    parts = cut(paths, PART_TOKENS if most is None else min(PART_TOKENS, max(most // _SPREAD, 1)), formats=known)
+    chosen = _spread(parts, most)
     info: RunInfo | None = None
     for path in dict.fromkeys(part.path for part in parts):
         one = read_info(path, known)
         info = one if info is None else info.merged(one)
-    expected = 0 if any(part.tokens is None for part in parts) else sum(part.tokens or 0 for part in parts)
+    expected = 0 if any(part.tokens is None for part in parts) else sum(part.tokens or 0 for part in chosen)
     total = Read()
-    with closing(_engine(parts, by, reader, workers)) as found:
+    with closing(_engine(chosen, by, reader, workers)) as found:
         for one in found:
             total += one
             if on_progress is not None and "whole" in one.whole.sums:
@@ -143,7 +152,20 @@ def _read(
             f"doctor: no token to look at in {total.whole.sequences} responses{_reasons(total.whole)}\n"
             "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
         )
+    if len(chosen) < len(parts):
+        hint = f"`reweigh doctor` looks at all of it; here about {most:,} tokens were wanted."
+        note = Violation("looked at a sample", str(parts[0].path), "", hint, len(chosen), f"of {len(parts)} parts")
+        total = replace(total, whole=total.whole + Visit(notes={note.rule: note}))
     return total, info or RunInfo()
+
+
+def _spread(parts: list[FilePart], most: int | None) -> list[FilePart]:
+    """Every part, or every so many-th."""
+    known = sum(part.tokens or 0 for part in parts)
+    if most is None or known <= most:
+        return parts
+    count = max(1, len(parts) * most // known)
+    return [parts[i * len(parts) // count] for i in range(count)]
 
 
 def _reasons(visit: Visit) -> str:

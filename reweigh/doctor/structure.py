@@ -75,7 +75,8 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
     # A logged 0 says that the token was certain: so it may be, under both policies, or where all others were cut off.
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
-    if zeros.sum() > 0.5 * len(zeros) and (proof & zeros).sum() < 0.2 * zeros.sum():
+    certain = zeros & (log_pi >= np.log(0.5)) & (log_pi < np.log(0.98))
+    if certain.sum() > (proof & zeros).sum():
         proof &= ~zeros
         special &= ~zeros
     elif (proof & zeros).sum() >= 3:

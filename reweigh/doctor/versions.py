@@ -24,12 +24,13 @@ def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
     if step is not None or lag is not None:
         by = np.zeros(len(tokens), np.int64) if step is None else step
         late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
-        sums["lag"] = Keyed.of(bucket, np.stack([by, late], -1), *moments)
+        sums["lag"] = Keyed.of(bucket, by, late, *moments)
     version = tokens.version if tokens.version is not None else step
     if version is not None:
-        first = np.full(len(rows.sizes), np.iinfo(np.int64).max)
-        np.minimum.at(first, tokens.seq, version)
-        sums["prompts"] = Prompts.of(rows.group[tokens.seq], first[tokens.seq], *moments)
+        lowest, _ = _range(version, tokens.seq, len(rows.sizes))
+        some = np.bincount(tokens.seq, minlength=len(rows.sizes)) > 0
+        by_row = [np.bincount(tokens.seq, m, minlength=len(rows.sizes))[some].astype(np.float64) for m in moments]
+        sums["prompts"] = Prompts.of(rows.group[some], lowest[some], *by_row)
     if lag is not None and tokens.version is not None:
         lowest, highest = _range(tokens.version, tokens.seq, len(rows.sizes))
         changes = (lowest != highest)[tokens.seq]
