@@ -100,7 +100,8 @@ class Case:
 
     def share(self, squares: float) -> float:
         """Of the sum of squared log ratios."""
-        return min(max(squares / self.squares, 0.0), 1.0) if self.squares > 0 else 0.0
+        share = squares / self.squares if self.squares > 0 else 0.0
+        return min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
 
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:

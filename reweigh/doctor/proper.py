@@ -20,8 +20,9 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     again = _again(tokens)
     middle = -(tokens.log_pi + tokens.log_mu) / 2
     cell = np.searchsorted(_BINS, middle) * 2 + again
-    gap = tokens.gap
-    return {"seen": Cells.of(tokens.bucket, cell, 2 * _NUM, np.ones(len(gap)), gap, gap**2)}
+    gap, known = tokens.gap, tokens.token_id >= 0
+    moments = (known * 1.0, np.where(known, gap, 0.0), np.where(known, gap**2, 0.0))
+    return {"seen": Cells.of(tokens.bucket, cell, 2 * _NUM, *moments)}
 
 
 def _again(tokens: Tokens) -> np.ndarray:

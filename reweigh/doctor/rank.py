@@ -49,7 +49,8 @@ class _Ranked:
     @property
     def score(self) -> tuple[bool, bool, bool, float]:
         share = _HIDDEN_SHARE if self.of.share is None else self.of.share
-        return self.named, self.of.proven, self.of.id not in _FLOOR, self.confidence * share
+        weighty = self.of.share is None or self.of.share >= _LEAST_SHARE
+        return self.named, self.of.proven and weighty, self.of.id not in _FLOOR, self.confidence * share
 
 
 def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] | None = None) -> Diagnosis:

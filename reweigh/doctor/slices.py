@@ -109,7 +109,7 @@ def _cut(by: By, tokens: Tokens, table: pa.Table, source: str) -> Iterator[tuple
 def _codes(by: By, tokens: Tokens) -> np.ndarray | None:
     rows = tokens.rows
     if by == "step":
-        return None if rows.step is None else rows.step[tokens.seq]
+        return tokens.step
     if by == "lag":
         return tokens.lag
     turn = np.cumsum(tokens.turn_start)

@@ -80,6 +80,10 @@ def _fillers(case: Case, places: tuple[int, ...]) -> _Fillers:
 
 def _placeholder(case: Case) -> Findings:
     found = _fillers(case, (0, 2, 3))
+    rare, certain = case.cells("zeros").total[0]
+    other = case.cells("placeholder").total[len(PLACES) :, 0].sum()
+    if certain > rare and other == 0:  # zeros of tokens that were certain once all others had been cut off
+        return []
     inside = _fillers(case, (1,))
     if found.tokens == 0:
         return []

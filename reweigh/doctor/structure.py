@@ -33,7 +33,8 @@ class Structure:
     Attributes:
         clean: tokens whose log-probs may be compared.
         sums: `placeholder` `[64, kind x place, (tokens, runs, gap^2)]`, `surprise` `[64, 1, (tokens, gap^2)]`,
-            `alignment` (see `align`), `broken` `[64, kind, (tokens,)]`, `whole` `[64, 1, (tokens, gap^2)]`.
+            `alignment` (see `align`), `broken` `[64, kind, (tokens,)]`, `zeros`
+            `[64, 1, (beside a rare token, beside a fairly certain one)]` of log_mu = 0, `whole` `[64, 1, (tokens, gap^2)]`.
     """
 
     clean: Tokens
@@ -42,16 +43,17 @@ class Structure:
 
 def structure(tokens: Tokens) -> Structure:
     """Take out what is no log-prob of its token."""
-    filler, placeholder = _placeholders(tokens)
+    filler, placeholder, doubt = _placeholders(tokens)
     broken_at, broken = _broken(tokens, filler)
     seen = filler | ~broken_at
     gap = _gap(tokens)
-    whole = Cells.of(tokens.bucket, np.zeros(len(tokens), np.int64), 1, seen * 1.0, np.where(seen, gap**2, 0.0))
+    whole = Cells.of(tokens.bucket, zero_of(tokens), 1, seen * 1.0, np.where(seen, gap**2, 0.0))
     left = tokens.take(~filler & ~broken_at)
     foreign, surprise = _surprises(left)
     aligned, alignment = realigned(left.take(~foreign))
     sums = {
         "placeholder": placeholder,
+        "zeros": doubt,
         "broken": broken,
         "surprise": surprise,
         "alignment": alignment,
@@ -60,13 +62,18 @@ def structure(tokens: Tokens) -> Structure:
     return Structure(aligned, sums)
 
 
+def zero_of(tokens: Tokens) -> Ints:
+    """The one cell of sums that have no more."""
+    return np.zeros(len(tokens), np.int64)
+
+
 def _gap(tokens: Tokens) -> Array:
     with np.errstate(invalid="ignore"):
         gap = np.clip(tokens.gap, -WIDEST, WIDEST)
     return np.where(np.isnan(gap), 0.0, gap)
 
 
-def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
+def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
     """Which tokens have a value that stands for "none", in runs at least one token of which proves it."""
     log_pi, log_mu = tokens.log_pi, tokens.log_mu
     kind = np.select([log_mu == 0, log_mu == 1, ~np.isfinite(log_mu), log_mu < -WIDEST], [0, 1, 2, 3], default=-1)
@@ -76,12 +83,14 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
     certain = zeros & (log_pi >= np.log(0.5)) & (log_pi < np.log(0.98))
-    if certain.sum() > (proof & zeros).sum():
-        proof &= ~zeros
-        special &= ~zeros
-    elif (proof & zeros).sum() >= 3:
-        # That some are fillers is proven: those beside which pi was fairly sure are, too.
-        proof |= zeros & (log_pi < np.log(0.98))
+    doubt = Cells.of(tokens.bucket, zero_of(tokens), 1, (proof & zeros) * 1.0, certain * 1.0)
+    # By response, so that the same is found however records are cut into batches.
+    responses = len(tokens.rows.sizes)
+    proofs, others = (np.bincount(tokens.seq, x, minlength=responses)[tokens.seq] for x in (proof & zeros, certain))
+    special &= ~zeros | (proofs >= others)
+    proof &= special
+    # That some are fillers is proven: those beside which pi was fairly sure are, too.
+    proof |= special & certain & (proofs > 0)
     run, runs = _runs(tokens, special)
     proven = np.zeros(runs, np.bool_)
     np.logical_or.at(proven, run[proof], True)
@@ -100,7 +109,7 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells]:
     begins[1:] = run[at][1:] != run[at][:-1]
     gap = _gap(tokens)[at]
     cells = len(KINDS) * len(PLACES)
-    return filler, Cells.of(tokens.bucket[at], cell, cells, np.ones(len(at)), begins, gap**2)
+    return filler, Cells.of(tokens.bucket[at], cell, cells, np.ones(len(at)), begins, gap**2), doubt
 
 
 def _runs(tokens: Tokens, which: Bools) -> tuple[Ints, int]:

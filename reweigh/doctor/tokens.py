@@ -15,7 +15,7 @@ from reweigh.records.table import lengths_of, single, token_values
 from reweigh.sums import NUM_BUCKETS
 
 FLOOR = 1e-3  # of 1 - p: below it a gap is all rounding of the float32 that it came in
-_UNKNOWN = -(2**31)
+UNKNOWN = -(2**31)  # stands for a null number
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,18 +101,29 @@ class Tokens:
         return np.maximum(-np.expm1(np.minimum((self.log_pi + self.log_mu) / 2, 0.0)), FLOOR)
 
     @property
+    def step(self) -> Ints | None:
+        """Training step, or the trainer's version where there is none; `UNKNOWN` where neither is known."""
+        step, version = self.rows.step, self.rows.trainer_version
+        if step is None or version is None:
+            found = version if step is None else step
+            return None if found is None else found[self.seq]
+        return np.where(step == UNKNOWN, version, step)[self.seq]
+
+    @property
     def lag(self) -> Ints | None:
         """Trainer's version (or step, where that may be it) less the token's, at least 0; -1 where it is not known."""
         if self.version is None:
             return None
-        trainer = self.rows.trainer_version
-        if trainer is None:  # most runs count weights by steps
-            trainer = self.rows.step
-            if trainer is None or not (self.version <= trainer[self.seq]).all():
-                return None
-        trainer = trainer[self.seq]
-        known = (trainer != _UNKNOWN) & (self.version >= 0)
-        return np.where(known, np.maximum(trainer - self.version, 0), -1)
+        trainer, step = self.rows.trainer_version, self.rows.step
+        if trainer is None and step is None:
+            return None
+        if trainer is None:
+            trainer = np.full(len(self.rows.sizes), UNKNOWN)
+        if step is not None:  # most runs count weights by steps
+            trainer = np.where(trainer == UNKNOWN, step, trainer)
+        lag = trainer[self.seq] - self.version
+        known = (trainer[self.seq] != UNKNOWN) & (self.version >= 0)
+        return np.where(known & (lag >= 0), lag, -1)
 
 
 def tokens_of(table: pa.Table) -> Tokens:
@@ -191,12 +202,12 @@ def _row_numbers(table: pa.Table, name: str) -> Ints | None:
     values = single(table, name)
     if values.null_count == len(values):
         return None
-    return values.fill_null(_UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
+    return values.fill_null(UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _pack_order(pack: Ints | None) -> Ints | None:
     """Place of each response in its packed row: its rows follow each other and have one number; or the number counts
-    places itself, 0, 1, 2, 0, 1, ..."""
+    places itself, 0, 1, 2, 0, 1, ... A packed row that lies in two batches counts as two: one in thousands."""
     if pack is None or len(pack) < 2:
         return None
     same = pack[1:] == pack[:-1]

@@ -1,13 +1,16 @@
 """The family of old weights: by lag, by training step, and in caches that outlived an update."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, contrast, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.places import sized
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.tokens import Tokens
+from reweigh.doctor.tokens import UNKNOWN, Tokens
 
 _FARTHEST = 8  # lags from here on are counted together
 _ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows to less, and stays there
@@ -17,28 +20,29 @@ _MIXED = ("one version", "before the change", "after the change")
 def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums: dict[str, Cells | Keyed | Prompts] = {}
-    lag = tokens.lag
-    step = None if rows.step is None else rows.step[tokens.seq]
-    if step is None and rows.trainer_version is not None:
-        step = rows.trainer_version[tokens.seq]
-    if step is not None or lag is not None:
-        by = np.zeros(len(tokens), np.int64) if step is None else step
+    lag, step = tokens.lag, tokens.step
+    if step is not None:
         late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
-        sums["lag"] = Keyed.of(bucket, by, late, *moments)
+        sums["lag"] = Keyed.of(*_where(step != UNKNOWN, bucket, step, late, *moments))
     version = tokens.version if tokens.version is not None else step
     if version is not None:
-        lowest, _ = _range(version, tokens.seq, len(rows.sizes))
-        some = np.bincount(tokens.seq, minlength=len(rows.sizes)) > 0
-        by_row = [np.bincount(tokens.seq, m, minlength=len(rows.sizes))[some].astype(np.float64) for m in moments]
+        responses = len(rows.sizes)
+        lowest, _ = _range(version, tokens.seq, responses)
+        some = (np.bincount(tokens.seq, minlength=responses) > 0) & (lowest > UNKNOWN)
+        by_row = [np.bincount(tokens.seq, m, minlength=responses)[some].astype(np.float64) for m in moments]
         sums["prompts"] = Prompts.of(rows.group[some], lowest[some], *by_row)
     if lag is not None and tokens.version is not None:
         lowest, highest = _range(tokens.version, tokens.seq, len(rows.sizes))
         changes = (lowest != highest)[tokens.seq]
-        fresh = lag == 0
         cell = np.where(changes, np.where(tokens.version == lowest[tokens.seq], 1, 2), 0)
-        which = fresh | (cell == 1)
-        sums["mixed"] = Cells.of(bucket[which], cell[which], len(_MIXED), *(m[which] for m in moments))
+        which = (lag == 0) | ((cell == 1) & (lag > 0))
+        bucket, cell, *some_moments = _where(which, bucket, cell, *moments)
+        sums["mixed"] = Cells.of(bucket, cell, len(_MIXED), *some_moments)
     return sums
+
+
+def _where(which: NDArray[np.bool_], *columns: NDArray[Any]) -> list[NDArray[Any]]:
+    return [column[which] for column in columns]
 
 
 def _range(version: np.ndarray, seq: np.ndarray, responses: int) -> tuple[np.ndarray, np.ndarray]:

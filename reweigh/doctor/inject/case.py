@@ -1,5 +1,5 @@
 """A case: a run with its faults committed, as a table of records."""
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
 # pyarrow ships no types.
 
 import random
@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from reweigh.doctor.inject.cache import kept
 from reweigh.doctor.inject.decoder import Decoder, Options
 from reweigh.doctor.inject.engine import kv_format
 from reweigh.doctor.inject.formats import in_format
 from reweigh.doctor.inject.logs import Logged, logged
 from reweigh.doctor.inject.plan import GROUP, Planned, plan
-from reweigh.doctor.inject.rollouts import rollouts, served
+from reweigh.doctor.inject.rollouts import identity, rollouts, served
 from reweigh.doctor.inject.specs import Specs, TrainerSpec
 from reweigh.doctor.inject.trainer import Row, Score, prefill, score
 from reweigh.doctor.inject.versions import advantages, reward, versions
@@ -54,7 +55,14 @@ def run_table(world: World, specs: Specs, *, tokens: int, seed: int, with_repeat
             lambda step, part: score(trained[step], part, specs.trainer),
         )
         repeat = dict(zip(order, found, strict=True))
-    shown = _prefilled(world, weights, planned, written, specs) if with_prefill else None
+    shown = None
+    if with_prefill:
+        ends = (specs.log.forced_end, specs.log.placeholder_share) if specs.log.forced_end else ()
+        shown = kept(
+            "prefill",
+            (tokens, seed, identity(world), specs.engine, specs.training, specs.size, ends),
+            lambda: _prefilled(world, weights, planned, written, specs),
+        )
     worth = advantages([reward(one, world.model.shape.vocab_size) for one in samples], GROUP)
     records: list[dict[str, Any]] = []
     packs = _packs(planned, specs.trainer.pack)

@@ -67,6 +67,12 @@ class Cache:
         self.layers[layer] = (keys, values)
         return keys, values
 
+    def convert(self, to: torch.dtype | None) -> None:
+        """Round all of it to a number type."""
+        self.layers = [
+            None if kv is None else (kv[0].to(to).to(kv[0].dtype), kv[1].to(to).to(kv[1].dtype)) for kv in self.layers
+        ]
+
     def select(self, rows: Tensor) -> None:
         """Keep only some sequences."""
         self.layers = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.layers]

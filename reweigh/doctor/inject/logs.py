@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reweigh.doctor.inject.engine import Sample
+from reweigh.doctor.inject.flight import Sample
 from reweigh.doctor.inject.specs import LogSpec
 
 # Stands in the log for tokens that a tool put in and the mask leaves out.

@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from reweigh.doctor.inject.cache import kept
 from reweigh.doctor.inject.decoder import Decoder
-from reweigh.doctor.inject.engine import Job, Models, Sample, sample
+from reweigh.doctor.inject.engine import Models, sample
+from reweigh.doctor.inject.flight import Job, Sample
 from reweigh.doctor.inject.formats import in_format
 from reweigh.doctor.inject.plan import Planned
 from reweigh.doctor.inject.specs import Specs
@@ -25,8 +25,13 @@ def rollouts(
         specs: the engine is what counts, and what the versions were made by.
         key: what tells this plan from others.
     """
-    whole = (key, world.name, world.seed, world.max_tokens, world.lr, specs.engine, specs.training, specs.size)
+    whole = (key, identity(world), specs.engine, specs.training, specs.size)
     return [Sample(**one) for one in kept("rollouts", whole, lambda: _sampled(world, weights, planned, specs))]
+
+
+def identity(world: World) -> tuple[object, ...]:
+    """All of a world that its samples depend on."""
+    return (world.name, world.seed, world.max_tokens, world.lr, world.trained, world.steps, world.batch_prompts)
 
 
 def served(weights: Sequence[Decoder], specs: Specs) -> list[Decoder]:
@@ -55,7 +60,7 @@ def _sampled(
             part = members[start : start + specs.engine.batch_size]
             answers = sample(models, [_job(world, planned[i]) for i in part], specs.engine, world.end)
             found.update(zip(part, answers, strict=True))
-    return [asdict(found[i]) for i in range(len(planned))]
+    return [vars(found[i]) for i in range(len(planned))]
 
 
 def _job(world: World, one: Planned) -> Job:

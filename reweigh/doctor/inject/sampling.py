@@ -1,7 +1,7 @@
 """From scores to the distribution that is drawn from: penalty, temperature, top-k, top-p, min-p, in vLLM's order."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reweigh.doctor.inject.specs import EngineSpec
@@ -25,3 +25,17 @@ def processed(logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"] | None, sp
         least = log_p.amax(-1, keepdim=True) + torch.tensor(spec.min_p).log()
         log_p = torch.log_softmax(log_p.masked_fill(log_p < least, -torch.inf), dim=-1)
     return log_p
+
+
+def logged_log_probs(
+    logits: Float[Tensor, "B V"], log_p: Float[Tensor, "B V"], token: Int[Tensor, " B"], spec: EngineSpec
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B 2"]]:
+    """What an engine logs of tokens: their log-probs, and those of the two most probable ones.
+
+    What a tool put in may lie outside what is drawn from: its log-prob is that before processing.
+    """
+    raw = log_softmax(logits, 1.0)
+    logged = raw if spec.logs == "raw" else log_p
+    value = logged.gather(-1, token[:, None]).squeeze(-1)
+    value = torch.where(value.isinf(), raw.gather(-1, token[:, None]).squeeze(-1), value)
+    return value, logged.topk(2, dim=-1).values

@@ -24,7 +24,8 @@ class EngineSpec:
         stale_prompts: a prompt seen at an earlier step keeps the cache it was given then.
         delivered: False serves version 0 for ever, and says otherwise.
         temperature: of sampling, as are the four below.
-        repetition_penalty: divides positive scores of tokens seen before, multiplies negative ones (Keskar et al. 2019).
+        repetition_penalty: divides positive scores of tokens seen before, multiplies negative ones
+            (Keskar et al. 2019).
         logs: log-probs after ("processed") or before ("raw") temperature, truncation and penalty.
         router_bits: bits of mantissa of the router's scores (mixture of experts); None keeps all.
         batch_size: sequences in flight.
@@ -56,8 +57,8 @@ class LogSpec:
     """What is written down of a sample, between the engine and the trainer.
 
     Attributes:
-        shift: places by which log-probs stand off their tokens, one of them drawn a sequence: 1 = each token has that of
-            the token before it.
+        shift: places by which log-probs stand off their tokens, one of them drawn a sequence: 1 = each token has
+            that of the token before it.
         shift_share: of the sequences.
         other_token: the log-prob is that of the most probable token, or of the second.
         other_share: of the tokens.

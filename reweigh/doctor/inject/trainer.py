@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reweigh.doctor.inject.decoder import Decoder, Options
-from reweigh.doctor.inject.sampling import processed
+from reweigh.doctor.inject.sampling import logged_log_probs, processed
 from reweigh.doctor.inject.specs import EngineSpec, TrainerSpec
 from reweigh.probe.logits import entropy, log_softmax, nucleus
 
@@ -58,10 +58,8 @@ def prefill(
             n = len(row.ids)
             logits = model.logits(hidden[i, len(row.prompt) - 1 : len(row.prompt) - 1 + n])
             seen = _seen(row, logits.shape[-1]) if spec.repetition_penalty != 1.0 else None
-            log_p = processed(logits, seen, spec) if spec.logs == "processed" else log_softmax(logits, 1.0)
-            ids = torch.tensor(row.ids, dtype=torch.int64)[:, None]
-            value, whole = log_p.gather(-1, ids), log_softmax(logits, 1.0).gather(-1, ids)
-            found.append(torch.where(value.isinf(), whole, value).squeeze(-1).tolist())
+            value, _ = logged_log_probs(logits, processed(logits, seen, spec), torch.tensor(row.ids), spec)
+            found.append(value.tolist())
     return found
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from reweigh.doctor.inject.cache import kept
 from reweigh.doctor.inject.decoder import Decoder
-from reweigh.doctor.inject.engine import Job, Models, Sample, sample
+from reweigh.doctor.inject.engine import Models, sample
+from reweigh.doctor.inject.flight import Job, Sample
 from reweigh.doctor.inject.formats import in_format
 from reweigh.doctor.inject.specs import EngineSpec, Training
 from reweigh.doctor.inject.worlds import World, generator
@@ -26,12 +27,13 @@ def versions(world: World, seed: int, training: Training, size: float) -> list[D
     """Models of versions 0, 1, ... in float32; made once, then kept on the disk."""
     key = (world.name, world.seed, seed, training, size, world.lr, world.trained, world.steps, world.batch_prompts)
     deltas = kept("versions", key, lambda: _trained(world, seed, training, size))
+    start = _start(world, training).state_dict()
     made: list[Decoder] = []
     for weights in deltas:
         with torch.device("meta"):
             model = Decoder(world.model.shape)
         # What did not move is shared, not copied.
-        model.load_state_dict({**world.model.state_dict(), **weights}, assign=True)
+        model.load_state_dict({**start, **weights}, assign=True)
         model.requires_grad_(False)
         made.append(model.eval())
     return made
@@ -39,12 +41,9 @@ def versions(world: World, seed: int, training: Training, size: float) -> list[D
 
 def _trained(world: World, seed: int, training: Training, size: float) -> list[dict[str, Tensor]]:
     torch.manual_seed(seed)
-    model = copy.deepcopy(world.model)
-    lr = world.lr * size
-    if training == "tiny-steps":
-        # A checkpoint as it is shipped: every weight is a bfloat16 number.
-        model = in_format(world.model, "bfloat16").float()
-        lr *= _TINY
+    start = _start(world, training)
+    model = copy.deepcopy(start)
+    lr = world.lr * size * (_TINY if training == "tiny-steps" else 1.0)
     layers: Any = model.layers[len(model.layers) - world.trained :]
     adapters: list[_Adapter] = []
     if training == "adapter":
@@ -55,10 +54,10 @@ def _trained(world: World, seed: int, training: Training, size: float) -> list[d
         layers.requires_grad_(True)
         moving = list(layers.parameters())
     optimizer = torch.optim.Adam(moving, lr=lr, betas=(0.9, 0.95))
-    found = [_moved(model, world.model)]
+    found = [_moved(model, start)]
     for step in range(world.steps - 1):
         _improve(world, model, optimizer, adapters, seed * 1000 + step)
-        found.append(_moved(model, world.model))
+        found.append(_moved(model, start))
     return found
 
 
@@ -134,6 +133,11 @@ class _Adapter:
 
 def _projections(layer: Any) -> list[nn.Linear]:
     return [layer.self_attn.q_proj, layer.self_attn.v_proj]
+
+
+def _start(world: World, training: Training) -> Decoder:
+    # For steps that are too small the checkpoint is as it is shipped: every weight a bfloat16 number.
+    return in_format(world.model, "bfloat16-stored" if training == "tiny-steps" else "float32")
 
 
 def _moved(model: Decoder, base: Decoder) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def _library_world(name: WorldName, shape: Shape, seed: int, steps: int) -> Worl
     prompts = _prompts(held, encode, seed)
     end = encode(text.END)[0]
     return World(
-        name, seed, model, encode, decode, prompts, end, lr=4e-4, max_tokens=160, mean_tokens=80, trained=shape.layers
+        name, seed, model, encode, decode, prompts, end, lr=4e-4, max_tokens=160, mean_tokens=104, trained=shape.layers
     )
 
 

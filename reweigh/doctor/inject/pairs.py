@@ -1,0 +1,30 @@
+"""Pairs of faults that can be committed at once, because no part of a program is changed by both."""
+
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("stale_weights-lag", "raw_logprobs-cooler"),
+    ("stale_weights-lag", "truncated_sampling-top-p"),
+    ("stale_weights-lag", "trainer_temperature-extra"),
+    ("stale_weights-lag", "dropout-left-on"),
+    ("stale_weights-lag", "template_prefix-other"),
+    ("stale_weights-lag", "placeholder_logprob-zero"),
+    ("stale_weights-lag", "vocab_padding-untrained"),
+    ("weight_sync-not-delivered", "raw_logprobs-cooler"),
+    ("weight_sync-not-delivered", "packing_leak-attention"),
+    ("weight_sync-not-delivered", "truncated_sampling-top-k"),
+    ("dropout-left-on", "truncated_sampling-top-p"),
+    ("dropout-left-on", "raw_logprobs-hotter"),
+    ("dropout-left-on", "unmasked_context-zero"),
+    ("dropout-left-on", "engine_decode-fp8-kv"),
+    ("shift-some", "stale_weights-lag"),
+    ("shift-some", "truncated_sampling-top-p"),
+    ("retokenisation-text", "truncated_sampling-min-p"),
+    ("unmasked_context-zero", "template_prefix-no-header"),
+    ("unmasked_context-zero", "raw_logprobs-cooler"),
+    ("placeholder_logprob-forced-end", "trainer_temperature-missing"),
+    ("repetition_penalty-processed", "dropout-left-on"),
+    ("position_encoding-scaling", "placeholder_logprob-zero"),
+    ("packing_leak-attention", "truncated_sampling-top-p"),
+    ("quantised_rollout-int4", "shift-some"),
+    ("vocab_padding-untrained", "engine_decode-position"),
+)
+"""Names of faults of the small world; structural ones beside those that the log ratio alone shows."""
