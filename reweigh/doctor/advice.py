@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Mapping
 
-from reweigh.doctor.advice_form import PROGRAMS, Advice
+from reweigh.doctor.advice_form import ENGINES, PROGRAMS, TRAINERS, Advice
 from reweigh.doctor.advice_policies import SETTINGS
 from reweigh.doctor.advice_structure import NORMALISATION, STRUCTURE
 from reweigh.doctor.advice_weights import WEIGHTS
 from reweigh.doctor.diagnosis import CAUSES, CauseId
 
-__all__ = ["ADVICE", "PROGRAMS", "Advice", "fix_for"]
+__all__ = ["ADVICE", "ENGINES", "PROGRAMS", "TRAINERS", "Advice", "fix_for"]
 
 _ALL: dict[CauseId, Advice] = {**STRUCTURE, **NORMALISATION, **SETTINGS, **WEIGHTS}
 ADVICE: Mapping[CauseId, Advice] = {cause: _ALL[cause] for cause in CAUSES}

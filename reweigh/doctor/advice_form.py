@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PROGRAMS = ("general", "vllm", "sglang", "trl", "verl", "slime", "prime-rl", "skyrl", "nemo-rl")
+ENGINES = ("vllm", "sglang")
+TRAINERS = ("trl", "verl", "slime", "prime-rl", "skyrl", "nemo-rl")
+PROGRAMS = ("general", *ENGINES, *TRAINERS)
 """Keys that a fix may have: what holds for all, the engines, the trainers."""
 
 RESCORE_TWICE = "Let the trainer compute log_pi of one batch twice, in another order, and write it as log_pi_repeat."

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from reweigh.doctor.advice import fix_for
+from reweigh.doctor.advice import ENGINES, TRAINERS, fix_for
 from reweigh.doctor.cells import Cells
 from reweigh.doctor.diagnosis import Diagnosis, InputNote
 from reweigh.doctor.families import FAMILIES
@@ -76,7 +76,8 @@ def doctor(
         by: also diagnose each slice by "step", "lag", "turn", "env" or "source" (file).
         baseline: records of the same engine and trainer from before the trouble, such as a run's first step: sizes
             are judged by what was normal there.
-        programs: whose options to name in the fixes ("vllm", "trl", ...); all that are known if not given.
+        programs: whose options to name in the fixes ("vllm", "trl", ...); the engine and trainer that the files name if
+            not given, or all.
         reader: name of the files' format (see `reweigh.readers.FORMATS`); recognised by their content if not given.
         workers: processes.
         most: look at about so many tokens only, in parts spread evenly over the files, and say so in the notes.
@@ -99,9 +100,17 @@ def doctor(
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
     read, info = _read(paths, by, reader, workers, most, on_progress)
     before = None if baseline is None else _read(baseline, (), reader, workers, most, None)[0].whole
+    programs = _of(info) if programs is None else programs
     found = conclude(read.whole, info, before, programs)
     slices = {s.by: {k: conclude(v, info, before, programs) for k, v in s.labelled().items()} for s in read.slices}
     return replace(found, slices=slices)
+
+
+def _of(info: RunInfo) -> Collection[str] | None:
+    """The engine and the trainer that the files name, and all others of a kind that they do not name."""
+    names = {str(x).lower().replace("_", "-") for x in (info.engine, info.trainer) if x}
+    chosen = [x for kind in (ENGINES, TRAINERS) for x in ([y for y in kind if y in names] or kind)]
+    return None if len(chosen) == len(ENGINES) + len(TRAINERS) else chosen
 
 
 def conclude(

@@ -21,6 +21,7 @@ KINDS = ("zero", "one", "not finite", "below -50")
 PLACES = ("short", "inside", "end", "edge")
 SURPRISE_WINDOW = 8  # tokens
 _SURPRISE, _SURPRISE_Z = 2.5, 5.0  # nats a token more than the entropy; and standard errors
+_AGREED = 0.25  # nats a token: text that was not sampled is scored alike by both
 
 # Cells of `broken`, tokens that are left out: what they break.
 BROKEN = ("log_mu is no log-prob", "log_pi is no log-prob", "log_pi is -inf")
@@ -34,7 +35,8 @@ class Structure:
         clean: tokens whose log-probs may be compared.
         sums: `placeholder` `[64, kind x place, (tokens, runs, gap^2)]`, `surprise` `[64, 1, (tokens, gap^2)]`,
             `alignment` (see `align`), `broken` `[64, kind, (tokens,)]`, `zeros`
-            `[64, 1, (beside a rare token, beside a fairly certain one)]` of log_mu = 0, `whole` `[64, 1, (tokens, gap^2)]`.
+            `[64, 1, (beside a rare token, beside a fairly certain one)]` of log_mu = 0,
+            `whole` `[64, 1, (tokens, gap^2)]`.
     """
 
     clean: Tokens
@@ -147,7 +149,13 @@ def _surprises(tokens: Tokens) -> tuple[Bools, Cells]:
         excess = np.minimum(-tokens.log_pi, -tokens.log_mu) - entropy
         total = np.bincount(window, np.where(np.isfinite(excess), excess, -WIDEST), minlength=count)
         spread = np.bincount(window, np.where(np.isfinite(entropy), np.maximum(entropy, 0.5), WIDEST), minlength=count)
-        odd = (n >= SURPRISE_WINDOW // 2) & (total > _SURPRISE * n) & (total > _SURPRISE_Z * np.sqrt(spread))
+        apart = np.bincount(window, np.abs(tokens.gap), minlength=count)
+        odd = (
+            (n >= SURPRISE_WINDOW // 2)
+            & (apart < _AGREED * n)
+            & (total > _SURPRISE * n)
+            & (total > _SURPRISE_Z * np.sqrt(spread))
+        )
         foreign = odd[window]
     gap = tokens.gap[foreign]
     none = np.zeros(len(gap), np.int64)
