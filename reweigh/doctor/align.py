@@ -50,17 +50,16 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     told = np.bincount(seq_of[telling], minlength=responses)
     votes = np.zeros((responses, len(OFFSETS)))
     np.add.at(votes, (seq_of[off], best[off]), 1)
-    shifted = (votes.max(1) >= np.maximum(1, _MOST * told)) & (told > 0)
     which = votes.argmax(1)
-
     number = np.arange(count)
     first_off = _first(number[off], seq_of[off], responses, count)
+    begun = np.bincount(seq_of[fits & (number < first_off[seq_of])], minlength=responses)  # windows in place before
+    shifted = (votes.max(1) >= np.maximum(1, _MOST * told)) & (told > 0) & (begun == 0)
     after = telling & (number >= first_off[seq_of])
     mended = np.bincount(seq_of[after & fits], minlength=responses)
     later = np.bincount(seq_of[after], minlength=responses)
     kinds = (votes > 0).sum(1)
-    before = _first(number[fits], seq_of[fits], responses, count) < first_off
-    parted = ~shifted & (first_off < count) & (mended <= _FEW * later) & (before | (kinds > 1))
+    parted = ~shifted & (first_off < count) & (mended <= _FEW * later) & ((begun > 0) | (kinds > 1))
 
     moved, has = _moved(tokens, np.where(shifted, np.take(OFFSETS, which), 0)[tokens.seq])
     last_fit = np.full(responses, -1)

@@ -68,17 +68,18 @@ class Explained:
 
     Attributes:
         share: of the squared gap, 0 to 1, less what chance would give.
+        linear: share that a straight line in `log pi + entropy` explains, as a temperature makes it.
         slope: of the gap on `log pi + entropy`: about `1 - 1/T` where the trainer left out a temperature T of sampling.
-        mean: mean gap, nats.
     """
 
     share: Estimate
+    linear: Estimate
     slope: Estimate
 
 
 def explained(cells: Cells) -> Explained:
     """Read the sums."""
-    return Explained(jackknife(_share, cells.data), jackknife(_slope, cells.data))
+    return Explained(jackknife(_share, cells.data), jackknife(_linear, cells.data), jackknife(_slope, cells.data))
 
 
 def _share(total: Array) -> float:
@@ -91,11 +92,23 @@ def _share(total: Array) -> float:
     return float(np.maximum(gap**2 / n - noise, -noise).sum() / squares.sum())
 
 
+def _linear(total: Array) -> float:
+    cov, var = _moments(total)
+    squares = total[:, 2].sum()
+    return cov * cov / var / float(squares) if var > 0 and squares > 0 else float("nan")
+
+
 def _slope(total: Array) -> float:
-    """Within cells of entropy, so that what is common to a context drops out."""
+    cov, var = _moments(total)
+    return cov / var if var > 0 else float("nan")
+
+
+def _moments(total: Array) -> tuple[float, float]:
+    """Covariance with the gap, and variance, of `log pi + entropy`, summed over tokens: within cells of entropy, so
+    that what is common to a context drops out."""
     by = total.reshape(NUM_SURPRISAL, NUM_ENTROPY, -1).sum(0)
     n, gap, _, x, x2, xg = by.T
     some = n > 1
     cov = (xg - x * gap / np.maximum(n, 1))[some].sum()
     var = (x2 - x**2 / np.maximum(n, 1))[some].sum()
-    return float(cov / var) if var > 0 else float("nan")
+    return float(cov), float(var)

@@ -182,9 +182,8 @@ def _routing(case: Case) -> Findings:
     # Where whole stretches are off, or log-probs are not of what was sampled, something else makes the tail.
     fits = together.value < 0.12 and middle < 2 * BF16 and not improper(case)
     share = case.share(sizes[:, far, 1].sum())
-    return [
-        Suspicion("moe_routing", p_above(beyond, 5e-4), beyond.value / 1.5e-3 * (1.0 if fits else 0.2), share, finds)
-    ]
+    effect = beyond.value / 1.5e-3 * (1.0 if fits else 0.2) if middle > NOTHING else 0.0
+    return [Suspicion("moe_routing", p_above(beyond, 5e-4), effect, share, finds)]
 
 
 def _floor(case: Case) -> Findings:

@@ -12,6 +12,7 @@ MOMENTS = ("n", "size", "gap^2", "room")
 """Of a cell: tokens; sum of |gap| / (1 - p), at most `CAP` each; squares; and sum of (1 - p)^2, what the squares of
 benign noise are in proportion to."""
 CAP = 20.0
+_EARLY, _LATE = 6, 10  # half octaves: below the 8th token, and from the 32nd on
 _LONGEST = 1 << 40  # tokens: no prompt is longer
 
 
@@ -30,8 +31,10 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums = {"position": Cells.of(bucket, half_octave(tokens.position), PLACES, *moments)}
     if rows.prompt_length is not None:
-        place = np.clip(rows.prompt_length[tokens.seq], 0, _LONGEST) + tokens.position
-        sums["context"] = Cells.of(bucket, half_octave(place), PLACES, *moments)
+        before = rows.prompt_length[tokens.seq]
+        known = before >= 0
+        place = np.clip(before[known], 0, _LONGEST) + tokens.position[known]
+        sums["context"] = Cells.of(bucket[known], half_octave(place), PLACES, *(m[known] for m in moments))
     if rows.pack is not None:
         cell = np.minimum(rows.pack[tokens.seq], 1) * PLACES + half_octave(tokens.position)
         sums["pack"] = Cells.of(bucket, cell, 2 * PLACES, *moments)
@@ -70,42 +73,46 @@ def _exp(x: Estimate) -> Estimate:
 
 
 def _profile(case: Case) -> Findings:
-    by_response = jackknife(_trend, case.cells("position").data)
-    has_context = "context" in case.sums
-    by_context = jackknife(_trend, case.cells("context").data) if has_context else by_response
-    total = case.cells("position").total
-    early, late = total[:8].sum(0), total[8:].sum(0)
+    position = case.cells("position")
+    context = case.cells("context") if "context" in case.sums else position
+    in_response, in_context = jackknife(_trend, position.data), jackknife(_trend, context.data)
+    begins = jackknife(_early_over_late, position.data)
+    early, late = position.total[:_EARLY].sum(0), position.total[_LATE:].sum(0)
     floor = late[2] / late[3] if late[3] > 0 else 0.0
     finds = (
         evidence(
-            "trend_in_response",
-            by_response,
-            "growth of the size of the log ratio with each doubling of the place in the response, in logs",
+            "early_over_late", _exp(begins), "size of the log ratio in the first 8 tokens over that from the 32nd"
         ),
-        evidence("trend_in_context", by_context, "the same by place in the whole context"),
+        evidence(
+            "trend_in_response",
+            in_response,
+            "its growth with each doubling of the place in the response, in logs",
+        ),
+        evidence("trend_in_context", in_context, "the same by place in the whole context"),
     )
-    falls = Estimate(-by_response.value, by_response.se, by_response.df, by_response.n)
-    out: Findings = [
-        Suspicion(
-            "template_prefix",
-            p_above(falls),
-            falls.value / 0.06 if np.isfinite(falls.value) else 0.0,
-            case.share(early[2] - floor * early[3]),
-            finds,
-        )
-    ]
-    place = case.cells("context" if has_context else "position").total
-    rises = by_context if has_context else by_response
-    out.append(
-        Suspicion(
-            "position_encoding",
-            p_above(rises),
-            rises.value / 0.08 if np.isfinite(rises.value) else 0.0,
-            case.share(_excess(place)),
-            finds,
-        )
+    prefix = Suspicion(
+        "template_prefix",
+        p_above(begins),
+        _finite(begins.value / np.log(2.3)),
+        case.share(early[2] - floor * early[3]),
+        finds,
     )
-    return out
+    # Positions that are read otherwise matter more the farther tokens look back.
+    rises = max(in_context, in_response, key=lambda x: x.z)
+    steps = max(in_context.value / 0.08, in_response.value / 0.04)
+    share = case.share(_excess(context.total))
+    return [prefix, Suspicion("position_encoding", min(2 * p_above(rises), 1.0), _finite(steps), share, finds)]
+
+
+def _finite(x: float) -> float:
+    return x if np.isfinite(x) else 0.0
+
+
+def _early_over_late(total: Array) -> float:
+    early, late = total[:_EARLY].sum(0), total[_LATE:].sum(0)
+    if min(early[0], late[0], early[1], late[1]) <= 0:
+        return float("nan")
+    return float(np.log(early[1] / early[0] / (late[1] / late[0])))
 
 
 def _trend(total: Array) -> float:

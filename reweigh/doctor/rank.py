@@ -47,6 +47,11 @@ class _Ranked:
         return self.confidence >= NAMED and (self.of.proven or share is None or share >= _LEAST_SHARE)
 
     @property
+    def told(self) -> float:
+        """The confidence that is shown: of what is not named, below that of a name."""
+        return self.confidence if self.named else min(self.confidence, NAMED - 0.01)
+
+    @property
     def score(self) -> tuple[bool, bool, bool, float]:
         share = _HIDDEN_SHARE if self.of.share is None else self.of.share
         weighty = self.of.share is None or self.of.share >= _LEAST_SHARE
@@ -102,7 +107,7 @@ def _benign(said: Sequence[Suspicion], named: Sequence[_Ranked], programs: Colle
 
 def _finding(x: _Ranked, programs: Collection[str] | None) -> Finding:
     fix = fix_for(x.of.id, programs)
-    return Finding(x.of.id, x.confidence, x.of.share, x.of.evidence, ADVICE[x.of.id].rules_out, fix)
+    return Finding(x.of.id, x.told, x.of.share, x.of.evidence, ADVICE[x.of.id].rules_out, fix)
 
 
 def _with_experiment(x: CannotTell) -> CannotTell:

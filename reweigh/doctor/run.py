@@ -204,6 +204,9 @@ def _tables(part: FilePart, reader: str | None) -> Iterator[tuple[pa.Table, Mapp
     tally = Tally()
     for raw, origin in formats(reader).reader_of(part.path).read(part, None, BATCH_TOKENS, tally):
         table = conform(raw, origin, tally)
+        for name in REQUIRED:
+            if f"{name}: wrong type" in tally.by_rule:
+                fail(tally.by_rule[f"{name}: wrong type"])
         check_names(table.schema.names, REQUIRED, origin.place(0), fail)
         whole = aligned(table, origin, REQUIRED, tally)
         if not whole.all():

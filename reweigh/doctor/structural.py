@@ -127,7 +127,8 @@ def _context(case: Case) -> Findings:
             "tokens in runs of four and more inside responses whose log_mu is a fixed value that pi contradicts: "
             "text that was not sampled, counted in the loss",
         )
-        share = case.share(inside.squares + short.squares)
+        kinds = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
+        share = None if kinds[2] > 0.5 * kinds.sum() else case.share(inside.squares + short.squares)
         out.append(Suspicion("unmasked_context", _CERTAIN, _size(inside.clusters.value), share, (found,), proven=True))
     foreign = float(surprise.total[0, 0])
     if foreign:

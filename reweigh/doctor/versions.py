@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, contrast, ratio
+from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Keyed, contrast, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.places import sized
@@ -24,7 +24,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
     if step is not None:
         late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
         sums["lag"] = Keyed.of(*_where(step != UNKNOWN, bucket, step, late, *moments))
-    version = tokens.version if tokens.version is not None else step
+    version = _used(tokens.version, step)
     if version is not None:
         responses = len(rows.sizes)
         lowest, _ = _range(version, tokens.seq, responses)
@@ -39,6 +39,13 @@ def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
         bucket, cell, *some_moments = _where(which, bucket, cell, *moments)
         sums["mixed"] = Cells.of(bucket, cell, len(_MIXED), *some_moments)
     return sums
+
+
+def _used(version: Ints | None, step: Ints | None) -> Ints | None:
+    """Which weights sampled a token, or when: its version, or its step where it has none."""
+    if version is None or step is None:
+        return step if version is None else np.where(version >= 0, version, UNKNOWN)
+    return np.where(version >= 0, version, step)
 
 
 def _where(which: NDArray[np.bool_], *columns: NDArray[Any]) -> list[NDArray[Any]]:

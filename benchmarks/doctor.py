@@ -1,0 +1,185 @@
+"""How often the doctor names the cause of a mismatch: faults committed for real on a small language model, and scored.
+
+    python benchmarks/doctor.py generate                 # make the cases (hours on one core; resumes where it stopped)
+    python benchmarks/doctor.py score                    # ask the doctor about each; tables, confusion matrix
+    python benchmarks/doctor.py clean                    # false alarms on 200 clean and 200 quantised samples
+    python benchmarks/doctor.py pairs                    # two faults at once
+    python benchmarks/doctor.py martingale               # side by side with martingale 0.2.0
+    python benchmarks/doctor.py speed                    # time and memory at 1, 3 and 10 million tokens
+    python benchmarks/doctor.py generate --seeds 1 0 0 --only raw_logprobs --tokens 2000     # a look
+
+A case is a run of eight training steps with one fault: 50,000 tokens that an engine really sampled and logged and a
+trainer really scored (`reweigh.doctor.faults`). Smaller samples are all responses to some of a run's prompts. Cases are
+kept as record files, by default under ~/.cache/reweigh/doctor-benchmark; results go to its folder `results` as JSON,
+Markdown and pictures, and Markdown to the standard output. Progress goes to the standard error.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import doctor_martingale
+import doctor_speed
+from doctor_alarms import (
+    CLEAN,
+    PAIRS,
+    QUANTISED,
+    alarm_summary,
+    alarm_table,
+    both_found,
+    false_alarms,
+    pair_runs,
+    pair_table,
+)
+from doctor_cases import LEVEL_ORDER, TOKENS, Run, generate, runs_of
+from doctor_score import SIZES, VIEWS, load, save, score
+from doctor_tables import heat_map, markdown, summary
+
+from reweigh.doctor.faults import FAULTS
+from reweigh.doctor.inject.fault import Fault
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh" / "doctor-benchmark"
+
+
+def chosen(names: Sequence[str] | None) -> list[Fault]:
+    """Faults of these causes or variants; all if there are none."""
+    known = {f.id for f in FAULTS} | {f.name for f in FAULTS}
+    for name in names or ():
+        if name not in known:
+            raise SystemExit(f"error: no fault {name!r}\nhint: python -m reweigh.doctor.faults --list")
+    return [f for f in FAULTS if not names or f.id in names or f.name in names]
+
+
+def runs(args: argparse.Namespace) -> list[Run]:
+    """The cases that were asked for."""
+    seeds = dict(zip(("medium", "strong", "weak"), args.seeds, strict=True))
+    return runs_of(chosen(args.only), seeds, tokens=args.tokens, world=args.world, levels=LEVEL_ORDER)  # type: ignore[arg-type]
+
+
+def report(args: argparse.Namespace, name: str, numbers: Any, text: str) -> None:
+    """Write and print."""
+    out = folder(args)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1))
+    (out / f"{name}.md").write_text(text + "\n")
+    print(text)
+
+
+def folder(args: argparse.Namespace) -> Path:
+    """Of the results."""
+    return args.out or args.cases / "results"
+
+
+def score_command(args: argparse.Namespace) -> None:
+    """Ask, write and print; or print again what was written."""
+    out = folder(args)
+    sizes = [size for size in args.sizes if size <= args.tokens]
+    if args.again:
+        answers = load(out / "answers.json")
+    else:
+        answers = score(
+            runs(args), args.cases, sizes=sizes, views=args.columns, draws=args.draws, processes=args.processes
+        )
+        if not answers:
+            raise SystemExit(f"error: no cases in {args.cases}\nhint: python benchmarks/doctor.py generate")
+        save(answers, out / "answers.json")
+    heat_map(answers, max(a.size for a in answers), (args.images or out) / "doctor-confusion.png")
+    report(args, "scores", summary(answers), markdown(answers))
+
+
+def clean_command(args: argparse.Namespace) -> None:
+    """False alarms."""
+    clean = false_alarms(args.draws, args.cases, CLEAN, 100, args.processes, args.tokens)
+    quantised = false_alarms(args.draws, args.cases, QUANTISED, 300, args.processes, args.tokens)
+    numbers = {
+        "clean": alarm_summary(clean),
+        "quantised": alarm_summary(quantised),
+        "answers": [asdict(a) for a in [*clean, *quantised]],
+    }
+    text = f"### Clean\n\n{alarm_table(clean)}\n\n### Quantised, otherwise clean\n\n{alarm_table(quantised)}"
+    report(args, "clean", numbers, text)
+
+
+def pairs_command(args: argparse.Namespace) -> None:
+    """Two faults at once."""
+    found = both_found(pair_runs(args.tokens, args.seed, PAIRS[: args.first]), args.cases, args.processes)
+    report(args, "pairs", [asdict(a) for a in found], pair_table(found))
+
+
+def martingale_command(args: argparse.Namespace) -> None:
+    """Both doctors."""
+    wanted = [run for run in runs(args) if run.causes[0] in doctor_martingale.CAUSES]
+    found = doctor_martingale.side_by_side(wanted, args.cases, args.size, args.processes)
+    if not found:
+        raise SystemExit(f"error: no cases in {args.cases}\nhint: python benchmarks/doctor.py generate")
+    report(args, "martingale", doctor_martingale.rows_of(found), doctor_martingale.table(found))
+
+
+def speed_command(args: argparse.Namespace) -> None:
+    """Time and memory."""
+    if args.child:
+        doctor_speed.child(args.child, args.workers)
+        return
+    found = doctor_speed.curve(args.sizes, args.workers, Path(__file__))
+    doctor_speed.picture(found, args.workers, (args.images or folder(args)) / "doctor-speed.png")
+    report(args, "speed", doctor_speed.rows_of(found), doctor_speed.table(found))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--cases", type=Path, default=CACHE, help="folder of the cases")
+    shared.add_argument("--processes", type=int, default=1)
+    shared.add_argument("--tokens", type=int, default=TOKENS, help="of a run")
+    shared.add_argument("--out", type=Path, help="folder of the results; `results` in that of the cases")
+    shared.add_argument("--images", type=Path, help="folder of the pictures; that of the results if not given")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--seeds", type=int, nargs=3, default=(3, 1, 1), metavar="N", help="of medium, strong, weak")
+    which.add_argument("--only", nargs="+", metavar="FAULT", help="causes or variants")
+    which.add_argument("--world", choices=("tiny", "smollm2"), default="tiny", help="the model")
+    commands.add_parser("generate", parents=[shared, which], help="make the cases")
+    one = commands.add_parser("score", parents=[shared, which], help="ask the doctor about each")
+    one.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens of samples")
+    one.add_argument("--columns", choices=VIEWS, nargs="+", default=VIEWS)
+    one.add_argument("--draws", type=int, default=2, help="disjoint samples of a run, of each smaller size")
+    one.add_argument("--again", action="store_true", help="tables and pictures from the answers of the last time")
+    clean = commands.add_parser("clean", parents=[shared], help="false alarms on runs without a fault")
+    clean.add_argument("--draws", type=int, default=200, help="samples of 10,000 tokens, of each sort")
+    two = commands.add_parser("pairs", parents=[shared], help="two faults at once")
+    two.add_argument("--seed", type=int, default=0)
+    two.add_argument("--first", type=int, default=len(PAIRS), help="only so many pairs")
+    peer = commands.add_parser("martingale", parents=[shared, which], help="side by side with martingale 0.2.0")
+    peer.add_argument("--size", type=int, default=10_000, help="tokens of a sample")
+    speed = commands.add_parser("speed", parents=[shared], help="time and memory")
+    speed.add_argument("--sizes", type=float, nargs="+", default=(1e6, 3e6, 10e6), help="tokens")
+    speed.add_argument("--workers", type=int, default=2)
+    speed.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    return whole
+
+
+COMMANDS = {
+    "score": score_command,
+    "clean": clean_command,
+    "pairs": pairs_command,
+    "martingale": martingale_command,
+    "speed": speed_command,
+}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    args = parser().parse_args()
+    if args.command == "generate":
+        generate(runs(args), args.cases, args.processes)
+    else:
+        COMMANDS[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
