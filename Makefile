@@ -21,7 +21,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Installing the tools of development into $(VENV) ..."
-	$(PIP) -e ".[dev]"
+	$(PIP) -e ".[dev,docs]"
 	@touch $@
 
 demo: $(VENV)/.demo  ## sample from a real model, rescore, audit: report/report.html
@@ -50,8 +50,9 @@ bench: $(VENV)/.dev  ## speed against named peers; see benchmarks/
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/caps.py
 
-docs: $(VENV)/.dev  ## what in the documentation is made from code
+docs: $(VENV)/.dev  ## what in the documentation is made from code, then the site: build/site/index.html
 	$(BIN)/python docs/estimators.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf $(VENV) report

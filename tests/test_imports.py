@@ -24,6 +24,7 @@ LAYERS = (
     ("adaptive", "tail", "capped", "delta", "distributed"),
     ("summary", "bootstrap", "extrapolate", "tradeoff_caps"),
     ("verdict", "named", "losses"),
+    ("spec",),
     ("testing",),
     ("_public",),
     ("lab", "records", "rosetta"),  # never each other
@@ -32,7 +33,7 @@ LAYERS = (
     ("doctor",),
     ("plan",),
     ("audit", "adapters"),  # never each other
-    ("gate",),
+    ("gate", "watch"),
     ("cli",),
     ("__main__",),
 )

@@ -7,10 +7,14 @@ import numpy as np
 import torch
 
 from reweigh.audit.parts import merge
-from reweigh.audit.pictures import PROBABILITY_BINS, Histogram, Profile, probability_bins
+from reweigh.audit.pictures import Density, Histogram
 from reweigh.audit.runs import Shared
 from reweigh.audit.slices import By, Slices
-from reweigh.audit.trial import Trial, default_estimators
+from reweigh.audit.strata import Cut, Strata, all_strata
+from reweigh.audit.token_rows import TokenRows
+from reweigh.audit.trial import Trial
+from reweigh.audit.tried import default_estimators, possible
+from reweigh.audit.worst import Worst
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
@@ -34,7 +38,9 @@ class Sums:
         levels: stats of the raw ratios, by name of the level; TURN only where the records have turns.
         trials: what each estimator did, by its name.
         histograms: of log ratios, by name of the level.
-        profiles: of |log ratio| by "position" and by "probability".
+        strata: mean and spread of log ratios by each cut that the records allow.
+        density: tokens by probability and log ratio.
+        worst: the sequences that are farthest off.
         slices: by what they are cut by.
         positive: tokens that were left out because a log-prob is over 0.
     """
@@ -42,7 +48,9 @@ class Sums:
     levels: dict[str, RatioStats] = field(default_factory=dict[str, RatioStats])
     trials: dict[str, Trial] = field(default_factory=dict[str, Trial])
     histograms: dict[str, Histogram] = field(default_factory=dict[str, Histogram])
-    profiles: dict[str, Profile] = field(default_factory=dict[str, Profile])
+    strata: dict[Cut, Strata] = field(default_factory=dict[Cut, Strata])
+    density: Density = field(default_factory=Density.empty)
+    worst: Worst = field(default_factory=Worst)
     slices: dict[By, Slices] = field(default_factory=dict[By, Slices])
     positive: int = 0
 
@@ -59,20 +67,19 @@ class Sums:
         batch = batch.with_ratio()
         layout, shared = batch.layout, Shared.of(batch)
         levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
-        estimators = default_estimators(batch) if plan.estimators is None else plan.estimators
+        estimators = default_estimators(batch) if plan.estimators is None else possible(plan.estimators, batch)
         live, log_ratio = shared.runs.lengths, batch.log_ratio
-        by_sequence = torch.from_numpy(shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64))[live > 0]
+        by_sequence = shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64)
         return cls(
             {stats.level.name: stats for stats in RatioStats.of_levels(batch, levels)},
             {name: Trial.of(estimator, shared) for name, estimator in estimators.items()},
             {
                 "token": Histogram.of(log_ratio).without_zeros(log_ratio.numel() - int(live.sum())),
-                "sequence": Histogram.of(by_sequence),
+                "sequence": Histogram.of(torch.from_numpy(by_sequence)[live > 0]),
             },
-            {
-                "position": Profile.by_position(shared),
-                "probability": Profile.of(shared, probability_bins(shared), PROBABILITY_BINS),
-            },
+            all_strata(TokenRows.of(shared), part),
+            Density.of(shared),
+            Worst.of(shared, by_sequence, part),
             {by: Slices.of(by, batch, part) for by in plan.by},
             positive,
         )
@@ -83,7 +90,9 @@ class Sums:
             merge(self.levels, other.levels),
             merge(self.trials, other.trials),
             merge(self.histograms, other.histograms),
-            merge(self.profiles, other.profiles),
+            merge(self.strata, other.strata),
+            self.density + other.density,
+            self.worst + other.worst,
             merge(self.slices, other.slices),
             self.positive + other.positive,
         )

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from reweigh.audit.accumulate import Sums
+from reweigh.audit.limits import Limits
 from reweigh.audit.result import Audit, FileRead, TrialRow
 from reweigh.audit.slices import COLUMNS_OF
+from reweigh.audit.strata import shown_cuts
+from reweigh.audit.tails import tail_of
 from reweigh.audit.trial import Outcome
+from reweigh.host import to_host
 from reweigh.summary import Summary, excess, summarise
 from reweigh.verdict import Finding, Verdict, judge
 
@@ -34,7 +38,13 @@ def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
     trials: list[TrialRow] = []
     for name, trial in sums.trials.items():
         by_bin = tuple(trial.by_bin())
-        trials.append(TrialRow(name, trial.unit, sum(by_bin, Outcome()), by_bin))
+        raw = levels[trial.unit]["ess_fraction"]
+        independent = to_host(sums.levels[trial.unit]).effective_n
+        total, signs = sum(by_bin, Outcome()), trial.by_sign()
+        limits = Limits.of(trial.limits, trial.range, wrong, levels["sequence"].refusal)
+        trials.append(
+            TrialRow(name, trial.unit, total, by_bin, signs, raw, independent, trial.caps, limits, trial.high)
+        )
     return Audit(
         _with_positive(judge(*levels.values()), sums.positive, levels["token"].tokens),
         files,
@@ -42,7 +52,10 @@ def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
         tuple(trials),
         {by: tuple(slices.rows()) for by, slices in sums.slices.items()},
         sums.histograms,
-        {name: tuple(profile.points()) for name, profile in sums.profiles.items()},
+        {strata.cut: tuple(strata.rows()) for strata in shown_cuts(sums.strata)},
+        sums.density,
+        {name: tail_of(sums.levels[name], summary) for name, summary in levels.items()},
+        tuple(sums.worst.found),
         sums.positive,
         _notes(files, levels, sums),
     )

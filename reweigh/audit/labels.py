@@ -1,11 +1,12 @@
 """Words for the numbers of a report: which are shown, in what order, and how they are called."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reweigh.audit.numerals import interval, share, two
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
+from reweigh.audit.strata import Cut
 from reweigh.records import RunInfo
 from reweigh.summary import Number, Summary
 
@@ -33,12 +34,22 @@ HIDDEN = {"token": ("excess_2",)}  # of a token, the share beyond 2x says it bet
 _LARGE_RATIO = 100.0  # from here on decimals say nothing
 PI_MU = "pi: the policy that trains; mu: the one that sampled; ratio: pi/mu; intervals: 95%, by prompt."
 MEAN_WEIGHT = "mean weight: over all units, dropped ones at 0; caps and drops take it below 1."
+RAW_STAR = "*: refused as a word on the next batch; a figure of this very sample."
 BY_WORDS = {
     "step": "training step",
     "env": "environment",
     "length": "response length, tokens",
     "position": "position in the response, tokens",
     "lag": "lag (trainer version - sampling version; a sequence counts at its largest)",
+}
+CUT_WORDS: Mapping[Cut, str] = {
+    "position": "position in the response",
+    "probability": "probability of the token under mu",
+    "length": "response length, tokens",
+    "turn": "turn",
+    "lag": "lag (trainer version - sampling version)",
+    "env": "environment",
+    "step": "training step",
 }
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from reweigh.audit.accumulate import Plan, Sums
 from reweigh.audit.pack import pack, unpack
 from reweigh.audit.slices import COLUMNS_OF
+from reweigh.audit.strata import CUT_COLUMNS
+from reweigh.audit.worst import WORST_COLUMNS
 from reweigh.batch import Batch
 from reweigh.batch_rules import POSITIVE_TOLERANCE
 from reweigh.readers import formats
@@ -65,7 +67,8 @@ the same to the last bit whatever ran them."""
 
 def measure(part: FilePart, job: Job) -> Measured:
     """Read one part and add it up."""
-    columns = tuple(dict.fromkeys(c for by in job.plan.by for c in COLUMNS_OF.get(by, ())))
+    asked = (c for by in job.plan.by for c in COLUMNS_OF.get(by, ()))
+    columns = tuple(dict.fromkeys((*CUT_COLUMNS, *WORST_COLUMNS, *asked)))
     found = Measured()
     for records in read_part(part, columns=columns, max_tokens=job.batch_tokens, formats=formats(job.reader)):
         if not job.keep_going:

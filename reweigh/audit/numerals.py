@@ -8,6 +8,7 @@ _PLAIN = (-4, 6)  # powers of ten that are written out
 _MOST_DIGITS = 5  # beyond it an interval is tighter than anybody reads
 _LARGEST = math.log(1e300)  # nats; beyond it a weight is written as a power of e
 _OVER = ">1e308"  # what a float64 cannot hold
+_ROUNDING = 1e-9  # this near to 1 a share is 1: sums of float32 within a sequence
 SMALLEST = 1e-12  # below it a number is written as 0: rounding of sums in float64
 
 
@@ -53,7 +54,7 @@ def share(x: float) -> str:
     """
     if not math.isfinite(x):
         return "-"
-    if min(abs(x), abs(1 - x)) < SMALLEST:
+    if abs(x) < SMALLEST or abs(1 - x) < _ROUNDING or x > 1:
         return f"{x:.0%}"
     percent = 100 * x
     missing = min(percent, 100 - percent)

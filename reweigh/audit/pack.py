@@ -9,14 +9,18 @@ import numpy as np
 import torch
 
 from reweigh.audit.accumulate import Sums
-from reweigh.audit.pictures import Histogram, Profile
+from reweigh.audit.pictures import Density, Histogram
 from reweigh.audit.slices import Slices
+from reweigh.audit.strata import Strata
 from reweigh.audit.trial import Trial
+from reweigh.audit.worst import Worst, WorstSequence
 from reweigh.levels import LEVELS, Level
 from reweigh.stats import RatioStats
 
 _MAGIC = b"reweigh1"
-_TYPES: Mapping[str, type] = {t.__name__: t for t in (Sums, RatioStats, Trial, Histogram, Profile, Slices)}
+_TYPES: Mapping[str, type] = {
+    t.__name__: t for t in (Sums, RatioStats, Trial, Histogram, Density, Strata, Worst, WorstSequence, Slices)
+}
 _LEVELS: Mapping[str, Level] = {level.name: level for level in LEVELS}
 
 

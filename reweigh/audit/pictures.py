@@ -1,8 +1,6 @@
-"""Histograms and profiles with fixed bins, so that those of two files add up to those of both."""
+"""Histograms with fixed bins, in one and two dimensions, so that those of two files add up to those of both."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,16 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reweigh.audit.runs import Shared
-from reweigh.intervals import clustered
-from reweigh.sums import NUM_BUCKETS, bucket
 
 # A histogram has 32 equal bins in each octave of |x|, from 2^-30 to 2^14 nats: fine at every scale, and the bins of any
 # linear histogram of range 2^k nest in them, so the scale can be chosen when all has been read.
 _SUB, _LOW, _HIGH = 32, -29, 14
 _SIDE = 1 + (_HIGH - _LOW + 1) * _SUB + 1
-
-POSITION_BINS = 53  # 0-3, 4-7, 8-11, 12-15, then a quarter of an octave each up to 65,536 and over
-PROBABILITY_BINS = 25  # a quarter of a decade each from 1 down to 1e-6, then everything below
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,87 +88,81 @@ class Bars:
     outside: int
 
 
+# Cells of the density: half octaves of |log ratio| from 2^-14 to 2^7 nats on both sides of 0, and of -log mu from 2^-20
+# to 2^5. A float32's sign, exponent and first digit behind the point are a cell, so that no logarithm is taken.
+_Y_LOW, _Y_HIGH, _X_LOW, _X_HIGH = -14, 7, -20, 5
+DENSITY_ROWS = 2 * 2 * (_Y_HIGH - _Y_LOW) + 1
+DENSITY_COLUMNS = 2 * (_X_HIGH - _X_LOW)
+
+
 @dataclass(frozen=True, eq=False)
-class Profile:
-    """Sums of |log ratio| by some property of the token, by cluster; `a + b` is the profile of both.
+class Density:
+    """Counts of tokens by probability under mu and by log ratio; `a + b` is the density of both.
 
     Attributes:
-        sums: `[2, 64, bins]` float64: number of tokens and sum of |log ratio|, by hash of the prompt.
+        counts: `[columns, rows]` int64. Columns from tokens that mu was sure of to rare ones, rows from the lowest log
+            ratio to the highest; what is beyond the grid is in its outermost cells.
     """
 
-    sums: Tensor
+    counts: Tensor
 
     @classmethod
-    def of(cls, shared: Shared, bins: NDArray[Any], num_bins: int) -> "Profile":
-        """Profile by `bins`, the bin of each token; a token that does not count has the bin `num_bins`."""
-        width = num_bins + 1
-        index = bins + np.repeat(_buckets(shared) * width, shared.runs.sizes)
-        sizes = np.abs(shared.batch.log_ratio.numpy())
-        sums = [np.bincount(index, weights, NUM_BUCKETS * width) for weights in (None, sizes)]
-        table = np.stack(sums).astype(np.float64).reshape(2, NUM_BUCKETS, width)
-        return cls(torch.from_numpy(table[..., :num_bins].copy()))
+    def empty(cls) -> "Density":
+        """Of no token."""
+        return cls(torch.zeros(DENSITY_COLUMNS, DENSITY_ROWS, dtype=torch.int64))
 
     @classmethod
-    def by_position(cls, shared: Shared) -> "Profile":
-        """Profile by place in the response, masked tokens counted along; see `POSITION_BINS`."""
-        runs, first = shared.runs, np.array([position_start(i) for i in range(POSITION_BINS)])
-        many = np.searchsorted(first, runs.sizes)  # bins that each sequence reaches
-        seq = np.repeat(np.arange(runs.num_seqs), many)
-        bins = np.arange(len(seq)) - np.repeat(many.cumsum() - many, many)
-        index = _buckets(shared)[seq] * POSITION_BINS + bins
-        starts = runs.starts[seq] + first[bins]
-        found: list[NDArray[np.float64]] = []
-        for x, dtype in (
-            (runs.mask.numpy().view(np.uint8), np.uint32),
-            (np.abs(shared.batch.log_ratio.numpy()), np.float64),
-        ):
-            values = np.add.reduceat(x, starts, dtype=dtype) if len(starts) else np.zeros(0)
-            found.append(np.bincount(index, values, NUM_BUCKETS * POSITION_BINS).astype(np.float64))
-        return cls(torch.from_numpy(np.stack(found)).view(2, NUM_BUCKETS, POSITION_BINS))
+    def of(cls, shared: Shared) -> "Density":
+        """Of the tokens that count."""
+        log_mu, log_ratio = (
+            x.float().numpy().view(np.uint32) >> 22 for x in (shared.batch.log_mu, shared.batch.log_ratio)
+        )
+        index = np.take(_COLUMN_OF_BITS, log_mu)
+        index += np.take(_ROW_OF_BITS, log_ratio)
+        cells = DENSITY_COLUMNS * DENSITY_ROWS
+        np.putmask(index, ~shared.runs.mask.numpy(), cells)
+        counts = np.bincount(index, minlength=cells + 1)[:-1]
+        return cls(torch.from_numpy(counts.reshape(DENSITY_COLUMNS, DENSITY_ROWS)))
 
-    def __add__(self, other: "Profile") -> "Profile":
-        """The profile of both."""
-        return Profile(self.sums + other.sums)
+    def __add__(self, other: "Density") -> "Density":
+        """The density of both."""
+        return Density(self.counts + other.counts)
 
-    def points(self) -> list["Point"]:
-        """The bins that have tokens."""
-        counts, totals = self.sums.numpy()
-        found: list[Point] = []
-        for i in range(counts.shape[1]):
-            n = counts[:, i].sum()
-            if n:
-                low, high = clustered(totals[:, i], counts[:, i])
-                found.append(Point(i, int(n), float(totals[:, i].sum() / n), max(0.0, low), high))
-        return found
+    @staticmethod
+    def row_edges() -> list[float]:
+        """Ends of the rows, nats; the outermost cells go on beyond them."""
+        above = [_half_octave(_Y_LOW, i) for i in range(DENSITY_ROWS // 2 + 1)]
+        return [-x for x in reversed(above)] + above
+
+    @staticmethod
+    def column_edges() -> list[float]:
+        """Ends of the columns as -log mu, nats."""
+        return [_half_octave(_X_LOW, i) for i in range(DENSITY_COLUMNS + 1)]
 
 
-@dataclass(frozen=True)
-class Point:
-    """Mean |log ratio| of the tokens of one bin, nats, with its 95% interval; `high` may be infinite."""
-
-    bin: int
-    tokens: int
-    mean: float
-    low: float
-    high: float
+def _half_octave(low: int, index: int) -> float:
+    return 2.0 ** (low + index // 2) * (1.5 if index % 2 else 1.0)
 
 
-def position_start(index: int) -> int:
-    """First position of a bin."""
-    octave, quarter = divmod(index - 4, 4)
-    return index * 4 if index < 4 else (4 + quarter) << (octave + 2)
+def _half_octaves() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Which half octave, counted from 2^0, a float32's first 10 bits are; and whether they are of a negative number."""
+    bits = np.arange(1 << 10)
+    return ((bits & 511) - 2 * 127).astype(np.float64), bits >= 512
 
 
-def probability_bins(shared: Shared) -> NDArray[np.int64]:
-    """Bin of each token's probability under mu, see `PROBABILITY_BINS`; that number where the mask is off."""
-    quarters = shared.batch.log_mu.numpy().astype(np.float32, copy=False) * np.float32(-4 / math.log(10))
-    quarters.clip(0, PROBABILITY_BINS - 1, out=quarters)
-    np.copyto(quarters, PROBABILITY_BINS, where=~shared.runs.mask.numpy())
-    return quarters.astype(np.int64)
+def _columns() -> NDArray[np.int32]:
+    place, _ = _half_octaves()
+    return ((place - 2 * _X_LOW).clip(0, DENSITY_COLUMNS - 1) * DENSITY_ROWS).astype(np.int32)
 
 
-def _buckets(shared: Shared) -> NDArray[np.int64]:
-    return bucket(shared.batch).numpy()
+def _rows() -> NDArray[np.int32]:
+    place, negative = _half_octaves()
+    middle = DENSITY_ROWS // 2
+    magnitude = (place - 2 * _Y_LOW + 1).clip(0, middle)
+    return (middle + np.where(negative, -magnitude, magnitude)).astype(np.int32)
+
+
+_COLUMN_OF_BITS, _ROW_OF_BITS = _columns(), _rows()
 
 
 def _cells(x: Tensor) -> Tensor:

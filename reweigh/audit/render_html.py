@@ -1,132 +1,112 @@
-"""An audit as one HTML page that loads nothing: verdict, what to do, tables and pictures."""
+"""An audit as one HTML page that loads nothing: verdict, what to do, why, and pictures that answer to the reader."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from reweigh.audit.figures import figures, retained
-from reweigh.audit.labels import (
-    BY_WORDS,
-    MEAN_WEIGHT,
-    PI_MU,
-    cells,
-    count,
-    counted,
-    level_tables,
-    level_title,
-    refusals,
-    run_line,
-    shown,
-    shown_rows,
-    slice_ratio,
-    slice_refusals,
-    slice_tv,
-)
-from reweigh.audit.lengths import length_columns
-from reweigh.audit.numerals import of_log, share, two
+from reweigh.audit.document import document
+from reweigh.audit.headline import Headline, headline
+from reweigh.audit.labels import CUT_WORDS, count, counted, run_line
+from reweigh.audit.numerals import digits
+from reweigh.audit.page.cells import Cell
+from reweigh.audit.page.diagnosed import cause_section
+from reweigh.audit.page.grids import MAX_TRIALS, level_grids, meanings, short, slice_grids, trial_grid
 from reweigh.audit.result import Audit
-from reweigh.audit.slices import SliceRow
-from reweigh.summary import Summary
+from reweigh.audit.worst import MAX_TEXT, MAX_TOKENS, WorstSequence
 
-MAX_LENGTHS = 8  # columns of the table by length
+MAX_LINES = 40  # of notes, and of what to do: of a run of thousands of files there may be as many
+MAX_LINE = 1000  # characters
+# What the pictures are drawn from; the tables are in the page as they are.
+_DRAWN = ("levels", "estimators", "estimator_meanings", "where", "histograms", "density", "tails", "worst")
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table as text: heading cells, and rows of a heading and cells; `below` is what to say under it."""
+class WorstCard:
+    """One of the worst sequences; its tokens are drawn by the page."""
 
-    title: str
-    heading: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    below: tuple[str, ...] = ()
+    name: str
+    log_ratio: Cell
+    tokens: str
+    shown: str
+    text: str | None
+    cut: str
 
 
 def render_html(audit: Audit) -> str:
-    """The page."""
+    """The page: at most some 5 MB, of which plotly.js is 4.8, whatever was audited."""
+    from plotly.offline import get_plotlyjs
+
+    from reweigh import __version__
+
     environment = Environment(
-        loader=PackageLoader("reweigh.audit", "."),
+        loader=PackageLoader("reweigh.audit.page", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    from reweigh import __version__
 
-    columns = length_columns(audit.trials, MAX_LENGTHS)
-    return environment.get_template("template.html").render(
+    def file(name: str) -> Markup:
+        assert environment.loader is not None
+        return Markup(environment.loader.get_source(environment, name)[0])
+
+    sections = [("gap", "Size"), ("where", "Where"), ("estimators", "Estimators"), ("worst", "Worst sequences")]
+    return environment.get_template("page.html").render(
+        css=file("page.css"),
+        script=file("page.js"),
+        plotly=Markup(get_plotlyjs()),
+        data=Markup(_data(audit)),
+        top=_short(headline(audit)),
         verdict=audit.verdict,
-        counted=counted(audit),
-        run=run_line(audit.info),
-        notes=audit.notes,
-        levels=[_levels(levels) for levels in level_tables(audit)],
-        plots=figures(audit),
-        trials=_trials(audit),
-        lengths=_lengths(audit) if len(columns) > 1 else None,
-        panels=retained(audit.trials),
-        slices=[_slices(BY_WORDS[by], rows) for by, rows in audit.slices.items()],
-        meanings=_meanings(audit),
+        counted=short(counted(audit), MAX_LINE),
+        run=short(run_line(audit.info), MAX_LINE),
+        notes=_lines(audit.notes),
+        sections=[*([("causes", "Causes")] if audit.diagnosis else []), *sections, ("meanings", "Meanings")],
+        causes=cause_section(audit.diagnosis) if audit.diagnosis else None,
+        cuts=[(cut, CUT_WORDS[cut]) for cut in audit.strata],
+        levels=list(audit.levels),
+        estimators=[short(trial.name) for trial in audit.trials[:MAX_TRIALS]],
+        level_grids=level_grids(audit),
+        slice_grids=slice_grids(audit),
+        trials=trial_grid(audit),
+        worst=[_card(one) for one in audit.worst],
+        max_tokens=MAX_TOKENS,
+        meanings=meanings(audit),
         version=__version__,
     )
 
 
-def _levels(levels: list[Summary]) -> Grid:
-    heading = [""]
-    for level in levels:
-        heading += (count(level.n, level.level), "95% interval")
-    rows: list[tuple[str, ...]] = []
-    for name, label in shown_rows(levels):
-        found = [shown(level, name) for level in levels]
-        rows.append((label, *(text for x in found for text in (("", "") if x is None else cells(name, x)))))
-    first = levels[0].level == "token"
-    below = (*refusals(levels), *((PI_MU,) if first else ()))
-    return Grid(level_title(levels), tuple(heading), tuple(rows), below)
+def _data(audit: Audit) -> str:
+    """The drawn parts of the document as JSON that no HTML parser can take for markup."""
+    whole = document(audit)
+    drawn: dict[str, Any] = {name: whole[name] for name in _DRAWN}
+    drawn["estimators"] = [one | {"name": short(one["name"])} for one in drawn["estimators"][:MAX_TRIALS]]
+    for cut in drawn["where"].values():
+        for row in cut["rows"]:
+            row["label"] = short(row["label"], 40)
+    drawn["worst"] = [{k: v for k, v in one.items() if k != "text"} for one in drawn["worst"]]
+    drawn["cut_words"] = dict(CUT_WORDS)
+    text = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _meanings(audit: Audit) -> list[tuple[str, str]]:
-    levels = list(audit.levels.values())
-    found: list[tuple[str, str]] = []
-    for name, label in shown_rows(levels):
-        number = next(x for x in (shown(level, name) for level in levels) if x is not None)
-        found.append((label, number.meaning))
-    return found
+def _short(top: Headline) -> Headline:
+    return replace(top, sentence=short(top.sentence, MAX_LINE), todo=_lines(top.todo), why=_lines(top.why))
 
 
-def _trials(audit: Audit) -> Grid:
-    rows = [
-        (
-            trial.name,
-            trial.unit,
-            share(trial.all.kept_share),
-            share(trial.all.kept_tokens_share),
-            share(trial.all.bounded_share),
-            of_log(trial.all.log_mean_weight),
-            of_log(trial.all.log_largest),
-        )
-        for trial in audit.trials
-    ]
-    heading = ("estimator", "unit", "kept", "tokens kept", "capped", "mean weight", "largest")
-    return Grid("What estimators would do", heading, tuple(rows), (MEAN_WEIGHT,))
+def _lines(lines: tuple[str, ...]) -> tuple[str, ...]:
+    rest = len(lines) - MAX_LINES
+    shown = tuple(short(line, MAX_LINE) for line in lines[:MAX_LINES])
+    return (*shown, f"and {rest:,} more, which --json has") if rest > 0 else shown
 
 
-def _lengths(audit: Audit) -> Grid:
-    columns = length_columns(audit.trials, MAX_LENGTHS)
-    rows: list[tuple[str, ...]] = []
-    for trial in audit.trials:
-        outcomes = [column.of(trial) for column in columns]
-        rows.append((trial.name, *(of_log(x.log_mean_weight) if x.units else "" for x in outcomes)))
-    return Grid("Mean weight by response length", ("tokens", *(c.label for c in columns)), tuple(rows))
-
-
-def _slices(words: str, rows: tuple[SliceRow, ...]) -> Grid:
-    whole = any(row.sequence is not None for row in rows)
-    heading = ("", "tokens", "KL k3", "|log r|", "mean ratio", "95% interval")
-    heading += ("seqs", "seq. TV", "95% interval", "ESS / n") if whole else ()
-    out: list[tuple[str, ...]] = []
-    for row in rows:
-        token, sequence = row.token, row.sequence
-        line = (row.label, f"{token.n:,}", two(token["kl_k3"].sample or 0.0), two(token["mean_abs"].sample or 0.0))
-        line += slice_ratio(token)
-        if sequence is not None:
-            line += (f"{sequence.n:,}", *slice_tv(sequence), cells("ess_fraction", sequence["ess_fraction"])[0])
-        out.append(line + ("",) * (len(heading) - len(line)))
-    return Grid(f"By {words}", heading, tuple(out), tuple(slice_refusals(rows)))
+def _card(one: WorstSequence) -> WorstCard:
+    size = digits(one.log_ratio, 3)
+    tip = f"{size} nats\nno interval: one sequence\nn = {count(one.tokens, 'token')}\nSum of its tokens' log ratios."
+    kept = len(one.log_ratios)
+    shown = "" if kept == one.length else f"; shown: {one.first:,} to {one.first + kept - 1:,} of {one.length:,}"
+    cut = f", its first {MAX_TEXT:,} characters" if one.text is not None and len(one.text) == MAX_TEXT else ""
+    return WorstCard(one.name, Cell(f"{size} nats", tip), count(one.tokens, "token"), shown, one.text, cut)

@@ -1,14 +1,15 @@
 """An audit as text of at most 100 columns: the verdict first, then the tables."""
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reweigh.audit.headline import headline
 from reweigh.audit.labels import (
     BY_WORDS,
     MEAN_WEIGHT,
     PI_MU,
+    RAW_STAR,
     cells,
     count,
     counted,
@@ -24,6 +25,7 @@ from reweigh.audit.labels import (
 )
 from reweigh.audit.lengths import LengthColumn, length_columns
 from reweigh.audit.numerals import of_log, share, two
+from reweigh.audit.render_more import by_sign, causes, effective, table_of, where, worst
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import By, SliceRow
 from reweigh.summary import Summary
@@ -38,6 +40,10 @@ def render(audit: Audit, console: Console) -> None:
     """Print an audit."""
     width = min(MAX_WIDTH, console.width)
     _verdict(audit.verdict, console, width)
+    _say(console, f"\nIn short: {headline(audit).sentence}.", width)
+    if audit.diagnosis is not None:
+        for text in causes(audit.diagnosis):
+            _say(console, text, width)
     _say(console, "")
     _say(console, counted(audit), width)
     if run := run_line(audit.info):
@@ -50,8 +56,14 @@ def render(audit: Audit, console: Console) -> None:
     _print(console, _trials(audit), [MEAN_WEIGHT], width)
     if len(columns) > 1:
         _print(console, _by_length(audit, columns), [], width)
+    _print(console, effective(audit), [RAW_STAR], width)
+    if (signs := by_sign(audit)) is not None:
+        _print(console, signs, [], width)
     for by, rows in audit.slices.items():
         _print(console, _slices(by, rows, width == MAX_WIDTH), slice_refusals(rows), width)
+    for table, below in where(audit):
+        _print(console, table, below, width)
+    _print(console, worst(audit), [], width)
 
 
 def _verdict(verdict: Verdict, console: Console, width: int) -> None:
@@ -74,7 +86,7 @@ def _finding(finding: Finding, console: Console, width: int, word: str) -> None:
 
 
 def _levels(levels: list[Summary]) -> Table:
-    table = _table(level_title(levels))
+    table = table_of(level_title(levels))
     table.add_column("", no_wrap=True)
     for level in levels:
         table.add_column(count(level.n, level.level), justify="right", no_wrap=True)
@@ -86,7 +98,7 @@ def _levels(levels: list[Summary]) -> Table:
 
 
 def _trials(audit: Audit) -> Table:
-    table = _table("What estimators would do")
+    table = table_of("What estimators would do")
     for heading in ("", "unit"):
         table.add_column(heading)
     for heading in ("kept", "tokens kept", "capped", "mean weight", "largest"):
@@ -106,7 +118,7 @@ def _trials(audit: Audit) -> Table:
 
 
 def _by_length(audit: Audit, columns: list[LengthColumn]) -> Table:
-    table = _table("Mean weight by response length, tokens")
+    table = table_of("Mean weight by response length, tokens")
     table.add_column("")
     for column in columns:
         table.add_column(column.label, justify="right")
@@ -118,7 +130,7 @@ def _by_length(audit: Audit, columns: list[LengthColumn]) -> Table:
 
 def _slices(by: By, rows: tuple[SliceRow, ...], intervals: bool) -> Table:
     whole = any(row.sequence is not None for row in rows)
-    table = _table(f"By {BY_WORDS[by]}")
+    table = table_of(f"By {BY_WORDS[by]}")
     table.padding = (0, 1, 0, 0)
     table.add_column("", no_wrap=True, max_width=12)
     ends = ["95%"] if intervals or not whole else []  # the first thing that a narrow terminal goes without
@@ -137,17 +149,6 @@ def _slices(by: By, rows: tuple[SliceRow, ...], intervals: bool) -> Table:
             ]
         table.add_row(Text(row.label), *shown)
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=Text(title, "bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=(0, 1),
-    )
 
 
 def _print(console: Console, table: Table, below: list[str], width: int) -> None:

@@ -7,12 +7,17 @@ from typing import Any
 
 from rich.console import Console
 
-from reweigh.audit.pictures import Histogram, Point
+from reweigh.audit.limits import Limits
+from reweigh.audit.pictures import Density, Histogram
 from reweigh.audit.slices import By, SliceRow
-from reweigh.audit.trial import Outcome
+from reweigh.audit.strata import Cut, Stratum
+from reweigh.audit.tails import Tail
+from reweigh.audit.trial import Outcome, Sign
+from reweigh.audit.worst import WorstSequence
+from reweigh.doctor.diagnosis import Diagnosis
 from reweigh.estimators import Unit
 from reweigh.records import RunInfo
-from reweigh.summary import Summary
+from reweigh.summary import Number, Summary
 from reweigh.verdict import Verdict
 
 
@@ -35,12 +40,24 @@ class TrialRow:
         unit: what a weight belongs to.
         all: on all units.
         by_bin: by bin of response length (`reweigh.sums.LENGTH_EDGES`); some have no units.
+        by_sign: by sign of the sequence's mean advantage; all are "none" where no advantage is recorded.
+        raw: the share of its units that would be effective under their raw ratios; refused as the level's is.
+        independent: how many independent units know as much as these clustered ones; for intervals.
+        caps: whether it moves large ratios to a bound.
+        limits: how wrong and how noisy it can be at worst.
+        high: the largest weight there can be, whatever the data; infinite if it has none.
     """
 
     name: str
     unit: Unit
     all: Outcome
     by_bin: tuple[Outcome, ...]
+    by_sign: Mapping[Sign, Outcome]
+    raw: Number
+    independent: float
+    caps: bool
+    limits: Limits
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +71,14 @@ class Audit:
         trials: what each estimator would do.
         slices: by what they are cut by.
         histograms: of log ratios, "token" and "sequence".
-        profiles: of |log ratio|, by "position" in the response and by "probability" under mu.
+        strata: mean and spread of log ratios, by each cut that the records tell.
+        density: tokens by probability under mu and log ratio.
+        tails: the largest ratios of each level.
+        worst: the sequences whose log ratio is farthest from 0.
         positive: tokens left out because a log-prob is over 0 (`keep_going`).
         notes: what a reader should know of the data and of how it was read.
+        diagnosis: what a doctor said of the same records: `dataclasses.replace(found, diagnosis=...)`; None if none was
+            asked.
     """
 
     verdict: Verdict
@@ -65,9 +87,13 @@ class Audit:
     trials: tuple[TrialRow, ...]
     slices: Mapping[By, tuple[SliceRow, ...]]
     histograms: Mapping[str, Histogram]
-    profiles: Mapping[str, tuple[Point, ...]]
+    strata: Mapping[Cut, tuple[Stratum, ...]]
+    density: Density
+    tails: Mapping[str, Tail]
+    worst: tuple[WorstSequence, ...]
     positive: int = 0
     notes: tuple[str, ...] = ()
+    diagnosis: Diagnosis | None = None
 
     @property
     def info(self) -> RunInfo:
@@ -78,7 +104,7 @@ class Audit:
         return merged
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON, with `"reweigh_audit": 1` for its schema; no number in it is NaN or infinite."""
+        """As plain values for JSON, with `"reweigh_audit": 2` for its schema; no number in it is NaN or infinite."""
         from reweigh.audit.document import document
 
         return document(self)

@@ -106,13 +106,15 @@ class Shared:
         batch: with `Runs` for its layout.
         runs: that layout.
         bins: `[S]`: length bin of each sequence.
-        in_bin: `[S, bins]` float64: 1 in the bin of the sequence, so that `rows @ in_bin` sums rows by bin.
+        cells: `[S]`: sign of its mean advantage (0: negative, 1: none, 2: positive) times the number of bins, plus bin.
+        in_cell: `[S, 3 bins]` float64: 1 in the cell of the sequence, so that `rows @ in_cell` sums rows by cell.
     """
 
     batch: Batch
     runs: Runs
     bins: NDArray[np.int64]
-    in_bin: NDArray[np.float64]
+    cells: NDArray[np.int64]
+    in_cell: NDArray[np.float64]
     _memory: _Memory = field(default_factory=dict[Any, tuple[Any, Tensor]], repr=False)
 
     @classmethod
@@ -121,7 +123,12 @@ class Shared:
         assert isinstance(batch.layout, Packed)
         runs = Runs(batch.layout)
         bins = length_bin(runs.lengths).numpy()
-        return cls(replace(batch, layout=runs), runs, bins, np.eye(NUM_BINS)[bins])
+        sign = np.ones(runs.num_seqs, np.int64)
+        if batch.advantage is not None:
+            total = runs.reduce(np.add, torch.where(runs.mask, batch.advantage, 0).numpy(), 0, np.float64)
+            sign += (total > 0).astype(np.int64) - (total < 0)
+        cells = sign * NUM_BINS + bins
+        return cls(replace(batch, layout=runs), runs, bins, cells, np.eye(3 * NUM_BINS)[cells])
 
     def estimator(self, estimator: Estimator) -> Estimator:
         """The same estimator, which looks up a statistic that another has read from this batch."""

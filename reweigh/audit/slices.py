@@ -1,34 +1,43 @@
 """The same statistics for parts of the records: by step, environment, length, position or lag."""
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh.audit.keys import (
+    MISSING,
+    OTHER,
+    Key,
+    bin_label,
+    coarse,
+    first_by_hash,
+    in_ranges,
+    integers,
+    lags,
+    largest_lag,
+    range_label,
+    width_of,
+    without,
+)
 from reweigh.audit.parts import merge, positions, take, take_sequences
 from reweigh.batch import Batch
 from reweigh.levels import SEQUENCE, TOKEN, Level
 from reweigh.records import RecordBatch
 from reweigh.stats import RatioStats
 from reweigh.summary import Summary, summarise
-from reweigh.sums import LENGTH_EDGES, length_bin
+from reweigh.sums import length_bin
 
 By = Literal["step", "env", "length", "position", "lag"]
+"""What an audit can be cut by."""
 BYS: tuple[By, ...] = get_args(By)
 COLUMNS_OF: Mapping[By, tuple[str, ...]] = {"step": ("step",), "env": ("env",), "lag": ("versions", "trainer_version")}
 
 MAX_RANGES = 16  # steps and lags are grouped into ranges of 2, 4, 8, ... until there are no more than these
 MAX_ENVS = 1000  # environments counted one by one; of more, those with the lowest hash, and the others together
 MAX_ENVS_SHOWN = 15  # those with most tokens; the rest is merged
-_MISSING = -(2**62)
-_OTHER = -1
-
-Key = int | str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +65,28 @@ class Slices:
         tokens, seqs = _codes(by, batch, part)
         if tokens is None:
             assert seqs is not None
-            width = _width(_numbers(seqs[batch.layout.lengths > 0])) if by == "step" else 1
-            token, sequence = _of_sequences(batch, _coarse(seqs, width))
+            width = width_of(seqs[batch.layout.lengths > 0].unique().tolist(), MAX_RANGES) if by == "step" else 1
+            token, sequence = _of_sequences(batch, coarse(seqs, width))
             return cls(by, token, sequence, width)
-        width = _width(_numbers(tokens[batch.layout.mask])) if by == "lag" else 1
-        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, _coarse(tokens, width))}
+        width = width_of(tokens[batch.layout.mask].unique().tolist(), MAX_RANGES) if by == "lag" else 1
+        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, coarse(tokens, width))}
         if seqs is None:
             return cls(by, token, {}, width)
-        return cls(by, token, _of_sequences(batch, _coarse(seqs, width), (SEQUENCE,))[-1], width)
+        return cls(by, token, _of_sequences(batch, coarse(seqs, width), (SEQUENCE,))[-1], width)
 
     def __add__(self, other: "Slices") -> "Slices":
         """The slices of both."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
         both = Slices(self.by, merge(a.token, b.token), merge(a.sequence, b.sequence), width)
-        return both._at(max(width, _width([k for k in both.token if isinstance(k, int)])))._merged()
+        return both._at(max(width, width_of([k for k in both.token if isinstance(k, int)], MAX_RANGES)))._merged()
 
     def rows(self) -> list["SliceRow"]:
         """The slices as numbers, in order; environments with most tokens first."""
         if self.by == "env":
             most = sorted(self.token, key=lambda k: (-float(self.token[k].moments[0].sum()), str(k)))
             shown = _keep(self, set(most[:MAX_ENVS_SHOWN]))
-            keys = sorted(shown.token, key=lambda k: (k == _OTHER, k is None, most.index(k) if k in most else 0))
+            keys = sorted(shown.token, key=lambda k: (k == OTHER, k is None, most.index(k) if k in most else 0))
         else:
             shown = self
             keys = sorted(self.token, key=lambda k: (k is None, k if isinstance(k, int) else 0))
@@ -93,17 +102,13 @@ class Slices:
     def _at(self, width: int) -> "Slices":
         if self.by not in ("step", "lag") or width == self.width:
             return self
-
-        def coarse(key: Key) -> Key:
-            return key // width * width if isinstance(key, int) else key
-
-        return Slices(self.by, _rekey(self.token, coarse), _rekey(self.sequence, coarse), width)
+        return Slices(self.by, in_ranges(self.token, width), in_ranges(self.sequence, width), width)
 
     def _merged(self) -> "Slices":
         if self.by != "env" or len(self.token) <= MAX_ENVS + 1:
             return self
         # By hash and not by who came first: the same ones are kept however the records are cut.
-        return _keep(self, set(sorted(self.token, key=_hash)[:MAX_ENVS]))
+        return _keep(self, first_by_hash(self.token, MAX_ENVS))
 
 
 @dataclass(frozen=True)
@@ -115,18 +120,6 @@ class SliceRow:
     sequence: Summary | None
 
 
-def _hash(name: Key) -> bytes:
-    return b"\xff" * 9 if name == _OTHER else hashlib.blake2b(str(name).encode(), digest_size=8).digest()
-
-
-def bin_label(index: int, first: int) -> str:
-    """`16-31` for the second bin of lengths or positions; `first` is the smallest value there is."""
-    if index == len(LENGTH_EDGES):
-        return f"{LENGTH_EDGES[-1]:,}+"
-    low = LENGTH_EDGES[index - 1] if index else first
-    return f"{low:,}-{LENGTH_EDGES[index] - 1:,}"
-
-
 def _codes(by: By, batch: Batch, part: RecordBatch) -> tuple[Tensor | None, Tensor | None]:
     """The number of each token, None if it is its sequence's; and of each sequence, None if it has none."""
     layout = batch.layout
@@ -135,30 +128,9 @@ def _codes(by: By, batch: Batch, part: RecordBatch) -> tuple[Tensor | None, Tens
     if by == "position":
         return length_bin(positions(batch)), None
     if by == "step":
-        return None, torch.from_numpy(_integers(part.column("step"), layout.num_seqs))
-    versions = part.tokens("versions")
-    now = layout.spread(torch.from_numpy(_integers(part.column("trainer_version"), layout.num_seqs)))
-    then = torch.full_like(now, -1) if versions is None else torch.from_numpy(versions.astype(np.int64))
-    lag = torch.where((then >= 0) & (now != _MISSING), now - then, _MISSING)
-    return lag, _largest(lag, layout.mask, batch)
-
-
-def _largest(lag: Tensor, mask: Tensor, batch: Batch) -> Tensor:
-    """The largest lag of each sequence's tokens, missing if one of them is."""
-    layout = batch.layout
-    unknown = layout.sum((lag == _MISSING).double()) > 0
-    largest = layout.max(lag.double())  # float64 holds every version exactly
-    known = torch.isfinite(largest) & ~unknown
-    return torch.where(known, torch.where(known, largest, 0).long(), _MISSING)
-
-
-def _integers(values: NDArray[np.generic] | None, size: int) -> NDArray[np.int64]:
-    if values is None:
-        return np.full(size, _MISSING)
-    if values.dtype.kind == "f":  # integers with nulls among them
-        null = np.isnan(values)
-        return np.where(null, _MISSING, np.where(null, 0, values).astype(np.int64))
-    return values.astype(np.int64)
+        return None, torch.from_numpy(integers(part.column("step"), layout.num_seqs))
+    lag = lags(batch, part)
+    return lag, largest_lag(lag, batch)
 
 
 def _by_name(batch: Batch, part: RecordBatch) -> tuple[dict[Key, RatioStats], dict[Key, RatioStats]]:
@@ -180,49 +152,22 @@ def _of_sequences(
     for n in numbers:
         some = take_sequences(batch, codes.numpy() == n)
         for stats, one in zip(found, RatioStats.of_levels(some, levels), strict=True):
-            stats[None if n == _MISSING else n] = one
+            stats[None if n == MISSING else n] = one
     return found
 
 
 def _split(batch: Batch, codes: Tensor) -> list[tuple[Key, Batch]]:
     numbers: list[int] = codes[batch.layout.mask].unique().tolist()
-    return [(None if n == _MISSING else n, take(batch, codes.numpy() == n)) for n in numbers]
-
-
-def _numbers(codes: Tensor) -> list[int]:
-    return [n for n in codes.unique().tolist() if n != _MISSING]
-
-
-def _width(numbers: list[int]) -> int:
-    width = 1
-    while len({n // width for n in numbers}) > MAX_RANGES:
-        width *= 2
-    return width
-
-
-def _coarse(codes: Tensor, width: int) -> Tensor:
-    return torch.where(codes == _MISSING, codes, torch.div(codes, width, rounding_mode="floor") * width)
-
-
-def _rekey(stats: dict[Key, RatioStats], name: Callable[[Key], Key]) -> dict[Key, RatioStats]:
-    out: dict[Key, RatioStats] = {}
-    for key, value in stats.items():
-        out = merge(out, {name(key): value})
-    return out
+    return [(None if n == MISSING else n, take(batch, codes.numpy() == n)) for n in numbers]
 
 
 def _keep(slices: Slices, keys: set[Key]) -> Slices:
-    def name(key: Key) -> Key:
-        return key if key in keys or key is None else _OTHER
-
-    return Slices(slices.by, _rekey(slices.token, name), _rekey(slices.sequence, name), slices.width)
+    return Slices(slices.by, without(slices.token, keys), without(slices.sequence, keys), slices.width)
 
 
 def _label(by: By, key: Key, width: int) -> str:
-    if key is None:
-        return "not recorded"
     if by in ("length", "position") and isinstance(key, int):
         return bin_label(key, 1 if by == "length" else 0)
     if by == "env":
-        return "other" if key == _OTHER else str(key)
-    return str(key) if width == 1 or not isinstance(key, int) else f"{key} to {key + width - 1}"
+        return "other" if key == OTHER else range_label(key, 1)
+    return range_label(key, width)

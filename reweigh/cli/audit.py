@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,16 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from reweigh import audit as auditing
+from reweigh.audit.headline import headline
 from reweigh.audit.measure import Engine
+from reweigh.audit.recommend import recommend
 from reweigh.audit.resume import DEFAULT_STATE
 from reweigh.audit.workers import Workers
+from reweigh.cli.estimators import asked
+from reweigh.cli.options import Form, Json, Quiet, Reader
 from reweigh.cli.output import print_json, stderr, stdout
+from reweigh.cli.trial_tables import render_trial
+from reweigh.doctor import doctor as diagnose
 from reweigh.processes import single_threaded
 
 
@@ -42,6 +49,7 @@ class EngineName(str, Enum):
     RAY = "ray"
 
 
+_SAMPLE = 4_000_000  # tokens that the cause is looked for in: seconds
 INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
 
 _FAILING = {FailOn.WARN: ("warn", "fail"), FailOn.FAIL: ("fail",), FailOn.NEVER: ()}
@@ -50,17 +58,32 @@ _FAILING = {FailOn.WARN: ("warn", "fail"), FailOn.FAIL: ("fail",), FailOn.NEVER:
 def audit(
     paths: Annotated[list[str], typer.Argument(metavar="PATHS...", help="Files, folders or quoted globs.")],
     by: Annotated[list[By] | None, typer.Option(help="Also cut the numbers by this. Repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    form: Form = "text",
+    as_json: Json = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page, which needs nothing else.")
     ] = None,
+    estimators: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help='What to try: all, names such as "seq_tis(2), naive", or a YAML file.'),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With --estimators: responses of a step; all that are read if not given."
+        ),
+    ] = None,
+    doctor: Annotated[
+        bool,
+        typer.Option(
+            help=f"Also name the likely cause, from {_SAMPLE // 10**6} million tokens at most (`reweigh doctor`)."
+        ),
+    ] = True,
     fail_on: Annotated[FailOn, typer.Option(help="The verdict from which on the exit code is 1.")] = FailOn.FAIL,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
     ] = False,
-    reader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
-    ] = None,
+    reader: Reader = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processes; all cores if not given and there is work enough for them."),
@@ -77,6 +100,7 @@ def audit(
     ray_address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; this machine alone if not given.")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
@@ -89,14 +113,18 @@ def audit(
       reweigh audit report/records.parquet
       reweigh audit runs/ --by step --by lag --html report.html
       reweigh audit 'runs/step_*.parquet' --json --fail-on warn
+      reweigh audit runs/ --estimators all
+      reweigh audit runs/ --estimators "seq_tis(2), geo_rs(0.99, 1.01) * token_tis(2)" --batch 512
       reweigh audit /data/runs/ --engine ray --ray-address auto
     """
+    tried = None if estimators is None else asked(estimators)
     single_threaded()  # a second thread of one small operation mostly waits for the first
     kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
     try:
-        with _reporting() as on_progress:
+        with _reporting(quiet) as on_progress:
             found = auditing.audit(
                 paths,
+                estimators=None if tried is None else tried.estimators,
                 by=[one.value for one in by or []],
                 keep_going=keep_going,
                 reader=reader,
@@ -105,6 +133,8 @@ def audit(
                 resume=resume,
                 on_progress=on_progress,
             )
+            if doctor:
+                found = replace(found, diagnosis=diagnose(paths, reader=reader, most=_SAMPLE))
     except KeyboardInterrupt:
         after = f"the same command with --resume goes on from {kept}" if kept.exists() else "nothing had been saved yet"
         stderr().print(f"interrupted: {after}", markup=False, soft_wrap=True)
@@ -112,11 +142,16 @@ def audit(
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(found.to_html(), encoding="utf-8")
-    if as_json:
-        print_json(found.to_dict())
+    trial = None if tried is None else recommend(found, tried, batch)
+    if as_json or form == "json":
+        print_json(found.to_dict() | ({} if trial is None else {"recommendation": trial.to_dict()}))
+    elif quiet:
+        stdout().print(f"{found.verdict.level}: {headline(found).sentence}", markup=False, soft_wrap=True)
     else:
         found.render(stdout())
-    if html is not None:
+        if trial is not None:
+            render_trial(found, trial, stdout())
+    if html is not None and not quiet:
         stderr().print(f"wrote {html}", markup=False, soft_wrap=True)
     if found.verdict.level in _FAILING[fail_on]:
         raise typer.Exit(1)
@@ -133,7 +168,7 @@ def _engine(name: EngineName, workers: int | None, ray_address: str | None) -> E
 
 
 @contextmanager
-def _reporting() -> Generator[auditing.Report, None, None]:
+def _reporting(quiet: bool) -> Generator[auditing.Report, None, None]:
     """A bar on stderr while records are read, gone when they are; nothing if stderr is not a terminal."""
     columns = (
         TextColumn("reading records"),
@@ -143,7 +178,7 @@ def _reporting() -> Generator[auditing.Report, None, None]:
         TimeRemainingColumn(),
     )
     console = stderr()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=None, status="")
 
         def update(done: auditing.Progress) -> None:

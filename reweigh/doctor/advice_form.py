@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ENGINES = ("vllm", "sglang")
+"""Engines that a fix may name options of."""
 TRAINERS = ("trl", "verl", "slime", "prime-rl", "skyrl", "nemo-rl")
+"""Trainers that a fix may name options of."""
 PROGRAMS = ("general", *ENGINES, *TRAINERS)
 """Keys that a fix may have: what holds for all, the engines, the trainers."""
 

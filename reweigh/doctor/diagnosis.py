@@ -34,6 +34,7 @@ CauseId = Literal[
 """The fixed names of causes, in the order in which they are tested: structure, normalisation, other proper policies,
 then the benign ones."""
 CAUSES: tuple[CauseId, ...] = get_args(CauseId)
+"""Every cause, in the order of `CauseId`."""
 BENIGN: frozenset[CauseId] = frozenset({"numerics", "none"})
 """Causes that call for nothing."""
 

@@ -39,8 +39,10 @@ __all__ = [
 ]
 
 FAULTS: tuple[Fault, ...] = (*BOOKKEEPING, *NORMALISATION, *OTHER_POLICY, *OTHER_WEIGHTS)
+"""Every fault that can be committed."""
 Clean = Literal["bf16", "bf16-both", "float32"]
 CLEAN: tuple[Clean, ...] = get_args(Clean)
+"""Kinds of pairs without a fault: number types of the two sides."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import numpy as np
 
 from reweigh.doctor.cells import Array, Cells, Estimate, contrast, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above
+from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
 from reweigh.doctor.tokens import Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
@@ -92,7 +92,7 @@ def _profile(case: Case) -> Findings:
     )
     prefix = Suspicion(
         "template_prefix",
-        p_above(begins),
+        min(2 * min(p_above(begins), p_below(in_response)), 1.0),
         _finite(begins.value / np.log(2.3)),
         case.share(early[2] - floor * early[3]),
         finds,

@@ -1,7 +1,7 @@
 """From what the tests say to a ranked list: false discovery, sizes that matter, and which cause comes first."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reweigh.doctor.advice import ADVICE, fix_for
@@ -33,6 +33,14 @@ def confidence(q: float, effect: float) -> float:
 
 _FLOOR: tuple[CauseId, ...] = ("moe_routing", "quantised_rollout")
 """What explains a gap that nothing else does: considered after all others."""
+_LOOKS_LIKE: Mapping[CauseId, tuple[CauseId, ...]] = {
+    "repetition_penalty": ("position_encoding",),  # more ids have been seen later
+    "engine_decode": ("position_encoding",),
+    "weight_sync": ("position_encoding",),
+    "stale_kv": ("template_prefix", "engine_decode"),  # the prompt's part of the cache; and prefill has none
+    "stale_weights": ("template_prefix",),  # where responses begin with older weights
+}
+"""What a cause that has its own evidence also looks like: the other comes after it."""
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
 
 
@@ -79,7 +87,7 @@ def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] |
         if cause in best:
             floor.append(_rest(best[cause], taken, any(y.named for y in others)))
             taken += floor[-1].of.share or 0.0 if floor[-1].named else 0.0
-    ranked = sorted([*others, *floor], key=lambda x: x.score, reverse=True)
+    ranked = _own_evidence_first(sorted([*others, *floor], key=lambda x: x.score, reverse=True))
     named = [x for x in ranked if x.named]
     benign = _benign([x for x in said if isinstance(x, Suspicion)], named, programs)
     verdict = named[0].of.id if named else benign.id
@@ -87,6 +95,16 @@ def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] |
     findings = [_finding(x, programs) for x in named] + [benign] + [_finding(x, programs) for x in suspected]
     cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
     return Diagnosis(verdict, tuple(findings), tuple(_with_experiment(x) for x in cannot.values()))
+
+
+def _own_evidence_first(ranked: list[_Ranked]) -> list[_Ranked]:
+    out = list(ranked)
+    for one in ranked:
+        for other in [x for x in ranked if one.named and x.named and x.of.id in _LOOKS_LIKE.get(one.of.id, ())]:
+            if out.index(other) < out.index(one):
+                out.remove(other)
+                out.insert(out.index(one) + 1, other)
+    return out
 
 
 def _rest(x: _Ranked, taken: float, others: bool) -> _Ranked:

@@ -63,6 +63,7 @@ class PerSequence:
 
 
 AnyAdvantage = Reward | Advantage | PerSequence
+"""What may multiply the score in the lab."""
 
 
 def prefix_values(sequences: Sequences, log_p: Tensor, reward: Tensor) -> Float[Tensor, "L T_plus_1"]:

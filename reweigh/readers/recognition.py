@@ -28,6 +28,7 @@ FORMATS: Mapping[str, Format] = {
         sglang.FORMAT,
     )
 }
+"""Every format that is read as it is, by the name that `--reader` takes."""
 RECORDS = "records"
 """The name of reweigh's own format, Parquet or JSON lines, where a format is named."""
 

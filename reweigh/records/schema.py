@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+"""Version of the columns, written into every file."""
 METADATA_KEY = b"reweigh"
 LogprobsMode = Literal["processed", "raw"]
 
@@ -60,10 +61,13 @@ COLUMNS = (
     Column("finish_reason", pa.string(), "why sampling ended: stop, length, abort, ..."),
     Column("text", pa.string(), "the response as text"),
 )
+"""Every column of the rollout record, in its order."""
 BY_NAME: Mapping[str, Column] = {column.name: column for column in COLUMNS}
 REQUIRED = tuple(column.name for column in COLUMNS if column.required)
 ROLLOUT_REQUIRED = ("sequence_id", "log_mu")  # what a file has before a trainer has rescored it
+"""Columns that a file has before a trainer has rescored it."""
 ARROW_SCHEMA = pa.schema([pa.field(column.name, column.type) for column in COLUMNS])
+"""The columns as an Arrow schema."""
 
 _PER_FILE = ("created", "note", "seed")  # differ between shards of one run
 

@@ -9,7 +9,9 @@ from reweigh.doctor.inject.specs import Specs
 from reweigh.doctor.inject.worlds import WorldName
 
 Level = Literal["weak", "medium", "strong"]
+"""Names of the strengths at which a fault is committed."""
 LEVELS: tuple[Level, ...] = ("weak", "medium", "strong")
+"""Them all, the weakest first."""
 DENSE: tuple[WorldName, ...] = ("tiny", "smollm2")
 Change = Callable[[Specs, float], Specs]
 Fields = Callable[[float], dict[str, Any]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Verdict = Literal["OK", "OK+", "LOOSE", "WRONG", "NON-SEQUITUR", "MISLEADING", "NOT PROVED"]
+"""What is said of a claim; `MEANING` has the words."""
 
 MEANING: dict[Verdict, str] = {
     "OK": "holds as stated",

@@ -1,0 +1,110 @@
+"""A diagnosis as the page shows it: causes with bars and evidence, what cannot be told, and the slices."""
+
+from dataclasses import dataclass
+
+from reweigh.audit.causes import CAUSE_WORDS, cause_sentence, evidence_value
+from reweigh.audit.numerals import share, two
+from reweigh.audit.page.cells import Cell
+from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding
+
+MAX_EVIDENCE = 12  # of a cause
+MAX_SLICES = 60
+_SHARE = "Share of the sum of squared log ratios that this cause accounts for."
+_CONFIDENCE = "How sure the doctor is: from 0.5 on a cause is named, below it is a suspicion."
+
+
+@dataclass(frozen=True)
+class EvidenceRow:
+    """One number that speaks for a cause."""
+
+    name: str
+    value: Cell
+    interval: str
+    n: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class CauseCard:
+    """One cause."""
+
+    id: str
+    words: str
+    confidence: Cell
+    confidence_width: int
+    share: Cell
+    share_width: int
+    evidence: tuple[EvidenceRow, ...]
+    rules_out: str
+    fix: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class TellRow:
+    """What the records cannot decide."""
+
+    words: str
+    reason: str
+    needs: str
+    experiment: str
+
+
+@dataclass(frozen=True)
+class CauseSection:
+    """All of it."""
+
+    said: str
+    found: tuple[CauseCard, ...]
+    cannot_tell: tuple[TellRow, ...]
+    slices: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...]
+
+
+def cause_section(diagnosis: Diagnosis) -> CauseSection:
+    """The section, in the diagnosis' own order."""
+    read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
+    slices = [
+        (by, label, CAUSE_WORDS[one.verdict]) for by, cut in diagnosis.slices.items() for label, one in cut.items()
+    ]
+    notes = tuple(
+        f"{note.rule}: {note.count:,} {note.counted}{f', first at {note.place}' if note.place else ''}"
+        f"{f'. {note.hint}' if note.hint else ''}"
+        for note in diagnosis.notes
+    )
+    sentence = cause_sentence(diagnosis)
+    return CauseSection(
+        f"{sentence[:1].upper()}{sentence[1:]}. From {read}; the likeliest first.",
+        tuple(_card(one) for one in diagnosis.causes),
+        tuple(_tell(one) for one in diagnosis.cannot_tell),
+        tuple(slices[:MAX_SLICES]),
+        notes,
+    )
+
+
+def _card(one: Finding) -> CauseCard:
+    explained = one.explained_share
+    n = next((e.n for e in one.evidence if e.n is not None), None)
+    counted = f"\nn = {n:,}" if n is not None else ""
+    said = "not in the log ratio" if explained is None else share(min(1.0, max(0.0, explained)))
+    return CauseCard(
+        one.id,
+        CAUSE_WORDS[one.id],
+        Cell(two(one.confidence), f"{two(one.confidence)}\nno interval: a judgement{counted}\n{_CONFIDENCE}"),
+        round(100 * min(1.0, max(0.0, one.confidence))),
+        Cell(said, f"{said}\nno interval: a fact about these records{counted}\n{_SHARE}"),
+        round(100 * min(1.0, max(0.0, explained or 0.0))),
+        tuple(_evidence(e) for e in one.evidence[:MAX_EVIDENCE]),
+        one.rules_out,
+        tuple(one.fix.items()),
+    )
+
+
+def _evidence(one: Evidence) -> EvidenceRow:
+    value, ends = evidence_value(one)
+    n = f"{one.n:,}" if one.n is not None else ""
+    lines = (value, f"95% interval {ends}" if ends else "no interval", f"n = {n}" if n else "", one.meaning)
+    return EvidenceRow(one.name, Cell(value, "\n".join(x for x in lines if x)), ends, n, one.meaning)
+
+
+def _tell(one: CannotTell) -> TellRow:
+    return TellRow(CAUSE_WORDS[one.id], one.reason, ", ".join(one.needs), one.experiment)

@@ -1,0 +1,426 @@
+"""The audit's page: what is in the file, and what a real browser makes of it, on a screen and on paper."""
+
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from rich.console import Console
+
+from reweigh.audit import audit
+from reweigh.audit.causes import CAUSE_WORDS
+from reweigh.audit.headline import headline
+from reweigh.doctor.diagnosis import CAUSES, CannotTell, Diagnosis, Evidence, Finding, InputNote
+from reweigh.records import RecordWriter, RunInfo
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <b>"
+MAX_BYTES = 10_000_000
+MIDDLE = "(() => { const r = %s.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2] })()"
+
+
+def make_rows(n=160, sd=0.05, evil=EVIL):
+    g = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        length = int(g.integers(4, 300))
+        log_mu = -0.5 * g.standard_exponential(length) ** 2 - 1e-4
+        log_pi = np.minimum(log_mu + sd * g.standard_t(3, length) - sd * sd, 0)
+        rows.append(
+            {
+                "sequence_id": f"{evil}{i}",
+                "prompt_id": f"p{i // 4}",
+                "step": i // 8,
+                "env": ["math", "code", evil][i % 3],
+                "log_mu": log_mu.astype(np.float32),
+                "log_pi": log_pi.astype(np.float32),
+                "mask": (g.random(length) < 0.9) | (np.arange(length) == 0),
+                "advantage": float(g.normal()),
+                "versions": np.full(length, 7 - i % 3, np.int32),
+                "trainer_version": 7,
+                "turns": (np.arange(length) // 40).astype(np.int32),
+                "token_ids": np.arange(length, dtype=np.int32),
+                "text": f"say {evil}",
+            }
+        )
+    return rows
+
+
+DIAGNOSIS = Diagnosis(
+    "raw_logprobs",
+    (
+        Finding(
+            "raw_logprobs",
+            0.94,
+            0.81,
+            (
+                Evidence("mean_ratio", 1.052, f"mean token ratio, which must be 1 {EVIL}", 1.041, 1.063, 26_000),
+                Evidence("nothing", float("nan"), "could not be had"),
+            ),
+            "sampling at temperature 1",
+            {"general": "log after temperature", "vllm": f"--logprobs-mode processed_logprobs {EVIL}"},
+        ),
+        Finding("stale_weights", 0.3, None, ()),
+    ),
+    (CannotTell("both_raw", "there is no entropy", ("entropy_pi", "entropy_mu"), "log the entropy of one batch"),),
+    "records",
+    160,
+    26_000,
+    (InputNote("mask: all tokens count", 3, "rows", "a.parquet, row 17", "look at the mask"),),
+    {"env": {EVIL: Diagnosis("stale_weights", ())}},
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "a.parquet"
+    with RecordWriter(path, RunInfo(engine="vllm", trainer=EVIL, temperature=0.8)) as writer:
+        writer.write(make_rows())
+    return replace(audit(path, by=["env"]), diagnosis=DIAGNOSIS)
+
+
+@pytest.fixture(scope="module")
+def html(found):
+    return found.to_html()
+
+
+@pytest.fixture(scope="module")
+def page(html, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium or Chrome in PATH: install one to see the page as its readers do")
+    one = Browser()
+    yield one
+    one.close()
+
+
+# what is in the file
+
+
+class _Parser(HTMLParser):
+    """Tags, and whether each is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.scripts = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed(html):
+    parser = _Parser()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+def test_the_file_is_whole_and_names_nothing_to_load(html, parsed):
+    assert len(html.encode()) < MAX_BYTES
+    assert not [attrs for _, attrs in parsed.tags if "src" in attrs]
+    assert all(attrs["href"].startswith("#") for _, attrs in parsed.tags if "href" in attrs)
+    policy = next(a["content"] for tag, a in parsed.tags if tag == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:")
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert not re.search(r"https?:|@import|url\(", style)
+    assert "prefers-color-scheme: dark" in style
+    assert "@media print" in style
+    assert html.count("plotly.js v") == 1
+
+
+def test_what_records_say_is_no_markup(html, parsed):
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert not [
+        attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs) and "onsubmit" not in attrs
+    ]
+    data = json.loads(next(text for text in parsed.scripts if text.startswith("{")))
+    assert data["worst"][0]["sequence_id"].startswith(EVIL)
+    assert "text" not in data["worst"][0]
+
+
+def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
+    top = headline(found)
+    order = [html.index(text) for text in ("<h1>", "What to do", ">Why<", 'id="causes"', 'id="gap"', 'id="where"')]
+    assert order == sorted(order)
+    assert "likely cause: the engine logs before temperature" in top.sentence
+    assert top.todo[0] == "Remove the cause (the engine logs before temperature): log after temperature"
+    assert top.todo[1] == "It is something else if sampling at temperature 1"
+    assert any(line.startswith("mean_ratio 1.05 [1.04, 1.06]: mean token ratio") for line in top.why)
+
+
+def test_the_headline_follows_what_was_found(found, tmp_path):
+    unsure = replace(DIAGNOSIS.causes[0], confidence=0.3)
+    maybe = headline(replace(found, diagnosis=replace(DIAGNOSIS, causes=(unsure,))))
+    assert "possible cause: the engine logs before temperature" in maybe.sentence
+    assert maybe.todo[0].startswith("Look into (")
+    fine = headline(replace(found, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))))
+    assert "no gap that needs a cause" in fine.sentence
+    g, rows = np.random.default_rng(0), []
+    for i in range(90):
+        log_mu = -1 - g.exponential(size=50)
+        rows.append({"sequence_id": str(i), "log_mu": log_mu, "log_pi": log_mu + 0.02 * g.normal(size=50) - 2e-4})
+    with RecordWriter(tmp_path / "healthy.parquet", RunInfo()) as writer:
+        writer.write(rows)
+    alone = headline(audit(tmp_path / "healthy.parquet"))
+    assert alone.sentence.startswith("sequence ratios can be trusted: 9")
+    assert alone.sentence.endswith(f"% effective; use {alone.use}")
+    assert alone.todo[-1].startswith(f"Use {alone.use}: it keeps 100% of the sequences at a mean weight of ")
+    rows = [{"sequence_id": str(i), "log_mu": [-2.0] * 9, "log_pi": [-1.5] * 9} for i in range(90)]
+    with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
+        writer.write(rows)
+    broken = headline(audit(tmp_path / "a.parquet"))
+    assert broken.sentence.startswith("no ratio can be trusted: the mean token ratio is 1.6")
+    assert broken.sentence.endswith("; find the cause first: no estimator mends this")
+    assert broken.use == ""
+
+
+def test_causes_are_all_there(found, html):
+    for text in (
+        "What would rule it out:",
+        "processed_logprobs",
+        "entropy_pi, entropy_mu",
+        "log the entropy of one batch",
+    ):
+        assert text in html
+    assert html.index("raw_logprobs</code>") < html.index("stale_weights</code>")
+    assert 'style="width: 81%"' in html
+    assert "not in the log ratio" in html
+    assert "mask: all tokens count: 3 rows, first at a.parquet, row 17. look at the mask" in html
+    bare = replace(found, diagnosis=None).to_html()
+    assert 'id="causes"' not in bare
+    assert "likely cause" not in bare
+
+
+def test_every_cause_has_words():
+    assert set(CAUSE_WORDS) == set(CAUSES)
+    for cause in CAUSES:
+        top = Diagnosis(cause, (Finding(cause, 0.4, None, ()),))
+        assert CAUSE_WORDS[cause] in " ".join(_causes(top))
+
+
+def _causes(diagnosis):
+    from reweigh.audit.render_more import causes
+
+    return causes(diagnosis)
+
+
+def test_json_and_terminal_say_the_same(found):
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert document["summary"]["sentence"] == headline(found).sentence
+    assert document["diagnosis"] == DIAGNOSIS.to_dict()
+    assert replace(found, diagnosis=None).to_dict()["diagnosis"] is None
+    assert set(document["where"]) == {"position", "probability", "length", "turn", "lag", "env", "step"}
+    assert sum(map(sum, document["density"]["counts"])) == document["levels"]["token"]["n"]
+    assert sum(document["histograms"]["token"]["counts"]) == document["levels"]["token"]["n"]
+    assert document["worst"][0]["text"] == f"say {EVIL}"
+    console = Console(width=100, record=True, file=io.StringIO())
+    found.render(console)
+    text = re.sub(r"\s+", " ", console.export_text())
+    assert f"In short: {headline(found).sentence}." in text
+    for said in (
+        "1. the engine logs before temperature (raw_logprobs): confidence 0.94, 81% of the squared log ratios",
+        "cannot tell: both sides log before temperature",
+        "Effective share, raw beside applied",
+        "By sign of the advantage",
+        "Log ratio by training step, nats a token",
+        "The worst sequences",
+    ):
+        assert said in text, said
+
+
+def test_the_page_stays_small_whatever_is_audited(tmp_path):
+    rows = [
+        {
+            "sequence_id": f"{i}" * 50,
+            "env": f"{i} " + "e" * 20_000,
+            "step": i * 1000,
+            "log_mu": [-1.0] * 3,
+            "log_pi": [-1.0 - i / 1000] * 3,
+            "text": "t" * 50_000,
+        }
+        for i in range(400)
+    ]
+    for i in range(60):
+        with RecordWriter(tmp_path / f"{i}.parquet", RunInfo(note="x" * 9000, trainer=f"t{i} " + "y" * 3000)) as writer:
+            writer.write(rows[i::60])
+    found = audit(tmp_path, estimators=None)
+    many = replace(found, trials=found.trials * 40, diagnosis=DIAGNOSIS)
+    html = many.to_html()
+    assert len(html.encode()) < MAX_BYTES
+    assert "more, which --json has" in html  # of the notes
+
+
+# what a browser makes of it
+
+
+def test_it_draws_without_an_error_and_asks_nobody(browser, page):
+    browser.open(page)
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
+    svgs = "p => p.querySelectorAll('.main-svg').length"
+    drawn = browser.js(f"[...document.querySelectorAll('.plot')].filter(p => !p.hidden).map({svgs})")
+    assert len(drawn) == 4 + 7 + 5
+    assert all(drawn)
+    assert browser.js("document.querySelectorAll('.strip b').length") > 500
+    assert browser.js("document.querySelector('#worst h3').textContent").startswith(EVIL)
+    assert EVIL in browser.js("document.querySelector('#worst pre').textContent")
+    browser.js("fetch('http://127.0.0.1:9/').catch(() => 0)")  # what a policy of 'none' is worth
+    assert any("Content Security Policy" in text for text in browser.errors)
+
+
+def test_filters_change_what_is_drawn(browser, page):
+    browser.open(page)
+
+    def choose(which, value):
+        change = f"f.value = {json.dumps(value)}; f.dispatchEvent(new Event('change'))"
+        browser.js(f"(() => {{ const f = document.getElementById('f-{which}'); {change}; }})()")
+
+    def shown():
+        return browser.js("[...document.querySelectorAll('#where figure')].filter(f => !f.hidden).map(f => f.id)")
+
+    def drawn(plot, what):
+        return browser.js(f"JSON.parse(JSON.stringify(document.getElementById('plot-{plot}').{what}))")
+
+    assert len(shown()) == 7
+    by_sequence = drawn("where-env", "data[0].y")
+    choose("level", "token")
+    assert drawn("where-env", "data[0].y") != by_sequence
+    assert "tokens" in drawn("histogram", "layout.yaxis.title.text")
+    choose("quantity", "mean_ratio")
+    assert drawn("where-step", "data[0].y")[0] == pytest.approx(1, abs=0.05)
+    assert "need not be 1" in browser.js("document.getElementById('note-where-probability').textContent")
+    choose("cut", "lag")
+    assert shown() == ["fig-where-lag"]
+    choose("cut", "all")
+    assert len(shown()) == 7
+    assert drawn("by-length", "data[0].type") == "heatmap"
+    choose("estimator", "seq_tis(2)")
+    assert drawn("by-length", "data[0].type") == "bar"
+    assert max(drawn("by-length", "data[0].error_y.array")) > 0
+    assert len(drawn("ess", "data[0].y")) == 1
+    assert browser.errors == []
+
+
+def test_a_number_says_more_when_pointed_at_or_moved_to(browser, page):
+    browser.open(page)
+    cell = "document.querySelector('#gap > .scroll table .n')"
+    browser.js(f"{cell}.scrollIntoView({{block: 'center'}})")
+    x, y = browser.js(MIDDLE % cell)
+    assert browser.js("document.getElementById('tip').hidden")
+    browser.point(x, y)
+    browser.until("!document.getElementById('tip').hidden")
+    said = browser.js("document.getElementById('tip').textContent")
+    assert re.search(r"95% interval \[.*\]\nn = [\d,]+ tokens\nMean of pi/mu", said)
+    browser.point(1, 1)
+    browser.until("document.getElementById('tip').hidden")
+    # the keyboard: a table is one stop of the tab key, and arrows move inside
+    assert browser.js("document.querySelectorAll('#gap table')[0].querySelectorAll('[tabindex=\"0\"]').length") <= 1
+    browser.js("document.querySelector('#gap > .scroll table .n[tabindex=\"0\"]').focus()")
+    first = browser.js("document.activeElement.dataset.tip")
+    browser.key("ArrowDown")
+    browser.until(f"document.activeElement.dataset.tip !== {json.dumps(first)}")
+    assert browser.js("document.getElementById('tip').textContent") == browser.js("document.activeElement.dataset.tip")
+    browser.key("Escape")
+    assert browser.js("document.getElementById('tip').hidden")
+    tips = browser.js("[...document.querySelectorAll('.n')].map(x => x.dataset.tip)")
+    assert len(tips) > 500
+    assert [x for x in tips if not re.search("interval|bound|refused", x) or not re.search("n = |no interval", x)] == []
+
+
+def test_pictures_say_more_when_pointed_at(browser, page):
+    browser.open(page)
+    browser.js("document.getElementById('plot-where-lag').scrollIntoView({block: 'center'})")
+    point = "document.querySelector('#plot-where-lag .scatterlayer .point')"
+    x, y = browser.js(MIDDLE % point)
+    browser.point(x, y)
+    browser.until("!!document.querySelector('#plot-where-lag .hoverlayer .hovertext')")
+    said = browser.js("document.querySelector('#plot-where-lag .hoverlayer').textContent")
+    for part in ("95% interval [", "n = ", "Mean log ratio"):
+        assert part in said, said
+    traces = "[...document.querySelectorAll('.plot')].filter(p => p.data).flatMap(p => p.data)"
+    tips = browser.js(f"{traces}.filter(t => t.hoverinfo !== 'skip').map(t => (t.customdata || []).length > 0)")
+    assert all(tips)
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_and_is_legible(browser, page, width, dark):
+    browser.open(page, width=width, dark=dark)
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    wide = "s => s.getBoundingClientRect().right > innerWidth + 1"
+    assert browser.js(f"[...document.querySelectorAll('.plot .main-svg')].filter({wide}).length") == 0
+    assert _contrast(browser) >= 4.5
+    browser.js("document.getElementById('theme').click()")
+    assert browser.js("document.documentElement.dataset.theme") == ("light" if dark else "dark")
+    assert _contrast(browser) >= 4.5
+    assert browser.errors == []
+
+
+def _contrast(browser):
+    """The least contrast (WCAG 2) of the text colours on the page's background."""
+    names = ["--page", "--ink", "--soft", "--bar", "--ok", "--warn", "--fail"]
+    style = "getComputedStyle(document.documentElement)"
+    colours = browser.js(f"{json.dumps(names)}.map(n => {style}.getPropertyValue(n).trim())")
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    back, *inks = map(luminance, colours)
+    return min((max(back, ink) + 0.05) / (min(back, ink) + 0.05) for ink in inks)
+
+
+def test_it_prints_in_light_and_comes_back(browser, page):
+    browser.open(page, dark=True)
+    pdf = browser.pdf()
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 50_000
+    assert 4 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 30
+    assert browser.js("document.documentElement.dataset.theme") is None  # as before
+    assert browser.js("document.querySelector('#plot-tail .main-svg').clientWidth") > 400
+    assert browser.errors == []
+
+
+def test_an_audit_of_nearly_nothing_draws(browser, tmp_path):
+    with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
+        writer.write([{"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0]}])
+    path = tmp_path / "a.html"
+    path.write_text(audit(tmp_path / "a.parquet").to_html(), encoding="utf-8")
+    browser.open(path)
+    assert browser.errors == []
+
+
+def test_huge_ratios_draw(browser, tmp_path):
+    rows = [{"sequence_id": str(i), "log_mu": [-600.0, -1.0], "log_pi": [-601.0, -900.0]} for i in range(30)]
+    rows.append({"sequence_id": "up", "log_mu": [-1000.0, -1.0], "log_pi": [-1.0, -1.0]})
+    with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
+        writer.write(rows)
+    path = tmp_path / "a.html"
+    path.write_text(audit(tmp_path / "a.parquet").to_html(), encoding="utf-8")
+    browser.open(path)
+    assert browser.errors == []
