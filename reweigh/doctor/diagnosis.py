@@ -47,7 +47,7 @@ class Evidence:
         name: short and fixed, for programs: "mean_ratio".
         value: the number; NaN if it cannot be had.
         meaning: a sentence for people, with units.
-        low: lower end of its 95% interval, clustered by prompt; None if it is a count or has none.
+        low: lower end of its 95% interval, clustered by response; None if it is a count or has none.
         high: upper end.
         n: what it was computed from, in tokens unless the meaning says otherwise.
     """

@@ -1,8 +1,9 @@
 """The family of noise: which part of the chain makes it, how large it is, and whether it is more than rounding."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reweigh.doctor.cells import Array, Cells, Ints, jackknife, ratio
+from reweigh.doctor.cells import Array, Cells, Estimate, Ints, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.normalisation import SQUARES, N, improper
@@ -98,7 +99,7 @@ def _dropout(case: Case) -> Findings:
 
 def _dropout_by_size(case: Case) -> Findings:
     """Without a second pass: noise as large as no number format makes, and fresh at every token."""
-    together = jackknife(_together, case.cells("neighbours").data)
+    together = together_of(case)
     middle = size_of(case)
     finds = (
         counted("median_size", middle, case.tokens, "median of |log ratio| / (1 - p), nats"),
@@ -157,15 +158,25 @@ def _tails(total: Array) -> float:
     return float(np.average(fourth[some] * n[some] / second[some] ** 2, weights=n[some]))
 
 
-def _routing(case: Case) -> Findings:
-    """Most tokens at the floor, and now and then one far above it: another expert."""
-    sizes = case.cells("sizes").data
+def far_of(case: Case) -> tuple[float, NDArray[np.bool_]]:
+    """The usual size, and which levels of `sizes` are far beyond it."""
     # Where many tokens agree to the last bit the median is no size of the others: of rounding, the ninth decile is 2.7
     # medians.
     middle = max(size_of(case), size_of(case, 0.9) / 2.75)
-    far = np.exp(np.concatenate([LEVELS, [np.inf]])) > FAR * middle
+    return middle, np.exp(np.concatenate([LEVELS, [np.inf]])) > FAR * middle
+
+
+def together_of(case: Case) -> Estimate:
+    """Correlation of neighbouring tokens' sizes."""
+    return jackknife(_together, case.cells("neighbours").data)
+
+
+def _routing(case: Case) -> Findings:
+    """Most tokens at the floor, and now and then one far above it: another expert."""
+    sizes = case.cells("sizes").data
+    middle, far = far_of(case)
     beyond = ratio(sizes[:, far, 0].sum(1), sizes[:, :, 0].sum(1))
-    together = jackknife(_together, case.cells("neighbours").data)
+    together = together_of(case)
     finds = (
         evidence(
             "far_beyond",
@@ -182,7 +193,7 @@ def _routing(case: Case) -> Findings:
     # Where whole stretches are off, or log-probs are not of what was sampled, something else makes the tail.
     fits = together.value < 0.12 and middle < 2 * BF16 and not improper(case)
     share = case.share(sizes[:, far, 1].sum())
-    effect = beyond.value / 1.5e-3 * (1.0 if fits else 0.2) if middle > NOTHING else 0.0
+    effect = beyond.value / 1.5e-3 * (1.0 if fits else 0.05) if middle > NOTHING else 0.0
     return [Suspicion("moe_routing", p_above(beyond, 5e-4), effect, share, finds)]
 
 

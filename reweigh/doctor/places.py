@@ -5,6 +5,7 @@ import numpy as np
 from reweigh.doctor.cells import Array, Cells, Estimate, contrast, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
+from reweigh.doctor.noise import far_of, together_of
 from reweigh.doctor.tokens import Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
@@ -12,6 +13,7 @@ MOMENTS = ("n", "size", "gap^2", "room")
 """Of a cell: tokens; sum of |gap| / (1 - p), at most `CAP` each; squares; and sum of (1 - p)^2, what the squares of
 benign noise are in proportion to."""
 CAP = 20.0
+_STRETCHES = 0.2  # correlation of neighbouring sizes
 _EARLY, _LATE = 6, 10  # half octaves: below the 8th token, and from the 32nd on
 _LONGEST = 1 << 40  # tokens: no prompt is longer
 
@@ -90,12 +92,21 @@ def _profile(case: Case) -> Findings:
         ),
         evidence("trend_in_context", in_context, "the same by place in the whole context"),
     )
+    # Another prompt is felt by whole stretches; what is larger early and even is a coarse engine on short contexts.
+    together, (_, far) = together_of(case), far_of(case)
+    stretches = together.value > _STRETCHES
+    squares = early[2] - floor * early[3]
+    if stretches:
+        squares = max(squares, float(case.cells("sizes").total[far, 1].sum()))
     prefix = Suspicion(
         "template_prefix",
         min(2 * min(p_above(begins), p_below(in_response)), 1.0),
-        _finite(begins.value / np.log(2.3)),
-        case.share(early[2] - floor * early[3]),
-        finds,
+        _finite(begins.value / np.log(1.7)) * (1.0 if stretches else 0.5),
+        case.share(squares),
+        (
+            *finds,
+            evidence("neighbours", together, "correlation of neighbouring sizes: .2 and more in stretches"),
+        ),
     )
     # Positions that are read otherwise matter more the farther tokens look back.
     rises = max(in_context, in_response, key=lambda x: x.z)

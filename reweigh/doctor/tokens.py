@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reweigh.batch_rules import POSITIVE_TOLERANCE
 from reweigh.doctor.cells import Array, Ints
-from reweigh.records.packed import groups_of
+from reweigh.records.packed import groups_of, stable_hashes
 from reweigh.records.table import lengths_of, single, token_values
 from reweigh.sums import NUM_BUCKETS
 
@@ -24,7 +24,8 @@ class Rows:
 
     Attributes:
         group: hash of the prompt (of the response where none is given).
-        bucket: of the group, 0 to 63: the cluster.
+        bucket: the cluster, 0 to 63, by hash of the response. Not by prompt: without a fault, ratios
+            and surprises of one prompt's responses are independent, and few prompts leave few degrees of freedom.
         step: training step; None if not known.
         trainer_version: weight version that log_pi is of; None if not known.
         prompt_length: tokens before the response; None if not known.
@@ -151,7 +152,7 @@ def tokens_of(table: pa.Table) -> Tokens:
     groups = groups_of(table)
     rows = Rows(
         groups,
-        bucket_of(groups),
+        bucket_of(stable_hashes(single(table, "sequence_id"), "sequence")),
         sizes,
         _row_numbers(table, "step"),
         _row_numbers(table, "trainer_version"),
