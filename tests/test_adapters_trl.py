@@ -247,7 +247,10 @@ def test_the_example_learns_and_its_records_pass_the_audit(tmp_path):
     audit = [sys.executable, "-m", "reweigh", "audit", str(tmp_path), "--json"]
     done = subprocess.run(audit, capture_output=True, text=True, check=False, cwd=ROOT, env=_environment())
     assert done.returncode == 0, done.stderr[-2000:]
-    assert '"identity"' in done.stdout or "verdict" in done.stdout
+    found = json.loads(done.stdout)["diagnosis"]
+    # The sampler rounds its weights to int8; that is what the doctor may say of it, or nothing.
+    assert found["verdict"] in ("numerics", "quantised_rollout", "none"), found["causes"]
+    assert found["tokens"] > 0
 
 
 @pytest.mark.slow

@@ -60,15 +60,14 @@ class Keyed:
 
     RANGES = 32
     LAGS = 16
-    _FARTHEST = 1 << 58
 
     @classmethod
     def of(cls, bucket: Ints, step: Ints, lag: Ints, *moments: NDArray[Any]) -> "Keyed":
         """Add up moments, each `[N]`, by step and lag, each `[N]`; a lag is below `LAGS`, or -1."""
-        step = np.clip(step, -cls._FARTHEST, cls._FARTHEST)  # time stamps in nanoseconds would wrap
-        unique, code = np.unique(step * (cls.LAGS + 1) + lag + 1, return_inverse=True)
+        steps, of_step = np.unique(step, return_inverse=True)  # a step may be a time stamp, too large to multiply
+        unique, code = np.unique(of_step.reshape(-1) * (cls.LAGS + 1) + lag + 1, return_inverse=True)
         cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)
-        keys = [(int(x) // (cls.LAGS + 1), int(x) % (cls.LAGS + 1) - 1) for x in unique]
+        keys = [(int(steps[x // (cls.LAGS + 1)]), int(x) % (cls.LAGS + 1) - 1) for x in unique]
         return cls({key: cells.data[:, i] for i, key in enumerate(keys)})._narrow()
 
     def __add__(self, other: "Keyed") -> "Keyed":

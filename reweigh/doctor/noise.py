@@ -21,6 +21,7 @@ OWN = 1.7  # times the engine's own noise (decode against prefill): where both s
 FAR = 12.0  # medians: of rounding and quantisation alike one token in ten thousand is beyond
 NOTHING = 1e-5
 _CERTAIN = 1e-6  # p-value of a size that is plain to see
+_SEEN = 0.1  # nats over 1 - p: what is smaller is far from nothing that matters
 _FEWEST = 100  # tokens, below which no size is
 _COARSE = ("fp8", "float8", "int8", "int4", "q4", "q8", "awq", "gptq", "fp4")
 _INDEPENDENT = 0.06  # correlation of neighbours' sizes: rounding and dropout are below, other weights above
@@ -163,7 +164,7 @@ def far_of(case: Case) -> tuple[float, NDArray[np.bool_]]:
     # Where many tokens agree to the last bit the median is no size of the others: of rounding, the ninth decile is 2.7
     # medians.
     middle = max(size_of(case), size_of(case, 0.9) / 2.75)
-    return middle, np.exp(np.concatenate([LEVELS, [np.inf]])) > FAR * middle
+    return middle, np.exp(np.concatenate([LEVELS, [np.inf]])) > max(FAR * middle, _SEEN)
 
 
 def together_of(case: Case) -> Estimate:

@@ -13,6 +13,7 @@ from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import UNKNOWN, Tokens
 
 _FARTHEST = 8  # lags from here on are counted together
+_TRIFLE = 0.002  # nats over 1 - p: a growth below it does nothing to any ratio
 _ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows to less, and stays there
 _MIXED = ("one version", "before the change", "after the change")
 
@@ -169,7 +170,8 @@ def _sync(case: Case) -> Findings:
             "size of what the last step has over the first, nats: below .015 for lost roundings",
         ),
     )
-    p, effect, share = p_above(more), more.value / 0.15, case.share(excess)
+    p, share = p_above(more), case.share(excess)
+    effect = more.value / 0.15 * min(1.0, grown / _TRIFLE)
     small = grown < _ROUNDED
     first_cause, other = (
         ("update_below_precision", "weight_sync") if small else ("weight_sync", "update_below_precision")
