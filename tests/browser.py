@@ -85,6 +85,11 @@ class Browser:
             assert time.monotonic() < end, f"never true: {expression}; errors: {self.errors}"
             time.sleep(0.05)
 
+    def scroll_to(self, element):
+        """Bring it to the middle, and wait until the page knows: a late scroll event would hide a tip."""
+        self.js(f"{element}.scrollIntoView({{block: 'center'}})")
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
+
     def point(self, x, y):
         """Move the mouse there."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

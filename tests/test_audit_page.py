@@ -14,6 +14,8 @@ from rich.console import Console
 from reweigh.audit import audit
 from reweigh.audit.causes import CAUSE_WORDS
 from reweigh.audit.headline import headline
+from reweigh.audit.page.diagnosed import SEEN_IN, cause_section
+from reweigh.audit.recommend import recommend
 from reweigh.doctor.diagnosis import CAUSES, CannotTell, Diagnosis, Evidence, Finding, InputNote
 from reweigh.records import RecordWriter, RunInfo
 
@@ -80,6 +82,18 @@ def found(tmp_path_factory):
     with RecordWriter(path, RunInfo(engine="vllm", trainer=EVIL, temperature=0.8)) as writer:
         writer.write(make_rows())
     return replace(audit(path, by=["env"]), diagnosis=DIAGNOSIS)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    g, rows = np.random.default_rng(0), []
+    for i in range(90):
+        log_mu = -1 - g.exponential(size=50)
+        rows.append({"sequence_id": str(i), "log_mu": log_mu, "log_pi": log_mu + 0.02 * g.normal(size=50) - 2e-4})
+    path = tmp_path_factory.mktemp("records") / "healthy.parquet"
+    with RecordWriter(path, RunInfo()) as writer:
+        writer.write(rows)
+    return audit(path)
 
 
 @pytest.fixture(scope="module")
@@ -171,20 +185,14 @@ def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
     assert any(line.startswith("mean_ratio 1.05 [1.04, 1.06]: mean token ratio") for line in top.why)
 
 
-def test_the_headline_follows_what_was_found(found, tmp_path):
+def test_the_headline_follows_what_was_found(found, healthy, tmp_path):
     unsure = replace(DIAGNOSIS.causes[0], confidence=0.3)
     maybe = headline(replace(found, diagnosis=replace(DIAGNOSIS, causes=(unsure,))))
     assert "possible cause: the engine logs before temperature" in maybe.sentence
     assert maybe.todo[0].startswith("Look into (")
     fine = headline(replace(found, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))))
     assert "no gap that needs a cause" in fine.sentence
-    g, rows = np.random.default_rng(0), []
-    for i in range(90):
-        log_mu = -1 - g.exponential(size=50)
-        rows.append({"sequence_id": str(i), "log_mu": log_mu, "log_pi": log_mu + 0.02 * g.normal(size=50) - 2e-4})
-    with RecordWriter(tmp_path / "healthy.parquet", RunInfo()) as writer:
-        writer.write(rows)
-    alone = headline(audit(tmp_path / "healthy.parquet"))
+    alone = headline(healthy)
     assert alone.sentence.startswith("sequence ratios can be trusted: 9")
     assert alone.sentence.endswith(f"% effective; use {alone.use}")
     assert alone.todo[-1].startswith(f"Use {alone.use}: it keeps 100% of the sequences at a mean weight of ")
@@ -195,6 +203,56 @@ def test_the_headline_follows_what_was_found(found, tmp_path):
     assert broken.sentence.startswith("no ratio can be trusted: the mean token ratio is 1.6")
     assert broken.sentence.endswith("; find the cause first: no estimator mends this")
     assert broken.use == ""
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("quantised_rollout", "likely cause: the engine's weights or cache are quantised; lessen that; meanwhile use "),
+        ("stale_weights", "likely cause: the engine samples with old weights; lessen that; meanwhile use "),
+        ("template_prefix", "likely cause: the two sides see different prompts; fix that first: no estimator mends it"),
+        ("numerics", "likely cause: rounding of number types and kernels; use "),
+    ],
+)
+def test_the_headline_says_what_recommend_says(healthy, cause, said):
+    one = replace(healthy, diagnosis=Diagnosis(cause, (Finding(cause, 0.9, None, ()),)))
+    top, use = headline(one), recommend(one).use
+    assert said in top.sentence
+    assert top.use == (use or "")
+    assert use is None or use in top.sentence
+    assert top.todo[0].startswith("Lessen the cause (") == ("lessen" in said)
+
+
+def test_no_estimator_is_said_in_words_that_fit(healthy, found):
+    none = replace(healthy, trials=())
+    assert headline(none).sentence.endswith("% effective; no estimator tried here helps")
+    assert headline(none).use == ""
+    stale = Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),))
+    assert headline(replace(none, diagnosis=stale)).sentence.endswith("; no estimator tried here helps meanwhile")
+    assert "lessen" not in headline(replace(found, diagnosis=stale)).sentence  # its mean ratio is not 1
+
+
+def test_a_suspicion_is_called_one():
+    one, *rest = _causes(Diagnosis("dropout", (Finding("dropout", 0.3, 0.9, ()), Finding("shift", 0.1, None, ()))))
+    assert one == ""
+    assert rest == [
+        "Suspicion",
+        "1. dropout is on while the trainer scores (dropout): confidence 0.30, 90% of the squared log ratios",
+        "suspected, not sure: shift 0.10",
+    ]
+
+
+def test_every_cause_points_to_a_picture(found, html, parsed):
+    ids = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}
+    assert set(SEEN_IN) == set(CAUSES)
+    for cause in CAUSES:
+        section = cause_section(Diagnosis(cause, (Finding(cause, 0.9, None, ()),)), found.strata)
+        anchors = [anchor for anchor, _ in section.found[0].seen_in]
+        assert anchors
+        assert set(anchors) <= ids
+    assert '<a href="#fig-identity">mean ratio</a>, <a href="#fig-density">' in html
+    bare = cause_section(Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),)))
+    assert bare.found[0].seen_in == ()  # no record tells the lag, so there is no such picture
 
 
 def test_causes_are_all_there(found, html):
@@ -242,7 +300,10 @@ def test_json_and_terminal_say_the_same(found):
     assert f"In short: {headline(found).sentence}." in text
     for said in (
         "1. the engine logs before temperature (raw_logprobs): confidence 0.94, 81% of the squared log ratios",
-        "cannot tell: both sides log before temperature",
+        "mean_ratio 1.05 [1.04, 1.06]: mean token ratio",
+        "fix: log after temperature vllm: --logprobs-mode processed_logprobs",
+        "suspected, not sure: stale_weights 0.30",
+        "cannot tell: both_raw; `reweigh doctor FILE` says more",
         "Effective share, raw beside applied",
         "By sign of the advantage",
         "Log ratio by training step, nats a token",
@@ -327,7 +388,7 @@ def test_filters_change_what_is_drawn(browser, page):
 def test_a_number_says_more_when_pointed_at_or_moved_to(browser, page):
     browser.open(page)
     cell = "document.querySelector('#gap > .scroll table .n')"
-    browser.js(f"{cell}.scrollIntoView({{block: 'center'}})")
+    browser.scroll_to(cell)
     x, y = browser.js(MIDDLE % cell)
     assert browser.js("document.getElementById('tip').hidden")
     browser.point(x, y)
@@ -352,7 +413,7 @@ def test_a_number_says_more_when_pointed_at_or_moved_to(browser, page):
 
 def test_pictures_say_more_when_pointed_at(browser, page):
     browser.open(page)
-    browser.js("document.getElementById('plot-where-lag').scrollIntoView({block: 'center'})")
+    browser.scroll_to("document.getElementById('plot-where-lag')")
     point = "document.querySelector('#plot-where-lag .scatterlayer .point')"
     x, y = browser.js(MIDDLE % point)
     browser.point(x, y)

@@ -230,8 +230,10 @@ def test_help_has_examples_and_every_option(capsys):
     assert "Exit code 0" in " ".join(out.split())
 
 
-def test_quiet_prints_the_same_verdict(files, capsys):
-    assert run(capsys, files["raw"], "--quiet") == run(capsys, files["raw"])
+def test_quiet_prints_the_verdict_alone(files, metrics, capsys):
+    for args in ([files["raw"]], [files["healthy"]], ["--metrics", metrics]):
+        _, whole, _ = run(capsys, *args)
+        assert run(capsys, *args, "--quiet") == (0, whole.splitlines()[0] + "\n", "")
 
 
 def test_a_glob_and_a_folder_are_as_the_files_in_them(files, tmp_path, capsys):

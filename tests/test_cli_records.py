@@ -125,13 +125,15 @@ def test_validate_bad_and_unreadable(capsys, tmp_path, records):
 def test_convert(capsys, tmp_path, records):
     out_path = tmp_path / "out.jsonl.gz"
     code, out, err = run(capsys, "records", "convert", records, out_path)
-    assert (code, out, err) == (0, "", f"wrote 2 rows to {out_path}\n")
+    assert (code, out, err) == (0, f"{out_path}\n", f"wrote 2 rows to {out_path}\n")
     assert read_info(out_path) == read_info(records)
     code, _, err = run(capsys, "records", "convert", records, out_path)
     assert (code, err) == (2, f"error: convert: {out_path} exists\nhint: --force replaces it.\n")
     merged = tmp_path / "merged.parquet"
-    code, _, _ = run(capsys, "records", "convert", records, out_path, merged, "--row-group-size", 3)
-    assert code == 0
+    code, out, err = run(
+        capsys, "records", "convert", records, out_path, merged, "--row-group-size", 3, "-q", "--format", "json"
+    )
+    assert (code, json.loads(out), err) == (0, {"wrote": str(merged), "rows": 4, "left_out": 0}, "")
     code, _, err = run(capsys, "records", "convert", records, merged, "--row-group-size", 0)
     assert code == 2
     assert "--row-group-size" in err
@@ -163,7 +165,7 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
 def test_wrong_usage(capsys):
     code, _, err = run(capsys, "recrods")
     assert code == 2
-    assert "No such command 'recrods'" in err
+    assert err == "error: reweigh: no such command 'recrods'\nhint: did you mean records? `reweigh --help` has more.\n"
     code, _, err = run(capsys, "records", "describe")
     assert code == 2
     assert "PATHS" in err

@@ -707,28 +707,6 @@ def test_a_baseline_is_not_replaced_by_a_run_that_fails(tmp_path, capsys):
 # The page
 
 
-def sessions():
-    """Each command of docs/gate.md, with what stands below it."""
-    for block in re.findall(r"^```console\n(.*?)^```", (ROOT / "docs" / "gate.md").read_text(), re.M | re.S):
-        for session in re.split(r"^\$ ", block, flags=re.M)[1:]:
-            command, _, shown = session.partition("\n")
-            yield command.split(), shown
-
-
-def test_the_commands_of_the_page_print_what_it_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "typo.yaml").write_text("version: 1\nbounds:\n- number: kl_k4\n  level: token\n  at_most: 0.1\n")
-    count = 0
-    for (program, *args), shown in sessions():
-        assert program == "reweigh"
-        main(args)
-        out, err = capsys.readouterr()
-        assert (err if out == "" and shown else out) == shown, args
-        count += 1
-    assert count == 4
-
-
 def test_the_page_names_every_number_that_can_be_bounded():
     page = (ROOT / "docs" / "gate.md").read_text()
     assert not [name for name in KINDS if f"`{name}`" not in page]

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from reweigh.audit.causes import CAUSE_WORDS, NAMED_FROM, cause_sentence, evidence_sentence, first_cause
 from reweigh.audit.numerals import interval, of_log, share, two
+from reweigh.audit.recommend import CORRECTABLE, recommend
 from reweigh.audit.result import Audit, TrialRow
-from reweigh.doctor.diagnosis import BENIGN
+from reweigh.doctor.diagnosis import BENIGN, Finding
 from reweigh.verdict import ESS_GOOD, KL_LARGE
-
-_CLOSE = 0.5  # a mean weight this far from 1, or an effective share this low, is no recommendation
 
 
 @dataclass(frozen=True)
@@ -30,41 +29,38 @@ class Headline:
 
 def headline(audit: Audit) -> Headline:
     """Of an audit, with or without a diagnosis."""
-    trial, cause = recommended(audit), first_cause(audit.diagnosis)
+    trial, cause = recommended(audit), _named(audit)
     parts = [_state(audit)]
     if audit.diagnosis is not None:
         parts.append(cause_sentence(audit.diagnosis))
-    if cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED_FROM:
-        parts.append(f"fix that first, then use {trial.name}" if trial else "fix that first: no estimator mends it")
+    wrong = not all(level.identity for level in audit.levels.values())
+    if cause is None:
+        ill = wrong or audit.verdict.level == "fail"
+        none = "find the cause first: no estimator mends this" if ill else "no estimator tried here helps"
+        parts.append(f"use {_called(trial)}" if trial else none)
+    elif cause.id in CORRECTABLE and not wrong:
+        meanwhile = f"meanwhile use {_called(trial)}" if trial else "no estimator tried here helps meanwhile"
+        parts.append(f"lessen that; {meanwhile}")
     else:
-        parts.append(f"use {trial.name}" if trial else "find the cause first: no estimator mends this")
+        parts.append("fix that first: no estimator mends it")
     return Headline("; ".join(parts), _todo(audit, trial), _why(audit), trial.name if trial else "")
 
 
 def recommended(audit: Audit) -> TrialRow | None:
-    """The estimator to use: of the coarsest unit whose raw ratios can be trusted, the one that moves least weight.
-
-    Coarser units are less biased, and finer ones less noisy. Tokens come last and need no trust: their caps bound what
-    a heavy tail can do. `None` where the log-probs are not of what was sampled, or
-    the gap is larger than numerics explain: no estimator mends that.
-    """
-    token = audit.levels["token"]
-    if not token.identity or (token.get("kl_k3") or 0.0) > KL_LARGE:
-        return None
-    for name in ("sequence", "turn", "token"):
-        level = audit.levels.get(name)
-        if level is None or (name != "token" and (level.get("ess_fraction") or 0.0) < ESS_GOOD):  # refused is None
-            continue
-        fit = [trial for trial in audit.trials if trial.unit == name and _fits(trial)]
-        if fit:
-            return min(fit, key=lambda t: abs(t.all.log_mean_weight))
-    return None
+    """The estimator that `recommend` says to use, of those that were tried; None if it says none."""
+    name = recommend(audit).use
+    return next((trial for trial in audit.trials if trial.name == name), None)
 
 
-def _fits(trial: TrialRow) -> bool:
-    """Whether it has a largest weight whatever comes, and leaves most of the weight here."""
-    all_ = trial.all
-    return trial.caps and abs(all_.log_mean_weight) < _CLOSE and all_.effective_share > _CLOSE
+def _named(audit: Audit) -> Finding | None:
+    """The cause that a doctor is sure of, unless nothing need be done about it."""
+    cause = first_cause(audit.diagnosis)
+    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED_FROM
+    return cause if sure else None
+
+
+def _called(trial: TrialRow) -> str:
+    return f"{trial.name} (no correction)" if trial.name == "naive" else trial.name
 
 
 def _state(audit: Audit) -> str:
@@ -84,11 +80,12 @@ def _state(audit: Audit) -> str:
 
 def _todo(audit: Audit, trial: TrialRow | None) -> tuple[str, ...]:
     found: dict[str, None] = {}
-    cause = first_cause(audit.diagnosis)
-    known = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED_FROM
+    cause, known = first_cause(audit.diagnosis), _named(audit) is not None
     if cause is not None and cause.id != "none":
         fix = cause.fix.get("general") or next(iter(cause.fix.values()), "")
-        verb = "Remove the cause" if known else "Nothing need be removed" if cause.id in BENIGN else "Look into"
+        verb = "Lessen the cause" if cause.id in CORRECTABLE else "Remove the cause"
+        if not known:
+            verb = "Nothing need be removed" if cause.id in BENIGN else "Look into"
         found[f"{verb} ({CAUSE_WORDS[cause.id]}){': ' + _small(fix) if fix else ''}"] = None
         if cause.rules_out:
             found[f"It is something else if {_small(cause.rules_out)}"] = None
@@ -99,7 +96,7 @@ def _todo(audit: Audit, trial: TrialRow | None) -> tuple[str, ...]:
     if trial is not None:
         all_ = trial.all
         found[
-            f"{'Until then use' if known else 'Use'} {trial.name}: it keeps {share(all_.kept_share)} of the "
+            f"{'Until then use' if known else 'Use'} {_called(trial)}: it keeps {share(all_.kept_share)} of the "
             f"{trial.unit}s at a mean weight of {of_log(all_.log_mean_weight)}, {share(all_.effective_share)} effective"
         ] = None
     elif not found:

@@ -65,7 +65,7 @@ def render_html(audit: Audit) -> str:
         run=short(run_line(audit.info), MAX_LINE),
         notes=_lines(audit.notes),
         sections=[*([("causes", "Causes")] if audit.diagnosis else []), *sections, ("meanings", "Meanings")],
-        causes=cause_section(audit.diagnosis) if audit.diagnosis else None,
+        causes=cause_section(audit.diagnosis, audit.strata) if audit.diagnosis else None,
         cuts=[(cut, CUT_WORDS[cut]) for cut in audit.strata],
         levels=list(audit.levels),
         estimators=[short(trial.name) for trial in audit.trials[:MAX_TRIALS]],

@@ -6,14 +6,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reweigh.audit.causes import CAUSE_WORDS, evidence_sentence
+from reweigh.audit.causes import CAUSE_WORDS, NAMED_FROM, evidence_sentence
 from reweigh.audit.labels import CUT_WORDS
 from reweigh.audit.numerals import digits, interval, of_log, share, two
 from reweigh.audit.result import Audit
 from reweigh.audit.strata import Cut, Stratum
 from reweigh.audit.trial import SIGNS, Sign
-from reweigh.doctor.diagnosis import Diagnosis
+from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.number import Number
+from reweigh.records import RunInfo
 
 MAX_ROWS = 8  # of a cut; the page and --json have all
 MAX_WORST = 5
@@ -33,22 +34,37 @@ def table_of(title: str) -> Table:
     )
 
 
-def causes(diagnosis: Diagnosis) -> Iterator[str]:
-    """A diagnosis as lines."""
-    yield "\nCauses, the likeliest first"
-    for i, one in enumerate(diagnosis.causes, 1):
+def causes(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[str]:
+    """A diagnosis as lines: the causes it names in full, the others in passing; the page and `reweigh doctor` say all.
+
+    Args:
+        diagnosis: what a doctor said.
+        info: what the files say of their run: of the fixes, the general one and those of its programs are shown.
+    """
+    named = [one for one in diagnosis.causes if one.confidence >= NAMED_FROM]
+    shown = named or list(diagnosis.causes[:1])
+    yield ""
+    yield "Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Suspicion"
+    for i, one in enumerate(shown, 1):
         explained = "" if one.explained_share is None else f", {share(one.explained_share)} of the squared log ratios"
         yield f"{i}. {CAUSE_WORDS[one.id]} ({one.id}): confidence {two(one.confidence)}{explained}"
-        yield from (f"     {evidence_sentence(e)}" for e in one.evidence)
-        if one.rules_out:
-            yield f"     ruled out by: {one.rules_out}"
-        yield from (f"     fix, {program}: {what}" for program, what in one.fix.items())
-    for one in diagnosis.cannot_tell:
-        needs = f"; needs {', '.join(one.needs)}" if one.needs else ""
-        try_ = f"; cheapest experiment: {one.experiment}" if one.experiment else ""
-        yield f"cannot tell: {CAUSE_WORDS[one.id]} ({one.id}): {one.reason}{needs}{try_}"
+        yield from (f"   {evidence_sentence(e)}" for e in one.evidence[:1])
+        if fix := _fix(one, info):
+            yield f"   fix: {fix}"
+    if others := [one for one in diagnosis.causes if one not in shown]:
+        yield f"suspected, not sure: {', '.join(f'{one.id} {two(one.confidence)}' for one in others)}"
+    if diagnosis.cannot_tell:
+        ids = ", ".join(dict.fromkeys(one.id for one in diagnosis.cannot_tell))
+        yield f"cannot tell: {ids}; `reweigh doctor FILE` says more"
     for note in diagnosis.notes:
         yield f"note: {note.rule}: {note.count:,} {note.counted}{f'; {note.hint}' if note.hint else ''}"
+
+
+def _fix(one: Finding, info: RunInfo | None) -> str:
+    """In general, and in the words of the programs that ran."""
+    ran = [] if info is None else [name.lower() for name in (info.engine, info.trainer) if name]
+    general = [one.fix["general"]] if "general" in one.fix else []
+    return " ".join([*general, *(f"{name}: {one.fix[name]}" for name in dict.fromkeys(ran) if name in one.fix)])
 
 
 def effective(audit: Audit) -> Table:

@@ -1,6 +1,7 @@
 """An audit as text of at most 100 columns: the verdict first, then the tables."""
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -42,7 +43,7 @@ def render(audit: Audit, console: Console) -> None:
     _verdict(audit.verdict, console, width)
     _say(console, f"\nIn short: {headline(audit).sentence}.", width)
     if audit.diagnosis is not None:
-        for text in causes(audit.diagnosis):
+        for text in causes(audit.diagnosis, audit.info):
             _say(console, text, width)
     _say(console, "")
     _say(console, counted(audit), width)
@@ -159,4 +160,6 @@ def _print(console: Console, table: Table, below: list[str], width: int) -> None
 
 
 def _say(console: Console, text: str, width: int | None = None) -> None:
-    console.print(Text(text), width=width)
+    """A paragraph; what it begins with of spaces is the indent of all its lines."""
+    indent = len(text) - len(text.lstrip(" "))
+    console.print(Padding(Text(text[indent:]), (0, 0, 0, indent)) if indent else Text(text), width=width)

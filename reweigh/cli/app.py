@@ -1,5 +1,7 @@
 """The command `reweigh`: its subcommands, each imported only when it is run or its own help is asked for."""
 
+import os
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ class _Lazy:
     name: str
     summary: str
     module: str  # has a function, or a Typer of subcommands, called `name`, with _ for -
+    has_commands: bool = False
 
 
 _COMMANDS = (
@@ -23,11 +26,11 @@ _COMMANDS = (
     _Lazy("watch", "Follow a folder of dumps while the run writes them.", "reweigh.cli.watch"),
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),
     _Lazy("doctor", "Name the cause of the gap, with evidence and fix.", "reweigh.cli.doctor"),
-    _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab"),
+    _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab", has_commands=True),
     _Lazy("explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta"),
     _Lazy("conformance", "Check our numbers against recorded ones of trainers.", "reweigh.cli.conformance"),
     _Lazy("doctor-install", "Check that a correction has arrived in a trainer.", "reweigh.cli.doctor_install"),
-    _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records"),
+    _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records", has_commands=True),
 )
 
 
@@ -38,7 +41,26 @@ class _LazyGroup(TyperGroup):
         """Put the real command in the place of its summary."""
         name, command, rest = super().resolve_command(ctx, args)
         lazy = next((c for c in _COMMANDS if c.name == name), None)
-        return name, (command if lazy is None else _load(lazy)), rest
+        if lazy is None or (ctx.resilient_parsing and _completes_a_path(lazy, rest)):
+            return name, command, rest
+        return name, _load(lazy), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C ends it with a word and not with a traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            from reweigh.cli.output import INTERRUPTED, say
+
+            say("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _completes_a_path(lazy: _Lazy, before: list[str]) -> bool:
+    """Whether the shell itself knows best what may come: then nothing need be loaded, which takes seconds."""
+    typed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    words = (*before[-1:], re.split(r"\s", typed)[-1])
+    return not lazy.has_commands and not any(word.startswith("-") for word in words)
 
 
 def _load(lazy: _Lazy) -> Any:
@@ -70,6 +92,28 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def complete() -> None:
+    """Make ready to answer the shell, if it is the shell that asks."""
+    if "_REWEIGH_COMPLETE" in os.environ:
+        from reweigh.cli import completion
+
+        completion.prepare()
+
+
+def _install_completion(wanted: bool) -> None:
+    if wanted:
+        from reweigh.cli import completion
+
+        completion.install()
+
+
+def _show_completion(wanted: bool) -> None:
+    if wanted:
+        from reweigh.cli import completion
+
+        completion.show()
+
+
 @app.callback()
 def reweigh(
     version: Annotated[
@@ -78,8 +122,34 @@ def reweigh(
     debug: Annotated[
         bool, typer.Option("--debug", help="On an error, show the traceback. Also REWEIGH_DEBUG=1.")
     ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=_install_completion,
+            is_eager=True,
+            help="Have this shell (bash, zsh, fish) complete commands and options.",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion", callback=_show_completion, is_eager=True, help="Print the script that does so."
+        ),
+    ] = False,
 ) -> None:
-    """Measure, explain and correct the gap between the policy that samples and the policy that trains."""
+    """Measure, explain and correct the gap between the policy that samples and the policy that trains.
+
+    Results go to stdout, messages to stderr. Exit code 0 if all is well, 1 if a check found something, 2 if the command
+    could not do what was asked, 130 after Ctrl-C.
+
+    \b
+    Examples:
+      reweigh audit runs/ --html report.html
+      reweigh doctor runs/ --format json
+      reweigh explain sequence_mask
+      reweigh COMMAND --help
+    """
 
 
 def _placeholder(lazy: _Lazy) -> None:

@@ -1,17 +1,16 @@
 """`reweigh conformance`: recorded outputs of frameworks, recomputed from our compositions."""
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from reweigh.cli.options import Form, Quiet
 from reweigh.cli.output import print_json, progress, stdout
 from reweigh.rosetta.conformance import Checked, check
 from reweigh.rosetta.recorded import read_recording
-
-Format = Annotated[Literal["text", "json"], typer.Option("--format", help="text, or one JSON object.")]
 
 
 def conformance(
@@ -19,7 +18,8 @@ def conformance(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Every case that differs by default, and why.")
     ] = False,
-    output: Format = "text",
+    form: Form = "text",
+    quiet: Quiet = False,
 ) -> None:
     """Recompute what frameworks' own functions returned from our compositions, and say what differs and why.
 
@@ -30,32 +30,38 @@ def conformance(
     \b
     Examples:
       reweigh conformance recorded.json
+      reweigh conformance recorded.json --verbose
       reweigh conformance recorded.json --format json
     """
     import torch
 
     torch.set_num_threads(1)
     recording = read_recording(file)
-    with progress("cases", total=len(recording.cases)) as count:
+    with progress("cases", total=len(recording.cases), quiet=quiet) as count:
         found = check(recording, count)
     differ = [f for f in found if f.status == "differs"]
-    if output == "json":
+    if form == "json":
         print_json(_conformance_dict(found))
     else:
-        _print_conformance(found, verbose)
+        _print_verdict(found)
+        if not quiet:
+            _print_conformance(found, verbose)
     if differ:
         raise typer.Exit(1)
 
 
-def _print_conformance(found: tuple[Checked, ...], verbose: bool) -> None:
-    out, tally = stdout(), Counter(f.status for f in found)
+def _print_verdict(found: tuple[Checked, ...]) -> None:
+    tally = Counter(f.status for f in found)
     verdict = "fail" if tally["differs"] else "ok"
-    out.print(
+    stdout().print(
         f"{verdict}: {len(found)} cases: {tally['agrees']} agree, {tally['explained']} are explained by a named quirk, "
         f"{tally['differs']} differ",
         soft_wrap=True,
     )
-    table = Table(box=None, pad_edge=False)
+
+
+def _print_conformance(found: tuple[Checked, ...], verbose: bool) -> None:
+    out, table = stdout(), Table(box=None, pad_edge=False)
     for heading in ("framework", "cases", "agree", "explained", "differ", "numbers compared"):
         table.add_column(heading, justify="left" if heading == "framework" else "right")
     for name in _frameworks(found):

@@ -1,44 +1,20 @@
 """`reweigh doctor`: the cause of the gap between sampler and trainer, from records or from logged scalars."""
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
-from enum import Enum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from reweigh.cli.doctor_tables import render
-from reweigh.cli.output import print_json, stderr, stdout
+from reweigh.cli.doctor_tables import headline, render
+from reweigh.cli.options import CauseBy, Form, Quiet, Reader, Workers
+from reweigh.cli.output import Bar, print_json, progress, stdout
 from reweigh.processes import cores, single_threaded
 
 _WORTH_STARTING = 1 << 25  # bytes of records: below, one process is done before others have imported what they need
 
-
-class By(str, Enum):
-    """What records can be cut by."""
-
-    STEP = "step"
-    LAG = "lag"
-    TURN = "turn"
-    ENV = "env"
-    SOURCE = "source"
-
-
-class Format(str, Enum):
-    """How the diagnosis is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class FailOn(str, Enum):
-    """The verdict from which on the exit code is 1."""
-
-    CAUSE = "cause"
-    NEVER = "never"
+FailOn = Literal["cause", "never"]
 
 
 def doctor(
@@ -56,7 +32,7 @@ def doctor(
         list[str] | None,
         typer.Option(metavar="RECORDS", help="Records from before the trouble, such as step 0: what is normal here."),
     ] = None,
-    by: Annotated[list[By] | None, typer.Option(help="Also diagnose each slice. Repeatable.")] = None,
+    by: CauseBy = None,
     program: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,17 +44,13 @@ def doctor(
     framework: Annotated[
         str | None, typer.Option(metavar="NAME", help="With --metrics: who logged them, if it is not to be recognised.")
     ] = None,
-    output: Annotated[Format, typer.Option("--format", help="How to print the diagnosis.")] = Format.TEXT,
+    form: Form = "text",
     fail_on: Annotated[
         FailOn, typer.Option(help="`cause`: exit code 1 if the verdict is anything but none and numerics.")
-    ] = FailOn.NEVER,
-    reader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores if there is work enough for them.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.")] = False,
+    ] = "never",
+    reader: Reader = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
 ) -> None:
     """Name the cause of the gap between sampler and trainer, with the evidence and the fix.
 
@@ -98,13 +70,14 @@ def doctor(
     if metrics is not None:
         from reweigh.doctor.lite import diagnose_metrics
 
-        found = diagnose_metrics(metrics, framework)
+        with progress("reading metrics", quiet=quiet):
+            found = diagnose_metrics(metrics, framework)
     else:
         from reweigh.doctor import doctor as diagnose
 
         assert paths is not None
         single_threaded()  # a second thread of one small operation mostly waits for the first
-        with _reporting(quiet) as on_progress:
+        with progress("reading records: tokens", quiet=quiet) as bar:
             found = diagnose(
                 paths,
                 by=[one.value for one in by or []],
@@ -112,13 +85,15 @@ def doctor(
                 programs=program,
                 reader=reader,
                 workers=workers or _workers(paths),
-                on_progress=on_progress,
+                on_progress=_reporting(bar, baseline is not None),
             )
-    if output is Format.JSON:
+    if form == "json":
         print_json(found.to_dict())
+    elif quiet:
+        stdout().print(headline(found), soft_wrap=True)
     else:
         render(found, stdout())
-    if fail_on is FailOn.CAUSE and not found.benign:
+    if fail_on == "cause" and not found.benign:
         raise typer.Exit(1)
 
 
@@ -139,21 +114,14 @@ def _workers(paths: list[str]) -> int:
     return cores() if size >= _WORTH_STARTING else 1
 
 
-@contextmanager
-def _reporting(quiet: bool) -> Generator["_Update", None, None]:
-    columns = (TextColumn("reading records"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = stderr()
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        yield _Update(bar)
+def _reporting(bar: Bar, baseline: bool) -> Callable[[int, int], None]:
+    done = 0
 
+    def update(new: int, total: int) -> None:
+        nonlocal done
+        done += new
+        bar(new, total)
+        if done == total:
+            bar.stage("reading the baseline" if baseline else "working out causes")
 
-class _Update:
-    """Moves the bar by tokens read."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("", total=None)
-
-    def __call__(self, new: int, total: int) -> None:
-        """Tokens newly done, of how many in all (0 if not known)."""
-        self._bar.update(self._task, advance=new, total=total or None)
+    return update

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from reweigh.cli.output import print_json, stderr, stdout
+from reweigh.cli.options import Form, Json, Quiet
+from reweigh.cli.output import print_json, progress, say, stdout
 
 
 def doctor_install(
@@ -13,12 +14,15 @@ def doctor_install(
     config: Annotated[
         Path | None, typer.Option("--config", help="The run's resolved configuration, YAML, to check as well.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+    form: Form = "text",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check that a correction has arrived in a trainer that would not say if it had not.
 
     verl loads plugins when it is imported and tells nobody if one fails. Run this where the run is started, with the
-    same environment. Exit code 0 if every link holds, 1 if one does not.
+    same environment. Exit code 0 if every link holds, 1 if one does not, 2 if FRAMEWORK has no such
+    check.
 
     \b
     Examples:
@@ -33,15 +37,20 @@ def doctor_install(
     from reweigh.adapters.verl_check import check_verl
     from reweigh.rosetta.config import read_config
 
-    found = list(check_verl(None if config is None else read_config(str(config))))
-    if as_json:
-        print_json({"ok": all(c.ok for c in found), "checks": [vars(c) for c in found]})
+    with progress("trying each link", quiet=quiet):
+        found = list(check_verl(None if config is None else read_config(str(config))))
+    broken = [check.name for check in found if not check.ok]
+    if as_json or form == "json":
+        print_json({"ok": not broken, "checks": [vars(c) for c in found]})
+    elif quiet:
+        verdict = f"fail: {', '.join(broken)}" if broken else f"ok: {len(found)} links hold"
+        stdout().print(verdict, markup=False, soft_wrap=True)
     else:
         for check in found:
             stdout().print(
                 f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}", markup=False, soft_wrap=True
             )
             if not check.ok:
-                stderr().print(f"hint: {check.hint}", markup=False, soft_wrap=True)
-    if not all(c.ok for c in found):
+                say(f"hint: {check.hint}")
+    if broken:
         raise typer.Exit(1)

@@ -26,13 +26,17 @@ def render(found: Diagnosis, console: Console) -> None:
     _notes(found, console)
 
 
-def _verdict(found: Diagnosis, console: Console) -> None:
-    advice = ADVICE[found.verdict]
+def headline(found: Diagnosis) -> Text:
+    """The verdict in a line."""
     color = "green" if found.benign else "red"
     sure = next((one.confidence for one in found.causes if one.id == found.verdict), 0.0)
     word = "verdict: " if sure >= NAMED or found.benign else "suspicion: "
-    console.print(Text.assemble((word, "bold"), (found.verdict, f"bold {color}"), f"  {advice.title}"))
-    console.print(advice.meaning, markup=False)
+    return Text.assemble((word, "bold"), (found.verdict, f"bold {color}"), f"  {ADVICE[found.verdict].title}")
+
+
+def _verdict(found: Diagnosis, console: Console) -> None:
+    console.print(headline(found))
+    console.print(ADVICE[found.verdict].meaning, markup=False)
     if found.source == "records":
         console.print(f"{found.sequences:,} responses, {found.tokens:,} tokens", style="dim")
     console.print()

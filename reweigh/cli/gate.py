@@ -3,7 +3,6 @@
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,32 +10,15 @@ import typer
 
 from reweigh import gate as gating
 from reweigh.audit import Progress, Report
-from reweigh.audit.workers import Workers
-from reweigh.cli.output import print_json, progress, stderr, stdout
+from reweigh.audit.workers import Workers as Processes
+from reweigh.cli.options import By, Cut, Form, KeepGoing, Quiet, Reader, Workers
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
 from reweigh.gate.policy import HISTORICAL
 from reweigh.gate.result import GATE_VERSION
 from reweigh.processes import single_threaded
 
 DEFAULT_POLICY = Path("gate.yaml")
-INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
-
-
-class Format(str, Enum):
-    """What is printed on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class By(str, Enum):
-    """What numbers can be cut by."""
-
-    STEP = "step"
-    ENV = "env"
-    LENGTH = "length"
-    POSITION = "position"
-    LAG = "lag"
 
 
 def gate(
@@ -54,30 +36,23 @@ def gate(
     init: Annotated[
         bool, typer.Option("--init", help="Write a first policy from this good run, and gate nothing.")
     ] = False,
-    by: Annotated[
-        list[By] | None, typer.Option(help="With --save-baseline: slices to keep, beside the policy's. Repeatable.")
-    ] = None,
+    by: By = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
     summary: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=f"Also write Markdown; without it ${_SUMMARY_VARIABLE} is added to, if set."),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="What is printed.")] = Format.TEXT,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print the verdict's line only, and no messages or progress.")
-    ] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
-    ] = False,
-    reader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; all cores if not given.")] = None,
+    form: Form = "text",
+    quiet: Quiet = False,
+    keep_going: KeepGoing = False,
+    reader: Reader = None,
+    workers: Workers = None,
 ) -> None:
     """Hold the gap of records against bounds, absolute and against a baseline.
 
-    A bound is broken only when the whole 95% interval, clustered by prompt, is beyond it. Exit code 0 if nothing
-    fails, 1 if a bound does, 2 if policy, baseline or records cannot be used, 130 after Ctrl-C.
+    A bound is broken only when the whole 95% interval, clustered by prompt, is beyond it. The policy names the slices
+    that it bounds; --by is for more of them in a baseline that is saved. Exit code 0 if nothing fails, 1 if a bound
+    does, 2 if policy, baseline or records cannot be used, 130 after Ctrl-C.
 
     \b
     Examples:
@@ -105,11 +80,11 @@ def gate(
                 [*(asked.by if asked else ()), *(one.value for one in by or ())],
                 keep_going=keep_going,
                 reader=reader,
-                engine=Workers(workers),
+                engine=Processes(workers),
                 on_progress=on_progress,
             )
     except KeyboardInterrupt:
-        stderr().print("interrupted: nothing was written")
+        say("interrupted: nothing was written")
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:
@@ -119,7 +94,7 @@ def gate(
     if asked is not None:
         found = gating.gate(run, asked, base)
         code = found.exit_code
-        if form is Format.JSON:
+        if form == "json":
             print_json(found.to_dict())
         else:
             text = found.to_text()
@@ -130,7 +105,7 @@ def gate(
             said(f"{save_baseline} was not written: a baseline should be a run that passes")
         else:
             _write(save_baseline, run.to_json(), said)
-    if asked is None and form is Format.JSON:
+    if asked is None and form == "json":
         wrote = [str(path) for path in (target if init else None, save_baseline) if path is not None]
         print_json({"reweigh_gate": GATE_VERSION, "wrote": wrote})
     if code:
@@ -143,13 +118,12 @@ class _Said:
 
     def __call__(self, message: str) -> None:
         """A message on stderr."""
-        if not self._quiet:
-            stderr().print(message, markup=False, soft_wrap=True)
+        say(message, self._quiet)
 
 
 def _refuse_together(
     init: bool,
-    by: list[By] | None,
+    by: list[Cut] | None,
     baseline: Path | None,
     junit: Path | None,
     summary: Path | None,
@@ -192,16 +166,10 @@ def _write(path: Path, text: str, said: _Said) -> None:
 
 
 @contextmanager
-def _reporting(quiet: bool) -> Generator[Report | None, None, None]:
-    if quiet:
-        yield None
-        return
-    with progress("reading records") as count:
-        before = 0
+def _reporting(quiet: bool) -> Generator[Report, None, None]:
+    with progress("reading records: rows", quiet=quiet) as bar:
 
         def update(done: Progress) -> None:
-            nonlocal before
-            count(done.rows - before)
-            before = done.rows
+            bar.at(done.rows, done.total_rows)
 
         yield update

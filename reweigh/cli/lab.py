@@ -9,7 +9,8 @@ import torch
 import typer
 
 from reweigh.cli.lab_tables import print_check, print_claims, print_table
-from reweigh.cli.output import print_json, progress, stderr, stdout
+from reweigh.cli.options import Form, Json, Quiet
+from reweigh.cli.output import print_json, progress, say, stdout
 from reweigh.lab.claims import Checked, check_claims, select_claims
 from reweigh.lab.figures import FIGURES, draw_figures, select_figures
 from reweigh.lab.golden import GoldenCheck, check_golden
@@ -19,9 +20,9 @@ lab = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Exact bias, variance and bounds of estimators, on worlds small enough to enumerate.",
+    help="Exact bias, variance and bounds of estimators, on worlds small enough to enumerate.\n\n"
+    "\b\nExamples:\n  reweigh lab claims 6 29\n  reweigh lab table --format json",
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where to write the figures; made if it is not there.")]
 
 
@@ -33,7 +34,9 @@ def _lab() -> None:  # pyright: ignore[reportUnusedFunction] - with it a single 
 @lab.command(short_help="Recompute every quantity of a golden file and compare.")
 def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A golden file: JSON, see its `conventions`.")],
+    form: Form = "text",
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Recompute every quantity of a golden file, and print the worst relative error of each kind.
 
@@ -46,30 +49,30 @@ def check(
       reweigh lab check golden.json
       reweigh lab check golden.json --json
     """
-    found = _check(file)
-    if as_json:
+    found = _check(file, quiet)
+    if as_json or form == "json":
         print_json(found.to_dict())
     else:
-        print_check(found)
+        print_check(found, quiet)
     if not found.ok:
         raise typer.Exit(1)
 
 
 @lab.command("table", short_help="The post's summary table, with measured exponents and constants.")
-def summary_table(as_json: Json = False) -> None:
+def summary_table(form: Form = "text", as_json: Json = False, quiet: Quiet = False) -> None:
     """The post's summary table, with exponents and constants as they are measured beside its big-O.
 
     "Smooth" and "rare" are exact worst cases over all rewards with |R| <= 1, of three iid tokens at 16 to 128 tokens:
     every ratio a little off, and one token that mu hardly samples. "Random worlds" are Markov policies with fixed
-    rewards.
+    rewards. Exit code 0.
 
     \b
     Examples:
       reweigh lab table
       reweigh lab table --json
     """
-    rows = _table()
-    if as_json:
+    rows = _table(quiet)
+    if as_json or form == "json":
         print_json(_table_json(rows))
     else:
         print_table(rows)
@@ -81,16 +84,26 @@ def figures(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(FIGURES)}; all if none.")
     ] = None,
+    form: Form = "text",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw figures that a paper could use, as NAME.svg and NAME.png, and print the path of each. Needs matplotlib.
+
+    Exit code 0; 2 if there is no figure of a name, or DIR cannot be written to.
 
     \b
     Examples:
       reweigh lab figures --out figures
       reweigh lab figures --out figures traps bias
     """
-    for path in _draw(out, names or ()):
-        stdout().print(path, markup=False, soft_wrap=True)
+    paths: list[str] = []
+    for path in _draw(out, names or (), quiet):
+        paths.append(str(path))
+        if not as_json and form == "text":
+            stdout().print(path, markup=False, soft_wrap=True)
+    if as_json or form == "json":
+        print_json({"figures": paths})
 
 
 @lab.command(short_help="Go through the post claim by claim, with evidence computed on the spot.")
@@ -98,7 +111,9 @@ def claims(
     numbers: Annotated[
         list[int] | None, typer.Argument(metavar="[NUMBER]...", help="Claims to take, 0 to 31; all if none is given.")
     ] = None,
+    form: Form = "text",
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """What the post says, our verdict, the evidence, and what holds instead.
 
@@ -111,11 +126,11 @@ def claims(
       reweigh lab claims 6 29
       reweigh lab claims --json
     """
-    found = _claims(numbers or ())
-    if as_json:
+    found = _claims(numbers or (), quiet)
+    if as_json or form == "json":
         print_json(_claims_json(found))
     else:
-        print_claims(found)
+        print_claims(found, quiet)
     if not _all_hold(found):
         raise typer.Exit(1)
 
@@ -126,7 +141,9 @@ def everything(
     golden: Annotated[
         str | None, typer.Option(metavar="FILE", help="A golden file to check; without it nothing is checked.")
     ] = None,
+    form: Form = "text",
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a golden file, go through the claims, measure the table and draw the figures: about a minute.
 
@@ -139,28 +156,29 @@ def everything(
       reweigh lab all --out figures --json
     """
     import_module("matplotlib.figure")  # so that without it nothing is computed
-    text = not as_json
-    found = None if golden is None else _check(golden)
+    text = not as_json and form == "text"
+    found = None if golden is None else _check(golden, quiet)
     if found is None:
-        stderr().print("no --golden FILE: nothing is checked against one")
+        say("no --golden FILE: nothing is checked against one", quiet)
     elif text:
-        print_check(found)
-    verdicts = _claims(())
+        print_check(found, quiet)
+    verdicts = _claims((), quiet)
     if text:
-        stdout().print("\n[bold]The post claim by claim[/]")
-        print_claims(verdicts)
-    rows = _table()
-    if text:
+        if not quiet:
+            stdout().print("\n[bold]The post claim by claim[/]")
+        print_claims(verdicts, quiet)
+    rows = _table(quiet)
+    if text and not quiet:
         stdout().print("\n[bold]The post's table, measured[/]")
         print_table(rows)
         stdout().print("\n[bold]Figures[/]")
     paths: list[str] = []
-    for path in _draw(out, ()):
+    for path in _draw(out, (), quiet):
         paths.append(str(path))
         if text:
             stdout().print(path, markup=False, soft_wrap=True)
     ok = (found is None or found.ok) and _all_hold(verdicts)
-    if as_json:
+    if not text:
         checked = None if found is None else found.to_dict()
         parts = {"check": checked, "claims": _claims_json(verdicts), "table": _table_json(rows), "figures": paths}
         print_json({"ok": ok, **parts})
@@ -168,28 +186,28 @@ def everything(
         raise typer.Exit(1)
 
 
-def _check(file: str) -> GoldenCheck:
-    with progress("check: worlds") as count:
+def _check(file: str, quiet: bool) -> GoldenCheck:
+    with progress("check: worlds", quiet=quiet) as count:
         return check_golden(file, count)
 
 
-def _claims(numbers: list[int] | tuple[()]) -> tuple[Checked, ...]:
+def _claims(numbers: list[int] | tuple[()], quiet: bool) -> tuple[Checked, ...]:
     chosen = select_claims(numbers)
-    with progress("claims", len(chosen)) as count:
+    with progress("claims", len(chosen), quiet) as count:
         return check_claims(chosen, count)
 
 
-def _table() -> list[Row]:
-    with progress("table: measuring", STEPS) as count:
+def _table(quiet: bool) -> list[Row]:
+    with progress("table: measuring", STEPS, quiet) as count:
         return post_table(count)
 
 
-def _draw(out: Path, names: list[str] | tuple[()]) -> Iterator[Path]:
+def _draw(out: Path, names: list[str] | tuple[()], quiet: bool) -> Iterator[Path]:
     """The paths of each figure as soon as it is drawn."""
     chosen = select_figures(names)
     drawn = draw_figures(out, chosen)
     for i, figure in enumerate(chosen):
-        with progress(f"figures: {figure}", len(chosen)) as count:
+        with progress(f"figures: {figure}", len(chosen), quiet) as count:
             count(i)
             paths = next(drawn)
         yield from paths

@@ -12,14 +12,16 @@ from reweigh.lab.golden import GoldenCheck
 from reweigh.lab.table import Row
 
 
-def print_check(found: GoldenCheck) -> None:
-    """Each kind of quantity with its worst error."""
+def print_check(found: GoldenCheck, quiet: bool = False) -> None:
+    """Each kind of quantity with its worst error; the verdict alone if quiet."""
     out = stdout()
     worst = max(found.tallies, key=lambda t: t.worst / t.tolerance, default=None)
     said = "no quantity was compared" if worst is None else f"worst relative error {worst.worst:.1e} ({worst.group})"
     out.print(
         f"{'ok' if found.ok else 'fail'}: {found.count:,} numbers of {len(found.instances)} worlds recomputed, {said}"
     )
+    if quiet:
+        return
     table = Table(box=None, pad_edge=False)
     for heading in ("quantity", "numbers", "worst error", "tolerance", ""):
         table.add_column(heading, justify="left" if heading in ("quantity", "") else "right")
@@ -35,14 +37,14 @@ def print_check(found: GoldenCheck) -> None:
     out.print(f"not covered: {escape(', '.join(found.uncovered)) or 'nothing'}", soft_wrap=True)
 
 
-def print_claims(found: tuple[Checked, ...]) -> None:
-    """Each claim with its verdict and its evidence."""
+def print_claims(found: tuple[Checked, ...], quiet: bool = False) -> None:
+    """Each claim with its verdict and its evidence; whether the verdicts hold if quiet."""
     out, fallen = stdout(), [f.claim.number for f in found if not f.evidence.holds]
     if fallen:
         out.print(f"fail: the verdict on {', '.join(map(str, fallen))} does not hold, of {len(found)} claims")
     else:
         out.print(f"ok: every verdict holds, of {len(found)} claims")
-    for f in found:
+    for f in () if quiet else found:
         c = f.claim
         out.print(f"\n{c.number}. {c.title}: [bold]{c.verdict}[/]")
         table = Table(box=None, pad_edge=False, show_header=False)

@@ -1,9 +1,10 @@
 """`reweigh plan`: what each mode and threshold would do at a KL and a length, before a run or on its records."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from reweigh.cli.options import Form, Quiet, Reader
 from reweigh.cli.output import print_json, progress, stdout
 from reweigh.cli.plan_tables import print_plan
 from reweigh.plan.result import Plan
@@ -30,13 +31,9 @@ def plan(
     turns: Annotated[
         float | None, typer.Option(metavar="N", help="Turns of a response: plans for weights of turns, too.")
     ] = None,
-    reader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
-    ] = None,
-    output: Annotated[Literal["text", "json"], typer.Option("--format", help="text, or one JSON object.")] = "text",
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="The verdict alone: a sentence for each length.")
-    ] = False,
+    reader: Reader = None,
+    form: Form = "text",
+    quiet: Quiet = False,
 ) -> None:
     """What each mode and threshold would drop, cap and keep at a KL and a length, and where popular defaults land.
 
@@ -58,11 +55,11 @@ def plan(
             raise ValueError(
                 f"plan: records have their own KL and turns, got {given} beside --from\nhint: leave one out."
             )
-        with progress("reading records: rows") as count:
+        with progress("reading records: rows", quiet=quiet) as count:
             found = plan_records(source, lengths, batch, keep=keep, reader=reader, on_rows=count)
     else:
         found = _of_model(kl, lengths, batch, keep, turns)
-    if output == "json":
+    if form == "json":
         print_json(found.to_dict())
     elif quiet:
         for one in found.at:

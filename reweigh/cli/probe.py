@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.output import stderr
+from reweigh.cli.options import Form, FormName, Quiet
+from reweigh.cli.output import INTERRUPTED, print_written, stderr
 from reweigh.probe.engine import CUT, ProbeError, SamplingSettings
 from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer
 from reweigh.probe.progress import reporting
@@ -23,7 +24,6 @@ from reweigh.probe.session import EngineName, EngineOptions, ScorerOptions, star
 from reweigh.records.paths import format_of
 
 _NUM_PROMPTS = 32
-_INTERRUPTED = 130  # the exit code that a shell gives a command stopped by Ctrl-C
 
 
 def probe(
@@ -95,22 +95,24 @@ def probe(
         Path | None,
         typer.Option("--export-model", help="Write --model as a folder that an engine can serve."),
     ] = None,
+    form: Form = "text",
+    quiet: Quiet = False,
 ) -> None:
     """Sample with an engine, score the very same tokens with the trainer's forward, and write both as records.
 
-    Examples:
+    What is printed is the path of what was written. Without options: the built-in model, bfloat16 against float32. An
+    engine that is in an environment of its own samples there, and the trainer scores in another: the last three
+    examples. Exit code 0; 2 if model, engine or options cannot be used; 130 after Ctrl-C: samples and rows are kept.
 
     \b
-    The built-in model, bfloat16 against float32:
+    Examples:
       reweigh probe
-    A server that is up:
       reweigh probe --engine openai --url http://127.0.0.1:8000/v1 --model DIR
-    An engine in an environment of its own, the trainer in another:
       reweigh probe --export-model DIR
       reweigh probe --engine vllm --model DIR --sample-only a.rollouts
       reweigh probe --rescore a.rollouts --out report/records.parquet
     """
-    console = stderr()
+    console = stderr(quiet)
     # transformers' advice and bars would drown ours.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -118,8 +120,9 @@ def probe(
         if sum(x is not None for x in (sample_only, rescore, export)) > 1:
             raise ProbeError("--sample-only, --rescore and --export-model exclude each other\nhint: one at a time.")
         if export is not None:
-            export_model(model or SMOLLM2, export)
-            typer.echo(export)
+            with console.status("writing the model"):
+                export_model(model or SMOLLM2, export)
+            print_written(export, form)
             return
         # What can be wrong with the options is found before anything slow begins.
         scoring = ScorerOptions(
@@ -127,8 +130,7 @@ def probe(
         )
         format_of(out)
         if rescore is not None:
-            _score(console, scoring, rescore, out)
-            typer.echo(out)
+            _score(console, scoring, rescore, out, form)
             return
         options = EngineOptions(
             name=engine,
@@ -148,18 +150,17 @@ def probe(
             if sample_only.exists():
                 raise ProbeError(f"--sample-only: {sample_only} is there already\nhint: name another, or delete it.")
             _sample(console, options, settings, chosen, sample_only, text, out)
-            typer.echo(sample_only)
+            print_written(sample_only, form)
             return
         if trainer_model is not None:
             find_model(trainer_model)
         rollouts = rollout_path(out)
         _sample(console, options, settings, chosen, rollouts, text, out)
-        _score(console, scoring, rollouts, out)
+        _score(console, scoring, rollouts, out, form)
         rollouts.unlink()
-        typer.echo(out)
     except KeyboardInterrupt:
         _say(console, "interrupted")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _sample(
@@ -199,7 +200,7 @@ def _sample(
         _say(console, f"{num_empty} responses were cut before their first token and are left out")
 
 
-def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path) -> None:
+def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path, form: FormName) -> None:
     source = read_rollouts(rollouts)
     if source.torn:
         _say(console, f"{rollouts}: the last line is cut off and left out")
@@ -227,6 +228,14 @@ def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path) 
         f"mean |log ratio| {summary.mean_abs_log_ratio:.2g} nats a token",
     )
     _say(console, f"next: reweigh audit {shlex.quote(str(out))}")
+    print_written(
+        out,
+        form,
+        sequences=summary.num_seqs,
+        tokens=summary.num_tokens,
+        mean_abs_log_ratio=summary.mean_abs_log_ratio,
+        outside_nucleus=summary.num_outside,
+    )
 
 
 def _say(console: Console, message: str) -> None:

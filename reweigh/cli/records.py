@@ -9,7 +9,8 @@ from rich.table import Table
 
 from reweigh import readers
 from reweigh import records as rec
-from reweigh.cli.output import print_json, progress, stderr, stdout
+from reweigh.cli.options import Form, Json, Quiet, Reader
+from reweigh.cli.output import print_json, print_written, progress, say, stdout
 from reweigh.records.schema import BY_NAME
 
 records = typer.Typer(
@@ -17,19 +18,20 @@ records = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Look into, check and convert record files: what two policies said about the same sampled tokens.\n\n"
-    "PATHS are files (.parquet, .jsonl, .jsonl.gz, or what a training framework dumped), folders, or quoted globs.",
+    "PATHS are files (.parquet, .jsonl, .jsonl.gz, or what a training framework dumped), folders, or quoted globs.\n\n"
+    "\b\nExamples:\n  reweigh records describe report/records.parquet\n  reweigh records validate runs/ --format json",
 )
 
 _Paths = Annotated[list[str], typer.Argument(metavar="PATHS", help="Files, folders or quoted globs.")]
-_Reader = Annotated[
-    str | None, typer.Option("--reader", metavar="NAME", help="The dump's format, if it is not to be recognised.")
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 @records.command(short_help="Rows, tokens, columns, lengths, prompts, steps, run.")
-def describe(paths: _Paths, as_json: _Json = False, reader: _Reader = None) -> None:
+def describe(
+    paths: _Paths, form: Form = "text", as_json: Json = False, quiet: Quiet = False, reader: Reader = None
+) -> None:
     """Say what is in record files: rows, tokens, columns, lengths, prompts, steps, and the run they came from.
+
+    Exit code 0; 2 if a file cannot be read.
 
     \b
     Examples:
@@ -37,12 +39,17 @@ def describe(paths: _Paths, as_json: _Json = False, reader: _Reader = None) -> N
       reweigh records describe runs/ --json
       reweigh records describe 'runs/step_*.parquet'
     """
-    with progress("reading rows") as count:
+    with progress("reading rows", quiet=quiet) as count:
         found = rec.describe(paths, on_rows=count, formats=readers.formats(reader))
-    if as_json:
+    out = stdout()
+    if as_json or form == "json":
         print_json(found.to_dict())
         return
-    out = stdout()
+    if quiet:
+        out.print(
+            f"{found.rows:,} rows, {found.tokens:,} tokens in {len(found.files)} file{'s' * (len(found.files) != 1)}"
+        )
+        return
     out.print(_sizes(found))
     if found.null_rows:
         table = Table(title="columns", title_justify="left")
@@ -94,7 +101,9 @@ def _print_runs(found: rec.Described) -> None:
 
 
 @records.command(short_help="Check every rule of the format; exit 0, 1 or 2.")
-def validate(paths: _Paths, as_json: _Json = False, reader: _Reader = None) -> None:
+def validate(
+    paths: _Paths, form: Form = "text", as_json: Json = False, quiet: Quiet = False, reader: Reader = None
+) -> None:
     """Check every rule of the record format.
 
     Names and types of columns, equal list lengths, finite log-probs of at most 0 on tokens that count, token ids of at
@@ -106,23 +115,25 @@ def validate(paths: _Paths, as_json: _Json = False, reader: _Reader = None) -> N
       reweigh records validate report/records.parquet
       reweigh records validate runs/ --json
     """
-    with progress("checking rows") as count:
+    with progress("checking rows", quiet=quiet) as count:
         found = rec.validate(paths, on_rows=count, formats=readers.formats(reader))
-    if as_json:
+    if as_json or form == "json":
         print_json(found.to_dict())
     else:
-        _print_validation(found)
+        _print_validation(found, quiet)
     if not found.ok:
         raise typer.Exit(2 if found.unreadable else 1)
 
 
-def _print_validation(found: rec.Validation) -> None:
+def _print_validation(found: rec.Validation, quiet: bool) -> None:
     out = stdout()
     of = f"{found.rows:,} rows in {len(found.files)} file{'s' * (len(found.files) != 1)}"
     if found.ok:
         out.print(f"valid: {of}, no rule is broken")
     else:
         out.print(f"not valid: {of}: {len(found.violations)} rules broken, {len(found.unreadable)} files unreadable")
+    if quiet:
+        return
     for violation in found.violations:
         out.print(f"\n{violation.rule}: {violation.count:,} {violation.counted}", markup=False, style="bold")
         out.print(f"  first: {violation.place}: {violation.detail}", markup=False, soft_wrap=True)
@@ -131,7 +142,7 @@ def _print_validation(found: rec.Validation) -> None:
         out.print("\nunreadable", style="bold")
         out.print("  " + message.replace("\n", "\n  "), markup=False, soft_wrap=True)
     for note in found.notes:
-        stderr().print(f"note: {note}", markup=False, soft_wrap=True)
+        say(f"note: {note}")
 
 
 @records.command(short_help="Parquet to JSON lines, back, and many files into one.")
@@ -145,7 +156,10 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Merge runs whose metadata disagree, and replace OUT if it exists.")
     ] = False,
-    reader: _Reader = None,
+    form: Form = "text",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    reader: Reader = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Of a dump: leave out records that are no good, and list them.")
     ] = False,
@@ -153,7 +167,8 @@ def convert(
     """Convert between Parquet and JSON lines, merge many files into one, or turn a framework's dump into records.
 
     Columns are cast to the types of the schema (half and double log-probs become float32, 64-bit ids 32-bit), columns
-    that it does not know are left out. OUT appears only when it is complete.
+    that it does not know are left out. OUT appears only when it is complete, and its path is printed. Exit code 0; 2 if
+    a file cannot be read or is not one of records.
 
     \b
     Examples:
@@ -164,10 +179,11 @@ def convert(
     """
     skipped = readers.Skipped() if skip_bad else None
     formats = readers.formats(reader, skipped)
-    with progress("writing rows") as count:
+    with progress("writing rows", quiet=quiet) as count:
         rows = rec.convert(inputs, output, rows_per_group=row_group_size, force=force, formats=formats, on_rows=count)
     if skipped is not None and skipped.count:
-        stderr().print(f"{skipped.count} bad records are left out:", markup=False)
+        say(f"{skipped.count} bad records are left out:", quiet)
         for line in skipped.lines():
-            stderr().print(f"  {line}", markup=False, soft_wrap=True)
-    stderr().print(f"wrote {rows:,} rows to {output}", markup=False, soft_wrap=True)
+            say(f"  {line}", quiet)
+    say(f"wrote {rows:,} rows to {output}", quiet)
+    print_written(output, "json" if as_json else form, rows=rows, left_out=skipped.count if skipped else 0)

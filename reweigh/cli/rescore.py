@@ -1,15 +1,15 @@
 """`reweigh rescore`: add the trainer's side to rollouts that have only the sampler's log-probs."""
 
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.output import progress, stderr
+from reweigh.cli.options import Form, Quiet, Reader
+from reweigh.cli.output import INTERRUPTED, print_written, progress, stderr
 from reweigh.probe.engine import ProbeError
 from reweigh.probe.models import find_model, load_model
 from reweigh.probe.quantise import number_format
@@ -22,14 +22,7 @@ from reweigh.records import RunInfo
 from reweigh.records.paths import format_of
 from reweigh.records.violation import fail
 
-_INTERRUPTED = 130  # the exit code that a shell gives a command stopped by Ctrl-C
-
-
-class Mode(str, Enum):
-    """What the sampler's log-probs are of."""
-
-    PROCESSED = "processed"
-    RAW = "raw"
+Mode = Literal["processed", "raw"]  # what the sampler's log-probs are of
 
 
 def rescore(
@@ -40,9 +33,7 @@ def rescore(
     out: Annotated[Path, typer.Option(help="Records to write: .parquet, .jsonl or .jsonl.gz.")] = Path(
         "report/records.parquet"
     ),
-    reader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
-    ] = None,
+    reader: Reader = None,
     temperature: Annotated[
         float | None, typer.Option(help="Of sampling, if the dump does not say it.", show_default=False)
     ] = None,
@@ -58,18 +49,21 @@ def rescore(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out records that are no good, and list them.")
     ] = False,
+    form: Form = "text",
+    quiet: Quiet = False,
 ) -> None:
     """Score the tokens of a dump that has only the sampler's log-probs, and write records with both sides.
 
     For open-instruct's rollouts, saved answers of vLLM, SGLang and other servers of OpenAI's API, slime's rollout dump,
-    and traces that no trainer annotated. The records then go to `reweigh audit`.
+    and traces that no trainer annotated. The records then go to `reweigh audit`; their path is printed. Exit code 0; 2
+    if dump or model cannot be read, or nobody says how was sampled; 130 after Ctrl-C: rows already scored are kept.
 
     \b
     Examples:
       reweigh rescore answers.jsonl --model org/model --temperature 1.0
       reweigh rescore rollouts/ --model ./checkpoint --temperature 0.8 --logprobs-mode processed --out a.parquet
     """
-    console = stderr()
+    console = stderr(quiet)
     # transformers' advice and bars would drown ours.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -90,7 +84,7 @@ def rescore(
         at = (1.0, 1.0) if plain else (info.temperature or 1.0, info.top_p or 1.0)
         scorer = Scorer(loaded, number_type, *at, with_entropy=entropy, with_repeat=repeat)
         rows = read(found.paths, reader=reader, skip_bad=skip_bad, skipped=skipped)
-        with progress("scoring tokens") as count:
+        with progress("scoring tokens", quiet=quiet) as count:
             done = add_trainer_side(
                 out,
                 rows,
@@ -101,13 +95,20 @@ def rescore(
             )
     except KeyboardInterrupt:
         _say(console, "interrupted")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         _tell_skipped(console, skipped)
         if partial_path(out).exists():
             _say(console, f"kept: rows already scored, in {partial_path(out)}")
     _tell(console, done, info, out)
-    typer.echo(out)
+    print_written(
+        out,
+        form,
+        sequences=done.num_seqs,
+        tokens=done.num_tokens,
+        mean_abs_log_ratio=done.mean_abs_log_ratio,
+        left_out=skipped.count + done.num_empty,
+    )
 
 
 def _info(found: Found, reader: str | None) -> RunInfo:
@@ -131,7 +132,7 @@ def _sampling(info: RunInfo, temperature: float | None, top_p: float | None, mod
     """The run with what the user says of sampling; what matters and nobody says is asked for."""
     known = info.to_dict() | {
         name: value
-        for name, value in (("temperature", temperature), ("top_p", top_p), ("logprobs_mode", mode and mode.value))
+        for name, value in (("temperature", temperature), ("top_p", top_p), ("logprobs_mode", mode))
         if value is not None
     }
     info = RunInfo.from_dict({"top_p": 1.0, **known})

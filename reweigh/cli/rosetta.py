@@ -1,19 +1,18 @@
 """`reweigh explain`: what a trainer's option or configuration really computes."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from reweigh.cli.options import Form, FormName, Quiet
 from reweigh.cli.output import print_json, stderr, stdout
 from reweigh.rosetta.catalogue import PROFILES, profile_of
 from reweigh.rosetta.config import Translated, parse_pairs, read_config, translate
 from reweigh.rosetta.formula import SYMBOLS, code, formula
 from reweigh.rosetta.nearest import Nearest, nearest
 from reweigh.rosetta.words import RATIOS, Meaning, all_words, meanings, weights_of
-
-Format = Annotated[Literal["text", "json"], typer.Option("--format", help="text, or one JSON object.")]
 
 
 def explain(
@@ -29,11 +28,13 @@ def explain(
     config: Annotated[
         str | None, typer.Option(metavar="FILE", help="A configuration: YAML, JSON or TOML, whole or in part.")
     ] = None,
-    output: Format = "text",
+    form: Form = "text",
+    quiet: Quiet = False,
 ) -> None:
     """What an option computes: a word in every framework, or a configuration of one.
 
-    Without arguments it lists the words that frameworks use. Exit code 2 on an unknown word, framework or option value.
+    Without arguments it lists the words that frameworks use. Exit code 0; 2 on an unknown word, framework or option
+    value.
 
     \b
     Examples:
@@ -45,22 +46,22 @@ def explain(
     if source is None:
         if target is not None or config is not None:
             raise ValueError("explain: --config and --to need --from\nhint: --from verl, say")
-        _explain_words(words or [], output)
+        _explain_words(words or [], form, quiet)
         return
     given = (read_config(config) if config is not None else {}) | parse_pairs(words or [])
     told = translate(source, given)
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
-    if output == "json":
+    if form == "json":
         print_json(_as_dict(told, name, found))
     else:
-        _print_translated(told, name, found)
+        _print_translated(told, name, found, quiet)
 
 
-def _explain_words(words: list[str], output: str) -> None:
+def _explain_words(words: list[str], form: FormName, quiet: bool) -> None:
     if not words:
         known = all_words()
-        if output == "json":
+        if form == "json":
             print_json({"words": {w: list(f) for w, f in known.items()}, "frameworks": [p.name for p in PROFILES]})
             return
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -71,12 +72,14 @@ def _explain_words(words: list[str], output: str) -> None:
         stdout().print(table)
         return
     found = [m for w in words for m in meanings(w)]
-    if output == "json":
+    if form == "json":
         print_json({"example": {"ratios": [list(r) for r in RATIOS]}, "meanings": [m.to_dict() for m in found]})
         return
     out = stdout()
     for m in found:
         _print_meaning(m)
+    if quiet:
+        return
     out.print(f"Example: token ratios pi/mu of three sequences: {_rows(RATIOS)}", markup=False, soft_wrap=True)
     out.print(SYMBOLS, markup=False, soft_wrap=True)
 
@@ -98,21 +101,21 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     stdout().print()
 
 
-def _print_translated(told: Translated, name: str, found: Nearest | None) -> None:
-    p, plan = told.profile, told.reading.plan
+def _print_translated(told: Translated, name: str, found: Nearest | None, quiet: bool) -> None:
+    p, plan, messages = told.profile, told.reading.plan, stderr(quiet)
     if told.version:
-        stderr().print(f"[bold]warning:[/] {escape(told.version)}", soft_wrap=True)
+        messages.print(f"[bold]warning:[/] {escape(told.version)}", soft_wrap=True)
     for option, near in told.unknown:
         if near:
             like = f"; did you mean {', '.join(near)}?"
-            stderr().print(f"[bold]warning:[/] {p.name} has no option {escape(option)}{escape(like)}", soft_wrap=True)
+            messages.print(f"[bold]warning:[/] {p.name} has no option {escape(option)}{escape(like)}", soft_wrap=True)
     strange = [option for option, near in told.unknown if not near]
     if strange:
         known = ", ".join(o.name for o in p.options)
         message = f"not known of {p.name}, and not read: {', '.join(strange)}\nknown: {known}"
-        stderr().print(message, markup=False, soft_wrap=True)
+        messages.print(message, markup=False, soft_wrap=True)
     if told.ignored:
-        stderr().print(f"read nothing of {told.ignored} settings that are not about the correction")
+        messages.print(f"read nothing of {told.ignored} settings that are not about the correction")
     stdout().print(f"[bold]{escape(p.name)}[/] {escape(p.version)}", soft_wrap=True)
     rows = [("options", _options(told.options) or "none: the defaults"), ("formula", formula(plan.estimator))]
     rows += [("ours", code(plan.estimator)), ("weights", _rows(weights_of(told.reading)))]
@@ -131,6 +134,8 @@ def _print_translated(told: Translated, name: str, found: Nearest | None) -> Non
             if a != b:
                 rows.append(("besides", f"{what.replace('_', ' ')}: {b}; in {p.name}: {a}"))
         _print_rows(rows)
+    if quiet:
+        return
     stdout().print(f"Example: token ratios pi/mu of three sequences: {_rows(RATIOS)}", markup=False, soft_wrap=True)
     stdout().print(SYMBOLS, markup=False, soft_wrap=True)
 

@@ -4,8 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,45 +16,24 @@ from reweigh.audit.accumulate import Plan
 from reweigh.audit.labels import count
 from reweigh.audit.measure import Job
 from reweigh.audit.slices import By as Slicing
+from reweigh.cli.audit import without_text
 from reweigh.cli.estimators import asked
-from reweigh.cli.output import stderr, stdout
+from reweigh.cli.options import By, Estimators, Form, FormName, Html, KeepGoing, Quiet, Reader, Text
+from reweigh.cli.output import progress, say, stdout
 from reweigh.processes import single_threaded
 
 DEFAULT_STATE = Path("reweigh-watch.state")
 
 
-class Format(str, Enum):
-    """What is printed on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class By(str, Enum):
-    """What numbers can be cut by."""
-
-    STEP = "step"
-    ENV = "env"
-    LENGTH = "length"
-    POSITION = "position"
-    LAG = "lag"
-
-
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that the run writes its dumps to.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also keep the audit's page up to date.")] = None,
+    html: Html = None,
     every: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="Between two looks.")] = 10.0,
-    by: Annotated[list[By] | None, typer.Option(help="Also cut the numbers by this, beside step. Repeatable.")] = None,
-    estimators: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help='What to try: all, names such as "seq_tis(2), naive", or a YAML file.'),
-    ] = None,
-    reader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dump's format, if it is not to be recognised.")
-    ] = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
-    ] = False,
+    by: By = None,
+    estimators: Estimators = None,
+    reader: Reader = None,
+    keep_going: KeepGoing = False,
+    text: Text = True,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -65,16 +42,15 @@ def watch(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Read everything anew, whatever the state says.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Read what is there, and end.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="`json`: one object a line for each update.")] = Format.TEXT,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Plain lines in place of the dashboard, and no messages.")
-    ] = False,
+    form: Form = "text",
+    quiet: Quiet = False,
 ) -> None:
     """Follow a folder of dumps that grows: every new file is read once, when it is whole, and added.
 
-    Shows a dashboard on a terminal, and a line for each update elsewhere. Ctrl-C ends it, with exit code 0; the same
-    command goes on from where it was. A file that cannot be read is named and tried again, and ends nothing. Exit code
-    2 if there is no such folder.
+    Shows a dashboard on a terminal, and a line for each update elsewhere or with --quiet: text, or one JSON object.
+    Numbers are always cut by step, and by what --by says. Ctrl-C is how it ends, with exit code 0; the same command
+    goes on from where it was. A file that cannot be read is named and tried again, and ends nothing. Exit code 0; 2 if
+    there is no such folder.
 
     \b
     Examples:
@@ -91,41 +67,43 @@ def watch(
     memory = watching.Memory.of(kept, folder, job)
     watched = watching.Watched() if fresh else memory.load()
     live = Live(console=stdout(), auto_refresh=False)
-    shows_live = form is Format.TEXT and not quiet and stdout().is_terminal
-    context: AbstractContextManager[object] = live if shows_live else nullcontext()
+    shows_live = form == "text" and not quiet and stdout().is_terminal
     show = _shown(folder, form, every, live if shows_live else None)
     audit: Audit | None = None
     first, waiting = True, ()
     try:
-        with context:
-            while True:
+        while True:
+            with progress("looking", quiet=quiet or live.is_started):  # the dashboard is there after the first look
                 found = watching.look(watched, folder, job, time.time())
                 watched, waiting = found.watched, found.waiting
                 if first or found.news:
                     memory.save(watched)
                     audit = watched.audit()
-                    _write_page(html, audit)
-                if first or found.news or shows_live:
-                    show(found, audit)
-                first = False
-                if found.more:
-                    continue
-                if once:
-                    break
-                time.sleep(every)
+                    _write_page(html, audit, text)
+            if first or found.news or shows_live:
+                show(found, audit)
+            first = False
+            if found.more:
+                continue
+            if once:
+                break
+            time.sleep(every)
     except KeyboardInterrupt:
         memory.save(watched)
+    finally:
+        live.stop()
     if not quiet:
         _summary(watched, audit, waiting, kept, html)
 
 
 def _shown(
-    folder: Path, form: Format, every: float, live: Live | None
+    folder: Path, form: FormName, every: float, live: Live | None
 ) -> Callable[[watching.Look, Audit | None], None]:
     def show(found: watching.Look, audit: Audit | None) -> None:
         if live is not None:
+            live.start()
             live.update(watching.dashboard(str(folder), found, audit, every), refresh=True)
-        elif form is Format.JSON:
+        elif form == "json":
             sys.stdout.write(json.dumps(watching.document(found, audit), allow_nan=False) + "\n")
             sys.stdout.flush()
         else:
@@ -135,17 +113,16 @@ def _shown(
     return show
 
 
-def _write_page(html: Path | None, audit: Audit | None) -> None:
+def _write_page(html: Path | None, audit: Audit | None, text: bool) -> None:
     if html is None or audit is None:
         return
     html.parent.mkdir(parents=True, exist_ok=True)
-    watching.write_whole(html, audit.to_html().encode())
+    watching.write_whole(html, (audit if text else without_text(audit)).to_html().encode())
 
 
 def _summary(
     watched: watching.Watched, audit: Audit | None, waiting: tuple[str, ...], kept: Path, html: Path | None
 ) -> None:
-    console = stderr()
     files, rows, tokens = len(watched.files), watched.total.rows, watched.total.tokens
     counts = f"{count(files, 'file')}, {count(rows, 'row')}, {count(tokens, 'token')}"
     verdict = "no token counted" if audit is None else f"{audit.verdict.level}: {audit.verdict.reason}"
@@ -154,4 +131,4 @@ def _summary(
     lines += [f"bad: {name}: {one.reason}" for name, one in watched.troubles.items()]
     lines += [] if html is None or audit is None else [f"wrote {html}"]
     for text in lines:
-        console.print(text, markup=False, soft_wrap=True)
+        say(text)

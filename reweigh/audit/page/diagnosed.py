@@ -1,16 +1,53 @@
 """A diagnosis as the page shows it: causes with bars and evidence, what cannot be told, and the slices."""
 
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from reweigh.audit.causes import CAUSE_WORDS, cause_sentence, evidence_value
+from reweigh.audit.labels import CUT_WORDS
 from reweigh.audit.numerals import share, two
 from reweigh.audit.page.cells import Cell
-from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding
+from reweigh.audit.strata import Cut
+from reweigh.doctor.diagnosis import CannotTell, CauseId, Diagnosis, Evidence, Finding
 
 MAX_EVIDENCE = 12  # of a cause
 MAX_SLICES = 60
 _SHARE = "Share of the sum of squared log ratios that this cause accounts for."
 _CONFIDENCE = "How sure the doctor is: from 0.5 on a cause is named, below it is a suspicion."
+
+_PICTURES = {
+    "identity": "mean ratio",
+    "histogram": "log ratios",
+    "tail": "the tail",
+    "density": "log ratio by token probability",
+}
+# Cuts and pictures in which a cause has a shape, the plainest first; a cut only if the records tell it.
+SEEN_IN: Mapping[CauseId, tuple[str, ...]] = {
+    "placeholder_logprob": ("density", "histogram"),
+    "unmasked_context": ("turn", "identity"),
+    "retokenisation": ("worst", "density"),
+    "shift": ("density", "identity"),
+    "wrong_token": ("density", "identity"),
+    "raw_logprobs": ("identity", "density"),
+    "truncated_sampling": ("identity", "density"),
+    "vocab_padding": ("identity",),
+    "both_raw": ("identity",),
+    "trainer_temperature": ("density", "probability"),
+    "repetition_penalty": ("position", "identity"),
+    "template_prefix": ("position",),
+    "packing_leak": ("position",),
+    "position_encoding": ("position", "length"),
+    "stale_weights": ("lag", "step"),
+    "weight_sync": ("step", "lag"),
+    "update_below_precision": ("step",),
+    "stale_kv": ("position", "step"),
+    "dropout": ("histogram", "density"),
+    "moe_routing": ("tail", "worst"),
+    "quantised_rollout": ("density", "histogram"),
+    "engine_decode": ("position",),
+    "numerics": ("density",),
+    "none": ("histogram",),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +74,7 @@ class CauseCard:
     evidence: tuple[EvidenceRow, ...]
     rules_out: str
     fix: tuple[tuple[str, str], ...]
+    seen_in: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -60,8 +98,8 @@ class CauseSection:
     notes: tuple[str, ...]
 
 
-def cause_section(diagnosis: Diagnosis) -> CauseSection:
-    """The section, in the diagnosis' own order."""
+def cause_section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> CauseSection:
+    """The section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
     slices = [
         (by, label, CAUSE_WORDS[one.verdict]) for by, cut in diagnosis.slices.items() for label, one in cut.items()
@@ -74,14 +112,14 @@ def cause_section(diagnosis: Diagnosis) -> CauseSection:
     sentence = cause_sentence(diagnosis)
     return CauseSection(
         f"{sentence[:1].upper()}{sentence[1:]}. From {read}; the likeliest first.",
-        tuple(_card(one) for one in diagnosis.causes),
+        tuple(_card(one, cuts) for one in diagnosis.causes),
         tuple(_tell(one) for one in diagnosis.cannot_tell),
         tuple(slices[:MAX_SLICES]),
         notes,
     )
 
 
-def _card(one: Finding) -> CauseCard:
+def _card(one: Finding, cuts: Collection[Cut]) -> CauseCard:
     explained = one.explained_share
     n = next((e.n for e in one.evidence if e.n is not None), None)
     counted = f"\nn = {n:,}" if n is not None else ""
@@ -96,7 +134,20 @@ def _card(one: Finding) -> CauseCard:
         tuple(_evidence(e) for e in one.evidence[:MAX_EVIDENCE]),
         one.rules_out,
         tuple(one.fix.items()),
+        tuple(_places(one.id, cuts)),
     )
+
+
+def _places(cause: CauseId, cuts: Collection[Cut]) -> Iterator[tuple[str, str]]:
+    """Anchor and words of each picture in which the cause shows."""
+    words: Mapping[str, str] = {cut: CUT_WORDS[cut] for cut in cuts}
+    for name in SEEN_IN[cause]:
+        if name in _PICTURES:
+            yield f"fig-{name}", _PICTURES[name]
+        elif name == "worst":
+            yield name, "the worst sequences"
+        elif name in words:
+            yield f"fig-where-{name}", f"by {words[name]}"
 
 
 def _evidence(one: Evidence) -> EvidenceRow:

@@ -1,0 +1,320 @@
+"""The grammar that all commands share: options, where things are printed, exit codes, errors, completion."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import typer
+from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
+
+from reweigh.__main__ import main
+from reweigh.audit.slices import By as AuditBy
+from reweigh.cli.app import app
+from reweigh.cli.options import CauseCut, Cut
+from reweigh.doctor.slices import By as DoctorBy
+
+ROOT = Path(__file__).parents[1]
+RECORDS = str(ROOT / "examples" / "records" / "vllm_bfloat16.parquet")
+DATA = ROOT / "tests" / "data"
+PYTHON = [sys.executable, "-m", "reweigh"]
+
+
+def walk(command, ctx, path=()):
+    """Every command that does something, by the words that call it."""
+    if not hasattr(command, "list_commands"):
+        yield path, command
+        return
+    for name in command.list_commands(ctx):
+        _, one, _ = command.resolve_command(ctx, [name])
+        yield from walk(one, ctx, (*path, name))
+
+
+def commands():
+    top = typer.main.get_command(app)
+    return dict(walk(top, top.make_context("reweigh", ["explain"])))
+
+
+COMMANDS = commands()
+
+
+def run(capsys, *args):
+    code = main([str(arg) for arg in args])
+    return code, *capsys.readouterr()
+
+
+def arguments(path, tmp_path, model):
+    """What the command is run with here."""
+    match path:
+        case ("probe",):
+            return ["--model", model, "--num-prompts", 2, "--max-tokens", 3, "--out", tmp_path / "p.jsonl"]
+        case ("rescore",):
+            dump = DATA / "readers" / "open_instruct"
+            return [dump, "--model", model, "--temperature", 1, "--out", tmp_path / "r.jsonl"]
+        case ("audit",) | ("doctor",) | ("records", "describe" | "validate"):
+            return [RECORDS]
+        case ("plan",):
+            return ["--kl", 1e-3, "--length", 4096]
+        case ("watch",):
+            (tmp_path / "dumps").mkdir(exist_ok=True)
+            shutil.copy(RECORDS, tmp_path / "dumps")
+            return [tmp_path / "dumps", "--once", "--fresh", "--state", tmp_path / "state"]
+        case ("gate",):
+            policy = tmp_path / "gate.yaml"
+            policy.write_text("version: 1\nbounds:\n- {number: kl_k3, level: token, at_most: 0.01}\n")
+            return [RECORDS, "--policy", policy]
+        case ("lab", "check"):
+            whole = json.loads((DATA / "golden_worlds.json").read_text())
+            (tmp_path / "golden.json").write_text(json.dumps({**whole, "instances": whole["instances"][:1]}))
+            return [tmp_path / "golden.json"]
+        case ("lab", "table"):
+            return []
+        case ("lab", "figures"):
+            return ["--out", tmp_path / "figures", "traps"]
+        case ("lab", "claims"):
+            return [6]
+        case ("lab", "all"):
+            return ["--out", tmp_path / "figures"]
+        case ("explain",):
+            return ["sequence_mask"]
+        case ("conformance",):
+            whole = json.loads((DATA / "conformance.json").read_text())
+            (tmp_path / "recorded.json").write_text(json.dumps({**whole, "cases": whole["cases"][:2]}))
+            return [tmp_path / "recorded.json"]
+        case ("doctor-install",):
+            return ["verl"]
+        case ("records", "convert"):
+            return [RECORDS, tmp_path / "a.jsonl", "--force"]
+    raise AssertionError(f"{path}: say here how to run it")
+
+
+SLOW = {("lab", "table"), ("lab", "all")}
+PATHS = [pytest.param(path, marks=pytest.mark.slow if path in SLOW else ()) for path in COMMANDS]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_has_examples_exit_codes_and_the_options_of_all(path, capsys):
+    code, out, err = run(capsys, *path, "--help")
+    assert (code, err) == (0, "")
+    examples = out.split("Examples:\n")[1].split("\n\n")[0].splitlines()
+    assert len(examples) >= 2
+    assert all(re.search(rf"^ +([A-Z_]+=\S+ )?reweigh {' '.join(path)}\b", line) for line in examples)
+    assert re.search(r"Exit code 0\b", " ".join(out.split()))
+    for option in ("--format", "-q, --quiet"):
+        assert option in out
+    assert run(capsys, *path, "-h") == (0, out, "")
+
+
+@pytest.mark.parametrize("path", ["records", "lab", None])
+def test_help_of_groups_has_examples(path, capsys):
+    _, out, _ = run(capsys, *([path] if path else []), "--help")
+    assert out.split("Examples:\n")[1].count("reweigh") >= 2
+
+
+def test_an_option_of_several_commands_is_worded_once():
+    for name in ("--format", "--json", "--quiet", "--reader", "--workers", "--keep-going", "--html", "--estimators"):
+        found = {
+            (option.help, option.metavar, tuple(option.opts))
+            for command in COMMANDS.values()
+            for option in command.params
+            if name in option.opts
+        }
+        assert len(found) == 1, name
+
+
+def test_the_short_form_of_json_is_where_it_was():
+    has = {path for path, command in COMMANDS.items() for option in command.params if "--json" in option.opts}
+    assert {path[0] for path in has} == {"audit", "lab", "records", "doctor-install"}
+
+
+def test_cuts_are_those_of_the_audit_and_of_the_doctor():
+    assert tuple(one.value for one in Cut) == get_args(AuditBy)
+    assert tuple(one.value for one in CauseCut) == get_args(DoctorBy)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_results_go_to_stdout_and_messages_to_stderr(path, capsys, tmp_path, folder, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    given = [*path, *arguments(path, tmp_path, folder)]
+    code, out, err = run(capsys, *given)
+    assert code in (0, 1), err
+    assert out
+    assert not re.search(r"^(wrote|warning|error|interrupted|next)\b", out, re.M)
+    assert "\x1b" not in out + err
+    for line in err.splitlines():
+        assert line not in out.splitlines()
+    as_json, document, _ = run(capsys, *given, "--format", "json")
+    assert as_json == code
+    assert isinstance(json.loads(document, parse_constant=lambda word: pytest.fail(f"{word} is not JSON")), dict)
+    quiet, short, said = run(capsys, *given, "--quiet")
+    assert (quiet, said) == (code, "")
+    assert 0 < len(short) <= len(out)
+    if any("--json" in one.opts for one in COMMANDS[path].params):
+        assert run(capsys, *given, "--json", "-q")[1] == document
+
+
+@pytest.mark.parametrize("path", [("audit",), ("doctor",), ("plan",), ("gate",), ("explain",), ("records", "describe")])
+def test_no_color_means_no_escape_codes(path, capsys, tmp_path, monkeypatch):
+    """FORCE_COLOR makes a terminal of what is not one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    given = [*path, *arguments(path, tmp_path, None)]
+    colored = run(capsys, *given)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = run(capsys, *given)[1]
+    assert "\x1b" not in plain
+    if path in {("audit",), ("doctor",)}:
+        assert "\x1b[1" in colored
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["audti"], "reweigh: no such command 'audti'\nhint: did you mean audit? `reweigh --help`"),
+        (["records", "descrbe"], "reweigh records: no such command 'descrbe'\nhint: did you mean describe?"),
+        (["audit", "x", "--wokers", "2"], "reweigh audit: no such option: --wokers\nhint: did you mean --workers?"),
+        (["doctor", "x", "--json"], "reweigh doctor: no such option: --json\nhint: did you mean --format json?"),
+        (["lab", "claims", "--quite"], "reweigh lab claims: no such option: --quite\nhint: did you mean --quiet?"),
+        (["audit"], "reweigh audit: missing argument 'PATHS...'\nhint: reweigh audit report/records.parquet; `reweigh"),
+        (["gate", "x", "--by", "steps"], "'--by': 'steps' is not one of 'step', 'env', 'length', 'position', 'lag'\n"),
+        (["gate", "x", "--by", "steps"], "hint: did you mean step? `reweigh gate --help` has more.\n"),
+        (["audit", "x", "--format", "jsn"], "hint: did you mean json? "),
+        (["plan", "--from"], "reweigh plan: option '--from' requires an argument\nhint: `reweigh plan --help`"),
+        (["records", "describe", "gone"], "gone: no such file or folder\n"),
+        (["conformance", "gone.json"], "gone.json: no such file or directory\n"),
+        (["lab", "claims", "99"], "99"),
+    ],
+)
+def test_a_wrong_command_line_is_told_what_is_near(args, said, capsys):
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_what_nobody_expected_is_told_in_a_line_and_shown_with_debug(capsys, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("reweigh.rosetta.words.all_words", fails)
+    monkeypatch.setattr("reweigh.cli.rosetta.all_words", fails)
+    code, out, err = run(capsys, "explain")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: ZeroDivisionError: division by zero\nhint: the same command with --debug shows where it comes from.\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        main(["explain", "--debug"])
+
+
+@pytest.mark.parametrize("args", [["explain"], ["audit", RECORDS, "--json"], ["audit", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(args):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does, only surely before anything is written
+    done = subprocess.run([*PYTHON, *args], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("args", [["explain"], ["lab", "claims", "6"]])
+def test_ctrl_c_is_130_and_a_word(args):
+    """Raised in the middle of the work, as the signal's handler does."""
+    code = (
+        "import os, signal, sys, typing;"
+        "from reweigh.__main__ import main; import reweigh.cli.rosetta as r, reweigh.cli.lab as l;"
+        f"stop = lambda *_: os.kill(os.getpid(), {int(signal.SIGINT)});"
+        "r.all_words = l.check_claims = stop;"
+        f"sys.exit(main({args!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def as_shell(name, tmp_path, *args, **env):
+    """Run by a shell of that name: bash, whatever it is called."""
+    shell = tmp_path / name
+    shutil.copy(shutil.which("bash"), shell)
+    line = " ".join([*PYTHON, *args]) + "; exit $?"  # two commands, so that the shell stays the parent
+    env = {**os.environ, "HOME": str(tmp_path), **env}
+    return subprocess.run([str(shell), "-c", line], capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_is_shown_and_installed(name, tmp_path):
+    shown = as_shell(name, tmp_path, "--show-completion")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"_REWEIGH_COMPLETE=complete_{name}" in shown.stdout
+    installed = as_shell(name, tmp_path, "--install-completion")
+    assert (installed.returncode, installed.stdout) == (0, "")
+    path = Path(re.fullmatch(r"wrote (.*); it is used by the next shell that starts\n", installed.stderr)[1])
+    assert path.is_relative_to(tmp_path)
+    assert path.read_text().strip() == shown.stdout.strip()
+
+
+def completed(*words):
+    """What bash would offer for the last word."""
+    env = {**os.environ, "_REWEIGH_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(["reweigh", *words])}
+    env["COMP_CWORD"] = str(len(words))
+    code = (
+        "import sys; from reweigh.__main__ import main; code = main([]); sys.stderr.write(' '.join(sys.modules));"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    return done.stdout.split(), set(done.stderr.split())
+
+
+def test_completion_knows_commands_options_and_values():
+    found, loaded = completed("do")
+    assert found == ["doctor", "doctor-install"]
+    assert "torch" not in loaded
+    found, loaded = completed("audit", "runs/st")  # the shell knows the files
+    assert found == []
+    assert "torch" not in loaded
+    assert completed("records", "de")[0] == ["describe"]
+    assert completed("explain", "--fo")[0] == ["--format"]
+    assert completed("explain", "--format", "")[0] == ["text", "json"]
+
+
+def test_text_of_responses_is_left_out_on_demand(capsys, tmp_path):
+    words = "nobody else should read this"
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {
+            "sequence_id": str(i),
+            "text": words,
+            "token_ids": [7001, 7002],
+            "log_mu": [-1.0, -2.0],
+            "log_pi": [-1.1, -2.0],
+        }
+        for i in range(3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for option, shown in (("--text", True), ("--no-text", False)):
+        page = tmp_path / f"{shown}.html"
+        _, out, err = run(capsys, "audit", path, "--format", "json", "--html", page, "--no-doctor", option)
+        assert err == f"wrote {page}\n"
+        assert (words in page.read_text()) is (words in out) is ("7001" in out) is shown
+        page.unlink()
+        run(capsys, "watch", tmp_path, "--once", "--html", page, "--state", tmp_path / f"{shown}.state", option)
+        assert (words in page.read_text()) is shown
+
+
+def test_the_page_names_every_command_and_variable(capsys):
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for path, command in COMMANDS.items():
+        assert f"reweigh {' '.join(path)}`" in page, path
+        for option in command.params:
+            for variable in [option.envvar] if isinstance(option.envvar, str) else option.envvar or []:
+                assert f"`{variable}`" in page, variable
+    for variable in ("NO_COLOR", "REWEIGH_DEBUG", "FORCE_COLOR"):
+        assert f"`{variable}`" in page
