@@ -25,7 +25,7 @@ def suspicion(cause, p=1e-9, effect=9.0, share=0.5, proven=False):
 
 
 def verdict(*said):
-    found = diagnose(said)
+    found = diagnose(said, 10_000)
     check(found)
     return found.verdict
 
@@ -61,7 +61,7 @@ def test_nothing_named_is_numerics_if_there_is_a_gap_and_none_if_not():
     assert verdict(gap, *unsure) == "numerics"
     slight = [suspicion(cause, effect=0.3) for cause in NAMES]
     assert verdict(gap, *slight) == "numerics"
-    found = diagnose([gap, *slight])
+    found = diagnose([gap, *slight], 10_000)
     assert {x.id for x in found.causes} == {"numerics", *NAMES}
     assert all(x.confidence < 0.5 for x in found.causes[1:])
 
@@ -90,7 +90,7 @@ def test_what_is_proven_comes_before_what_explains_more():
         suspicion("shift", share=0.3, effect=3.0, proven=True),
     ]
     for order in permutations(said):
-        found = diagnose(order)
+        found = diagnose(order, 10_000)
         check(found)
         assert [x.id for x in found.causes][:2] == ["shift", "raw_logprobs"]
 
@@ -109,15 +109,15 @@ def test_of_two_the_one_that_explains_more_comes_first():
 def test_a_cause_is_listed_once_with_the_best_that_is_said_for_it():
     weak, strong = suspicion("stale_kv", effect=1.2), suspicion("stale_kv", effect=8.0)
     for said in ([weak, strong], [strong, weak]):
-        found = diagnose(said)
+        found = diagnose(said, 10_000)
         assert [x.id for x in found.causes].count("stale_kv") == 1
         assert found.causes[0].confidence == pytest.approx(8 / 9, rel=1e-6)
 
 
 def test_what_is_named_is_not_also_undecided():
     doubt = CannotTell("stale_kv", "no versions", ("versions",))
-    assert diagnose([suspicion("stale_kv"), doubt]).cannot_tell == ()
-    left = diagnose([suspicion("stale_kv", p=0.9), doubt]).cannot_tell
+    assert diagnose([suspicion("stale_kv"), doubt], 10_000).cannot_tell == ()
+    left = diagnose([suspicion("stale_kv", p=0.9), doubt], 10_000).cannot_tell
     assert [x.id for x in left] == ["stale_kv"]
     assert left[0].experiment == ADVICE["stale_kv"].experiment
 
@@ -127,7 +127,7 @@ def test_a_share_that_is_not_known_does_not_upset_the_order():
     named = [suspicion("dropout", share=0.7), suspicion("stale_kv", share=0.4), suspicion("shift", share=0.2)]
     odd = [suspicion("trainer_temperature", share=math.nan, effect=math.nan)]
     for order in permutations([*named, *odd]):
-        found = diagnose(order)
+        found = diagnose(order, 10_000)
         assert [x.id for x in found.causes if x.confidence >= 0.5] == ["dropout", "stale_kv", "shift"]
 
 
@@ -137,7 +137,7 @@ def test_a_hundred_honest_p_values_name_nothing():
     named = 0
     for _ in range(400):
         said = [suspicion(cause, p=float(p)) for cause, p in zip(NAMES, g.uniform(size=len(NAMES)), strict=True)]
-        named += diagnose([suspicion("numerics", effect=1.0), *said]).verdict != "numerics"
+        named += diagnose([suspicion("numerics", effect=1.0), *said], 10_000).verdict != "numerics"
     assert named <= 0.05 * 400
 
 
@@ -145,14 +145,14 @@ def test_a_hundred_honest_p_values_name_nothing():
 def test_each_cause_can_be_named_and_has_a_family_and_advice(cause):
     assert verdict(suspicion(cause, proven=True)) == cause
     assert [f.name for f in FAMILIES if cause in f.causes]
-    found = diagnose([suspicion(cause)]).causes[0]
+    found = diagnose([suspicion(cause)], 10_000).causes[0]
     assert found.rules_out == ADVICE[cause].rules_out
     assert dict(found.fix) == dict(ADVICE[cause].fix)
 
 
 def test_every_fix_is_in_the_words_that_were_asked_for():
     for cause in NAMES:
-        for one in diagnose([suspicion(cause)], ("vllm",)).causes:
+        for one in diagnose([suspicion(cause)], 10_000, ("vllm",)).causes:
             assert set(one.fix) <= {"general", "vllm"}
 
 

@@ -41,6 +41,7 @@ _LOOKS_LIKE: Mapping[CauseId, tuple[CauseId, ...]] = {
     "stale_weights": ("template_prefix",),  # where responses begin with older weights
 }
 """What a cause that has its own evidence also looks like: the other comes after it."""
+_HALF_SURE = 50  # tokens from which "nothing else" is as likely as not
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
 
 
@@ -66,11 +67,12 @@ class _Ranked:
         return self.named, self.of.proven and weighty, self.of.id not in _FLOOR, self.confidence * share
 
 
-def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] | None = None) -> Diagnosis:
+def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Collection[str] | None = None) -> Diagnosis:
     """Rank what the tests said.
 
     Args:
         said: by all families, in the order in which they are to be tested.
+        tokens: that were looked at: from a handful of them no cause can be excluded.
         programs: whose options to name in the fixes; all that are known if None.
     """
     suspicions = [x for x in said if isinstance(x, Suspicion) and x.id not in ("numerics", "none")]
@@ -89,7 +91,7 @@ def diagnose(said: Sequence[Suspicion | CannotTell], programs: Collection[str] |
             taken += floor[-1].of.share or 0.0 if floor[-1].named else 0.0
     ranked = _own_evidence_first(sorted([*others, *floor], key=lambda x: x.score, reverse=True))
     named = [x for x in ranked if x.named]
-    benign = _benign([x for x in said if isinstance(x, Suspicion)], named, programs)
+    benign = _benign([x for x in said if isinstance(x, Suspicion)], named, tokens, programs)
     verdict = named[0].of.id if named else benign.id
     suspected = [x for x in ranked if not x.named and x.confidence >= _SUSPECTED]
     findings = [_finding(x, programs) for x in named] + [benign] + [_finding(x, programs) for x in suspected]
@@ -112,7 +114,9 @@ def _rest(x: _Ranked, taken: float, others: bool) -> _Ranked:
     return _Ranked(replace(x.of, share=share), x.confidence * (0.8 if others else 1.0))
 
 
-def _benign(said: Sequence[Suspicion], named: Sequence[_Ranked], programs: Collection[str] | None) -> Finding:
+def _benign(
+    said: Sequence[Suspicion], named: Sequence[_Ranked], tokens: int, programs: Collection[str] | None
+) -> Finding:
     rest = [x for x in said if x.id == "numerics"]
     taken = sum(x.of.share or 0.0 for x in named)
     doubt = max((x.confidence for x in named), default=0.0)
@@ -120,7 +124,10 @@ def _benign(said: Sequence[Suspicion], named: Sequence[_Ranked], programs: Colle
     cause: CauseId = "numerics" if gap else "none"
     share = max(1 - taken, 0.0) if gap else None
     evidence = rest[0].evidence if rest else ()
-    return _finding(_Ranked(Suspicion(cause, 1.0, 1.0, share, evidence), max(1 - doubt, 0.01)), programs)
+    return _finding(
+        _Ranked(Suspicion(cause, 1.0, 1.0, share, evidence), max(1 - doubt, 0.01) * tokens / (tokens + _HALF_SURE)),
+        programs,
+    )
 
 
 def _finding(x: _Ranked, programs: Collection[str] | None) -> Finding:

@@ -120,7 +120,7 @@ def conclude(
     case = Case(found.sums, info.to_dict(), None if baseline is None else baseline.sums)
     said = [x for family in FAMILIES for x in family.examine(case)]
     tokens = int(case.cells("whole").total[0, 0])
-    return replace(diagnose(said, programs), sequences=found.sequences, tokens=tokens, notes=_notes(found))
+    return replace(diagnose(said, tokens, programs), sequences=found.sequences, tokens=tokens, notes=_notes(found))
 
 
 def read(part: FilePart, by: Sequence[By] = (), reader: str | None = None) -> Read:
