@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, jackknife, ratio
+from reweigh.doctor.content import explained
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.normalisation import SQUARES, N, improper
@@ -111,7 +112,8 @@ def _dropout_by_size(case: Case) -> Findings:
         ),
     )
     fresh = together.value < _INDEPENDENT
-    effect = middle / 0.16 if fresh and not improper(case) else 0.0
+    smooth = explained(case.cells("content")).share.value > 0.3  # a law, and no noise
+    effect = middle / 0.16 if fresh and not smooth and not improper(case) else 0.0
     p = _CERTAIN if case.tokens >= _FEWEST else 1.0
     return [Suspicion("dropout", p, effect, case.share(0.9 * case.clean_squares), finds)]
 
@@ -221,7 +223,12 @@ def _floor(case: Case) -> Findings:
     share = case.share(m[:, SQUARES].sum())
     gap = middle > NOTHING
     p = _CERTAIN if whole.df >= 1 and case.tokens >= _FEWEST else 1.0
+    unsure: Findings = []
+    if case.baseline is None and "prefill" not in case.sums and not coarse and 0.3 * QUANTISED < middle < QUANTISED:
+        reason = "a mild quantisation is no larger than another model's rounding: nothing here says what is usual"
+        unsure = [CannotTell("quantised_rollout", reason, ("log_mu_prefill",))]
     return [
+        *unsure,
         Suspicion("quantised_rollout", p, size + coarse if gap else 0.0, share, finds),
         Suspicion("numerics", _CERTAIN, 1.0 if gap else 0.0, share, finds),
     ]

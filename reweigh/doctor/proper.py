@@ -61,7 +61,7 @@ def _temperature(case: Case) -> Findings:
     )
     p = _p(z, share)
     # Without entropies there is no line to fit; with them, what bends is no temperature.
-    straight = found.linear.value / 0.35 if np.isfinite(found.linear.value) else 0.9
+    straight = found.linear.value / 0.35 if np.isfinite(found.linear.value) else share.value / 0.4
     effect = min(share.value / 0.3, straight) * (1.0 if proper and normal else 0.2)
     return [Suspicion("trainer_temperature", p, effect, case.share(max(share.value, 0.0) * case.clean_squares), finds)]
 
