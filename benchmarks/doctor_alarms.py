@@ -30,18 +30,19 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("shift-some", "stale_weights-lag"),
     ("wrong_token-second", "weight_sync-not-delivered"),
     ("raw_logprobs-cooler", "dropout-left-on"),
-    ("raw_logprobs-hotter", "packing_leak-attention"),
+    ("packing_leak-attention", "unmasked_context-zero"),
     ("truncated_sampling-top-p", "stale_weights-lag"),
-    ("trainer_temperature-missing", "template_prefix-no-begin"),
+    ("trainer_temperature-missing", "shift-some"),
     ("trainer_temperature-extra", "dropout-left-on"),
-    ("repetition_penalty-processed", "stale_weights-lag"),
-    ("packing_leak-attention", "weight_sync-not-delivered"),
-    ("template_prefix-no-header", "dropout-left-on"),
+    ("repetition_penalty-processed", "shift-some"),
+    ("weight_sync-not-delivered", "template_prefix-other"),
+    ("template_prefix-other", "placeholder_logprob-one"),
     ("position_encoding-base", "stale_weights-lag"),
     ("engine_decode-position", "stale_weights-lag"),
-    ("stale_kv-prompts", "dropout-left-on"),
+    ("stale_kv-prompts", "placeholder_logprob-zero"),
 )
-"""Of different families, such as a run may well have both."""
+"""Of different families, such as a run may well have both, and neither so large that it hides the other: dropout, packing
+leaks and temperatures make gaps ten times as large as old weights or another prompt do."""
 
 
 def clean_runs(draws: int, kinds: Sequence[str] = CLEAN, first_seed: int = 100, tokens: int = TOKENS) -> list[Run]:

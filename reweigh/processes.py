@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pyarrow as pa
@@ -48,18 +50,31 @@ def in_order(work: Callable[[P], R], parts: Iterable[P], count: int, name: str, 
     waiting: deque[Future[R]] = deque()
     try:
         for part in parts:
-            waiting.append(pool.submit(work, part))
+            with _children_ignore_interrupts():
+                waiting.append(pool.submit(work, part))
             if len(waiting) > 2 * count:  # no further ahead, so that results which wait their turn stay few
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise ChildProcessError(
-            f"{name}: one of {count} worker processes died, most likely killed for want of memory\n"
-            f"hint: {hint}"
+            f"{name}: one of {count} worker processes died, most likely killed for want of memory\nhint: {hint}"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _children_ignore_interrupts() -> Generator[None, None, None]:
+    """What is started here does not hear Ctrl-C, not even while it is still importing what it needs."""
+    if threading.current_thread() is not threading.main_thread():  # only there may a handler be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin() -> None:

@@ -45,13 +45,9 @@ def probe(
     ] = None,
     url: Annotated[str, typer.Option(help="Base url of the server, for --engine openai.")] = "http://127.0.0.1:8000/v1",
     served_model: Annotated[
-        str | None,
-        typer.Option(help="The server's name for the model, if it serves several."),
+        str | None, typer.Option(help="The server's name for the model, if it serves several.")
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="REWEIGH_API_KEY", help="Bearer token for the server."),
-    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="REWEIGH_API_KEY", help="Bearer token for the server.")] = None,
     engine_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,8 +88,7 @@ def probe(
     sample_only: Annotated[Path | None, typer.Option(help="Sample into this file and stop.")] = None,
     rescore: Annotated[Path | None, typer.Option(help="Score the samples of such a file.")] = None,
     export: Annotated[
-        Path | None,
-        typer.Option("--export-model", help="Write --model as a folder that an engine can serve."),
+        Path | None, typer.Option("--export-model", help="Write --model as a folder that an engine can serve.")
     ] = None,
     form: Form = "text",
     quiet: Quiet = False,
@@ -113,8 +108,7 @@ def probe(
       reweigh probe --rescore a.rollouts --out report/records.parquet
     """
     console = stderr(quiet)
-    # transformers' advice and bars would drown ours.
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # its advice and bars would drown ours
     transformers_logging.disable_progress_bar()
     try:
         if sum(x is not None for x in (sample_only, rescore, export)) > 1:

@@ -22,7 +22,8 @@ class Suspicion:
         id: the cause.
         p_value: of seeing this much if the cause were not there.
         effect: size in units of the least size that matters: from 1 on it is worth naming.
-        share: of the sum of squared log ratios that it explains; None if they do not show it.
+        share: of the squared log ratios that it explains: of all if it is structural, of those that are left without
+            such faults otherwise; None if they do not show it.
         evidence: the weightiest first.
         proven: found token by token, not by a statistic: it comes before all that is not.
     """
@@ -99,9 +100,17 @@ class Case:
         return float(self.cells("identity").total[0, 4])
 
     def share(self, squares: float) -> float:
-        """Of the sum of squared log ratios."""
-        share = squares / self.squares if self.squares > 0 else 0.0
-        return min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
+        """Of the squared log ratios that are left when what is structurally wrong has been taken out."""
+        return _share(squares, self.clean_squares)
+
+    def share_of_all(self, squares: float) -> float:
+        """Of all squared log ratios."""
+        return _share(squares, self.squares)
+
+
+def _share(part: float, whole: float) -> float:
+    share = part / whole if whole > 0 else 0.0
+    return min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
 
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:

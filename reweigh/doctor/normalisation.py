@@ -104,8 +104,10 @@ def _raw(
     p = max(p_above(forward), p_above(gap))
     size = min(forward.value, 2 * gap.value)
     least = max(_LEAST, 0.25 * half)
-    reverse = abs(backward.value) < 0.5 * abs(forward.value) + 2 * backward.se
     share = content_share.share.value
+    # What else there is of noise moves the mean of mu/pi by as much as its own mean square.
+    noise = 2 * half * (1 - min(max(share, 0.0), 1.0)) if np.isfinite(share) else 0.0
+    reverse = abs(backward.value) < 0.5 * abs(forward.value) + 2 * backward.se + noise
     found = (
         *finds,
         evidence(

@@ -10,9 +10,9 @@ from reweigh.doctor.tokens import Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
 MOMENTS = ("n", "size", "gap^2", "room")
-"""Of a cell: tokens; sum of |gap| / (1 - p), at most `CAP` each; squares; and sum of (1 - p)^2, what the squares of
-benign noise are in proportion to."""
-CAP = 20.0
+"""Of a cell: tokens; sum of |gap| / (1 - p), at most `CAP` each; their squares, in nats; and sum of (1 - p)^2, what the
+squares of benign noise are in proportion to."""
+CAP = 2.0
 _STRETCHES = 0.2  # correlation of neighbouring sizes
 _EARLY, _LATE = 6, 10  # half octaves: below the 8th token, and from the 32nd on
 _LONGEST = 1 << 40  # tokens: no prompt is longer
@@ -21,7 +21,15 @@ _LONGEST = 1 << 40  # tokens: no prompt is longer
 def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
     """The moments, token by token."""
     gap, scale = tokens.gap, tokens.scale
-    return np.ones(len(gap)), np.minimum(np.abs(gap) / scale, CAP), gap**2, scale**2
+    size = np.minimum(np.abs(gap) / scale, CAP)
+    return np.ones(len(gap)), size, (size * scale) ** 2, scale**2
+
+
+def part(squares: float, total: Array) -> float:
+    """Share of squares among all of a table's moments `[M]`: bounded as they are, a few tokens that something else has set
+    far apart do not hide what the others have in common."""
+    share = squares / total[2] if total[2] > 0 else 0.0
+    return float(min(max(share, 0.0), 1.0))
 
 
 def half_octave(position: np.ndarray) -> np.ndarray:
@@ -56,7 +64,7 @@ def _packing(case: Case) -> Findings:
     base = data[:, 0].sum(0)
     rest = data[:, 1].sum(0)
     floor = base[2] / base[3] if base[3] > 0 else 0.0
-    share = case.share(rest[2] - floor * rest[3])
+    share = part(rest[2] - floor * rest[3], data.sum((0, 1)))
     finds = (
         evidence(
             "later_over_first",
@@ -111,7 +119,7 @@ def _profile(case: Case) -> Findings:
     # Positions that are read otherwise matter more the farther tokens look back.
     rises = max(in_context, in_response, key=lambda x: x.z)
     steps = max(in_context.value / 0.08, in_response.value / 0.04)
-    share = case.share(_excess(context.total))
+    share = part(_excess(context.total), context.total.sum(0))
     return [prefix, Suspicion("position_encoding", min(2 * p_above(rises), 1.0), _finite(steps), share, finds)]
 
 

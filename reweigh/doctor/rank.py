@@ -9,6 +9,7 @@ from reweigh.doctor.diagnosis import CannotTell, CauseId, Diagnosis, Finding
 from reweigh.doctor.family import Suspicion
 
 NAMED = 0.5  # confidence from which a cause is named
+_LIKELY = 0.35
 _SUSPECTED = 0.15  # and shown
 _LEAST_SHARE = 0.1  # of the squared log ratios: a cause of less is not what to look at first
 
@@ -31,6 +32,20 @@ def confidence(q: float, effect: float) -> float:
     return sure * effect / (1 + effect)
 
 
+_LEAST_OWN = 0.03
+_OWN_EVIDENCE: frozenset[CauseId] = frozenset(
+    {
+        "stale_weights",
+        "stale_kv",
+        "weight_sync",
+        "packing_leak",
+        "repetition_penalty",
+        "position_encoding",
+        "dropout",
+        "engine_decode",
+    }
+)
+"""Causes that a column of their own speaks for (lag, step, pack, ids, a second pass): less is enough to name them."""
 _FLOOR: tuple[CauseId, ...] = ("moe_routing", "quantised_rollout")
 """What explains a gap that nothing else does: considered after all others."""
 _LOOKS_LIKE: Mapping[CauseId, tuple[CauseId, ...]] = {
@@ -53,7 +68,8 @@ class _Ranked:
     @property
     def named(self) -> bool:
         share = self.of.share
-        return self.confidence >= NAMED and (self.of.proven or share is None or share >= _LEAST_SHARE)
+        least = _LEAST_OWN if self.of.id in _OWN_EVIDENCE else _LEAST_SHARE
+        return self.confidence >= NAMED and (self.of.proven or share is None or share >= least)
 
     @property
     def told(self) -> float:
@@ -94,7 +110,10 @@ def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Coll
     benign = _benign([x for x in said if isinstance(x, Suspicion)], named, tokens, programs)
     verdict = named[0].of.id if named else benign.id
     suspected = [x for x in ranked if not x.named and x.confidence >= _SUSPECTED]
-    findings = [_finding(x, programs) for x in named] + [benign] + [_finding(x, programs) for x in suspected]
+    # Beside a named cause a suspicion weighs more than "nothing else".
+    likely = [x for x in suspected if named and x.confidence >= _LIKELY]
+    findings = [_finding(x, programs) for x in (*named, *likely)]
+    findings += [benign, *(_finding(x, programs) for x in suspected if x not in likely)]
     cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
     return Diagnosis(verdict, tuple(findings), tuple(_with_experiment(x) for x in cannot.values()))
 

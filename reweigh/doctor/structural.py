@@ -8,7 +8,7 @@ from reweigh.doctor.align import CELLS, OFFSETS
 from reweigh.doctor.cells import Cells, Estimate, ratio
 from reweigh.doctor.content import explained
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
-from reweigh.doctor.normalisation import BACKWARD, BOUNDED, SQUARES, WIDE, N, improper
+from reweigh.doctor.normalisation import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
 from reweigh.doctor.structure import KINDS, PLACES
 from reweigh.doctor.tokens import Tokens
 
@@ -94,7 +94,7 @@ def _placeholder(case: Case) -> Findings:
         return []
     by_kind = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
     kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in zip(KINDS, by_kind, strict=True) if n)
-    share = case.share(found.squares) if np.isfinite(found.squares) else None
+    share = case.share_of_all(found.squares) if np.isfinite(found.squares) else None
     finds = [
         counted(
             "placeholder_tokens",
@@ -128,7 +128,7 @@ def _context(case: Case) -> Findings:
             "text that was not sampled, counted in the loss",
         )
         kinds = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
-        share = None if kinds[2] > 0.5 * kinds.sum() else case.share(inside.squares + short.squares)
+        share = None if kinds[2] > 0.5 * kinds.sum() else case.share_of_all(inside.squares + short.squares)
         out.append(Suspicion("unmasked_context", _CERTAIN, _size(inside.clusters.value), share, (found,), proven=True))
     foreign = float(surprise.total[0, 0])
     if foreign:
@@ -141,7 +141,7 @@ def _context(case: Case) -> Findings:
         )
         p = p_above(rate, 1e-3)
         if not out:
-            share = None if surprise.total[0, 1] < 0.1 * case.squares else case.share(surprise.total[0, 1])
+            share = None if surprise.total[0, 1] < 0.1 * case.squares else case.share_of_all(surprise.total[0, 1])
             out.append(Suspicion("unmasked_context", p, rate.value / 0.005, share, (found,), proven=p < 1e-4))
     return out
 
@@ -199,7 +199,7 @@ def _alignment(case: Case) -> Findings:
             ),
         )
         effect = rate.value / 0.01 if responses >= 3 else 0.5
-        share = case.share(before - after)
+        share = case.share_of_all(before - after)
         out.append(Suspicion(cause, _CERTAIN, effect, share, finds, proven=True))  # type: ignore[arg-type]
     return out
 
@@ -227,6 +227,12 @@ def _wrong(case: Case) -> Findings:
     return [first, *_other_token(case)]
 
 
+def prefill_agrees(case: Case) -> bool:
+    """True if the trainer is far nearer to the engine's prefill than to what the engine logged."""
+    _, to_pi, _, squares = case.cells("prefill").total[0]
+    return bool(to_pi < 0.25 * squares)
+
+
 def _other_token(case: Case) -> Findings:
     """Of another token than the likeliest: ratios far over 1 that no distribution allows, and no smooth law in them."""
     m = case.cells("identity").data[:, 0]
@@ -252,7 +258,11 @@ def _other_token(case: Case) -> Findings:
     # A temperature logged on one side is as smooth as a law, and leaves the mean of mu/pi at 1.
     back = ratio(m[:, BACKWARD], m[:, N])
     tempered = smooth.value > 0.75 and abs(back.value) < 0.5 * above.value + 2 * back.se
-    effect = min(above.value / 0.1, wide / 0.5) * (0.2 if tempered else 1.0)
+    # With other noise beside it, still a line, and no ratio that a temperature would not make.
+    line = explained(case.cells("content")).linear.value > 0.2 and total[FORWARD] < 2 * total[N]
+    # Of a log-prob that was looked up wrongly, the engine's prefill knows nothing: it agrees with the trainer.
+    alien = "prefill" in case.sums and not prefill_agrees(case)
+    effect = min(above.value / 0.1, wide / 0.5) * (0.2 if tempered or line or alien else 1.0)
     return [Suspicion("wrong_token", p_above(above), effect, case.share(total[WIDE]), finds)]
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Keyed, contrast, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
-from reweigh.doctor.places import sized
+from reweigh.doctor.places import part, sized
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import UNKNOWN, Tokens
 
@@ -125,7 +125,11 @@ def _stale(case: Case) -> Findings:
         ),
         counted("lags", len(lags), case.tokens, "different lags in the records"),
     )
-    return [Suspicion("stale_weights", p_above(more), more.value / 0.15, case.share(old_squares - base_squares), finds)]
+    return [
+        Suspicion(
+            "stale_weights", p_above(more), more.value / 0.15, part(old_squares - base_squares, data.sum((0, 1))), finds
+        )
+    ]
 
 
 def _exp(x: Estimate) -> Estimate:
@@ -170,7 +174,7 @@ def _sync(case: Case) -> Findings:
             "size of what the last step has over the first, nats: below .015 for lost roundings",
         ),
     )
-    p, share = p_above(more), case.share(excess)
+    p, share = p_above(more), part(excess, whole)
     effect = more.value / 0.15 * min(1.0, grown / _TRIFLE)
     small = grown < _ROUNDED
     first_cause, other = (
@@ -191,7 +195,7 @@ def _cache(case: Case) -> Findings:
             more = contrast(_rate(after), _rate(plain))
             total = data.sum(0)
             floor = total[0, 2] / total[0, 3] if total[0, 3] > 0 else 0.0
-            share = case.share(total[2, 2] - floor * total[2, 3])
+            share = part(total[2, 2] - floor * total[2, 3], total.sum(0))
             finds = (
                 evidence(
                     "after_change",
@@ -222,7 +226,7 @@ def _cache(case: Case) -> Findings:
             "size of the log ratio on prompts that earlier weights had answered, over that on new prompts",
         ),
     )
-    out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2, case.share(share_squares), finds))
+    out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2, part(share_squares, prompts.sums.sum(0)), finds))
     return out
 
 
