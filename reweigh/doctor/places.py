@@ -26,8 +26,8 @@ def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
 
 
 def part(squares: float, total: Array) -> float:
-    """Share of squares among all of a table's moments `[M]`: bounded as they are, a few tokens that something else has set
-    far apart do not hide what the others have in common."""
+    """Share of squares among all of a table's moments `[M]`. Sizes are bounded there, so a few tokens that something else
+    has set far apart do not hide what the others have in common."""
     share = squares / total[2] if total[2] > 0 else 0.0
     return float(min(max(share, 0.0), 1.0))
 
