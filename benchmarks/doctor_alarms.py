@@ -41,8 +41,8 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("engine_decode-position", "stale_weights-lag"),
     ("stale_kv-prompts", "placeholder_logprob-zero"),
 )
-"""Of different families, such as a run may well have both, and of comparable size: dropout, packing leaks and temperatures
-make gaps ten times as large as old weights or another prompt do, and hide them."""
+"""Of different families, such as a run may well have both, and of comparable size: dropout, packing leaks and
+temperatures make gaps ten times as large as old weights or another prompt do, and hide them."""
 
 
 def clean_runs(draws: int, kinds: Sequence[str] = CLEAN, first_seed: int = 100, tokens: int = TOKENS) -> list[Run]:

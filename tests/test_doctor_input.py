@@ -293,8 +293,7 @@ def test_an_environment_without_a_counted_token_is_a_slice_without_a_finding(tmp
 FEW = {
     "one row": ROWS[:1],
     "one token": cut(ROWS[:1], 1),
-    "one prompt": [{**r, "prompt_id": "a"} for r in ROWS],
-    "one prompt, equal": [{**r, "prompt_id": "a", "log_pi": r["log_mu"]} for r in ROWS],
+    "equal": [{**r, "prompt_id": "a", "log_pi": r["log_mu"]} for r in ROWS],
 }
 PROVEN = {"placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token"}
 

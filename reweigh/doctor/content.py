@@ -85,9 +85,9 @@ def explained(cells: Cells) -> Explained:
 def _share(total: Array) -> float:
     n, gap, squares = total[:, 0], total[:, 1], total[:, 2]
     some = n >= 2
-    if not some.any() or squares.sum() <= 0:
-        return float("nan")
     n, gap, squares = n[some], gap[some], squares[some]
+    if squares.sum() <= 0:
+        return float("nan")
     noise = (squares - gap**2 / n) / (n - 1)  # of one token; its mean over n has 1/n of it
     return float(np.maximum(gap**2 / n - noise, -noise).sum() / squares.sum())
 

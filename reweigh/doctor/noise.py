@@ -23,6 +23,7 @@ FAR = 12.0  # medians: of rounding and quantisation alike one token in ten thous
 NOTHING = 1e-5
 _CERTAIN = 1e-6  # p-value of a size that is plain to see
 _SEEN = 0.1  # nats over 1 - p: what is smaller is far from nothing that matters
+_TRIFLE = 0.002  # nats over 1 - p
 _FEWEST = 100  # tokens, below which no size is
 _COARSE = ("fp8", "float8", "int8", "int4", "q4", "q8", "awq", "gptq", "fp4")
 _INDEPENDENT = 0.06  # correlation of neighbours' sizes: rounding and dropout are below, other weights above
@@ -76,6 +77,11 @@ def size_of(case: Case, quantile: float = 0.5, of: str = "sizes") -> float:
     total = np.cumsum(counts)
     at = int(np.searchsorted(total, quantile * total[-1]))
     return 0.0 if at == 0 else float(np.exp(LEVELS[min(at, len(LEVELS) - 1)]))
+
+
+def matters(case: Case) -> float:
+    """1, or less where nearly all sizes are too small for any structure in them to matter: two passes in float32."""
+    return min(1.0, size_of(case, 0.9) / _TRIFLE)
 
 
 def _dropout(case: Case) -> Findings:

@@ -5,7 +5,7 @@ import numpy as np
 from reweigh.doctor.cells import Array, Cells, Estimate, contrast, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
-from reweigh.doctor.noise import far_of, together_of
+from reweigh.doctor.noise import far_of, matters, together_of
 from reweigh.doctor.tokens import Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
@@ -26,8 +26,8 @@ def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
 
 
 def part(squares: float, total: Array) -> float:
-    """Share of squares among all of a table's moments `[M]`. Sizes are bounded there, so a few tokens that something else
-    has set far apart do not hide what the others have in common."""
+    """Share of squares among all of a table's moments `[M]`. Sizes are bounded there, so that a few tokens which
+    something else has set far apart do not hide the others."""
     share = squares / total[2] if total[2] > 0 else 0.0
     return float(min(max(share, 0.0), 1.0))
 
@@ -72,9 +72,7 @@ def _packing(case: Case) -> Findings:
             "size of the log ratio in later responses of a packed row over that in first ones",
         ),
     )
-    return [
-        Suspicion("packing_leak", p_above(more), more.value / 0.2 if np.isfinite(more.value) else 0.0, share, finds)
-    ]
+    return [Suspicion("packing_leak", p_above(more), _finite(more.value / 0.2) * matters(case), share, finds)]
 
 
 def _exp(x: Estimate) -> Estimate:
@@ -109,7 +107,7 @@ def _profile(case: Case) -> Findings:
     prefix = Suspicion(
         "template_prefix",
         min(2 * min(p_above(begins), p_below(in_response)), 1.0),
-        _finite(begins.value / np.log(1.7)) * (1.0 if stretches else 0.5),
+        _finite(begins.value / np.log(1.7)) * (1.0 if stretches else 0.5) * matters(case),
         case.share(squares),
         (
             *finds,
@@ -120,7 +118,10 @@ def _profile(case: Case) -> Findings:
     rises = max(in_context, in_response, key=lambda x: x.z)
     steps = max(in_context.value / 0.08, in_response.value / 0.04)
     share = part(_excess(context.total), context.total.sum(0))
-    return [prefix, Suspicion("position_encoding", min(2 * p_above(rises), 1.0), _finite(steps), share, finds)]
+    return [
+        prefix,
+        Suspicion("position_encoding", min(2 * p_above(rises), 1.0), _finite(steps) * matters(case), share, finds),
+    ]
 
 
 def _finite(x: float) -> float:

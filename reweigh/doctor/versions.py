@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Keyed, contrast, ratio
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
+from reweigh.doctor.noise import matters
 from reweigh.doctor.places import part, sized
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import UNKNOWN, Tokens
 
 _FARTHEST = 8  # lags from here on are counted together
-_TRIFLE = 0.002  # nats over 1 - p: a growth below it does nothing to any ratio
+_TRIFLE = 0.003  # nats over 1 - p: a growth below it does nothing to any ratio
 _ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows to less, and stays there
 _MIXED = ("one version", "before the change", "after the change")
 
@@ -203,7 +204,7 @@ def _cache(case: Case) -> Findings:
                     "size of the log ratio on fresh tokens after a change of weights, over that in other responses",
                 ),
             )
-            out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2, share, finds))
+            out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2 * matters(case), share, finds))
     if "prompts" not in case.sums:
         out.append(
             CannotTell(
@@ -226,7 +227,11 @@ def _cache(case: Case) -> Findings:
             "size of the log ratio on prompts that earlier weights had answered, over that on new prompts",
         ),
     )
-    out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2, part(share_squares, prompts.sums.sum(0)), finds))
+    out.append(
+        Suspicion(
+            "stale_kv", p_above(more), more.value / 0.2 * matters(case), part(share_squares, prompts.sums.sum(0)), finds
+        )
+    )
     return out
 
 
