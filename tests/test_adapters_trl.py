@@ -27,6 +27,7 @@ from reweigh import (
 from reweigh.adapters.capture import Capture
 from reweigh.adapters.tensors import factor, wide
 from reweigh.adapters.versions import KNOWN, NotInstalledError, UnknownVersionError, require
+from reweigh.doctor import CAUSES
 from reweigh.records import RunInfo, read_batches, read_info, validate
 
 ROOT = Path(__file__).parents[1]
@@ -248,8 +249,11 @@ def test_the_example_learns_and_its_records_pass_the_audit(tmp_path):
     done = subprocess.run(audit, capture_output=True, text=True, check=False, cwd=ROOT, env=_environment())
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)["diagnosis"]
-    # The sampler rounds its weights to int8; that is what the doctor may say of it, or nothing.
-    assert found["verdict"] in ("numerics", "quantised_rollout", "none"), found["causes"]
+    # The sampler rounds its weights to int8, and its gap grows with the weights: what captured records must not show is
+    # log-probs that are not of their tokens, or not of what was sampled.
+    named = {x["id"] for x in found["causes"] if x["confidence"] >= 0.5}
+    sound = CAUSES[: CAUSES.index("trainer_temperature")]
+    assert not named & set(sound), found["causes"]
     assert found["tokens"] > 0
 
 
