@@ -68,14 +68,15 @@ def _packing(case: Case) -> Findings:
     finds = (
         evidence(
             "later_over_first",
-            _exp(more),
+            ratio_of(more),
             "size of the log ratio in later responses of a packed row over that in first ones",
         ),
     )
     return [Suspicion("packing_leak", p_above(more), _finite(more.value / 0.2) * matters(case), share, finds)]
 
 
-def _exp(x: Estimate) -> Estimate:
+def ratio_of(x: Estimate) -> Estimate:
+    """The ratio whose logarithm is given."""
     value = float(np.exp(x.value))
     return Estimate(value, value * x.se, x.df, x.n)
 
@@ -89,7 +90,7 @@ def _profile(case: Case) -> Findings:
     floor = late[2] / late[3] if late[3] > 0 else 0.0
     finds = (
         evidence(
-            "early_over_late", _exp(begins), "size of the log ratio in the first 8 tokens over that from the 32nd"
+            "early_over_late", ratio_of(begins), "size of the log ratio in the first 8 tokens over that from the 32nd"
         ),
         evidence(
             "trend_in_response",

@@ -5,7 +5,7 @@ import numpy as np
 from reweigh.doctor.cells import Array, Cells, Estimate, jackknife, ratio
 from reweigh.doctor.content import explained
 from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence
+from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
 from reweigh.doctor.normalisation import FORWARD, GAP, N
 from reweigh.doctor.tokens import Tokens
 
@@ -47,7 +47,6 @@ def _temperature(case: Case) -> Findings:
     # A proper gap has a mean of -KL; one above 0 is of log-probs that were not sampled from.
     proper = gap.value < max(-0.25 * 0.5 * case.clean_squares / max(case.tokens, 1), 0.0)
     normal = abs(forward.value) < max(0.25 * abs(2 * gap.value), 3 * forward.se, 1e-3)
-    z = share.above(0.1)
     finds = (
         evidence(
             "explained_by_content", share, "share of the squared log ratio that token probability and entropy explain"
@@ -59,17 +58,11 @@ def _temperature(case: Case) -> Findings:
             "mean_ratio", Estimate(forward.value + 1, forward.se, forward.df, forward.n), "mean of pi/mu: stays 1"
         ),
     )
-    p = _p(z, share)
+    p = p_above(share, 0.1)
     # Without entropies there is no line to fit; with them, what bends is no temperature.
     straight = found.linear.value / 0.35 if np.isfinite(found.linear.value) else share.value / 0.4
     effect = min(share.value / 0.3, straight) * (1.0 if proper and normal else 0.2)
     return [Suspicion("trainer_temperature", p, effect, case.share(max(share.value, 0.0) * case.clean_squares), finds)]
-
-
-def _p(z: float, of: Estimate) -> float:
-    from scipy.stats import t as student
-
-    return float(student.sf(z, max(of.df, 1)))
 
 
 def _penalty(case: Case) -> Findings:
@@ -91,7 +84,7 @@ def _penalty(case: Case) -> Findings:
         ),
     )
     effect = min(share / 0.08, abs(difference.value) / 0.02) if np.isfinite(difference.value) else 0.0
-    return [Suspicion("repetition_penalty", 2 * _p(abs(difference.z), difference), effect, share, finds)]
+    return [Suspicion("repetition_penalty", 2 * min(p_above(difference), p_below(difference)), effect, share, finds)]
 
 
 def _difference(total: Array) -> float:

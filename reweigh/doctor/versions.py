@@ -9,7 +9,7 @@ from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Keyed, contrast, 
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.noise import matters
-from reweigh.doctor.places import part, sized
+from reweigh.doctor.places import part, ratio_of, sized
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import UNKNOWN, Tokens
 
@@ -121,7 +121,7 @@ def _stale(case: Case) -> Findings:
     finds = (
         evidence(
             "older_over_newer",
-            _exp(more),
+            ratio_of(more),
             "size of the log ratio on tokens of older weights over that on newer ones of the same step",
         ),
         counted("lags", len(lags), case.tokens, "different lags in the records"),
@@ -131,11 +131,6 @@ def _stale(case: Case) -> Findings:
             "stale_weights", p_above(more), more.value / 0.15, part(old_squares - base_squares, data.sum((0, 1))), finds
         )
     ]
-
-
-def _exp(x: Estimate) -> Estimate:
-    value = float(np.exp(x.value))
-    return Estimate(value, value * x.se, x.df, x.n)
 
 
 def _sync(case: Case) -> Findings:
@@ -165,7 +160,7 @@ def _sync(case: Case) -> Findings:
     finds = (
         evidence(
             "late_over_early",
-            _exp(more),
+            ratio_of(more),
             "size of the log ratio in the later half of the steps over the earlier, at one lag",
         ),
         counted(
@@ -200,7 +195,7 @@ def _cache(case: Case) -> Findings:
             finds = (
                 evidence(
                     "after_change",
-                    _exp(more),
+                    ratio_of(more),
                     "size of the log ratio on fresh tokens after a change of weights, over that in other responses",
                 ),
             )
@@ -223,7 +218,7 @@ def _cache(case: Case) -> Findings:
     finds = (
         evidence(
             "reused_over_new",
-            _exp(more),
+            ratio_of(more),
             "size of the log ratio on prompts that earlier weights had answered, over that on new prompts",
         ),
     )
