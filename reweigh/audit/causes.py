@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from reweigh.audit.numerals import interval
 from reweigh.doctor.diagnosis import CauseId, Diagnosis, Evidence, Finding
-from reweigh.number import Number
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import interval
 
 NAMED_FROM = 0.5  # confidence from which a cause is named and not only suspected; as `Finding.confidence` says
 

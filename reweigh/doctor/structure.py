@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reweigh.batch_rules import POSITIVE_TOLERANCE
+from reweigh.batch import POSITIVE_TOLERANCE
 from reweigh.doctor.align import realigned
 from reweigh.doctor.cells import Array, Cells, Ints
 from reweigh.doctor.tokens import Tokens, windows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reweigh.doctor.lite.history import Array, Series
-from reweigh.intervals import t_quantile
+from reweigh.stats.intervals import t_quantile
 
 FEW = 4  # steps below which nothing is said of a spread
 _MOST_BLOCKS = 20
