@@ -312,6 +312,7 @@ def test_json_and_terminal_say_the_same(found):
         assert said in text, said
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_whatever_is_audited(tmp_path):
     rows = [
         {

@@ -265,6 +265,7 @@ def test_the_command_says_what_it_lacks(parts, tmp_path, monkeypatch):
             command.main()
 
 
+@pytest.mark.slow
 def test_the_table_of_causes_is_that_of_the_code():
     script, env = ROOT / "docs" / "doctor.py", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

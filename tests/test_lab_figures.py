@@ -18,6 +18,7 @@ from reweigh.lab.figures.mass import retained_mass
 pytest.importorskip("matplotlib")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES)
 def test_figure(figure):
     drawn = FIGURES[figure]()
@@ -67,6 +68,7 @@ def test_matplotlib_is_loaded_when_a_figure_is_drawn_and_not_before():
     assert out.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_no_global_state(tmp_path):
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"

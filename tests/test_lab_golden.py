@@ -104,6 +104,7 @@ NUDGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", NUDGES)
 def test_a_number_that_is_a_little_off_is_found(group, changed):
     def nudge(copy):

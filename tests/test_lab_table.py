@@ -108,6 +108,7 @@ def test_fits():
     assert math.isnan(spread((1.0, math.nan)).median)
 
 
+@pytest.mark.slow
 def test_exponents_are_those_of_the_theory(rows):
     for name in ("Naive", "Token-IS", "Token-TIS(2)", "PPO-clip(.2)"):
         assert rows[name, "bias"].smooth.exponent == pytest.approx(1.0, abs=0.02)
@@ -127,6 +128,7 @@ def test_every_bound_of_the_post_holds_in_the_table(rows):
             assert row.rare.slack >= 1
 
 
+@pytest.mark.slow
 def test_command():
     text = CliRunner().invoke(lab, ["table"])
     assert text.exit_code == 0, text.output

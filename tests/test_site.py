@@ -272,7 +272,7 @@ def wrong(line):
             return f"no command {' '.join(command)}"
         return ", ".join(sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)) - known))
     if program == "make" and rest:
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
         return "" if rest[0] in targets else f"no target {rest[0]}"
     if program == "python" and rest and rest[0].startswith(tuple(f"{x}/" for x in NEAR)):
         return "" if (ROOT / rest[0]).exists() else f"no file {rest[0]}"
