@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 CORE = (
     *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses", "caps"),
     *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
-    *("running_caps", "adaptive", "tradeoff_caps", "planner", "sga", "bounds", "vocabulary"),
+    *("running_caps", "adaptive", "tradeoff_caps", "theory.laws", "theory.sga", "theory.bounds", "vocabulary"),
     *("tiles", "finite", "batch_rules", "token_sums", "ratio_sums", "measure", "operator"),
     *("number", "capped", "delta", "bootstrap", "extrapolate"),
 )

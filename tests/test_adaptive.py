@@ -35,8 +35,8 @@ from reweigh import (
     weigh,
 )
 from reweigh.caps import balance_cap_of_sample, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
-from reweigh.planner import FiniteRatio, LogNormalRatio
 from reweigh.stats.sums import CAPS
+from reweigh.theory.laws import FiniteRatio, LogNormalRatio
 
 
 def rules_of(a, stats=None):

@@ -17,9 +17,9 @@ pytest.importorskip("matplotlib")
 
 from test_doctor_faults import small_world
 
+from faults import FAULTS, find
 from reweigh.doctor import CAUSES
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.faults import FAULTS, find
 from reweigh.records import validate
 
 ROOT = Path(__file__).parents[1]

@@ -73,14 +73,10 @@ def arguments(path, tmp_path, model):
             whole = json.loads((DATA / "golden_worlds.json").read_text())
             (tmp_path / "golden.json").write_text(json.dumps({**whole, "instances": whole["instances"][:1]}))
             return [tmp_path / "golden.json"]
-        case ("lab", "table"):
+        case ("lab", "table") | ("lab", "all"):
             return []
-        case ("lab", "figures"):
-            return ["--out", tmp_path / "figures", "traps"]
         case ("lab", "claims"):
             return [6]
-        case ("lab", "all"):
-            return ["--out", tmp_path / "figures"]
         case ("explain",):
             return ["sequence_mask"]
         case ("conformance",):

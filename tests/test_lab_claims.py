@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reweigh.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
-from reweigh.lab.claims.material import exponent, iid_law, tiny
+from reweigh.theory.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
+from reweigh.theory.lab.claims.material import exponent, iid_law, tiny
 
 pytest.importorskip("typer")
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reweigh.cli.lab import lab
-from reweigh.lab.golden import check_golden
+from reweigh.theory.lab.golden import check_golden
 
 GOLDEN = Path(__file__).parent / "data" / "golden_worlds.json"
 

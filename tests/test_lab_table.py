@@ -11,12 +11,10 @@ from typer.testing import CliRunner
 
 from reweigh import geo_rs, naive, prefix_is, seq_is, seq_mis, seq_tis, snis, token_is, token_tis
 from reweigh.cli.lab import lab
-from reweigh.lab import PerSequence, Policies, PPOClip, World, exact, worst_case
-from reweigh.lab.counts import farthest
-from reweigh.lab.exact import reinforce
-from reweigh.lab.fits import fit, slope, spread
-from reweigh.lab.iid import RARE, Counted
-from reweigh.lab.table import STEPS, post_table
+from reweigh.theory.lab import PerSequence, Policies, PPOClip, World, exact, worst_case
+from reweigh.theory.lab.closed_forms import RARE, Counted, farthest
+from reweigh.theory.lab.exact import reinforce
+from reweigh.theory.lab.table import STEPS, fit, post_table, slope, spread
 
 PI, MU = np.array([0.6, 0.3, 0.1]), np.array([0.4, 0.35, 0.25])
 

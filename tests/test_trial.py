@@ -32,7 +32,7 @@ from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
 from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
 from reweigh.records import RecordWriter
-from reweigh.sga import Moments
+from reweigh.theory.sga import Moments
 
 TRIED = Asked.of(all_estimators()).estimators
 

@@ -66,7 +66,7 @@ def progress(batch: Batch, estimators: Mapping[str, Estimator], gradients: Tenso
         >>> print(ranked[0].name, round(ranked[0].gamma.value, 3))
         naive 1.0
 
-    Source: `reweigh.sga.Moments.efficiency`; Li and Liu (2025), Part 1, for the lemma.
+    Source: `reweigh.theory.sga.Moments.efficiency`; Li and Liu (2025), Part 1, for the lemma.
     """
     layout = batch.layout
     if gradients.dim() != layout.mask.dim() + 1 or gradients.shape[:-1] != layout.mask.shape:
