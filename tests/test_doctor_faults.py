@@ -9,8 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from reweigh.doctor import faults
-from reweigh.doctor.diagnosis import CAUSES
+from reweigh.doctor import CAUSES, faults
 from reweigh.doctor.inject.case import run_table
 from reweigh.doctor.inject.decoder import Decoder, Options, Shape
 from reweigh.doctor.inject.engine import Models, sample

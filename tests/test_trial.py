@@ -33,7 +33,8 @@ from reweigh.audit.recommend import CORRECTABLE, recommend
 from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Trial
 from reweigh.audit.tried import Asked, all_estimators, possible
-from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
+from reweigh.doctor.causes import CAUSES
+from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.records import RecordWriter
 from reweigh.sga import Moments
 

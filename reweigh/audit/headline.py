@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from reweigh.audit.causes import CAUSE_WORDS, NAMED_FROM, cause_sentence, evidence_sentence, first_cause
+from reweigh.audit.causes import NAMED_FROM, cause_sentence, evidence_sentence, first_cause
 from reweigh.audit.numerals import interval, of_log, share, two
 from reweigh.audit.recommend import CORRECTABLE, recommend
 from reweigh.audit.result import Audit, TrialRow
-from reweigh.doctor.diagnosis import BENIGN, Finding
+from reweigh.doctor.causes import ABOUT, BENIGN
+from reweigh.doctor.diagnosis import Finding
 from reweigh.verdict import ESS_GOOD, KL_LARGE
 
 
@@ -86,7 +87,7 @@ def _todo(audit: Audit, trial: TrialRow | None) -> tuple[str, ...]:
         verb = "Lessen the cause" if cause.id in CORRECTABLE else "Remove the cause"
         if not known:
             verb = "Nothing need be removed" if cause.id in BENIGN else "Look into"
-        found[f"{verb} ({CAUSE_WORDS[cause.id]}){': ' + _small(fix) if fix else ''}"] = None
+        found[f"{verb} ({ABOUT[cause.id].title}){': ' + _small(fix) if fix else ''}"] = None
         if cause.rules_out:
             found[f"It is something else if {_small(cause.rules_out)}"] = None
     if known:

@@ -3,40 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-CauseId = Literal[
-    "placeholder_logprob",
-    "unmasked_context",
-    "retokenisation",
-    "shift",
-    "wrong_token",
-    "raw_logprobs",
-    "truncated_sampling",
-    "vocab_padding",
-    "both_raw",
-    "trainer_temperature",
-    "repetition_penalty",
-    "template_prefix",
-    "packing_leak",
-    "position_encoding",
-    "stale_weights",
-    "weight_sync",
-    "update_below_precision",
-    "stale_kv",
-    "dropout",
-    "moe_routing",
-    "quantised_rollout",
-    "engine_decode",
-    "numerics",
-    "none",
-]
-"""The fixed names of causes, in the order in which they are tested: structure, normalisation, other proper policies,
-then the benign ones."""
-CAUSES: tuple[CauseId, ...] = get_args(CauseId)
-"""Every cause, in the order of `CauseId`."""
-BENIGN: frozenset[CauseId] = frozenset({"numerics", "none"})
-"""Causes that call for nothing."""
+from reweigh.doctor.causes import BENIGN, CauseId
 
 
 @dataclass(frozen=True)

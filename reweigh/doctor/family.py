@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
+from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, Keyed
-from reweigh.doctor.diagnosis import CannotTell, CauseId, Evidence
+from reweigh.doctor.diagnosis import CannotTell, Evidence
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import Tokens
 

@@ -1,11 +1,11 @@
 """From what the tests say to a ranked list: false discovery, sizes that matter, and which cause comes first."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from reweigh.doctor.advice import ADVICE, fix_for
-from reweigh.doctor.diagnosis import CannotTell, CauseId, Diagnosis, Finding
+from reweigh.doctor.causes import ABOUT, CAUSES, CauseId, fix_for
+from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Finding
 from reweigh.doctor.family import Suspicion
 
 NAMED = 0.5  # confidence from which a cause is named
@@ -32,30 +32,8 @@ def confidence(q: float, effect: float) -> float:
     return sure * effect / (1 + effect)
 
 
-_LEAST_OWN = 0.03
-_OWN_EVIDENCE: frozenset[CauseId] = frozenset(
-    {
-        "stale_weights",
-        "stale_kv",
-        "weight_sync",
-        "packing_leak",
-        "repetition_penalty",
-        "position_encoding",
-        "dropout",
-        "engine_decode",
-    }
-)
-"""Causes that a column of their own speaks for (lag, step, pack, ids, a second pass): less is enough to name them."""
-_FLOOR: tuple[CauseId, ...] = ("moe_routing", "quantised_rollout")
-"""What explains a gap that nothing else does: considered after all others."""
-_LOOKS_LIKE: Mapping[CauseId, tuple[CauseId, ...]] = {
-    "repetition_penalty": ("position_encoding",),  # more ids have been seen later
-    "engine_decode": ("position_encoding",),
-    "weight_sync": ("position_encoding",),
-    "stale_kv": ("template_prefix", "engine_decode"),  # the prompt's part of the cache; and prefill has none
-    "stale_weights": ("template_prefix",),  # where responses begin with older weights
-}
-"""What a cause that has its own evidence also looks like: the other comes after it."""
+_LEAST_OWN = 0.03  # of a cause that a column of its own speaks for
+_LAST = tuple(cause for cause in CAUSES if ABOUT[cause].order == "last")
 _HALF_SURE = 50  # tokens from which "nothing else" is as likely as not
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
 
@@ -68,7 +46,7 @@ class _Ranked:
     @property
     def named(self) -> bool:
         share = self.of.share
-        least = _LEAST_OWN if self.of.id in _OWN_EVIDENCE else _LEAST_SHARE
+        least = _LEAST_OWN if ABOUT[self.of.id].order == "own evidence" else _LEAST_SHARE
         return self.confidence >= NAMED and (self.of.proven or share is None or share >= least)
 
     @property
@@ -80,7 +58,7 @@ class _Ranked:
     def score(self) -> tuple[bool, bool, bool, float]:
         share = _HIDDEN_SHARE if self.of.share is None else self.of.share
         weighty = self.of.share is None or self.of.share >= _LEAST_SHARE
-        return self.named, self.of.proven and weighty, self.of.id not in _FLOOR, self.confidence * share
+        return self.named, self.of.proven and weighty, self.of.id not in _LAST, self.confidence * share
 
 
 def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Collection[str] | None = None) -> Diagnosis:
@@ -98,10 +76,10 @@ def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Coll
         ranked = _Ranked(one, confidence(rate, one.effect))
         if one.id not in best or best[one.id].score < ranked.score:
             best[one.id] = ranked
-    others = [x for x in best.values() if x.of.id not in _FLOOR]
+    others = [x for x in best.values() if x.of.id not in _LAST]
     taken = sum(x.of.share or 0.0 for x in others if x.named)
     floor = list[_Ranked]()
-    for cause in _FLOOR:
+    for cause in _LAST:
         if cause in best:
             floor.append(_rest(best[cause], taken, any(y.named for y in others)))
             taken += floor[-1].of.share or 0.0 if floor[-1].named else 0.0
@@ -121,7 +99,7 @@ def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Coll
 def _own_evidence_first(ranked: list[_Ranked]) -> list[_Ranked]:
     out = list(ranked)
     for one in ranked:
-        for other in [x for x in ranked if one.named and x.named and x.of.id in _LOOKS_LIKE.get(one.of.id, ())]:
+        for other in [x for x in ranked if one.named and x.named and x.of.id in ABOUT[one.of.id].looks_like]:
             if out.index(other) < out.index(one):
                 out.remove(other)
                 out.insert(out.index(one) + 1, other)
@@ -151,8 +129,8 @@ def _benign(
 
 def _finding(x: _Ranked, programs: Collection[str] | None) -> Finding:
     fix = fix_for(x.of.id, programs)
-    return Finding(x.of.id, x.told, x.of.share, x.of.evidence, ADVICE[x.of.id].rules_out, fix)
+    return Finding(x.of.id, x.told, x.of.share, x.of.evidence, ABOUT[x.of.id].rules_out, fix)
 
 
 def _with_experiment(x: CannotTell) -> CannotTell:
-    return replace(x, experiment=x.experiment or ADVICE[x.id].experiment)
+    return replace(x, experiment=x.experiment or ABOUT[x.id].experiment)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from reweigh.doctor.advice import ENGINES, TRAINERS, fix_for
+from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
 from reweigh.doctor.cells import Cells
 from reweigh.doctor.diagnosis import Diagnosis, InputNote
 from reweigh.doctor.families import FAMILIES

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reweigh.doctor.diagnosis import CauseId, Evidence
+from reweigh.doctor.causes import CauseId
+from reweigh.doctor.diagnosis import Evidence
 from reweigh.doctor.lite.serial import Estimate
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reweigh.doctor.advice import ADVICE, PROGRAMS, fix_for
-from reweigh.doctor.diagnosis import CauseId, Diagnosis, Finding
+from reweigh.doctor.causes import ABOUT, ENGINES, PROGRAMS, CauseId, fix_for
+from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.doctor.lite.clue import Answer, Clue
 from reweigh.doctor.lite.identity import identity, untested
 from reweigh.doctor.lite.level import compare, level_of
@@ -15,7 +15,6 @@ from reweigh.doctor.lite.surprise import surprise
 from reweigh.doctor.lite.unknown import cannot_tell, missing
 
 NAMED = 0.5  # confidence from which a cause is named, as in `Finding`
-_ENGINES = ("vllm", "sglang")
 
 
 def diagnose_metrics(path: str | Path, framework: str | None = None) -> Diagnosis:
@@ -97,5 +96,5 @@ def _excluded(answers: Sequence[Answer]) -> frozenset[CauseId]:
 def _finding(cause: CauseId, found: Sequence[Clue], framework: str) -> Finding:
     ordered = sorted(found, key=lambda c: -c.confidence)
     evidence = tuple(dict.fromkeys(e for clue in ordered for e in clue.evidence))
-    programs = (*_ENGINES, framework) if framework in PROGRAMS else _ENGINES
-    return Finding(cause, ordered[0].confidence, None, evidence, ADVICE[cause].rules_out, fix_for(cause, programs))
+    programs = (*ENGINES, framework) if framework in PROGRAMS else ENGINES
+    return Finding(cause, ordered[0].confidence, None, evidence, ABOUT[cause].rules_out, fix_for(cause, programs))

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from reweigh.doctor.diagnosis import CauseId, Evidence
+from reweigh.doctor.causes import CauseId
+from reweigh.doctor.diagnosis import Evidence
 from reweigh.doctor.lite.clue import Answer, clues, shown
 from reweigh.doctor.lite.serial import Estimate, mean
 from reweigh.doctor.lite.signals import Reading, Signals

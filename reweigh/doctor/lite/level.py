@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reweigh.doctor.diagnosis import CauseId
+from reweigh.doctor.causes import CauseId
 from reweigh.doctor.lite.clue import Answer, clues, shown
 from reweigh.doctor.lite.history import Array, Series
 from reweigh.doctor.lite.names import Signal

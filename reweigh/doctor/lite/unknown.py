@@ -2,25 +2,11 @@
 
 from collections.abc import Collection, Mapping
 
-from reweigh.doctor.advice import ADVICE
-from reweigh.doctor.diagnosis import BENIGN, CAUSES, CannotTell, CauseId, InputNote
+from reweigh.doctor.causes import ABOUT, BENIGN, CAUSES, CauseId
+from reweigh.doctor.diagnosis import CannotTell, InputNote
 from reweigh.doctor.lite.names import FRAMEWORKS, Signal
 from reweigh.doctor.lite.signals import Signals
 
-_ALIKE = "a gap that grows looks the same when updates do not arrive, arrive late, or are rounded away"
-_ROWS = "it is in single tokens, which a mean over all of them does not show"
-_PROPER = "it leaves the mean ratio at 1, so that only its size shows, and others make that size too"
-_REASONS: Mapping[CauseId, str] = {
-    "placeholder_logprob": _ROWS,
-    "unmasked_context": _ROWS,
-    "retokenisation": _ROWS,
-    "stale_weights": _ALIKE,
-    "weight_sync": _ALIKE,
-    "update_below_precision": _ALIKE,
-    "stale_kv": "prompts that share a cached prefix are averaged with the rest",
-    "engine_decode": "it takes the engine's own prefill to compare with",
-    "repetition_penalty": "tokens that have occurred are averaged with new ones",
-}
 _MOVING: frozenset[CauseId] = frozenset({"stale_weights", "weight_sync", "update_below_precision"})
 _TAKES: Mapping[CauseId, tuple[Signal, ...]] = {
     "raw_logprobs": ("k1", "mean_ratio"),
@@ -81,6 +67,5 @@ def _one(cause: CauseId, signals: Signals, moves: bool) -> CannotTell:
     elif cause in _MOVING and not moves:
         reason = "the gap does not move over the run, but updates may be too small or too few for it to show"
     else:
-        reason = _REASONS.get(cause, _PROPER if cause not in _TAKES else "the numbers neither show it nor rule it out")
-    advice = ADVICE[cause]
-    return CannotTell(cause, reason, advice.needs, advice.experiment)
+        reason = ABOUT[cause].unseen
+    return CannotTell(cause, reason, ABOUT[cause].needs, ABOUT[cause].experiment)
