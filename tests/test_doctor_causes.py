@@ -103,7 +103,7 @@ def test_unknown_programs_are_refused():
         ("{ position_encoding =", "{ positions =", "repetition_penalty.looks_like.positions: must be one of placeh"),
         ('seen_in = ["identity", "density"]', 'seen_in = "identity"', "raw_logprobs.seen_in: must be a list of texts"),
         ('[shared]\nrescore_twice = "', "[shared]\nrescore_twice = 1 # ", "shared.rescore_twice: must be a text"),
-        ("[none.fix]\ngeneral = ", "fix = ", "none.fix: must be a table, got \"Nothing to do."),
+        ("[none.fix]\ngeneral = ", "fix = ", 'none.fix: must be a table, got "Nothing to do.'),
     ],
 )
 def test_a_mistake_is_told_by_cause_and_key(old, new, said):

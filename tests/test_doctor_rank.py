@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from reweigh.doctor.causes import ABOUT, CAUSES
-from reweigh.doctor.diagnosis import CannotTell, Evidence
+from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.family import Suspicion
 from reweigh.doctor.rank import NAMED, adjusted, confidence, diagnose
 
 FLOOR = ("moe_routing", "quantised_rollout", "numerics", "none")

@@ -41,6 +41,28 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Suspicion:
+    """What one test has to say for a cause.
+
+    Attributes:
+        id: the cause.
+        p_value: of seeing this much if the cause were not there.
+        effect: size in units of the least size that matters: from 1 on it is worth naming.
+        share: of the squared log ratios that it explains: of all if it is structural, of those that are left without
+            such faults otherwise; None if they do not show it.
+        evidence: the weightiest first.
+        proven: found token by token, not by a statistic: it comes before all that is not.
+    """
+
+    id: CauseId
+    p_value: float
+    effect: float
+    share: float | None
+    evidence: tuple[Evidence, ...]
+    proven: bool = False
+
+
+@dataclass(frozen=True)
 class Finding:
     """A cause, how sure the doctor is of it, and why.
 

@@ -3,38 +3,18 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from scipy.stats import t as student
 
 from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, Keyed
-from reweigh.doctor.diagnosis import CannotTell, Evidence
+from reweigh.doctor.content import Explained, explained
+from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import Tokens
 
 Sums = Mapping[str, Cells | Keyed | Prompts]
-
-
-@dataclass(frozen=True)
-class Suspicion:
-    """What one test has to say for a cause.
-
-    Attributes:
-        id: the cause.
-        p_value: of seeing this much if the cause were not there.
-        effect: size in units of the least size that matters: from 1 on it is worth naming.
-        share: of the squared log ratios that it explains: of all if it is structural, of those that are left without
-            such faults otherwise; None if they do not show it.
-        evidence: the weightiest first.
-        proven: found token by token, not by a statistic: it comes before all that is not.
-    """
-
-    id: CauseId
-    p_value: float
-    effect: float
-    share: float | None
-    evidence: tuple[Evidence, ...]
-    proven: bool = False
 
 
 Findings = list[Suspicion | CannotTell]
@@ -84,6 +64,11 @@ class Case:
         found = self.sums[name]
         assert isinstance(found, Keyed)
         return found
+
+    @cached_property
+    def by_content(self) -> Explained:
+        """How much of the gap the token's own probability and entropy explain: asked for by several families."""
+        return explained(self.cells("content"))
 
     @property
     def tokens(self) -> float:

@@ -4,9 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, jackknife, ratio
-from reweigh.doctor.content import explained
-from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
+from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.doctor.normalisation import SQUARES, N, improper
 from reweigh.doctor.tokens import Tokens
 
@@ -118,7 +117,7 @@ def _dropout_by_size(case: Case) -> Findings:
         ),
     )
     fresh = together.value < _INDEPENDENT
-    smooth = explained(case.cells("content")).share.value > 0.3  # a law, and no noise
+    smooth = case.by_content.share.value > 0.3  # a law, and no noise
     effect = middle / 0.16 if fresh and not smooth and not improper(case) else 0.0
     p = _CERTAIN if case.tokens >= _FEWEST else 1.0
     return [Suspicion("dropout", p, effect, case.share(0.9 * case.clean_squares), finds)]

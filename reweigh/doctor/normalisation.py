@@ -3,9 +3,9 @@
 import numpy as np
 
 from reweigh.doctor.cells import Array, Cells, Estimate, ratio
-from reweigh.doctor.content import Explained, content, cut_off, explained, tail
-from reweigh.doctor.diagnosis import CannotTell, Evidence
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above, p_below
+from reweigh.doctor.content import Explained, content, cut_off, tail
+from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above, p_below
 from reweigh.doctor.tokens import Tokens
 
 WIDEST = 10.0  # nats: a ratio counts at most e^10 in the means, so that one token cannot make them
@@ -28,7 +28,7 @@ N, FORWARD, BACKWARD, GAP, SQUARES, ABS, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN
 _LEAST = 1e-3  # of the mean ratio: less is no matter
 
 
-def _measure(tokens: Tokens) -> dict[str, Cells]:
+def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
     gap = tokens.gap
     bounded = np.clip(gap, -WIDEST, WIDEST)
     squares = gap**2
@@ -58,7 +58,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     return {"identity": cells, "content": content(tokens), "tail": tail(tokens)}
 
 
-def _examine(case: Case) -> Findings:
+def _examine_normalisation(case: Case) -> Findings:
     m = case.cells("identity").data[:, 0]
     total = m.sum(0)
     if total[N] == 0:
@@ -70,7 +70,7 @@ def _examine(case: Case) -> Findings:
     back = evidence("mean_inverse_ratio", _plus(backward, 1), "mean of mu/pi: 1 if pi is what was sampled from")
     shift = evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled")
     half = 0.5 * total[SQUARES] / total[N]  # what the means would be off by if mu and pi changed places
-    content_share = explained(case.cells("content"))
+    content_share = case.by_content
     out: Findings = []
     out += _raw(case, least, backward, gap, half, content_share, (mean, back, shift))
     out += _one_sided(case, m, forward, backward, half, (mean, back, shift))
@@ -182,6 +182,6 @@ NORMALISATION = Family(
     "normalisation",
     ("raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
     {"entropy_pi": "both sides raw looks like no gap at all"},
-    _measure,
-    _examine,
+    _measure_normalisation,
+    _examine_normalisation,
 )

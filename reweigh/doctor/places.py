@@ -3,8 +3,8 @@
 import numpy as np
 
 from reweigh.doctor.cells import Array, Cells, Estimate, contrast, jackknife, ratio
-from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
+from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.family import Case, Family, Findings, evidence, p_above, p_below
 from reweigh.doctor.noise import far_of, matters, together_of
 from reweigh.doctor.tokens import Tokens
 
@@ -37,7 +37,7 @@ def half_octave(position: np.ndarray) -> np.ndarray:
     return np.minimum((2 * np.log2(position + 1)).astype(np.int64), PLACES - 1)
 
 
-def _measure(tokens: Tokens) -> dict[str, Cells]:
+def _measure_places(tokens: Tokens) -> dict[str, Cells]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums = {"position": Cells.of(bucket, half_octave(tokens.position), PLACES, *moments)}
     if rows.prompt_length is not None:
@@ -51,7 +51,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     return sums
 
 
-def _examine(case: Case) -> Findings:
+def _examine_places(case: Case) -> Findings:
     return [*_packing(case), *_profile(case)]
 
 
@@ -162,6 +162,6 @@ PLACE = Family(
         "pack_index": "leaks between packed responses cannot be seen",
         "prompt_length": "places are counted from the response's start, not the context's",
     },
-    _measure,
-    _examine,
+    _measure_places,
+    _examine_places,
 )

@@ -3,9 +3,8 @@
 import numpy as np
 
 from reweigh.doctor.cells import Array, Cells, Estimate, jackknife, ratio
-from reweigh.doctor.content import explained
-from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
+from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.family import Case, Family, Findings, evidence, p_above, p_below
 from reweigh.doctor.normalisation import FORWARD, GAP, N
 from reweigh.doctor.tokens import Tokens
 
@@ -13,7 +12,7 @@ _BINS = np.array([0.05, 0.35, 1.2, 2.7, 4.7])  # edges of -log p, nats, p betwee
 _NUM = len(_BINS) + 1
 
 
-def _measure(tokens: Tokens) -> dict[str, Cells]:
+def _measure_proper(tokens: Tokens) -> dict[str, Cells]:
     """`seen` `[64, probability x whether the id occurred before, (n, gap, gap^2)]`."""
     if tokens.token_id is None:
         return {}
@@ -35,13 +34,13 @@ def _again(tokens: Tokens) -> np.ndarray:
     return again
 
 
-def _examine(case: Case) -> Findings:
+def _examine_proper(case: Case) -> Findings:
     return [*_temperature(case), *_penalty(case)]
 
 
 def _temperature(case: Case) -> Findings:
     m = case.cells("identity").data[:, 0]
-    found = explained(case.cells("content"))
+    found = case.by_content
     forward, gap = ratio(m[:, FORWARD], m[:, N]), ratio(m[:, GAP], m[:, N])
     share, slope = found.share, found.slope
     # A proper gap has a mean of -KL; one above 0 is of log-probs that were not sampled from.
@@ -112,6 +111,6 @@ PROPER = Family(
     "another proper policy",
     ("trainer_temperature", "repetition_penalty"),
     {"token_ids": "repetition penalties cannot be seen", "entropy_pi": "temperatures are harder to see"},
-    _measure,
-    _examine,
+    _measure_proper,
+    _examine_proper,
 )

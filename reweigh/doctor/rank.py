@@ -5,8 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from reweigh.doctor.causes import ABOUT, CAUSES, CauseId, fix_for
-from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Finding
-from reweigh.doctor.family import Suspicion
+from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Finding, Suspicion
 
 NAMED = 0.5  # confidence from which a cause is named
 _LIKELY = 0.35

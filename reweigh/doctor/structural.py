@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reweigh.doctor.align import CELLS, OFFSETS
 from reweigh.doctor.cells import Cells, Estimate, ratio
-from reweigh.doctor.content import explained
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
+from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES
+from reweigh.doctor.diagnosis import Suspicion
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.doctor.normalisation import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
-from reweigh.doctor.structure import KINDS, PLACES
 from reweigh.doctor.tokens import Tokens
 
 _CERTAIN = 1e-12  # p-value of what was found token by token
@@ -238,7 +237,7 @@ def _other_token(case: Case) -> Findings:
     m = case.cells("identity").data[:, 0]
     total = m.sum(0)
     above = ratio(m[:, BOUNDED], m[:, N])
-    smooth = explained(case.cells("content")).share
+    smooth = case.by_content.share
     wide = total[WIDE] / total[SQUARES] if total[SQUARES] > 0 else 0.0
     finds = (
         evidence(
@@ -259,7 +258,7 @@ def _other_token(case: Case) -> Findings:
     back = ratio(m[:, BACKWARD], m[:, N])
     tempered = smooth.value > 0.75 and abs(back.value) < 0.5 * above.value + 2 * back.se
     # With other noise beside it, still a line, and no ratio that a temperature would not make.
-    line = explained(case.cells("content")).linear.value > 0.2 and total[FORWARD] < 2 * total[N]
+    line = case.by_content.linear.value > 0.2 and total[FORWARD] < 2 * total[N]
     # Of a log-prob that was looked up wrongly, the engine's prefill knows nothing: it agrees with the trainer.
     alien = "prefill" in case.sums and not prefill_agrees(case)
     effect = min(above.value / 0.1, wide / 0.5) * (0.2 if tempered or line or alien else 1.0)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Keyed, contrast, ratio
-from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
+from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.doctor.noise import matters
 from reweigh.doctor.places import part, ratio_of, sized
 from reweigh.doctor.prompts import Prompts
@@ -19,7 +19,7 @@ _ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows t
 _MIXED = ("one version", "before the change", "after the change")
 
 
-def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
+def _measure_versions(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums: dict[str, Cells | Keyed | Prompts] = {}
     lag, step = tokens.lag, tokens.step
@@ -62,7 +62,7 @@ def _range(version: np.ndarray, seq: np.ndarray, responses: int) -> tuple[np.nda
     return low, high
 
 
-def _examine(case: Case) -> Findings:
+def _examine_versions(case: Case) -> Findings:
     return [*_stale(case), *_sync(case), *_cache(case)]
 
 
@@ -262,6 +262,6 @@ VERSIONS = Family(
         "trainer_version": "lag cannot be seen",
         "step": "growth along the run cannot be seen",
     },
-    _measure,
-    _examine,
+    _measure_versions,
+    _examine_versions,
 )
