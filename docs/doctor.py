@@ -21,12 +21,13 @@ def causes() -> str:
     """The table of causes, in the order in which they are tested."""
     family = {cause: one.name for one in FAMILIES for cause in one.causes}
     rows = [
-        "| cause | what it is | family | looked at | helped by columns | it is not this if |",
-        "|---|---|---|---|---|---|",
+        "| cause | what it is | family | looked at | helped by columns | it is not this if | also looks like |",
+        "|---|---|---|---|---|---|---|",
     ]
     for cause, known in ABOUT.items():
         needs = ", ".join(f"`{name}`" for name in known.needs)
-        cells = (f"`{cause}`", known.title, family.get(cause, ""), known.looked_at, needs, known.rules_out)
+        like = "; ".join(f"`{name}`: {why}" for name, why in known.looks_like.items())
+        cells = (f"`{cause}`", known.title, family.get(cause, ""), known.looked_at, needs, known.rules_out, like)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 

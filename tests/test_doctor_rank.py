@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from reweigh.doctor.causes import ABOUT, CAUSES
-from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Evidence, Suspicion, adjusted, confidence, diagnose
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.rank import NAMED, adjusted, confidence, diagnose
 
 FLOOR = ("moe_routing", "quantised_rollout", "numerics", "none")
 NAMES = [cause for cause in CAUSES if cause not in FLOOR]

@@ -255,7 +255,7 @@ def number(found, cause, name):
 def means(rows):
     """Mean of pi/mu and of mu/pi over all tokens, with their standard errors."""
     from reweigh.doctor.cells import ratio
-    from reweigh.doctor.normalisation import BACKWARD, FORWARD, N
+    from reweigh.doctor.families.distribution import BACKWARD, FORWARD, N
 
     m = visited(rows).sums["identity"].data[:, 0]
     return ratio(m[:, FORWARD], m[:, N]), ratio(m[:, BACKWARD], m[:, N])

@@ -1,13 +1,11 @@
-"""A doctor's causes in plain words, and its diagnosis in the order in which a reader needs it."""
+"""Puts a diagnosis into sentences, in the order in which a reader needs them."""
 
 import math
 
 from reweigh.audit.numerals import interval
 from reweigh.doctor.causes import ABOUT
-from reweigh.doctor.diagnosis import Diagnosis, Evidence, Finding
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
 from reweigh.number import Number
-
-NAMED_FROM = 0.5  # confidence from which a cause is named and not only suspected; as `Finding.confidence` says
 
 
 def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
@@ -22,7 +20,7 @@ def cause_sentence(diagnosis: Diagnosis) -> str:
     found = first_cause(diagnosis)
     if diagnosis.verdict == "none":
         return ABOUT["none"].title
-    sure = found is None or found.confidence >= NAMED_FROM
+    sure = found is None or found.confidence >= NAMED
     return f"{'likely' if sure else 'possible'} cause: {ABOUT[diagnosis.verdict].title}"
 
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from reweigh.audit.causes import NAMED_FROM, cause_sentence, evidence_sentence, first_cause
+from reweigh.audit.causes import cause_sentence, evidence_sentence, first_cause
 from reweigh.audit.numerals import interval, of_log, share, two
 from reweigh.audit.recommend import CORRECTABLE, recommend
 from reweigh.audit.result import Audit, TrialRow
 from reweigh.doctor.causes import ABOUT, BENIGN
-from reweigh.doctor.diagnosis import Finding
+from reweigh.doctor.diagnosis import NAMED, Finding
 from reweigh.verdict import ESS_GOOD, KL_LARGE
 
 
@@ -56,7 +56,7 @@ def recommended(audit: Audit) -> TrialRow | None:
 def _named(audit: Audit) -> Finding | None:
     """The cause that a doctor is sure of, unless nothing need be done about it."""
     cause = first_cause(audit.diagnosis)
-    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED_FROM
+    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED
     return cause if sure else None
 
 

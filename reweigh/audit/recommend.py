@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reweigh.audit.causes import NAMED_FROM, first_cause
+from reweigh.audit.causes import first_cause
 from reweigh.audit.limits import Limits
 from reweigh.audit.numerals import of_log, two
 from reweigh.audit.result import Audit, TrialRow
 from reweigh.audit.tried import Asked, needs
 from reweigh.doctor.causes import ABOUT, CauseId
+from reweigh.doctor.diagnosis import NAMED
 from reweigh.number import Number
 
 CORRECTABLE: frozenset[CauseId] = frozenset(cause for cause, known in ABOUT.items() if known.correctable)
@@ -161,7 +162,7 @@ def _by_token(audit: Audit, best: Ranked) -> tuple[str | None, str]:
 
 def _blocked(audit: Audit) -> str:
     cause = first_cause(audit.diagnosis)
-    named = cause is not None and cause.confidence >= NAMED_FROM
+    named = cause is not None and cause.confidence >= NAMED
     if cause is not None and named and cause.id not in CORRECTABLE:
         return f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
     if not all(level.identity for level in audit.levels.values()):

@@ -6,14 +6,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reweigh.audit.causes import NAMED_FROM, evidence_sentence
+from reweigh.audit.causes import evidence_sentence
 from reweigh.audit.labels import CUT_WORDS
 from reweigh.audit.numerals import digits, interval, of_log, share, two
 from reweigh.audit.result import Audit
 from reweigh.audit.strata import Cut, Stratum
 from reweigh.audit.trial import SIGNS, Sign
 from reweigh.doctor.causes import ABOUT
-from reweigh.doctor.diagnosis import Diagnosis, Finding
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding
 from reweigh.number import Number
 from reweigh.records import RunInfo
 
@@ -42,7 +42,7 @@ def causes(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[str]:
         diagnosis: what a doctor said.
         info: what the files say of their run: of the fixes, the general one and those of its programs are shown.
     """
-    named = [one for one in diagnosis.causes if one.confidence >= NAMED_FROM]
+    named = [one for one in diagnosis.causes if one.confidence >= NAMED]
     shown = named or list(diagnosis.causes[:1])
     yield ""
     yield "Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Suspicion"

@@ -8,9 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reweigh.doctor.causes import ABOUT, BENIGN
-from reweigh.doctor.diagnosis import Diagnosis, Evidence, Finding
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
 
-NAMED = 0.5  # confidence from which a cause is said to be there
 _BAR = 20  # characters
 
 

@@ -79,7 +79,7 @@ explains any gap, so that all others come first; "benign" if it calls for nothin
 
 @dataclass(frozen=True)
 class Cause:
-    """What is known of one cause.
+    """The facts and texts of one cause.
 
     Attributes:
         id: its name.

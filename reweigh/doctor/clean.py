@@ -43,7 +43,7 @@ _FEW = 0.35
 
 @dataclass(frozen=True, eq=False)
 class Clean:
-    """What is left of some tokens, and the sums of what was taken out.
+    """The tokens that are left, and the sums of what was taken out.
 
     Attributes:
         tokens: those whose log-probs may be compared.

@@ -1,4 +1,4 @@
-"""What one family of causes is: what it adds up from tokens, and what it concludes from the sums."""
+"""Describes a family of causes: what it adds up from tokens, and what it concludes from the sums."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Case:
-    """What the families' `examine` reads.
+    """The sums that the families' `examine` reads.
 
     Attributes:
         sums: of all records, by name.
@@ -54,13 +54,13 @@ class Case:
     baseline: Sums | None = None
 
     def cells(self, name: str) -> Cells:
-        """Sums on a fixed grid."""
+        """Returns sums on a fixed grid."""
         found = self.sums[name]
         assert isinstance(found, Cells)
         return found
 
     def keyed(self, name: str) -> Keyed:
-        """Sums by key."""
+        """Returns sums by step and lag."""
         found = self.sums[name]
         assert isinstance(found, Keyed)
         return found
@@ -82,15 +82,15 @@ class Case:
 
     @property
     def clean_squares(self) -> float:
-        """The same of the tokens that could be compared."""
+        """Sum of squared log ratios of the tokens that could be compared."""
         return float(self.cells("identity").total[0, 4])
 
     def share(self, squares: float) -> float:
-        """Of the squared log ratios that are left when what is structurally wrong has been taken out."""
+        """Returns the share of the squared log ratios of the tokens that could be compared."""
         return _share(squares, self.clean_squares)
 
     def share_of_all(self, squares: float) -> float:
-        """Of all squared log ratios."""
+        """Returns the share of all squared log ratios."""
         return _share(squares, self.squares)
 
 
@@ -100,22 +100,22 @@ def _share(part: float, whole: float) -> float:
 
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:
-    """One-sided p-value of the estimate being above a bound."""
+    """Returns the one-sided p-value of the estimate being above a bound."""
     return float(student.sf(estimate.above(bound), max(estimate.df, 1)))
 
 
 def p_below(estimate: Estimate, bound: float = 0.0) -> float:
-    """One-sided p-value of the estimate being below a bound."""
+    """Returns the one-sided p-value of the estimate being below a bound."""
     return float(student.cdf(estimate.above(bound), max(estimate.df, 1)))
 
 
 def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:
-    """A number with its interval."""
+    """Puts an estimate into words, with its interval."""
     low, high = estimate.interval
     ends = (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
     return Evidence(name, estimate.value, meaning, *ends, n=estimate.n or None)
 
 
 def counted(name: str, value: float, n: float, meaning: str) -> Evidence:
-    """A number that is exact."""
+    """Puts a number without an interval into words."""
     return Evidence(name, float(value), meaning, n=int(n))

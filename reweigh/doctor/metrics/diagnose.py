@@ -1,24 +1,80 @@
-"""Diagnoses a run from the history of its metrics alone."""
+"""Diagnoses a run from the history of its metrics alone, and says what that cannot tell."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from reweigh.doctor.causes import ABOUT, ENGINES, PROGRAMS, CauseId, fix_for
-from reweigh.doctor.diagnosis import Diagnosis, Finding
-from reweigh.doctor.lite.clue import Answer, Clue
-from reweigh.doctor.lite.identity import identity, untested
-from reweigh.doctor.lite.level import compare, level_of
-from reweigh.doctor.lite.read import read_history
-from reweigh.doctor.lite.shape import shape
-from reweigh.doctor.lite.signals import Signals, translate
-from reweigh.doctor.lite.surprise import surprise
-from reweigh.doctor.lite.unknown import cannot_tell, missing
+from reweigh.doctor.causes import ABOUT, BENIGN, CAUSES, ENGINES, PROGRAMS, CauseId, fix_for
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Finding, InputNote
+from reweigh.doctor.metrics.examine import Answer, Clue, compare, identity, level_of, shape, surprise, untested
+from reweigh.doctor.metrics.read import read_history
+from reweigh.doctor.metrics.signals import FRAMEWORKS, Signal, Signals, translate
 
-NAMED = 0.5  # confidence from which a cause is named, as in `Finding`
+_MOVING: frozenset[CauseId] = frozenset({"stale_weights", "weight_sync", "update_below_precision"})
+_TAKES: Mapping[CauseId, tuple[Signal, ...]] = {
+    "raw_logprobs": ("k1", "mean_ratio"),
+    "truncated_sampling": ("k1", "k3", "mean_ratio"),
+    "vocab_padding": ("k1", "k3", "mean_ratio"),
+    "wrong_token": ("k1", "k3", "mean_ratio"),
+    "shift": ("k1", "k3", "mean_ratio"),
+    "both_raw": ("log_ppl_pi", "entropy"),
+    "trainer_temperature": ("log_ppl_pi", "entropy"),
+}
+_LOST: Mapping[Signal, str] = {
+    "k1": "its sign, which tells log-probs from before temperature",
+    "mean_ratio": "whether the log-probs can be those that were sampled from",
+    "entropy": "whether both sides log before temperature",
+    "log_ppl_pi": "whether both sides log before temperature",
+    "lag": "whether the gap follows the lag",
+}
+
+
+def missing(signals: Signals) -> tuple[InputNote, ...]:
+    """Lists signals that are not there, and what is lost without them."""
+    return tuple(_note(signals, signal, lost) for signal, lost in _LOST.items() if signals.get(signal) is None)
+
+
+def _note(signals: Signals, signal: Signal, lost: str) -> InputNote:
+    there = signals.readings.get(signal)
+    names = [k.name for k in FRAMEWORKS[signals.framework] if k.signal == signal and k.usable]
+    rule = f"no usable {signal}: lost is {lost}"
+    if there is not None:
+        rule = (
+            f"{there.name} cannot be used for {signal}: {there.caveat or 'it does not fit the others'}; lost is {lost}"
+        )
+    if signals.framework == "trl" and signal == "mean_ratio":
+        rule = f"sampling/importance_sampling_ratio is logged after clamp and mask; lost is {lost}"
+    hint = f"log {' or '.join(names)}" if names else f"{signals.framework} logs none; reweigh's own logging does"
+    return InputNote(rule, 1, "metrics", hint=hint)
+
+
+def cannot_tell(
+    signals: Signals, named: Collection[CauseId], excluded: Collection[CauseId], moves: bool
+) -> tuple[CannotTell, ...]:
+    """Lists every cause that is neither named for sure nor ruled out.
+
+    Args:
+        signals: what there is.
+        named: causes that are named with a confidence of 0.5 or more.
+        excluded: causes that a test rules out.
+        moves: whether the level grows, jumps or falls back over the run.
+    """
+    settled = {*named, *excluded, *BENIGN}
+    return tuple(_one(cause, signals, moves) for cause in CAUSES if cause not in settled)
+
+
+def _one(cause: CauseId, signals: Signals, moves: bool) -> CannotTell:
+    absent = [s for s in _TAKES.get(cause, ()) if signals.get(s) is None]
+    if absent:
+        reason = f"it takes {' and '.join(absent)}, which {signals.framework}'s history does not have"
+    elif cause in _MOVING and not moves:
+        reason = "the gap does not move over the run, but updates may be too small or too few for it to show"
+    else:
+        reason = ABOUT[cause].unseen
+    return CannotTell(cause, reason, ABOUT[cause].needs, ABOUT[cause].experiment)
 
 
 def diagnose_metrics(path: str | Path, framework: str | None = None) -> Diagnosis:
-    """Diagnose a run from the history of its metrics: k3 - k1 = mean ratio - 1, and what else scalars can show.
+    """Diagnoses a run from the history of its metrics: k3 - k1 = mean ratio - 1, and what else scalars can show.
 
     For runs of which no log-probs were kept. Scalars rarely prove: no confidence is over 0.8, and `cannot_tell` is
     long. `reweigh.records` of one step say more than the history of all.
@@ -52,7 +108,7 @@ def diagnose_metrics(path: str | Path, framework: str | None = None) -> Diagnosi
 
 
 def diagnose_signals(signals: Signals) -> Diagnosis:
-    """The same for signals that have been read."""
+    """Diagnoses a run from signals that have been read."""
     first = identity(signals)
     broken = any(c.confidence >= NAMED for c in first.clues)
     answers = [first] if broken else [first, surprise(signals)]  # a broken identity shifts the surprise too
@@ -76,7 +132,7 @@ def diagnose_signals(signals: Signals) -> Diagnosis:
 
 
 def _ranked(answers: Sequence[Answer], framework: str) -> list[Finding]:
-    """One finding a cause, the likeliest first; several clues for one cause keep the highest confidence."""
+    """Makes one finding a cause, the likeliest first; several clues for one cause keep the highest confidence."""
     by_cause: dict[CauseId, list[Clue]] = {}
     excluded = _excluded(answers)
     for clue in (c for a in answers for c in a.clues):
