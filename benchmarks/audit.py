@@ -121,7 +121,6 @@ def child(case: str, path: Path, workers: int) -> None:
     if case == "reweigh":  # what is loaded once a process is not a cost of a token
         import arviz_stats  # noqa: F401
 
-        import reweigh.audit.run  # noqa: F401
     else:
         import pandas  # noqa: F401
         import pyarrow.parquet  # noqa: F401

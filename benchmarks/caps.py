@@ -35,10 +35,9 @@ from reweigh import (
     token_tis,
     tradeoff,
 )
-from reweigh.caps import balance_cap, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap
+from reweigh.caps import balance_cap, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
 from reweigh.lab import Advantage, AnyAdvantage, Reward, World, exact, random_policies, random_world
 from reweigh.planner import FiniteRatio
-from reweigh.tradeoff_caps import tradeoff_cap
 
 GAPS = (0.18, 0.9, 1.33)  # nats between the logits of pi and mu
 BATCHES = (64, 1024)

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 import torch
 
 from reweigh import SEQUENCE, Batch, RatioStats, summarise
-from reweigh.bootstrap import bootstrap
-from reweigh.capped import excess, lost, min2
-from reweigh.number import Number
 from reweigh.planner import LogNormalRatio
+from reweigh.stats.intervals import Number
+from reweigh.stats.summary import bootstrap, excess, lost, min2
 
 S2 = (0.25, 1.0, 4.0, 9.0)
 UNITS = (64, 1024)

@@ -25,7 +25,9 @@ import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, all_reduce, geo_rs, seq_is, token_tis
-from reweigh.distributed import Normaliser, context_weights, merge
+from reweigh import distributed as merge
+from reweigh.distributed import context_weights
+from reweigh.estimators import Normaliser
 
 SHAPE = (8, 8192)  # a rank's sequences and slots, all of them tokens
 

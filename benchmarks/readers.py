@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reweigh.readers import formats
-from reweigh.records.violation import fail
+from reweigh.dumps import formats
+from reweigh.records.schema import fail
 
 LENGTH = 2000  # tokens of a response
 

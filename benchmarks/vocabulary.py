@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from reweigh.vocabulary import LinearLogits, linear_log_probs, log_probs, state_divergences
+from reweigh.logits import LinearLogits, linear_log_probs, log_probs, state_divergences
 
 Case = Callable[[], object]
 warnings.filterwarnings("ignore", module="torch.*")

@@ -3,7 +3,7 @@
 import torch
 
 from reweigh import Batch, num_tokens, policy_gradient, seq_tis
-from reweigh.adapters.metrics import Seen
+from reweigh.trainers.seen import Seen
 
 WORDS, LENGTH, RESPONSES = 16, 8, 64
 torch.manual_seed(0)

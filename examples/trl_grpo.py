@@ -18,13 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import GRPOConfig
 
 from reweigh import seq_tis
-from reweigh.adapters.capture import Capture
-from reweigh.adapters.trl import CorrectedGRPOTrainer
 from reweigh.probe.engine import SamplingSettings
 from reweigh.probe.engine_transformers import TransformersEngine
-from reweigh.probe.models import find_model, load_model, load_tokenizer
-from reweigh.probe.quantise import in_format
+from reweigh.probe.models import find_model, in_format, load_model, load_tokenizer
 from reweigh.records import RunInfo
+from reweigh.trainers.capture import Capture
+from reweigh.trainers.trl import CorrectedGRPOTrainer
 
 LETTERS, PROMPTS = "abcdefghijklmnopqrstuvwxyz", ["a cat", "the sea", "my day", "two men", "an old dog", "one hat"]
 

@@ -2,19 +2,38 @@
 # ruff: noqa: F401
 # pyright: reportUnusedImport=false
 
-from reweigh.adaptive import CapRule, TruncateAt, balance, cubic, post, post_batch, sqrt_n
 from reweigh.batch import Batch
-from reweigh.batchwise import MeanAtMost, ParetoSmooth
-from reweigh.capped import excess, excess_plain, lost, min2
-from reweigh.caps import post_cap
-from reweigh.delta import states_beyond
+from reweigh.caps import CapRule, TruncateAt, balance, cubic, post, post_batch, post_cap, sqrt_n, tradeoff
 from reweigh.distributed import all_reduce, log_normaliser
-from reweigh.divergences import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 from reweigh.estimators import Estimator, Factor, Weights, for_advantage, self_normalised, weigh
-from reweigh.extrapolate import renyi2_at, renyi2_models
-from reweigh.intervals import bernoulli_kl, clustered, empirical_bernstein
 from reweigh.layout import Layout, Packed, Padded
-from reweigh.levels import GEOMETRIC, LEVELS, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, WORST, Level
+from reweigh.levels import (
+    GEOMETRIC,
+    LEVELS,
+    PREFIX,
+    SEQUENCE,
+    SUFFIX,
+    TOKEN,
+    TURN,
+    WORST,
+    Level,
+    binary_kl,
+    k1,
+    k2,
+    k3,
+    log_ratio,
+    prob_diff,
+    signed_binary_kl,
+)
+from reweigh.logits import (
+    LinearLogits,
+    StateDivergences,
+    StateTotals,
+    TokenScores,
+    linear_log_probs,
+    log_probs,
+    state_divergences,
+)
 from reweigh.losses import (
     cispo,
     gspo,
@@ -55,15 +74,27 @@ from reweigh.named import (
     turn_tis,
     vespo,
 )
-from reweigh.number import Number
-from reweigh.stats import RatioStats
-from reweigh.summary import Summary, summarise
+from reweigh.stats.intervals import Number, bernoulli_kl, clustered, empirical_bernstein
+from reweigh.stats.summary import (
+    Summary,
+    excess,
+    excess_plain,
+    lost,
+    min2,
+    renyi2_at,
+    renyi2_models,
+    states_beyond,
+    summarise,
+)
+from reweigh.stats.sums import RatioStats
+from reweigh.stats.verdict import Finding, Verdict, judge
 from reweigh.testing import check_estimator
-from reweigh.tradeoff_caps import tradeoff
 from reweigh.transforms import (
     AtMost,
     Clip,
     Identity,
+    MeanAtMost,
+    ParetoSmooth,
     Power,
     Reject,
     Screen,
@@ -71,14 +102,4 @@ from reweigh.transforms import (
     SoftKernel,
     Transform,
     Truncate,
-)
-from reweigh.verdict import Finding, Verdict, judge
-from reweigh.vocabulary import (
-    LinearLogits,
-    StateDivergences,
-    StateTotals,
-    TokenScores,
-    linear_log_probs,
-    log_probs,
-    state_divergences,
 )

@@ -1,16 +1,154 @@
 """What two policies said about the same tokens."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reweigh.batch_rules import check_offsets, check_values, group_shape, per_token, same_shape
-from reweigh.finite import difference, dtype_of, live_of, tame
-from reweigh.layout import Layout, Packed, Padded
-from reweigh.tiles import CHUNK_SLOTS, ones_of
+from reweigh.layout import CHUNK_SLOTS, Layout, Packed, Padded, in_a_graph, may_look, ones_of, operator
+
+# Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
+POSITIVE_TOLERANCE = 1e-4  # nats
+
+
+def same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
+    """Refuse what is not shaped as the log-probs are."""
+    for name, x in others.items():
+        if x is not None and x.shape != log_pi.shape:
+            raise ValueError(
+                f"{where}: {name} and log_pi must have one shape, got {tuple(x.shape)} and {tuple(log_pi.shape)}.\n"
+                "hint: log-probs, mask and turns are all of the response tokens, shifted the same way."
+            )
+
+
+def per_token(
+    where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """The advantage of each token, from one a token or one a sequence."""
+    if advantage is None or advantage.shape == log_pi.shape:
+        return advantage
+    if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
+        return spread(advantage.flatten()).expand(log_pi.shape)
+    raise ValueError(
+        f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
+        f"got {tuple(advantage.shape)}"
+    )
+
+
+def group_shape(where: str, group: Tensor | None, num_seqs: int) -> None:
+    """Refuse a group that is not one integer a sequence."""
+    if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
+        raise ValueError(
+            f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
+        )
+
+
+def check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
+    """Refuse offsets that do not rise from 0 to the number of tokens; reads them."""
+    offsets = cu_seqlens.long()
+    falls = offsets.diff() < 0
+    if bool(falls.any()):
+        i = int(falls.nonzero()[0])
+        raise ValueError(
+            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} "
+            f"then {int(offsets[i + 1])} at index {i + 1}"
+        )
+    if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens:
+        raise ValueError(
+            f"Batch.packed: cu_seqlens must run from 0 to the number of tokens ({num_tokens}), "
+            f"got {int(offsets[0])} to {int(offsets[-1])}"
+        )
+
+
+def check_values(name: str, x: Tensor, mask: Tensor) -> None:
+    """Refuse what cannot be the log-probs of sampled tokens; reads them."""
+    total = int(mask.sum())
+    rules = (
+        (
+            torch.isnan(x),
+            "NaN",
+            "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
+        ),
+        (
+            torch.isinf(x),
+            "infinite",
+            "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
+            "one side only, a wrong token id, or a float16 overflow",
+        ),
+        (
+            x > POSITIVE_TOLERANCE,
+            "positive",
+            "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits",
+        ),
+    )
+    for rule, word, hint in rules:
+        bad = rule & mask
+        count = int(bad.sum())
+        if count:
+            first = tuple(int(i) for i in bad.nonzero()[0])
+            place = f"[{', '.join(map(str, first))}]"
+            raise ValueError(
+                f"Batch: {name} is {word} on {count} of {total} tokens in the mask, "
+                f"first {name}{place} = {float(x[first]):.6g}\nhint: {hint}."
+            )
+
+
+def tame(x: Tensor) -> Tensor:
+    """Finite: 0 in place of what is not. The argument's memory may be used."""
+    if may_look(x) and math.isfinite(float(x.sum())):
+        return x
+    return x.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def dtype_of(log_pi: Tensor, log_mu: Tensor) -> torch.dtype:
+    """What a log ratio is computed in: float32, or float64 if a log-prob is."""
+    return torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
+
+
+def difference(log_pi: Tensor, log_mu: Tensor) -> Tensor:
+    """`log pi - log mu`, detached, after precision is raised."""
+    dtype = dtype_of(log_pi, log_mu)
+    return log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
+
+
+def live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens that count, and those that would if their log-probs were finite: None if there are none."""
+    given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
+    if in_a_graph(log_pi):
+        return _finite_op(log_pi.detach(), log_mu.detach(), given)
+    if may_look(log_pi) and _all_finite(log_pi, log_mu):
+        return given, None
+    diff = difference(log_pi, log_mu)
+    live = given & (diff.abs() < torch.inf)  # False for NaN too; a difference of two finite log-probs is finite
+    return live, given ^ live
+
+
+def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    live, dropped = live_of(log_pi, log_mu, mask)
+    return (mask.clone(), torch.zeros_like(mask)) if dropped is None else (live, dropped)
+
+
+def _finite_shapes(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mask), torch.empty_like(mask)
+
+
+# A compiled graph on a CPU calls it as one operator: there the compiler takes bools one at a time.
+_finite_op = operator(
+    "finite",
+    _finite_alone,
+    "(Tensor log_pi, Tensor log_mu, Tensor mask) -> (Tensor, Tensor)",
+    _finite_shapes,
+)
+
+
+def _all_finite(log_pi: Tensor, log_mu: Tensor) -> bool:
+    """Whether every difference is finite, masked ones too; a sum that overflows says no, which costs time only."""
+    step = max(1, CHUNK_SLOTS // max(1, log_pi[:1].numel()))
+    pairs = zip(log_pi.split(step), log_mu.split(step), strict=True)
+    return all(math.isfinite(float(difference(a, b).sum())) for a, b in pairs)
 
 
 @dataclass(frozen=True, eq=False)

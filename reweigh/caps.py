@@ -1,12 +1,17 @@
-"""Rules that choose the cap of a truncated ratio."""
+"""Rules that choose the cap of a truncated ratio: from a law, a batch, or sums that merge."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from reweigh.stats.sums import CAPS, POWERS, RatioStats
+from reweigh.transforms import Transform
 
 
 @runtime_checkable
@@ -240,3 +245,409 @@ def _batch(rule: str, n: float) -> float:
     if not n >= 1:
         raise ValueError(f"{rule}: n must be >= 1, got {n}")
     return n
+
+
+@dataclass(frozen=True, eq=False)
+class CapRange:
+    """Where a cap lies as far as sums can tell.
+
+    Attributes:
+        low: log of the smallest cap it can be, nats.
+        high: log of the largest, nats.
+    """
+
+    low: Float[Tensor, ""]
+    high: Float[Tensor, ""]
+
+    @property
+    def log_cap(self) -> Float[Tensor, ""]:
+        """The middle of the range in nats: the cap itself where the range is a point."""
+        # A mean of infinities is NaN, and their sum over 2 is not.
+        return torch.where(self.low == self.high, self.low, (self.low + self.high) / 2)
+
+
+def balance_cap_of_stats(stats: RatioStats, n: float | Tensor | None = None) -> CapRange:
+    """The root of `N mean(r - C)_+ = C` over all units of the stats, as `balance_cap_of_sample` would find it.
+
+    A point when it lies over the smallest of the 256 largest ratios that the stats keep, which are all of them in a
+    batch of 256 units. Else it lies between two caps of the grid, half an octave apart, where `sum (r - C)_+` is
+    convex and known at both ends with its slopes, and bounded by the mean and variance of the ratios between them.
+    For log-normal ratios its middle is then within 7%, where the error bound has barely risen. No host sync.
+
+    Args:
+        stats: at the level to cap; merged over ranks and steps as you like.
+        n: N, units averaged in one step; the units of the stats if None.
+
+    Returns:
+        Both ends of the range; -inf if there are no units.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import SEQUENCE, Batch, RatioStats
+        >>> log_ratio = torch.tensor([[4.0], [1.0], [0.5]], dtype=torch.float64).log()
+        >>> batch = Batch.padded(log_ratio - 9, torch.full_like(log_ratio, -9), torch.ones(3, 1))
+        >>> print(f"{balance_cap_of_stats(RatioStats.of(batch, SEQUENCE)).log_cap.exp():.2f}")
+        2.00
+
+    Source: `reweigh.caps.balance_cap`; the bracket is that of a convex function; ours.
+    """
+    units = stats.moments[0].sum().clamp(min=1)  # 0 / 0 is no ratio, and with no units at all nothing depends on it
+    means = largest_mean(stats.top, units if n is None else n, units)
+    point = means.amax()
+    exact = (point >= stats.top[-1]) | (units <= len(stats.top))
+    low, high = _on_the_grid(stats, units, units if n is None else n)
+    low = torch.maximum(low, point)  # any mean of largest ratios is at most the cap
+    return CapRange(torch.where(exact, point, low), torch.where(exact, point, torch.maximum(low, high)))
+
+
+def _on_the_grid(stats: RatioStats, units: Tensor, n: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Both ends of the range from the grid alone, log."""
+    edges = torch.tensor((0.0, *CAPS), dtype=torch.float64, device=stats.top.device)  # the lower end of each cell
+    count, total, squares = stats.grid.sum(1)
+    log_all = torch.logsumexp(stats.powers[POWERS.index(1.0)].log() + stats.shift, 0)
+    # The grid does not sum what is over its top. What the lower cells leave of the sum of all is that.
+    over_top = torch.where(count[-1] > 0, (log_all.exp() - total.sum()).clamp(min=0), 0)
+    total = torch.cat([total[:-1], over_top[None]])
+    above, sum_above = (x.flip(0).cumsum(0).flip(0) for x in (count, total))  # from each lower end on
+    slack = units / n
+    # At each lower end: how far sum (r - C)_+ is above the line M C / N.
+    gap = sum_above - edges * (above + slack)
+    i = ((gap > 0).sum() - 1).clamp(min=0)  # the root is in this cell: the gap falls
+    j = (i + 1).clamp(max=len(edges) - 1)
+    # A tensor as an index would stop the device; selecting by one does not.
+    table = torch.stack([count, total, squares, edges, above + slack, sum_above, gap])
+    here, after = table.index_select(1, torch.stack([i, j])).unbind(1)
+    cell, (start, rest_here, sum_here, gap_here) = here[:3], here[3:].unbind()
+    end, rest, sum_over, gap_after = after[3:].unbind()
+    low = torch.maximum(sum_here / rest_here, sum_over / rest).log()
+    chord = start + (end - start) * gap_here / (gap_here - gap_after)
+    high = torch.minimum(chord, _spread_at_most(cell, rest, sum_over)).log()
+    # Over the top there is no chord, and the sums may be infinite: the cap is below the mean with nothing taken off.
+    top = i == j
+    return torch.where(top, -torch.inf, low), torch.where(top, log_all - torch.log(slack), high)
+
+
+def _spread_at_most(cell: Tensor, rest: Tensor, sum_over: Tensor) -> Tensor:
+    """The largest root that the mean and variance of a cell allow: the cap when its ratios take two values only.
+
+    `sum (r - C)_+` of k ratios of mean m and variance v is at most `k (sqrt(v + (m - C)^2) + m - C) / 2`.
+
+    Args:
+        cell: number of ratios in the cell, their sum, and the sum of their squares.
+        rest: ratios over the cell, plus M / N.
+        sum_over: sum of the ratios over the cell.
+
+    Source: Scarf (1958), A min-max solution of an inventory problem.
+    """
+    count, total, squares = cell.unbind()
+    some = count.clamp(min=1)
+    mean = total / some
+    variance = (squares / some - mean * mean).clamp(min=0)
+    a, b = 1 + 2 * rest / some, 2 * (rest * mean - sum_over) / some
+    off = (torch.sqrt(b * b + (a * a - 1) * variance) - a * b) / (a * a - 1)
+    return torch.where(count > 0, mean + off, torch.inf)
+
+
+@dataclass(frozen=True)
+class CapRule(ABC):
+    """`(log_ratio, valid) -> log C`: how a cap follows from ratios. A frozen value; nothing waits for the device.
+
+    Without `stats` the cap is chosen on the units that it caps, and micro-batches or ranks would each have their own.
+    With `stats` it is chosen on those, whatever they were summed over: `all_reduce(RatioStats.of(batch, SEQUENCE))` is
+    this batch on all ranks, a running sum the last steps. No units at all give no cap: C is infinite.
+
+    Args:
+        n: units averaged in one step, at least 1; those that the cap is chosen on if None. Give it with running stats.
+        stats: at the level to cap.
+
+    Raises:
+        ValueError: unless n >= 1.
+    """
+
+    n: float | None = field(default=None, kw_only=True)
+    stats: RatioStats | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a batch of nothing."""
+        if self.n is not None and not self.n >= 1:
+            raise ValueError(f"{type(self).__name__}: n must be >= 1, got {self.n}")
+
+    @final
+    def log_cap(self, log_ratio: Float[Tensor, "*unit"], valid: Bool[Tensor, "*unit"]) -> Float[Tensor, ""]:
+        """Log of the cap, nats, float64.
+
+        Args:
+            log_ratio: of each unit; not read if the rule has stats.
+            valid: which of them are units.
+        """
+        if self.stats is not None:
+            units = self.stats.moments[0].sum()
+            cap = self._of_stats(self.stats, units, self._batch(units))
+        else:
+            l = torch.where(valid, log_ratio.detach().double(), -torch.inf).flatten()
+            units = valid.sum().double()
+            # A place more that is no unit, so that no batch is too small for a maximum.
+            cap = self._of_sample(torch.cat([l, l.new_full((1,), -torch.inf)]), units, self._batch(units))
+        return torch.where(units > 0, cap, torch.inf)
+
+    @abstractmethod
+    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        """Log cap from log ratios, -inf where there is no unit."""
+
+    @abstractmethod
+    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
+        """Log cap from sums."""
+
+    def _batch(self, units: Tensor) -> Tensor:
+        return units.clamp(min=1) if self.n is None else torch.full_like(units, self.n)
+
+
+@final
+@dataclass(frozen=True)
+class balance(CapRule):  # noqa: N801 - a rule prints as one writes it
+    """`C = N mean(r - C)_+`: the least worst-case error of a truncated estimator over N units.
+
+    Args:
+        n: units averaged in one step, at least 1; those that the cap is chosen on if None.
+        stats: at the level to cap.
+
+    Example:
+        >>> import torch
+        >>> l = torch.tensor([4.0, 1.0, 0.5]).log()
+        >>> print(f"{balance().log_cap(l, torch.ones(3, dtype=torch.bool)).exp():.2f}")
+        2.00
+
+    Source: `reweigh.caps.balance_cap`; ours.
+    """
+
+    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        return largest_mean(l.sort(descending=True).values, n, units.clamp(min=1)).amax()
+
+    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
+        return balance_cap_of_stats(stats, n).log_cap
+
+
+@dataclass(frozen=True)
+class SecondMomentRule(CapRule):
+    """A cap that follows from `mean r^2`, the sample's `1 + chi2`, and N.
+
+    Under a heavy tail the sample's second moment falls far short of 1 + chi2, and so does the cap.
+    """
+
+    @final
+    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        return self._of_m2(_log_mean(2 * l, units), n)
+
+    @final
+    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
+        return self._of_m2(_log_mean(stats.powers[POWERS.index(2.0)].log() + 2 * stats.shift, units), n)
+
+    @abstractmethod
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        """Log cap from the log of the second moment."""
+
+
+@final
+@dataclass(frozen=True)
+class post(SecondMomentRule):  # noqa: N801
+    """`C = sqrt(2 mean r^2)`: the rule of the blog post with the sample's second moment, which ignores N.
+
+    Args:
+        n: not read.
+        stats: at the level to cap.
+
+    Source: `reweigh.caps.post_cap`, Li and Liu (2025), Part 2, The optimal balance.
+    """
+
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        return (math.log(2) + log_m2) / 2
+
+
+@final
+@dataclass(frozen=True)
+class post_batch(SecondMomentRule):  # noqa: N801
+    """`C = sqrt(2 mean r^2) N^(1/4)`: what the post's own bounds give for a batch of N.
+
+    Args:
+        n: units averaged in one step, at least 1; those that the cap is chosen on if None.
+        stats: at the level to cap.
+
+    Source: `reweigh.caps.post_batch_cap`.
+    """
+
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        return (math.log(2) + log_m2) / 2 + n.log() / 4
+
+
+@final
+@dataclass(frozen=True)
+class cubic(SecondMomentRule):  # noqa: N801
+    """`C = (N (mean r^2)^2)^(1/3) / 2`: a closed-form bound's best cap, with the sample's second moment.
+
+    Args:
+        n: units averaged in one step, at least 1; those that the cap is chosen on if None.
+        stats: at the level to cap.
+
+    Source: `reweigh.caps.cubic_cap`; ours.
+    """
+
+    def _of_m2(self, log_m2: Tensor, n: Tensor) -> Tensor:
+        return (n.log() + 2 * log_m2) / 3 - math.log(2)
+
+
+@final
+@dataclass(frozen=True)
+class sqrt_n(CapRule):  # noqa: N801
+    """`C = sqrt(N)`: reads no ratio at all.
+
+    Args:
+        n: units averaged in one step, at least 1; the units of the batch, or of the stats, if None.
+        stats: read for their number of units only.
+
+    Source: Ionides (2008), Truncated importance sampling.
+    """
+
+    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        return n.log() / 2
+
+    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
+        return n.log() / 2
+
+
+@final
+@dataclass(frozen=True)
+class TruncateAt(Transform):
+    """A ratio over the rule's cap weighs the cap: `w = min(r, C)`, C being chosen on the batch or on the rule's stats.
+
+    At TURN level a turn counts once for each of its tokens; give the rule stats of that level to count it once.
+
+    Args:
+        rule: `balance()`, `tradeoff()`, `post()`, `post_batch()`, `cubic()`, `sqrt_n()`, or any other.
+    """
+
+    reads_batch: ClassVar[bool] = True
+    moves_to_bound: ClassVar[bool] = True
+    rule: CapRule
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose, then cap."""
+        return torch.minimum(x, self.rule.log_cap(x, valid).to(x.dtype)), valid
+
+
+def _log_mean(squares: Tensor, units: Tensor) -> Tensor:
+    """`log(1 + chi2)` as the sample has it, from logs of what adds up to it; at least 0 as any law has it."""
+    return (torch.logsumexp(squares, 0) - units.log()).clamp(min=0)
+
+
+TRADEOFF_CAPS = tuple(c for c in CAPS if c >= 1)
+"""What `tradeoff` chooses from: half octaves from 1 up."""
+NOISE = 16.0
+"""Of `tradeoff`: did best on worlds with rewards of three kinds, and 8 to 32 nearly as well."""
+_FROM_ONE = CAPS.index(TRADEOFF_CAPS[0])
+
+
+@final
+@dataclass(frozen=True)
+class tradeoff(CapRule):  # noqa: N801
+    """`argmin_C (1 - mean w)_+^2 + noise mean w^2 / (N (mean w)^2)` with `w = min(r, C)`, over half octaves from 1 up.
+
+    The first term is the mass that truncation loses, and so the square of the worst bias; the second is noise over
+    the effective number of weights. It knows what `balance` does not: that a step's direction counts and not its
+    length, and that the noise of a gradient is many times its own square, where the worst case has them equal. A cap
+    under 1 only changes the length of the step, at random, so there is none; on policy nothing is capped.
+
+    When: N is small against `1 + chi2`. At N = 64 it gives up what naive with a baseline would have had; see
+    docs/caps.md for the numbers.
+
+    Args:
+        noise: how many times the squared gradient a unit's own squared gradient is, over 0.
+        n: units averaged in one step, at least 1; those that the cap is chosen on if None.
+        stats: at the level to cap.
+
+    Raises:
+        ValueError: unless noise > 0 and n >= 1.
+
+    Example:
+        >>> import torch
+        >>> l = torch.tensor([-0.1, 0.1, 3.0, 0.0, -0.1, 0.0, 0.1, -0.2])
+        >>> print(f"{tradeoff().log_cap(l, torch.ones(8, dtype=torch.bool)).exp():.2f}")
+        1.00
+
+    Source: ours; `benchmarks/caps.py` measures it. `tradeoff_cap` is the same of a known law.
+    """
+
+    noise: float = NOISE
+
+    def __post_init__(self) -> None:
+        """Refuse a noise of nothing."""
+        CapRule.__post_init__(self)
+        if not self.noise > 0:
+            raise ValueError(f"tradeoff: noise must be > 0, got {self.noise}")
+
+    def _of_sample(self, l: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        ordered = l.sort().values
+        # Units beyond the largest cap are never summed, so they may be e^800.
+        r = ordered.clamp(max=math.log(CAPS[-1])).exp()
+        log_caps = torch.tensor(TRADEOFF_CAPS, dtype=l.dtype, device=l.device).log()
+        count = torch.searchsorted(ordered, log_caps, right=True)
+        # With nothing in front, the sum of the first k stands at k.
+        sums = torch.nn.functional.pad(torch.stack([r, r * r]).cumsum(1), (1, 0)).index_select(1, count)
+        return self._least(len(ordered) - count, sums, units, n)
+
+    def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
+        count, *sums = stats.grid.sum(1)[:, :-1].cumsum(1)[:, _FROM_ONE:]
+        return self._least(units - count, torch.stack(sums), units, n)
+
+    def _least(self, over: Tensor, sums: Tensor, units: Tensor, n: Tensor) -> Tensor:
+        """Log of the cap with the least proxy: of each, how many are over it, and sums of r and r^2 of the others."""
+        caps = torch.tensor(TRADEOFF_CAPS, dtype=sums.dtype, device=sums.device)
+        mean, square = (sums[0] + over * caps) / units, (sums[1] + over * caps * caps) / units
+        best = tradeoff_proxy(mean, square, n, self.noise).argmin()
+        return caps.log().index_select(0, best[None]).squeeze(0)
+
+
+def tradeoff_cap(law: RatioLaw, n: float, noise: float = NOISE) -> float:
+    """`argmin_C (1 - E_mu w)^2 + noise E_mu w^2 / (N (E_mu w)^2)`, `w = min(r, C)`, over half octaves from 1 up.
+
+    What the rule `tradeoff` tends to as its sample grows; there it says what the two terms are and why.
+
+    Args:
+        law: of the ratio, such as `LogNormalRatio(s2)`.
+        n: units averaged in one step, at least 1.
+        noise: how many times the squared gradient a unit's own squared gradient is, over 0.
+
+    Returns:
+        A ratio pi/mu: a power of sqrt(2), from 1 up.
+
+    Raises:
+        ValueError: if n is below 1 or noise is not over 0.
+
+    Example:
+        >>> from reweigh.planner import LogNormalRatio
+        >>> print([f"{tradeoff_cap(LogNormalRatio(4.0), n):.1f}" for n in (64, 1024)])
+        ['1.0', '16.0']
+
+    Source: ours; `benchmarks/caps.py` measures it.
+    """
+    if not n >= 1:
+        raise ValueError(f"tradeoff_cap: n must be >= 1, got {n}")
+    if not noise > 0:
+        raise ValueError(f"tradeoff_cap: noise must be > 0, got {noise}")
+    mean = torch.tensor([1 - law.excess(c) for c in TRADEOFF_CAPS], dtype=torch.float64)
+    square = torch.tensor([law.min2(c) for c in TRADEOFF_CAPS], dtype=torch.float64)
+    return TRADEOFF_CAPS[int(tradeoff_proxy(mean, square, n, noise).argmin())]
+
+
+def tradeoff_proxy(
+    mean: Float[Tensor, " cap"], square: Float[Tensor, " cap"], n: float | Tensor, noise: float
+) -> Float[Tensor, " cap"]:
+    """`(1 - mean)_+^2 + noise square / (n mean^2)`: what `tradeoff` makes small; infinite where the mean is 0.
+
+    Args:
+        mean: of `w = min(r, C)` at each cap.
+        square: of its second moment.
+        n: units averaged in one step.
+        noise: over 0.
+    """
+    proxy = (1 - mean).clamp(min=0) ** 2 + noise * square / (n * mean * mean)
+    return torch.where(mean > 0, proxy, torch.inf)

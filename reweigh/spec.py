@@ -7,14 +7,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, cast, get_args
 
-from reweigh.adaptive import CapRule, TruncateAt, balance, cubic, post, post_batch, sqrt_n
-from reweigh.batchwise import MeanAtMost, ParetoSmooth
-from reweigh.divergences import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
+from reweigh.caps import CapRule, TruncateAt, balance, cubic, post, post_batch, sqrt_n, tradeoff
 from reweigh.estimators import Estimator, Factor, Normalise, Statistic, for_advantage, self_normalised
-from reweigh.levels import LEVELS
+from reweigh.levels import LEVELS, binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 from reweigh.named import NAMED
-from reweigh.tradeoff_caps import tradeoff
-from reweigh.transforms import AtMost, Clip, Identity, Power, Reject, Screen, Shrink, SoftKernel, Transform
+from reweigh.transforms import (
+    AtMost,
+    Clip,
+    Identity,
+    MeanAtMost,
+    ParetoSmooth,
+    Power,
+    Reject,
+    Screen,
+    Shrink,
+    SoftKernel,
+    Transform,
+)
 
 TRANSFORMS: Mapping[str, type[Transform]] = {
     t.__name__: t

@@ -11,9 +11,8 @@ from reweigh.doctor import doctor
 from reweigh.doctor.run import conclude
 from reweigh.doctor.tokens import tokens_of
 from reweigh.doctor.visit import visit_tokens
-from reweigh.records.schema import BY_NAME, RunInfo
+from reweigh.records.schema import BY_NAME, Origin, RunInfo, fail
 from reweigh.records.table import conform
-from reweigh.records.violation import Origin, fail
 
 VOCABULARY = 48
 

@@ -233,7 +233,7 @@ def openrlhf(s):
 def reweigh(s):
     """What `Seen.flat` gives to a logger."""
     from reweigh import Batch
-    from reweigh.adapters.metrics import Seen
+    from reweigh.trainers.seen import Seen
 
     return Seen.of(Batch.padded(torch.tensor(s.log_pi), torch.tensor(s.log_mu), torch.tensor(s.mask))).flat()
 

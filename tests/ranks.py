@@ -43,7 +43,8 @@ from reweigh import (
     trm,
     weigh,
 )
-from reweigh.distributed import Normaliser, context_weights, whole_sequences
+from reweigh.distributed import context_weights, whole_sequences
+from reweigh.estimators import Normaliser
 
 LEVELS = (TOKEN, TURN, SEQUENCE)
 ROWS, COLUMNS, VOCABULARY = 13, 9, 11

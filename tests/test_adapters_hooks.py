@@ -30,11 +30,11 @@ from reweigh import (
     token_tis,
     turn_tis,
 )
-from reweigh.adapters import nemo_rl, prime_rl, skyrl, slime, tinker, verl, verl_environment
-from reweigh.adapters.capture import Capture, prompt_id
-from reweigh.adapters.metrics import Seen
-from reweigh.adapters.tensors import factor, wide
 from reweigh.records import read_batches, validate
+from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
+from reweigh.trainers import verl as verl_environment
+from reweigh.trainers.capture import Capture, prompt_id
+from reweigh.trainers.seen import Seen, factor, wide
 
 NEMO = SimpleNamespace(
     LossType=SimpleNamespace(TOKEN_LEVEL="token_level"),
@@ -451,7 +451,7 @@ def doctor(*arguments, **environment):
 def test_doctor_install_without_verl_says_so():
     done = doctor("verl")
     assert done.returncode == 1
-    assert "FAIL  version: reweigh.adapters.verl: verl is not installed; known versions are 0.9.1" in done.stdout
+    assert "FAIL  version: reweigh.trainers.verl: verl is not installed; known versions are 0.9.1" in done.stdout
     assert 'hint: pip install "verl==0.9.1"' in done.stderr
 
 

@@ -24,11 +24,10 @@ from reweigh import (
     token_tis,
     weigh,
 )
-from reweigh.adapters.capture import Capture
-from reweigh.adapters.tensors import factor, wide
-from reweigh.adapters.versions import KNOWN, NotInstalledError, UnknownVersionError, require
 from reweigh.doctor import CAUSES
 from reweigh.records import RunInfo, read_batches, read_info, validate
+from reweigh.trainers.capture import Capture
+from reweigh.trainers.seen import KNOWN, NotInstalledError, UnknownVersionError, factor, require, wide
 
 ROOT = Path(__file__).parents[1]
 

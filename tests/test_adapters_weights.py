@@ -24,8 +24,8 @@ from reweigh import (
     token_tis,
     trm,
 )
-from reweigh.adapters import nemo_rl, prime_rl, skyrl, slime, tinker, verl
-from reweigh.adapters.tensors import factor, wide
+from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
+from reweigh.trainers.seen import factor, wide
 
 BY_SEQUENCE = {
     "naive": naive(),

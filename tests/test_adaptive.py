@@ -35,10 +35,9 @@ from reweigh import (
     tradeoff,
     weigh,
 )
-from reweigh.caps import balance_cap_of_sample, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap
+from reweigh.caps import balance_cap_of_sample, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
 from reweigh.planner import FiniteRatio, LogNormalRatio
-from reweigh.sums import CAPS
-from reweigh.tradeoff_caps import tradeoff_cap
+from reweigh.stats.sums import CAPS
 
 
 def rules_of(a, stats=None):

@@ -9,12 +9,12 @@ import torch
 
 from reweigh import Batch, m2po, seq_tis, snis, token_tis
 from reweigh.audit import Audit, audit
-from reweigh.audit.numerals import interval, of_log, share, two
 from reweigh.audit.pictures import Density, Histogram
 from reweigh.audit.runs import Shared
-from reweigh.audit.token_rows import TokenRows, position_start
+from reweigh.audit.where import TokenRows, position_start
 from reweigh.records import RecordWriter, RunInfo
-from reweigh.summary import Number
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import interval, of_log, share, two
 
 BY = ("step", "env", "length", "position", "lag")
 

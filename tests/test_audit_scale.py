@@ -21,8 +21,7 @@ from reweigh.audit.trial import Trial, default_estimators
 from reweigh.audit.workers import Workers
 from reweigh.layout import Packed
 from reweigh.records import RecordWriter, RunInfo
-from reweigh.records.read import cut, read_part
-from reweigh.records.reader import FilePart
+from reweigh.records.files import FilePart, cut, read_part
 
 BY = ("step", "env", "length", "position", "lag")
 
@@ -187,7 +186,7 @@ def test_sums_do_not_depend_on_the_partition(folder, rows, tmp_path, tokens, bat
 
 
 def count(stats, name):
-    from reweigh.sums import MOMENTS
+    from reweigh.stats.sums import MOMENTS
 
     return stats.moments[MOMENTS.index(name)]
 

@@ -9,7 +9,7 @@ from batches import random_batch, rows_of
 from scipy import stats
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, summarise
-from reweigh.bootstrap import bootstrap, resample
+from reweigh.stats.summary import bootstrap, resample
 
 MEAN = lambda c: c["x"] / c["n"]  # noqa: E731
 

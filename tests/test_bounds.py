@@ -13,7 +13,7 @@ from reweigh import SEQUENCE, Batch, RatioStats, bounds
 from reweigh.bounds import BOUNDS, about
 from reweigh.caps import balance_cap, cubic_cap, post_cap
 from reweigh.planner import FiniteRatio, LogNormalRatio
-from reweigh.sums import MOMENTS
+from reweigh.stats.sums import MOMENTS
 
 GIVEN = json.loads((Path(__file__).parent / "data" / "golden_worlds.json").read_text())["instances"]
 b = bounds

@@ -14,6 +14,7 @@ from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
 from reweigh.caps import (
     balance_cap,
     balance_cap_of_sample,
+    balance_cap_of_stats,
     cubic_cap,
     mis_balance_cap,
     post_batch_cap,
@@ -21,7 +22,6 @@ from reweigh.caps import (
     sqrt_n_cap,
 )
 from reweigh.planner import FiniteRatio, LogNormalRatio
-from reweigh.running_caps import balance_cap_of_stats
 
 DATA = Path(__file__).parent / "data"
 GIVEN = json.loads((DATA / "golden_worlds.json").read_text())

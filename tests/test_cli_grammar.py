@@ -17,7 +17,7 @@ from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 from reweigh.__main__ import main
 from reweigh.audit.slices import By as AuditBy
 from reweigh.cli.app import app
-from reweigh.cli.options import CauseCut, Cut
+from reweigh.cli.output import CauseCut, Cut
 from reweigh.doctor.slices import By as DoctorBy
 
 ROOT = Path(__file__).parents[1]

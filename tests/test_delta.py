@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
-from reweigh.delta import states_beyond
+from reweigh.stats.summary import states_beyond
 
 
 def test_markov_holds_where_the_states_are_known():

@@ -8,7 +8,9 @@ import torch
 from batches import random_batch
 
 from reweigh import SEQUENCE, Batch, RatioStats, all_reduce, log_normaliser, seq_is, seq_tis, snis, turn_tis, weigh
-from reweigh.distributed import Normaliser, context_weights, merge, whole_sequences
+from reweigh import distributed as merge
+from reweigh.distributed import context_weights, whole_sequences
+from reweigh.estimators import Normaliser
 from reweigh.named import geo_rs, prefix_tis, psis, token_tis
 
 every_world = pytest.mark.parametrize("world", [2, 3, pytest.param(4, marks=pytest.mark.slow)])

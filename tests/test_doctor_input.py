@@ -14,9 +14,8 @@ from reweigh.doctor import doctor
 from reweigh.doctor.run import conclude
 from reweigh.doctor.tokens import tokens_of
 from reweigh.doctor.visit import visit_tokens
-from reweigh.records.schema import RunInfo
+from reweigh.records.schema import Origin, RunInfo, Tally
 from reweigh.records.table import aligned, conform
-from reweigh.records.violation import Origin, Tally
 
 BYS = ("step", "lag", "turn", "env", "source")
 ROWS = every_column(prompts=15)

@@ -189,7 +189,7 @@ def test_a_bucket_is_a_cluster_of_the_audit():
 
     from reweigh.batch import Batch
     from reweigh.doctor.tokens import bucket_of
-    from reweigh.sums import bucket
+    from reweigh.stats.sums import bucket
 
     group = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 500)
     x = torch.zeros(500)

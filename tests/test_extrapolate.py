@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
-from reweigh.extrapolate import renyi2_at, renyi2_models
+from reweigh.stats.summary import renyi2_at, renyi2_models
 
 
 def stats_of(lr):

@@ -15,10 +15,10 @@ import yaml
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
 from reweigh.__main__ import main
 from reweigh.gate import Bound, Cut, Policy, Run, decide, draft, gate, read_baseline, read_policy, read_run
-from reweigh.gate.draft import HEADROOM_OF_TWO
 from reweigh.gate.numbers import INSTEAD, KINDS, measured
-from reweigh.number import Number
+from reweigh.gate.policy import HEADROOM_OF_TWO
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.stats.intervals import Number
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "examples" / "records"

@@ -45,7 +45,7 @@ OPTIONAL = {"batchwise": {"arviz_stats"}}
 
 
 def modules():
-    """Every file of the package with the first part of its name: `reweigh/records/read.py` is of `records`."""
+    """Every file of the package with the first part of its name: `reweigh/records/files.py` is of `records`."""
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)
         part = relative.parts[0].removesuffix(".py")

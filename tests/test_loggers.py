@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from reweigh import Batch, seq_tis
-from reweigh.adapters.loggers import log_to
-from reweigh.adapters.metrics import Seen
+from reweigh.trainers.seen import Seen, log_to
 
 METRICS = {"reweigh/sequence/tv": 0.25, "reweigh/weight/mean": 0.5}
 
@@ -66,7 +65,7 @@ found = {n: [(step, json.loads(text)[n]) for step, text in rows if n in json.loa
 START = """
 import contextlib, json, sys
 from pathlib import Path
-from reweigh.adapters.loggers import log_to
+from reweigh.trainers.seen import log_to
 steps = {steps!r}
 names = list(steps[0][1])
 """

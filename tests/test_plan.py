@@ -15,8 +15,8 @@ from reweigh.levels import SEQUENCE, TURN
 from reweigh.named import turn_tis
 from reweigh.plan import Band, MixedRatio, expect, length_band, plan, plan_records
 from reweigh.plan.measured import Tally
+from reweigh.plan.model import figure
 from reweigh.plan.modes import defaults
-from reweigh.plan.trust import figure
 from reweigh.planner import LogNormalRatio
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.transforms import Clip, Screen
@@ -194,8 +194,7 @@ def test_caps_are_those_of_the_lab():
     (at,) = plan(1e-3, [300], batch=64).at
     caps = {c.rule: c.cap.value for c in at.caps}
     law = LogNormalRatio.of_length(1e-3, 300)
-    from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap
-    from reweigh.tradeoff_caps import tradeoff_cap
+    from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, tradeoff_cap
 
     assert caps == pytest.approx(
         {

@@ -20,16 +20,21 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from reweigh.__main__ import main
 from reweigh.probe import models
 from reweigh.probe import scorer as scorer_module
-from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, SamplingSettings, silent
-from reweigh.probe.engine_openai import OpenAIEngine, Retry
+from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, SamplingSettings, load_prompts, silent
+from reweigh.probe.engine_openai import OpenAIEngine, Retry, in_parallel
 from reweigh.probe.engine_transformers import TransformersEngine
-from reweigh.probe.logits import draw, entropy, nucleus, sampling_log_probs, score_log_probs
-from reweigh.probe.models import find_model, load_model
-from reweigh.probe.parallel import in_parallel
-from reweigh.probe.prompts import load_prompts
-from reweigh.probe.quantise import NumberFormat, in_format, round_rows
-from reweigh.probe.rollouts import read_rollouts
-from reweigh.probe.scorer import Response, Scorer, check_head
+from reweigh.probe.models import NumberFormat, find_model, in_format, load_model, round_rows
+from reweigh.probe.run import read_rollouts
+from reweigh.probe.scorer import (
+    Response,
+    Scorer,
+    check_head,
+    draw,
+    entropy,
+    nucleus,
+    sampling_log_probs,
+    score_log_probs,
+)
 from reweigh.records import read_batches, read_info
 
 END = 256

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from reweigh.__main__ import main
-from reweigh.readers import (
+from reweigh.dumps import (
     FORMATS,
     RECORDS,
     Skipped,
@@ -27,10 +27,10 @@ from reweigh.readers import (
     recognise,
     tinker_rows,
 )
-from reweigh.readers.miles import zigzag
+from reweigh.dumps.miles import zigzag
 from reweigh.records import RecordWriter, RunInfo, UnreadableFileError, read_batches
-from reweigh.records.reader import FilePart
-from reweigh.records.violation import fail
+from reweigh.records.files import FilePart
+from reweigh.records.schema import fail
 
 DATA = Path(__file__).parent / "data" / "readers"
 FOLDERS = {
@@ -518,7 +518,7 @@ def test_a_torch_file_runs_nothing(tmp_path):
 
 
 def test_numpy_arrays_in_a_pickle_are_data(tmp_path):
-    from reweigh.readers.tensors import load_pickle
+    from reweigh.dumps.tensors import load_pickle
 
     value = {"a": np.arange(3), "b": np.float32(2), "c": {1, 2}, "d": torch.ones(2)}
     for protocol in (3, 4, 5):

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, Batch, RatioStats, excess, summarise
-from reweigh import tiles as tiles_module
-from reweigh.host import to_host
-from reweigh.sums import BLOCK_SIZES, CAPS, GRID_TOP, LENGTH_EDGES, MOMENTS, POWERS
+from reweigh import layout as tiles_module
+from reweigh.stats.sums import BLOCK_SIZES, CAPS, GRID_TOP, LENGTH_EDGES, MOMENTS, POWERS
+from reweigh.stats.tail import to_host
 
 LEVELS = pytest.mark.parametrize("level", [TOKEN, TURN, SEQUENCE], ids=lambda v: v.name)
 
@@ -259,7 +259,7 @@ def random_groups(group):
 
 def test_consecutive_groups_spread_over_the_buckets():
     """Prompt numbers are consecutive, or multiples of the group size, as a rule: neither may share few buckets."""
-    from reweigh.sums import bucket
+    from reweigh.stats.sums import bucket
 
     log_p = torch.full((64, 1), -1.0)
     for step in (1, 8, 64, 1000):

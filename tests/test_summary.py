@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, excess, summarise
-from reweigh.host import to_host
 from reweigh.planner import LogNormalRatio
-from reweigh.tail import (
+from reweigh.stats.tail import (
     MAX_SHARE,
     MIN_BEHIND,
     MIN_UNITS,
     kl_pi_mu,
     log_needed_by_kl,
     refusal_of,
+    to_host,
     units_behind,
 )
 

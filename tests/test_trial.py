@@ -26,13 +26,10 @@ from reweigh import (
 )
 from reweigh.__main__ import main
 from reweigh.audit import audit
-from reweigh.audit.limits import Limits, Range
 from reweigh.audit.pack import pack, unpack
-from reweigh.audit.progress import progress
-from reweigh.audit.recommend import CORRECTABLE, recommend
+from reweigh.audit.recommend import CORRECTABLE, progress, recommend
 from reweigh.audit.runs import Shared
-from reweigh.audit.trial import Trial
-from reweigh.audit.tried import Asked, all_estimators, possible
+from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
 from reweigh.doctor.causes import CAUSES
 from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.records import RecordWriter

@@ -11,11 +11,10 @@ from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import reweigh.vocabulary.linear
-import reweigh.vocabulary.rows
-import reweigh.vocabulary.states
+import reweigh.logits.states
+import reweigh.logits.tokens
 from reweigh import Batch, naive, num_tokens, policy_gradient, ppo_clip, seq_tis
-from reweigh.vocabulary import LinearLogits, StateTotals, linear_log_probs, log_probs, state_divergences
+from reweigh.logits import LinearLogits, StateTotals, linear_log_probs, log_probs, state_divergences
 
 NAMES = ("tv", "kl_mu_pi", "kl_pi_mu", "chi2", "hellinger2", "max_log_ratio")
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.integers(1, 6))
@@ -26,8 +25,8 @@ dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.fl
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few rows, so that small inputs are cut and the last block is not full."""
-    monkeypatch.setattr(reweigh.vocabulary.rows, "in_cache", lambda device: 64)
-    monkeypatch.setattr(reweigh.vocabulary.linear, "LEAST_TILE", 3)
+    monkeypatch.setattr(reweigh.logits.tokens, "in_cache", lambda device: 64)
+    monkeypatch.setattr(reweigh.logits.tokens, "LEAST_TILE", 3)
 
 
 def plain_scores(logits, tokens, temperature=1.0, softcap=None):
@@ -521,7 +520,7 @@ def test_garbage_off_the_mask_reaches_no_total():
 def test_arguments_that_mean_nothing_are_refused(unchecked, call, text):
     assert unchecked
     with pytest.raises(ValueError, match=text):
-        call(importlib.import_module("reweigh.vocabulary"))
+        call(importlib.import_module("reweigh.logits"))
 
 
 def cases(vocabulary):
@@ -554,7 +553,7 @@ def cases(vocabulary):
 @pytest.mark.parametrize("name", ["head", "scores", "states"])
 def test_compiles_to_one_graph(unchecked, name, backend):
     torch._dynamo.reset()
-    run, inputs, num = cases(importlib.import_module("reweigh.vocabulary"))[name]
+    run, inputs, num = cases(importlib.import_module("reweigh.logits"))[name]
     inputs = [x.clone().requires_grad_(i < num) for i, x in enumerate(inputs)]
     got, expected = torch.compile(run, fullgraph=True, backend=backend)(*inputs), run(*inputs)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
@@ -583,11 +582,11 @@ def test_nothing_waits_for_the_device():
         state_divergences(logits, logits).totals(torch.ones(24, dtype=torch.bool))
     hidden, weight, bias = (torch.empty(*n, device="meta") for n in ((24, 5), (31, 5), (31,)))
     tokens = torch.empty(24, dtype=torch.long, device="meta")
-    log_p, entropy, lse = reweigh.vocabulary.linear.scores_in_chunks(hidden, weight, bias, tokens, 1.2, 4.0, None, 200)
-    out = reweigh.vocabulary.linear.gradients_in_tiles(
+    log_p, entropy, lse = reweigh.logits.tokens.scores_in_chunks(hidden, weight, bias, tokens, 1.2, 4.0, None, 200)
+    out = reweigh.logits.tokens.gradients_in_tiles(
         hidden, weight, bias, tokens, lse, entropy, log_p, entropy, 1.2, 4.0, None, 200
     )
     assert [x.shape for x in out] == [hidden.shape, weight.shape, bias.shape]
     side = (hidden, weight, bias, 4.0, torch.float32, 1.2)
-    values = reweigh.vocabulary.states.compared_in_blocks(*side, *side, torch.float64, 200)
+    values = reweigh.logits.states.compared_in_blocks(*side, *side, torch.float64, 200)
     assert values.shape == (6, 24)

@@ -23,7 +23,7 @@ def trainer(folder, correction, *, rollout="sampler", capture=None, cls=None, ch
     from datasets import Dataset
     from trl import GRPOConfig
 
-    from reweigh.adapters.trl import CorrectedGRPOTrainer
+    from reweigh.trainers.trl import CorrectedGRPOTrainer
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,19 +7,16 @@ import numpy as np
 import torch
 
 from reweigh.audit.parts import merge
-from reweigh.audit.pictures import Density, Histogram
+from reweigh.audit.pictures import Density, Histogram, Worst
 from reweigh.audit.runs import Shared
 from reweigh.audit.slices import By, Slices
-from reweigh.audit.strata import Cut, Strata, all_strata
-from reweigh.audit.token_rows import TokenRows
-from reweigh.audit.trial import Trial
-from reweigh.audit.tried import default_estimators, possible
-from reweigh.audit.worst import Worst
+from reweigh.audit.trial import Trial, default_estimators, possible
+from reweigh.audit.where import Cut, Strata, TokenRows, all_strata
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
 from reweigh.records import RecordBatch
-from reweigh.stats import RatioStats
+from reweigh.stats.sums import RatioStats
 
 
 @dataclass(frozen=True)

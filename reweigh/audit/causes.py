@@ -2,10 +2,10 @@
 
 import math
 
-from reweigh.audit.numerals import interval
 from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
-from reweigh.number import Number
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import interval
 
 
 def first_cause(diagnosis: Diagnosis | None) -> Finding | None:

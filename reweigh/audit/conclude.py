@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from reweigh.audit.accumulate import Sums
-from reweigh.audit.limits import Limits
+from reweigh.audit.pictures import tail_of
 from reweigh.audit.result import Audit, FileRead, TrialRow
 from reweigh.audit.slices import COLUMNS_OF
-from reweigh.audit.strata import shown_cuts
-from reweigh.audit.tails import tail_of
-from reweigh.audit.trial import Outcome
-from reweigh.host import to_host
-from reweigh.summary import Summary, excess, summarise
-from reweigh.verdict import Finding, Verdict, judge
+from reweigh.audit.trial import Limits, Outcome
+from reweigh.audit.where import shown_cuts
+from reweigh.stats.summary import Summary, excess, summarise
+from reweigh.stats.tail import to_host
+from reweigh.stats.verdict import Finding, Verdict, judge
 
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 

@@ -9,16 +9,15 @@ import numpy as np
 from reweigh.audit.headline import headline
 from reweigh.audit.lengths import length_columns
 from reweigh.audit.outcomes import MEANINGS, numbers_of
-from reweigh.audit.pictures import Density, Histogram
+from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence
 from reweigh.audit.result import Audit, FileRead, TrialRow
 from reweigh.audit.slices import SliceRow
-from reweigh.audit.strata import KNOWN_BEFORE, Cut, Stratum
-from reweigh.audit.tails import Tail
 from reweigh.audit.trial import Outcome
-from reweigh.audit.worst import WorstSequence
-from reweigh.summary import Number, Summary
-from reweigh.sums import NUM_BINS
-from reweigh.verdict import Verdict
+from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
+from reweigh.stats.intervals import Number
+from reweigh.stats.summary import Summary
+from reweigh.stats.sums import NUM_BINS
+from reweigh.stats.verdict import Verdict
 
 DOCUMENT_VERSION = 2
 SLICE_NUMBERS: Mapping[str, tuple[str, ...]] = {

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from reweigh.audit.causes import cause_sentence, evidence_sentence, first_cause
-from reweigh.audit.numerals import interval, of_log, share, two
 from reweigh.audit.recommend import CORRECTABLE, recommend
 from reweigh.audit.result import Audit, TrialRow
 from reweigh.doctor.causes import ABOUT, BENIGN
 from reweigh.doctor.diagnosis import NAMED, Finding
-from reweigh.verdict import ESS_GOOD, KL_LARGE
+from reweigh.stats.numerals import interval, of_log, share, two
+from reweigh.stats.verdict import ESS_GOOD, KL_LARGE
 
 
 @dataclass(frozen=True)

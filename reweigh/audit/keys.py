@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.records import RecordBatch
-from reweigh.sums import LENGTH_EDGES
+from reweigh.stats.sums import LENGTH_EDGES
 
 MISSING = -(2**62)  # stands for the number of what the records do not say
 OTHER = -1  # the key of environments that are not told apart

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from reweigh.audit.numerals import interval, share, two
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
-from reweigh.audit.strata import Cut
+from reweigh.audit.where import Cut
 from reweigh.records import RunInfo
-from reweigh.summary import Number, Summary
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import interval, share, two
+from reweigh.stats.summary import Summary
 
 # Name in Summary.numbers, and label.
 ROWS: tuple[tuple[str, str], ...] = (

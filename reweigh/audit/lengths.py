@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from reweigh.audit.result import TrialRow
 from reweigh.audit.trial import Outcome
-from reweigh.sums import LENGTH_EDGES
+from reweigh.stats.sums import LENGTH_EDGES
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from reweigh.audit.accumulate import Plan, Sums
 from reweigh.audit.pack import pack, unpack
+from reweigh.audit.pictures import WORST_COLUMNS
 from reweigh.audit.slices import COLUMNS_OF
-from reweigh.audit.strata import CUT_COLUMNS
-from reweigh.audit.worst import WORST_COLUMNS
-from reweigh.batch import Batch
-from reweigh.batch_rules import POSITIVE_TOLERANCE
-from reweigh.readers import formats
+from reweigh.audit.where import CUT_COLUMNS
+from reweigh.batch import POSITIVE_TOLERANCE, Batch
+from reweigh.dumps import formats
 from reweigh.records import Violation
-from reweigh.records.read import read_part
-from reweigh.records.reader import FilePart
-from reweigh.records.rules import check_values
+from reweigh.records.files import FilePart, read_part
+from reweigh.records.table import check_values
 
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
 

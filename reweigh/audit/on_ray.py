@@ -10,7 +10,7 @@ from typing import Any
 
 from reweigh.audit.measure import Job, Measured, measure
 from reweigh.processes import single_threaded
-from reweigh.records.reader import FilePart
+from reweigh.records.files import FilePart
 
 
 @dataclass(frozen=True)

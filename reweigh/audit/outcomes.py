@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from reweigh.audit.result import TrialRow
 from reweigh.audit.trial import Outcome
-from reweigh.intervals import bernoulli_kl, t_quantile
-from reweigh.number import Number
-from reweigh.tail import MAX_SHARE
+from reweigh.stats.intervals import Number, bernoulli_kl, t_quantile
+from reweigh.stats.tail import MAX_SHARE
 
 MEANINGS: Mapping[str, str] = {
     "kept_share": "Share of units that are not dropped.",

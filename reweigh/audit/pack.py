@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from reweigh.audit.accumulate import Sums
-from reweigh.audit.pictures import Density, Histogram
+from reweigh.audit.pictures import Density, Histogram, Worst, WorstSequence
 from reweigh.audit.slices import Slices
-from reweigh.audit.strata import Strata
 from reweigh.audit.trial import Trial
-from reweigh.audit.worst import Worst, WorstSequence
+from reweigh.audit.where import Strata
 from reweigh.levels import LEVELS, Level
-from reweigh.stats import RatioStats
+from reweigh.stats.sums import RatioStats
 
 _MAGIC = b"reweigh1"
 _TYPES: Mapping[str, type] = {

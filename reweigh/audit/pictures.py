@@ -1,6 +1,9 @@
-"""Histograms with fixed bins, in one and two dimensions, so that those of two files add up to those of both."""
+"""What is drawn of an audit: histograms that add up, the largest ratios, and the sequences farthest off."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reweigh.audit.runs import Shared
+from reweigh.records import RecordBatch
+from reweigh.stats.summary import Summary
+from reweigh.stats.sums import RatioStats
+from reweigh.stats.tail import MAX_KHAT, MIN_UNITS
+from reweigh.transforms import smoothed_tail
 
 # A histogram has 32 equal bins in each octave of |x|, from 2^-30 to 2^14 nats: fine at every scale, and the bins of any
 # linear histogram of range 2^k nest in them, so the scale can be chosen when all has been read.
@@ -184,3 +192,154 @@ def _lower_edges() -> NDArray[np.float64]:
     octaves = 2.0 ** (np.arange(_LOW, _HIGH + 1, dtype=np.float64) - 1)
     inner = (octaves[:, None] * (1 + np.arange(_SUB) / _SUB)).ravel()
     return np.concatenate([[0.0], inner, [2.0**_HIGH]])
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+MAX_WORST = 10  # sequences
+MAX_TOKENS = 400  # of each: a window around the token whose log ratio is farthest from 0
+MAX_TEXT = 4000  # characters
+MAX_NAME = 120  # characters
+WORST_COLUMNS = ("token_ids", "text")
+
+
+@dataclass(frozen=True, eq=False)
+class WorstSequence:
+    """One sequence.
+
+    Attributes:
+        name: its sequence_id.
+        log_ratio: its sum of log ratios, nats.
+        tokens: how many of its tokens count.
+        length: how many it has.
+        first: place of the first token that is kept.
+        log_ratios: `[T]` float32, of the tokens kept, nats; 0 where the mask is off.
+        log_mu: `[T]` float32.
+        mask: `[T]`.
+        token_ids: `[T]`; None if the records have none.
+        text: of the response, its beginning; None if the records have none.
+    """
+
+    name: str
+    log_ratio: float
+    tokens: int
+    length: int
+    first: int
+    log_ratios: Tensor
+    log_mu: Tensor
+    mask: Tensor
+    token_ids: Tensor | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Worst:
+    """The worst sequences, worst first; `a + b` is the worst of both, whatever the order.
+
+    Attributes:
+        found: at most `MAX_WORST`.
+    """
+
+    found: list[WorstSequence] = field(default_factory=list[WorstSequence])
+
+    @classmethod
+    def of(cls, shared: Shared, by_sequence: NDArray[np.float64], part: RecordBatch) -> "Worst":
+        """Of one batch.
+
+        Args:
+            shared: the batch.
+            by_sequence: `[S]`: sum of log ratios, nats.
+            part: the columns beside it.
+        """
+        size = np.where(shared.runs.lengths.numpy() > 0, np.abs(by_sequence), -1.0)
+        if len(size) > MAX_WORST:
+            least = np.partition(size, -MAX_WORST)[-MAX_WORST]
+            chosen = np.flatnonzero((size >= least) & (size >= 0))
+        else:
+            chosen = np.flatnonzero(size >= 0)
+        if len(chosen) > MAX_WORST:  # ties, as in a run without a gap: only their names tell which are kept
+            names = _column(part, "sequence_id", chosen)
+            order = sorted(range(len(chosen)), key=lambda i: (-size[chosen[i]], names[i]))
+            chosen = chosen[order[:MAX_WORST]]
+        return cls(_worst([_sequence(shared, float(by_sequence[s]), part, int(s)) for s in chosen]))
+
+    def __add__(self, other: "Worst") -> "Worst":
+        """The worst of both."""
+        return Worst(_worst([*self.found, *other.found]))
+
+
+def _worst(found: list[WorstSequence]) -> list[WorstSequence]:
+    return sorted(found, key=lambda x: (-abs(x.log_ratio), x.name))[:MAX_WORST]
+
+
+def _column(part: RecordBatch, name: str, rows: NDArray[np.int64]) -> list[Any]:
+    if name not in part.table.schema.names:
+        return [None] * len(rows)
+    column = part.table.column(name)
+    return [column[int(row)].as_py() for row in rows]
+
+
+def _sequence(shared: Shared, log_ratio: float, part: RecordBatch, row: int) -> WorstSequence:
+    runs, batch = shared.runs, shared.batch
+    start, length = int(runs.starts[row]), int(runs.sizes[row])
+    sizes = np.abs(batch.log_ratio[start : start + length].numpy())
+    first = min(max(0, int(sizes.argmax()) - MAX_TOKENS // 2), max(0, length - MAX_TOKENS))
+    kept = slice(start + first, start + min(length, first + MAX_TOKENS))
+    one = np.array([row])
+    (name,), (text,), (ids,) = (_column(part, x, one) for x in ("sequence_id", "text", "token_ids"))
+    if ids is not None:
+        ids = torch.tensor([-1 if i is None else i for i in ids[first : first + MAX_TOKENS]], dtype=torch.int64)
+    return WorstSequence(
+        str(name)[:MAX_NAME],
+        log_ratio,
+        int(runs.lengths[row]),
+        length,
+        first,
+        batch.log_ratio[kept].float().clone(),
+        batch.log_mu[kept].float().clone(),
+        runs.mask[kept].clone(),
+        ids,
+        None if text is None else text[:MAX_TEXT],
+    )
+
+
+_KEPT = 7225  # units whose tail, 3 sqrt(n) of them, is as long as what is kept
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The largest ratios of one level.
+
+    Attributes:
+        n: units that there are.
+        log_ratios: the largest, in falling order, nats. The share of units with at least the i-th, from 0, is about
+            `(i + 1/2) / n`.
+        fitted: what the Pareto fit has in their places, as far as its tail goes; empty without a fit.
+        khat: index of the tail; None without a fit.
+        limit: the index beyond which moments are refused.
+    """
+
+    n: int
+    log_ratios: tuple[float, ...]
+    fitted: tuple[float, ...]
+    khat: float | None
+    limit: float
+
+
+def tail_of(stats: RatioStats, summary: Summary) -> Tail:
+    """The tail of some stats; `summary` is of them."""
+    top = stats.top.cpu().numpy()
+    top = top[np.isfinite(top)]
+    limit = min(MAX_KHAT, 1 - 1 / math.log10(summary.n)) if summary.n > 1 else 0.0
+    khat = summary.numbers["khat"].value
+    fitted: tuple[float, ...] = ()
+    if khat is not None and summary.n >= MIN_UNITS:
+        n = min(summary.n, _KEPT)
+        body = np.full(n, top[-1] - 1.0)  # only the tail is read, so what stands for the rest may be anything below it
+        body[: min(n, len(top))] = top[:n]
+        length = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
+        fit = smoothed_tail(body)
+        if fit is not None:
+            fitted = tuple(np.sort(fit[0])[::-1][: min(length, len(top))].tolist())
+    return Tail(summary.n, tuple(top.tolist()), fitted, khat, limit)

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from reweigh.audit.document import document
 from reweigh.audit.headline import Headline, headline
 from reweigh.audit.labels import CUT_WORDS, count, counted, run_line
-from reweigh.audit.numerals import digits
 from reweigh.audit.page.cells import Cell
 from reweigh.audit.page.diagnosed import cause_section
 from reweigh.audit.page.grids import MAX_TRIALS, level_grids, meanings, short, slice_grids, trial_grid
+from reweigh.audit.pictures import MAX_TEXT, MAX_TOKENS, WorstSequence
 from reweigh.audit.result import Audit
-from reweigh.audit.worst import MAX_TEXT, MAX_TOKENS, WorstSequence
+from reweigh.stats.numerals import digits
 
 MAX_LINES = 40  # of notes, and of what to do: of a run of thousands of files there may be as many
 MAX_LINE = 1000  # characters

@@ -8,14 +8,14 @@ from rich.text import Text
 
 from reweigh.audit.causes import evidence_sentence
 from reweigh.audit.labels import CUT_WORDS
-from reweigh.audit.numerals import digits, interval, of_log, share, two
 from reweigh.audit.result import Audit
-from reweigh.audit.strata import Cut, Stratum
 from reweigh.audit.trial import SIGNS, Sign
+from reweigh.audit.where import Cut, Stratum
 from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding
-from reweigh.number import Number
 from reweigh.records import RunInfo
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import digits, interval, of_log, share, two
 
 MAX_ROWS = 8  # of a cut; the page and --json have all
 MAX_WORST = 5

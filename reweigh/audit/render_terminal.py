@@ -25,12 +25,12 @@ from reweigh.audit.labels import (
     slice_tv,
 )
 from reweigh.audit.lengths import LengthColumn, length_columns
-from reweigh.audit.numerals import of_log, share, two
 from reweigh.audit.render_more import by_sign, causes, effective, table_of, where, worst
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import By, SliceRow
-from reweigh.summary import Summary
-from reweigh.verdict import Finding, Verdict
+from reweigh.stats.numerals import of_log, share, two
+from reweigh.stats.summary import Summary
+from reweigh.stats.verdict import Finding, Verdict
 
 MAX_WIDTH = 100
 MAX_LENGTHS = 6  # columns of the table by length

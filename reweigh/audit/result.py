@@ -7,18 +7,16 @@ from typing import Any
 
 from rich.console import Console
 
-from reweigh.audit.limits import Limits
-from reweigh.audit.pictures import Density, Histogram
+from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence
 from reweigh.audit.slices import By, SliceRow
-from reweigh.audit.strata import Cut, Stratum
-from reweigh.audit.tails import Tail
-from reweigh.audit.trial import Outcome, Sign
-from reweigh.audit.worst import WorstSequence
+from reweigh.audit.trial import Limits, Outcome, Sign
+from reweigh.audit.where import Cut, Stratum
 from reweigh.doctor.diagnosis import Diagnosis
-from reweigh.estimators import Unit
+from reweigh.levels import Unit
 from reweigh.records import RunInfo
-from reweigh.summary import Number, Summary
-from reweigh.verdict import Verdict
+from reweigh.stats.intervals import Number
+from reweigh.stats.summary import Summary
+from reweigh.stats.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class TrialRow:
         name: as one would write it.
         unit: what a weight belongs to.
         all: on all units.
-        by_bin: by bin of response length (`reweigh.sums.LENGTH_EDGES`); some have no units.
+        by_bin: by bin of response length (`reweigh.stats.sums.LENGTH_EDGES`); some have no units.
         by_sign: by sign of the sequence's mean advantage; all are "none" where no advantage is recorded.
         raw: the share of its units that would be effective under their raw ratios; refused as the level's is.
         independent: how many independent units know as much as these clustered ones; for intervals.

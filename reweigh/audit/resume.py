@@ -10,7 +10,7 @@ from typing import Any
 from reweigh import __version__
 from reweigh.audit.measure import Job, Measured
 from reweigh.audit.pack import pack, unpack
-from reweigh.records.reader import FilePart
+from reweigh.records.files import FilePart
 
 SAVE_SECONDS = 10.0  # between two writings of the state: the most work that a killed process loses
 DEFAULT_STATE = Path("reweigh-audit.state")

@@ -15,12 +15,10 @@ from reweigh.audit.resume import Keeper, Merged, StateFile
 from reweigh.audit.slices import BYS, By
 from reweigh.audit.trial import refuse_batch_readers
 from reweigh.audit.workers import Workers
+from reweigh.dumps import formats
 from reweigh.estimators import Estimator
-from reweigh.readers import formats
 from reweigh.records import read_info
-from reweigh.records.paths import Paths
-from reweigh.records.read import cut
-from reweigh.records.reader import FilePart
+from reweigh.records.files import FilePart, Paths, cut
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
 
@@ -70,7 +68,7 @@ def audit(
         estimators: what to try, by the name to show; a default set if not given.
         by: what to cut the numbers by: "step", "env", "length", "position" or "lag".
         keep_going: leave out tokens whose log-prob cannot be one, and count them; otherwise they are an error.
-        reader: name of the files' format (see `reweigh.readers.FORMATS`); recognised by their content if not given.
+        reader: name of the files' format (see `reweigh.dumps.FORMATS`); recognised by their content if not given.
         engine: what runs it: `Workers(8)` processes, `OnRay()`; this process alone if not given.
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
         resume: go on from `state`; from the beginning if there is no such file.

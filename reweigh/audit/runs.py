@@ -12,9 +12,8 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Statistic
-from reweigh.layout import Layout, Packed
-from reweigh.sums import NUM_BINS, length_bin
-from reweigh.tiles import Tiles
+from reweigh.layout import Layout, Packed, Tiles
+from reweigh.stats.sums import NUM_BINS, length_bin
 
 _Memory = dict[Any, tuple[Any, Tensor]]
 

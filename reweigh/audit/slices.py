@@ -26,9 +26,8 @@ from reweigh.audit.parts import merge, positions, take, take_sequences
 from reweigh.batch import Batch
 from reweigh.levels import SEQUENCE, TOKEN, Level
 from reweigh.records import RecordBatch
-from reweigh.stats import RatioStats
-from reweigh.summary import Summary, summarise
-from reweigh.sums import length_bin
+from reweigh.stats.summary import Summary, summarise
+from reweigh.stats.sums import RatioStats, length_bin
 
 By = Literal["step", "env", "length", "position", "lag"]
 """What an audit can be cut by."""

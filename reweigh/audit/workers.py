@@ -7,7 +7,7 @@ from functools import partial
 
 from reweigh.audit.measure import Job, Measured, measure
 from reweigh.processes import cores, in_order
-from reweigh.records.reader import FilePart
+from reweigh.records.files import FilePart
 
 # Below this one process is done before others have imported torch; for `Workers(None)`.
 WORTH_STARTING = 1 << 25  # tokens

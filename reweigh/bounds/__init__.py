@@ -82,7 +82,9 @@ from reweigh.bounds.truncation import (
     tis_mse_cubic,
     tis_second_moment,
 )
-from reweigh.bounds.truncation import tis_or_mis as tis_or_mis
+from reweigh.bounds.truncation import (
+    tis_or_mis as tis_or_mis,
+)
 
 # fmt: off
 BOUNDS: tuple[Callable[..., float], ...] = (

@@ -14,8 +14,24 @@ from reweigh.audit.recommend import recommend
 from reweigh.audit.resume import DEFAULT_STATE
 from reweigh.audit.workers import Workers as Processes
 from reweigh.cli.estimators import asked
-from reweigh.cli.options import By, Estimators, Form, Html, Json, KeepGoing, Quiet, Reader, Text, Workers
-from reweigh.cli.output import INTERRUPTED, Bar, print_json, progress, say, stdout
+from reweigh.cli.output import (
+    INTERRUPTED,
+    Bar,
+    By,
+    Estimators,
+    Form,
+    Html,
+    Json,
+    KeepGoing,
+    Quiet,
+    Reader,
+    Workers,
+    print_json,
+    progress,
+    say,
+    stdout,
+)
+from reweigh.cli.output import TextOption as Text
 from reweigh.cli.trial_tables import render_trial
 from reweigh.doctor import doctor as diagnose
 from reweigh.processes import single_threaded

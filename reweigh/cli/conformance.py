@@ -7,8 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.options import Form, Quiet
-from reweigh.cli.output import print_json, progress, stdout
+from reweigh.cli.output import Form, Quiet, print_json, progress, stdout
 from reweigh.rosetta.conformance import Checked, check
 from reweigh.rosetta.recorded import read_recording
 

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from reweigh.cli.doctor_tables import headline, render
-from reweigh.cli.options import CauseBy, Form, Quiet, Reader, Workers
-from reweigh.cli.output import Bar, print_json, progress, stdout
+from reweigh.cli.output import Bar, CauseBy, Form, Quiet, Reader, Workers, print_json, progress, stdout
 from reweigh.processes import cores, single_threaded
 
 _WORTH_STARTING = 1 << 25  # bytes of records: below, one process is done before others have imported what they need

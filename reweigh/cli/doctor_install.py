@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from reweigh.cli.options import Form, Json, Quiet
-from reweigh.cli.output import print_json, progress, say, stdout
+from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
 
 
 def doctor_install(
@@ -34,8 +33,8 @@ def doctor_install(
             f"doctor-install: framework must be verl, got {framework!r}\n"
             "hint: the other adapters are called by name and fail aloud; see docs/trainers.md."
         )
-    from reweigh.adapters.verl_check import check_verl
     from reweigh.rosetta.config import read_config
+    from reweigh.trainers.verl_check import check_verl
 
     with progress("trying each link", quiet=quiet):
         found = list(check_verl(None if config is None else read_config(str(config))))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from reweigh.audit.tried import Asked, all_estimators
+from reweigh.audit.trial import Asked, all_estimators
 from reweigh.estimators import Estimator
 from reweigh.levels import LEVELS
 from reweigh.named import NAMED

@@ -11,8 +11,20 @@ import typer
 from reweigh import gate as gating
 from reweigh.audit import Progress, Report
 from reweigh.audit.workers import Workers as Processes
-from reweigh.cli.options import By, Cut, Form, KeepGoing, Quiet, Reader, Workers
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.output import (
+    INTERRUPTED,
+    By,
+    Cut,
+    Form,
+    KeepGoing,
+    Quiet,
+    Reader,
+    Workers,
+    print_json,
+    progress,
+    say,
+    stdout,
+)
 from reweigh.gate.policy import HISTORICAL
 from reweigh.gate.result import GATE_VERSION
 from reweigh.processes import single_threaded

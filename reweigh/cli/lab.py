@@ -9,8 +9,7 @@ import torch
 import typer
 
 from reweigh.cli.lab_tables import print_check, print_claims, print_table
-from reweigh.cli.options import Form, Json, Quiet
-from reweigh.cli.output import print_json, progress, say, stdout
+from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
 from reweigh.lab.claims import Checked, check_claims, select_claims
 from reweigh.lab.figures import FIGURES, draw_figures, select_figures
 from reweigh.lab.golden import GoldenCheck, check_golden

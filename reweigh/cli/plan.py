@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from reweigh.cli.options import Form, Quiet, Reader
-from reweigh.cli.output import print_json, progress, stdout
+from reweigh.cli.output import Form, Quiet, Reader, print_json, progress, stdout
 from reweigh.cli.plan_tables import print_plan
 from reweigh.plan.result import Plan
 from reweigh.plan.run import BATCH, KEEP, plan_records

@@ -7,10 +7,9 @@ from rich.table import Table
 
 from reweigh.cli.output import stdout
 from reweigh.plan.advice import said
-from reweigh.plan.capping import Capping
 from reweigh.plan.measured import Measured
+from reweigh.plan.model import CHI2_TRUSTED, Capping, Figure, figure
 from reweigh.plan.result import FIGURES, AtLength, Plan, Row, variance_over_model
-from reweigh.plan.trust import CHI2_TRUSTED, Figure, figure
 
 _HEADINGS = {
     "dropped": "dropped",

@@ -2,26 +2,76 @@
 
 import json
 import shlex
-from collections.abc import Sequence
-from contextlib import closing
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.options import Form, FormName, Quiet
-from reweigh.cli.output import INTERRUPTED, print_written, stderr
-from reweigh.probe.engine import CUT, ProbeError, SamplingSettings
-from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer
-from reweigh.probe.progress import reporting
-from reweigh.probe.prompts import Prompt, load_prompts
-from reweigh.probe.quantise import number_format
-from reweigh.probe.rollouts import read_rollouts
-from reweigh.probe.run import partial_path, rollout_path, sample, score
-from reweigh.probe.session import EngineName, EngineOptions, ScorerOptions, start_engine, start_scorer
-from reweigh.records.paths import format_of
+from reweigh.cli.output import INTERRUPTED, Form, FormName, Quiet, print_written, stderr
+from reweigh.probe.engine import CUT, ProbeError, Prompt, SamplingSettings, load_prompts
+from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer, number_format
+from reweigh.probe.run import (
+    EngineName,
+    EngineOptions,
+    ScorerOptions,
+    partial_path,
+    read_rollouts,
+    rollout_path,
+    sample,
+    score,
+    start_engine,
+    start_scorer,
+)
+from reweigh.probe.run import Progress as Report
+from reweigh.records.files import format_of
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def reporting(console: Console, what: str, num_seqs: int) -> Generator[Report, None, None]:
+    """Show progress while the block runs; give it a function that takes newly finished sequences and tokens."""
+    start = last = time.monotonic()
+    seqs = tokens = 0
+
+    def status() -> str:
+        rate = tokens / max(time.monotonic() - start, 1e-9)
+        return f"{seqs}/{num_seqs} sequences, {tokens:,} tokens, {rate:,.0f} tokens/s"
+
+    if not console.is_terminal:
+
+        def line(new_seqs: int, new_tokens: int) -> None:
+            nonlocal seqs, tokens, last
+            seqs, tokens = seqs + new_seqs, tokens + new_tokens
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                console.print(f"{what}: {status()}", highlight=False)
+
+        yield line
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(what, total=num_seqs, status="")
+
+            def update(new_seqs: int, new_tokens: int) -> None:
+                nonlocal seqs, tokens
+                seqs, tokens = seqs + new_seqs, tokens + new_tokens
+                bar.update(task, completed=seqs, status=status())
+
+            yield update
+    console.print(f"{what}: {status()}, {time.monotonic() - start:.0f} s", highlight=False)
+
 
 _NUM_PROMPTS = 32
 

@@ -7,10 +7,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh import readers
+from reweigh import dumps as readers
 from reweigh import records as rec
-from reweigh.cli.options import Form, Json, Quiet, Reader
-from reweigh.cli.output import print_json, print_written, progress, say, stdout
+from reweigh.cli.output import Form, Json, Quiet, Reader, print_json, print_written, progress, say, stdout
 from reweigh.records.schema import BY_NAME
 
 records = typer.Typer(

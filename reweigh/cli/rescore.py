@@ -8,19 +8,17 @@ import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.options import Form, Quiet, Reader
-from reweigh.cli.output import INTERRUPTED, print_written, progress, stderr
+from reweigh.cli.output import INTERRUPTED, Form, Quiet, Reader, print_written, progress, stderr
+from reweigh.dumps import Found, Skipped, find, info_of, read
 from reweigh.probe.engine import ProbeError
-from reweigh.probe.models import find_model, load_model
-from reweigh.probe.quantise import number_format
+from reweigh.probe.models import find_model, load_model, number_format
 from reweigh.probe.rescore import Rescored, described
 from reweigh.probe.rescore import rescore as add_trainer_side
 from reweigh.probe.run import partial_path
 from reweigh.probe.scorer import Scorer, check_head
-from reweigh.readers import Found, Skipped, find, info_of, read
 from reweigh.records import RunInfo
-from reweigh.records.paths import format_of
-from reweigh.records.violation import fail
+from reweigh.records.files import format_of
+from reweigh.records.schema import fail
 
 Mode = Literal["processed", "raw"]  # what the sampler's log-probs are of
 

@@ -6,8 +6,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.options import Form, FormName, Quiet
-from reweigh.cli.output import print_json, stderr, stdout
+from reweigh.cli.output import Form, FormName, Quiet, print_json, stderr, stdout
 from reweigh.rosetta.catalogue import PROFILES, profile_of
 from reweigh.rosetta.config import Translated, parse_pairs, read_config, translate
 from reweigh.rosetta.formula import SYMBOLS, code, formula

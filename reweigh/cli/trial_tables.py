@@ -9,11 +9,11 @@ from rich.text import Text
 
 from reweigh.audit import Audit
 from reweigh.audit.lengths import LengthColumn, length_columns
-from reweigh.audit.numerals import interval, share, two
 from reweigh.audit.recommend import Recommendation
 from reweigh.audit.result import TrialRow
 from reweigh.audit.trial import SIGNS, Sign
-from reweigh.number import Number
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import interval, share, two
 
 MAX_WIDTH = 100
 MAX_LENGTHS = 10  # groups of response lengths

@@ -18,8 +18,8 @@ from reweigh.audit.measure import Job
 from reweigh.audit.slices import By as Slicing
 from reweigh.cli.audit import without_text
 from reweigh.cli.estimators import asked
-from reweigh.cli.options import By, Estimators, Form, FormName, Html, KeepGoing, Quiet, Reader, Text
-from reweigh.cli.output import progress, say, stdout
+from reweigh.cli.output import By, Estimators, Form, FormName, Html, KeepGoing, Quiet, Reader, progress, say, stdout
+from reweigh.cli.output import TextOption as Text
 from reweigh.processes import single_threaded
 
 DEFAULT_STATE = Path("reweigh-watch.state")

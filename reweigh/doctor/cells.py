@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reweigh.intervals import t_quantile
-from reweigh.sums import NUM_BUCKETS
+from reweigh.stats.intervals import t_quantile
+from reweigh.stats.sums import NUM_BUCKETS
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reweigh.batch_rules import POSITIVE_TOLERANCE
+from reweigh.batch import POSITIVE_TOLERANCE
 from reweigh.doctor.cells import Array, Cells, Ints
 from reweigh.doctor.tokens import Tokens, windows
 

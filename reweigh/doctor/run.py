@@ -18,15 +18,11 @@ from reweigh.doctor.family import Case
 from reweigh.doctor.slices import BYS, By, Slices, slices_of
 from reweigh.doctor.tokens import tokens_of
 from reweigh.doctor.visit import Visit, visit_tokens
+from reweigh.dumps import formats
 from reweigh.processes import in_order
-from reweigh.readers import formats
-from reweigh.records.paths import Paths
-from reweigh.records.read import cut, read_info
-from reweigh.records.reader import FilePart
-from reweigh.records.rules import check_counts, check_values
-from reweigh.records.schema import REQUIRED, RunInfo
-from reweigh.records.table import aligned, check_names, conform
-from reweigh.records.violation import Tally, Violation, fail
+from reweigh.records.files import FilePart, Paths, cut, read_info
+from reweigh.records.schema import REQUIRED, RunInfo, Tally, Violation, fail
+from reweigh.records.table import aligned, check_counts, check_names, check_values, conform
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work
 _SPREAD = 16  # parts that a sample is made of, at least
@@ -77,7 +73,7 @@ def doctor(
             are judged by what was normal there.
         programs: whose options to name in the fixes ("vllm", "trl", ...); the engine and trainer that the files name if
             not given, or all.
-        reader: name of the files' format (see `reweigh.readers.FORMATS`); recognised by their content if not given.
+        reader: name of the files' format (see `reweigh.dumps.FORMATS`); recognised by their content if not given.
         workers: processes.
         most: look at about so many tokens only, in parts spread evenly over the files, and say so in the notes.
         on_progress: called after each part.

@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reweigh.batch_rules import POSITIVE_TOLERANCE
+from reweigh.batch import POSITIVE_TOLERANCE
 from reweigh.doctor.cells import Array, Ints
-from reweigh.records.packed import groups_of, stable_hashes
-from reweigh.records.table import lengths_of, single, token_values
-from reweigh.sums import NUM_BUCKETS
+from reweigh.records.table import groups_of, lengths_of, single, stable_hashes, token_values
+from reweigh.stats.sums import NUM_BUCKETS
 
 FLOOR = 1e-3  # of 1 - p: below it a gap is all rounding of the float32 that it came in
 UNKNOWN = -(2**31)  # stands for a null number
@@ -192,7 +191,7 @@ def _within(x: Array | None, low: float, high: float) -> Array | None:
 
 
 def bucket_of(group: Ints) -> Ints:
-    """Cluster of a group, as `reweigh.sums.bucket` has it."""
+    """Cluster of a group, as `reweigh.stats.sums.bucket` has it."""
     with np.errstate(over="ignore"):
         return ((group.astype(np.int64) * np.int64(0x9E3779B97F4A7C1)) >> 40) % NUM_BUCKETS
 

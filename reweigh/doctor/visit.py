@@ -11,7 +11,7 @@ from reweigh.doctor.clean import clean
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.prompts import Prompts
 from reweigh.doctor.tokens import Tokens
-from reweigh.records.violation import Tally, Violation
+from reweigh.records.schema import Tally, Violation
 
 AnySums = Cells | Keyed | Prompts
 

@@ -1,12 +1,9 @@
 """The gate: bounds on the numbers of an audit, absolute and against a baseline, for continuous integration."""
 
 from reweigh.gate.check import gate
-from reweigh.gate.decide import Decision, decide
-from reweigh.gate.draft import draft
-from reweigh.gate.policy import Bound, Policy
-from reweigh.gate.policy_file import read_policy
-from reweigh.gate.result import Check, Gate
-from reweigh.gate.run import Cut, Run, read_baseline, read_run
+from reweigh.gate.numbers import Cut, Run, read_baseline, read_run
+from reweigh.gate.policy import Bound, Policy, draft, read_policy
+from reweigh.gate.result import Check, Decision, Gate, decide
 
 __all__ = [
     "Bound",

@@ -7,13 +7,11 @@ from os import PathLike
 from reweigh.audit import Report, Workers
 from reweigh.audit.measure import Engine
 from reweigh.audit.slices import COLUMNS_OF
-from reweigh.gate.decide import decide
-from reweigh.gate.policy import EACH, HISTORICAL, Bound, Policy
-from reweigh.gate.policy_file import read_policy
-from reweigh.gate.result import Check, Gate
-from reweigh.gate.run import Cut, Run, read_baseline, read_run
-from reweigh.number import Number
-from reweigh.records.paths import Paths
+from reweigh.gate.numbers import Cut, Run, read_baseline, read_run
+from reweigh.gate.policy import EACH, HISTORICAL, Bound, Policy, read_policy
+from reweigh.gate.result import Check, Gate, decide
+from reweigh.records.files import Paths
+from reweigh.stats.intervals import Number
 
 # Numbers of sequences grow with their length, those of tokens hardly. From a fifth on this is worth a word; ours.
 LENGTH_CHANGE = 1.2

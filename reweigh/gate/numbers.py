@@ -1,25 +1,33 @@
-"""Which numbers a gate can bound, and an interval for each of them."""
+"""The numbers of one run as a gate sees them: from records, or from the baseline file of an earlier gate."""
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from os import PathLike
+from pathlib import Path
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from reweigh.bootstrap import bootstrap
-from reweigh.capped import excess
-from reweigh.host import HostSums, to_host
-from reweigh.intervals import bernoulli_kl
-from reweigh.number import Number
-from reweigh.stats import RatioStats
-from reweigh.summary import Summary, summarise
+from reweigh import __version__
+from reweigh.audit import By, Report, Workers, audit
+from reweigh.audit.measure import Engine, Job, Measured
+from reweigh.audit.slices import Slices
+from reweigh.records import RunInfo
+from reweigh.records.files import FilePart, Paths
+from reweigh.stats.intervals import Number, bernoulli_kl
+from reweigh.stats.summary import Summary, bootstrap, excess, summarise
+from reweigh.stats.sums import RatioStats
+from reweigh.stats.tail import HostSums, to_host
+from reweigh.stats.verdict import Verdict
 
 LevelName = Literal["token", "sequence", "turn"]
 LEVEL_NAMES: tuple[LevelName, ...] = get_args(LevelName)
 Worse = Literal["more", "less", "either"]
 
 _CAP = 2.0  # ratio; the field's most common cap, as in the audit
-_TAIL_SAMPLE = 7225  # units: no more of the tail than 3 sqrt(7225) points is kept (`reweigh.tail`)
+_TAIL_SAMPLE = 7225  # units: no more of the tail than 3 sqrt(7225) points is kept (`reweigh.stats.tail`)
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -148,3 +156,216 @@ def _tail(number: Number, h: HostSums) -> Number:
     n = min(h.effective_n, _TAIL_SAMPLE)
     half = _Z * (1 + max(k, -0.5)) / math.sqrt(min(n / 5, 3 * math.sqrt(n)))
     return replace(number, low=k - half, high=k + half)
+
+
+BASELINE_VERSION = 1
+_FIELDS = ("value", "low", "high")
+_TOO_LARGE = "beyond what a float64 holds"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The numbers of one level, of all records or of one slice.
+
+    Attributes:
+        level: "token", "sequence" or "turn".
+        by: what the slice is cut by; None for all records.
+        label: of the slice; None for all records.
+        n: units.
+        sequences: sequences with a unit.
+        tokens: tokens.
+        numbers: by name, see `reweigh.gate.numbers.KINDS`.
+    """
+
+    level: LevelName
+    by: By | None
+    label: str | None
+    n: int
+    sequences: int
+    tokens: int
+    numbers: Mapping[str, Number]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The numbers of one run: what a policy is held against, and what a baseline file keeps.
+
+    Attributes:
+        cuts: each level of all records, then of each slice.
+        info: what the files say of the run that wrote them.
+        source: the record files, or the baseline file.
+        verdict: the audit's.
+        notes: the audit's.
+        reweigh: the version that measured it.
+        created: when, ISO 8601.
+    """
+
+    cuts: tuple[Cut, ...]
+    info: RunInfo
+    source: str
+    verdict: str = ""
+    notes: tuple[str, ...] = ()
+    reweigh: str = __version__
+    created: str = ""
+
+    def find(self, level: LevelName, by: By | None, label: str | None) -> Cut | None:
+        """The cut of that name, if there is one."""
+        return next((c for c in self.cuts if (c.level, c.by, c.label) == (level, by, label)), None)
+
+    def labels(self, by: By) -> tuple[str, ...]:
+        """Labels of the slices, in order."""
+        return tuple(dict.fromkeys(c.label for c in self.cuts if c.by == by and c.label is not None))
+
+    def to_json(self) -> str:
+        """As the text of a baseline file; a number that JSON has not got is null."""
+        document = {
+            "reweigh_gate_baseline": BASELINE_VERSION,
+            "reweigh": self.reweigh,
+            "created": self.created,
+            "source": self.source,
+            "verdict": self.verdict,
+            "run": self.info.to_dict(),
+            "cuts": [_cut_to_dict(cut) for cut in self.cuts],
+        }
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Runs an audit and keeps what it added up, which numbers with intervals are made of."""
+
+    engine: Engine
+    total: list[Measured] = field(default_factory=list[Measured])
+
+    def __call__(self, parts: Sequence[FilePart], job: Job) -> Generator[Measured, None, None]:
+        total = Measured()
+        for found in self.engine(parts, job):
+            total += found
+            yield found
+        self.total.append(total)
+
+
+def read_run(
+    records: Paths,
+    by: Iterable[By] = (),
+    *,
+    keep_going: bool = False,
+    reader: str | None = None,
+    engine: Engine = Workers(1),  # noqa: B008 - a frozen value
+    on_progress: Report | None = None,
+) -> Run:
+    """Measure records, once, in parts; see `reweigh.audit.audit` for the arguments and errors.
+
+    Example:
+        >>> from reweigh.gate import read_run
+        >>> run = read_run("examples/records/vllm_bfloat16.parquet")  # doctest: +SKIP
+        >>> run.find("token", None, None).numbers["kl_k3"]  # doctest: +SKIP
+    """
+    kept = _Kept(engine)
+    found = audit(
+        records, by=by, estimators={}, keep_going=keep_going, reader=reader, engine=kept, on_progress=on_progress
+    )
+    sums = kept.total[0].sums
+    cuts = [_cut(stats, None, None) for stats in sums.levels.values()]
+    for one in sums.slices.values():
+        cuts += [_cut(stats, one.by, label) for label, stats in _slices(one)]
+    paths = [str(file.path) for file in found.files]
+    return Run(
+        tuple(cut for cut in cuts if cut.n),
+        found.info,
+        paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more",
+        _said(found.verdict),
+        found.notes,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _slices(slices: Slices) -> Iterator[tuple[str, RatioStats]]:
+    """Every slice, with its label; unlike a report's, those of little text are not merged into one."""
+    for key, stats in slices.token.items():
+        label = Slices(slices.by, {key: stats}, {}, slices.width).rows()[0].label
+        yield label, stats
+        if key in slices.sequence:
+            yield label, slices.sequence[key]
+
+
+def _cut(stats: RatioStats, by: By | None, label: str | None) -> Cut:
+    summary, numbers = measured(stats)
+    return Cut(_level(summary.level), by, label, summary.n, summary.sequences, summary.tokens, numbers)
+
+
+def _level(name: str) -> LevelName:
+    return next(level for level in LEVEL_NAMES if level == name)
+
+
+def _said(verdict: Verdict) -> str:
+    return f"{verdict.level}: {verdict.reason}"
+
+
+def _cut_to_dict(cut: Cut) -> dict[str, Any]:
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, x in cut.numbers.items():
+        refused = _TOO_LARGE if x.value is not None and _plain(x.value) is None else x.refused
+        numbers[name] = {key: _plain(getattr(x, key)) for key in _FIELDS} | {"unit": x.unit, "refused": refused}
+    sizes = {"n": cut.n, "sequences": cut.sequences, "tokens": cut.tokens}
+    return {"level": cut.level, "by": cut.by, "label": cut.label, **sizes, "numbers": numbers}
+
+
+def _plain(x: float | None) -> float | None:
+    return x if x is not None and math.isfinite(x) else None
+
+
+def read_baseline(path: str | PathLike[str]) -> Run:
+    """Read a baseline file.
+
+    Raises:
+        ValueError: it is none, is of another version, or is damaged; with the key.
+        FileNotFoundError: nothing is there.
+    """
+    again = "hint: write it with `reweigh gate --save-baseline FILE RECORDS`."
+    try:
+        data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path}: not a baseline: {e}\n{again}") from None
+    if not isinstance(data, dict) or "reweigh_gate_baseline" not in data:
+        raise ValueError(f"{path}: not a baseline: the key reweigh_gate_baseline is missing\n{again}")
+    document = cast("dict[str, Any]", data)
+    version = document["reweigh_gate_baseline"]
+    if version != BASELINE_VERSION:
+        raise ValueError(
+            f"{path}: reweigh_gate_baseline must be {BASELINE_VERSION}, got {version!r}: another version of reweigh "
+            f"wrote it ({document.get('reweigh')})\n{again}"
+        )
+
+    def damaged(key: str, value: object) -> ValueError:
+        return ValueError(f"{path}: {key}: a baseline cannot hold {value!r} there\n{again}")
+
+    try:
+        cuts = tuple(_cut_of(cut, f"cuts[{i}]", damaged) for i, cut in enumerate(document["cuts"]))
+        info = RunInfo.from_dict(document["run"])
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: damaged: {type(e).__name__}: {e}\n{again}") from None
+    verdict, version, created = (str(document.get(key, "")) for key in ("verdict", "reweigh", "created"))
+    return Run(cuts, info, str(path), verdict, (), version, created)
+
+
+def _cut_of(data: Mapping[str, Any], where: str, damaged: Callable[[str, object], ValueError]) -> Cut:
+    if data["level"] not in LEVEL_NAMES:
+        raise damaged(f"{where}.level", data["level"])
+    if data["by"] not in (None, *get_args(By)):
+        raise damaged(f"{where}.by", data["by"])
+    for key in ("n", "sequences", "tokens"):
+        if type(data[key]) is not int or data[key] < 1:
+            raise damaged(f"{where}.{key}", data[key])
+    numbers: dict[str, Number] = {}
+    for name, x in data["numbers"].items():
+        for key in _FIELDS:
+            if x[key] is not None and (type(x[key]) not in (int, float) or not math.isfinite(x[key])):
+                raise damaged(f"{where}.numbers.{name}.{key}", x[key])
+        value, low, high = (None if x[key] is None else float(x[key]) for key in _FIELDS)
+        ends = [end for end in (low, value, high) if end is not None]
+        if ends != sorted(ends):
+            raise damaged(f"{where}.numbers.{name}", ends)
+        numbers[name] = Number(value, low, high, value, str(x["unit"]), "", str(x["refused"]))
+    sizes = (data["n"], data["sequences"], data["tokens"])
+    return Cut(data["level"], data["by"], data["label"], *sizes, numbers)

@@ -1,13 +1,158 @@
-"""What a gate found: each bound with its numbers, and what all of them come to."""
+"""What a gate finds: whether a bound is kept, broken or undecided, what all come to, and the same as JUnit XML."""
 
 import math
+import re
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reweigh.gate.decide import Decision, Interval
+from reweigh.audit.labels import count
+from reweigh.gate.numbers import KINDS, Run
 from reweigh.gate.policy import Bound, Policy
-from reweigh.gate.run import Run
-from reweigh.number import Number
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import digits, interval
+
+Status = Literal["pass", "broken", "undecided", "refused"]
+_NO_INTERVAL = "there is no interval: fewer than two prompts"
+_TOO_LARGE = "it is beyond what a float64 holds"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95% interval; an end that is not known is infinite."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the data say of one bound.
+
+    Attributes:
+        status: "pass": the whole interval keeps it; "broken": the whole interval is beyond it; "undecided": it
+            straddles the limit; "refused": the data cannot tell the number.
+        compared: what was held against the limit.
+        limit: in the unit of `compared`.
+        kind: what `compared` is: the number's "value", its "ratio" to the baseline's, or a "difference".
+        why: a sentence about what kept it from being decided; empty if it was.
+        factor: how many times as many units would decide, if the estimate stays; None if decided, or if none would.
+    """
+
+    status: Status
+    compared: Interval | None
+    limit: float
+    kind: Literal["value", "ratio", "difference"] = "value"
+    why: str = ""
+    factor: float | None = None
+
+
+def decide(bound: Bound, number: Number, baseline: Number | None = None) -> Decision:
+    """Hold a number, and a baseline's where the bound is historical, against a bound.
+
+    For a difference `a - f b` of two independent estimates the ends are
+    `a - f b -+ sqrt((a - a_low)^2 + f^2 (b_high - b)^2)` (and the other way round), which needs no symmetric intervals.
+    A multiple of the baseline is compared as `log a - log b` where both intervals are above 0, else as `a - f b`.
+
+    Raises:
+        ValueError: a historical bound without a baseline's number.
+
+    Example:
+        >>> bound = Bound("kl_k3", "token", "at_most", 0.002)
+        >>> decide(bound, Number(0.004, 0.003, 0.005)).status
+        'broken'
+        >>> decide(bound, Number(0.0022, 0.0017, 0.0027)).status
+        'undecided'
+        >>> worse = Bound("kl_k3", "token", "no_worse_than_baseline", 1.2)
+        >>> decide(worse, Number(0.004, 0.003, 0.005), Number(0.001, 0.0009, 0.0011)).status
+        'broken'
+
+    Source: Newcombe (1998), method 10; Zou and Donner (2008) for intervals of any kind ("MOVER").
+    """
+    rate = KINDS[bound.number].rate
+    if bound.rule in ("at_most", "at_least"):
+        return _absolute(bound, number, rate)
+    if baseline is None:
+        raise ValueError(f"{bound.place}: {bound.text}: there is no baseline\nhint: give one with --baseline.")
+    if number.value is None or baseline.value is None:
+        refused = f"the baseline's is refused: {baseline.refused}" if baseline.value is None else number.refused
+        return Decision("refused", None, bound.limit, "difference", refused)
+    a, b = _interval(number), _interval(baseline)
+    if bound.rule == "rise_at_most":
+        return _contrast(a, b, 1.0, bound.limit, rate)
+    if bound.rule == "fall_at_most":
+        return _contrast(b, a, 1.0, bound.limit, rate, shrinks="b")
+    less = KINDS[bound.number].worse == "less"
+    worse, better, shrinks = (b, a, "b") if less else (a, b, "a")
+    if min(a.low, b.low) > 0 and math.isfinite(a.high) and math.isfinite(b.high):
+        logs = _contrast(_log(worse), _log(better), 1.0, math.log(bound.limit), rate, shrinks)
+        assert logs.compared is not None
+        x = logs.compared
+        ratio = Interval(math.exp(x.value), _exp(x.low), _exp(x.high))
+        return Decision(logs.status, ratio, bound.limit, "ratio", logs.why, logs.factor)
+    return _contrast(worse, better, bound.limit, 0.0, rate, shrinks)
+
+
+def _absolute(bound: Bound, number: Number, rate: float) -> Decision:
+    x, up, limit = _interval(number), bound.rule == "at_most", bound.limit
+    beyond = x.low > limit if up else x.high < limit
+    if number.value is None:
+        if beyond:  # even the end that holds under any tail
+            return Decision("broken", x, limit, why=f"the value is refused ({number.refused}), the bound broken anyway")
+        return Decision("refused", None, limit, why=number.refused or "there is no value")
+    if beyond:
+        return Decision("broken", x, limit)
+    if x.high <= limit if up else x.low >= limit:
+        return Decision("pass", x, limit)
+    half = x.value - x.low if x.value > limit else x.high - x.value
+    if x.low <= KINDS[bound.number].low:  # cut off where the number ends: the other half says how wide it is
+        half = max(half, x.high - x.value)
+    return _undecided(x, limit, "value", half, 0.0, rate)
+
+
+def _contrast(a: Interval, b: Interval, f: float, limit: float, rate: float, shrinks: str = "a") -> Decision:
+    """`a - f b` against the most that it may be; `shrinks` is the one of them that more records would narrow."""
+    value = a.value - f * b.value
+    down = (a.value - a.low, f * (b.high - b.value))
+    up = (a.high - a.value, f * (b.value - b.low))
+    x = Interval(value, value - math.hypot(*down), value + math.hypot(*up))
+    if x.low > limit:
+        return Decision("broken", x, limit, "difference")
+    if x.high <= limit:
+        return Decision("pass", x, limit, "difference")
+    halves = down if value > limit else up
+    mine, other = halves if shrinks == "a" else halves[::-1]
+    return _undecided(x, limit, "difference", mine, other, rate)
+
+
+def _undecided(
+    x: Interval, limit: float, kind: Literal["value", "difference"], mine: float, other: float, rate: float
+) -> Decision:
+    """How many times as many units would bring the nearer end to the limit: that end's half width is `n^-rate`."""
+    if not math.isfinite(mine) or not math.isfinite(other):
+        return Decision("undecided", x, limit, kind, _NO_INTERVAL if math.isfinite(x.value) else _TOO_LARGE)
+    gap = abs(x.value - limit)
+    if gap <= other:
+        what = "the estimate is at the limit" if other == 0 else "the baseline alone is less certain than that"
+        return Decision("undecided", x, limit, kind, f"{what}: no number of records here would decide")
+    factor = (mine / math.sqrt(gap * gap - other * other)) ** (1 / rate)
+    return Decision("undecided", x, limit, kind, "", factor)
+
+
+def _interval(number: Number) -> Interval:
+    low = -math.inf if number.low is None else number.low
+    high = math.inf if number.high is None else number.high
+    return Interval(math.nan if number.value is None else number.value, low, high)
+
+
+def _log(x: Interval) -> Interval:
+    return Interval(math.log(x.value), math.log(x.low), math.log(x.high))
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 709 else math.inf
+
 
 Effect = Literal["ok", "warn", "fail"]
 GATE_VERSION = 1
@@ -135,19 +280,16 @@ class Gate:
 
     def to_text(self) -> str:
         """For a terminal: the verdict, then a line or two for each bound, the worst first."""
-        from reweigh.gate.words import text
 
         return text(self)
 
     def to_markdown(self) -> str:
         """For the summary of a job: a sentence, and a table."""
-        from reweigh.gate.words import markdown
 
         return markdown(self)
 
     def to_junit(self) -> str:
         """As JUnit XML: a test case for each bound; a failure if it fails, skipped if it warns."""
-        from reweigh.gate.junit import junit
 
         return junit(self)
 
@@ -163,3 +305,156 @@ def _milder(a: Literal["warn", "fail"], b: Literal["warn", "fail"]) -> Effect:
 
 def _ends(x: Number | Interval) -> dict[str, float | None]:
     return {"value": plain(x.value), "low": plain(x.low), "high": plain(x.high)}
+
+
+_WORST: dict[Effect, int] = {"fail": 0, "warn": 1, "ok": 2}
+_SIGNS: dict[Effect, str] = {"ok": "✅", "warn": "⚠️", "fail": "❌"}
+_SHOWN = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def text(gate: Gate) -> str:
+    """The verdict, then a line or two for each bound, the worst first."""
+    width = max(len(check.decision.status) for check in gate.checks)
+    lines = [f"{gate.level.upper():<5} {gate.sentence}"]
+    for check in worst_first(gate):
+        lines.append(f"  {check.decision.status:<{width}}  {one_line(sentence(check))}")
+        indent = " " * (width + 4)
+        if check.effect == "ok":
+            continue
+        effect = "" if check.effect == "fail" else " (a warning)"
+        lines.append(f"{indent}{check.bound.place}{effect}" + (f": {reason(check)}" if reason(check) else ""))
+    lines += [f"note: {one_line(note)}" for note in gate.notes]
+    return "\n".join(lines)
+
+
+def markdown(gate: Gate) -> str:
+    """A sentence, and a table with the worst first."""
+    lines = [
+        f"### {_SIGNS[gate.level]} reweigh gate: {_escaped(gate.sentence)}",
+        "",
+        f"Records: {_escaped(gate.run.source)}. Policy: {_escaped(gate.policy.source)}."
+        + ("" if gate.baseline is None else f" Baseline: {_escaped(gate.baseline.source)}."),
+        "",
+        "| | bound | measured | baseline | compared | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for check in worst_first(gate):
+        cells = (
+            f"{_SIGNS[check.effect]} {check.decision.status}",
+            check.bound.text,
+            shown(check.number),
+            "" if check.baseline is None else shown(check.baseline),
+            compared(check),
+            "; ".join(x for x in (outcome(check), reason(check)) if x),
+        )
+        lines.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+    lines += ["", "Intervals: 95%, by prompt. A bound is broken only when the whole interval is beyond it."]
+    lines += [f"- {_escaped(note)}" for note in gate.notes]
+    return "\n".join(lines) + "\n"
+
+
+def worst_first(gate: Gate) -> list[Check]:
+    """The checks, the worst first, otherwise as in the policy."""
+    return sorted(gate.checks, key=lambda check: _WORST[check.effect])
+
+
+def sentence(check: Check) -> str:
+    """Bound, number, and what kept it from being decided."""
+    was = "" if check.baseline is None else f", baseline {shown(check.baseline)}"
+    versus, why = compared(check), outcome(check)
+    return (
+        f"{check.bound.text}: {shown(check.number)}{was}"
+        + (f", {versus}" if versus else "")
+        + (f"; {why}" if why else "")
+    )
+
+
+def shown(number: Number) -> str:
+    """Value and interval; a refused one with the end that holds."""
+    if number.value is not None:
+        return " ".join(x for x in interval(number) if x)
+    if number.low is not None and math.isfinite(number.low):
+        return f"refused, at least {digits(number.low, 2)}"
+    if number.high is not None and math.isfinite(number.high):
+        return f"refused, at most {digits(number.high, 2)}"
+    return "refused"
+
+
+def compared(check: Check) -> str:
+    """The ratio to the baseline or the difference from it, with its interval; empty for an absolute bound."""
+    x, kind, bound = check.decision.compared, check.decision.kind, check.bound
+    if x is None or kind == "value":
+        return ""
+    if kind == "ratio":
+        return f"{_words_interval(x)} times as bad"
+    if bound.rule == "no_worse_than_baseline":
+        return f"{_words_interval(x)} over {bound.limit:g} times the baseline"
+    return f"{'a fall' if bound.rule == 'fall_at_most' else 'a rise'} of {_words_interval(x)}"
+
+
+def outcome(check: Check) -> str:
+    """What kept it from being decided, or how many sequences more would."""
+    if check.decision.why:
+        return check.decision.why
+    if check.more is None:
+        return ""
+    return f"about {count(check.more, 'more sequence')} would decide, if the estimate stays ({check.sequences:,} read)"
+
+
+def reason(check: Check) -> str:
+    """The policy's own words for it, in one line."""
+    return one_line(check.bound.reason)
+
+
+def one_line(words: str) -> str:
+    """Without line breaks and control characters, which a name in a record may hold."""
+    return _SHOWN.sub("\ufffd", " ".join(words.split()))
+
+
+def _words_interval(x: Interval) -> str:
+    return " ".join(part for part in interval(Number(x.value, x.low, x.high)) if part)
+
+
+def _escaped(words: str) -> str:
+    """As text of a Markdown table: no markup of a name or a reason is taken for ours."""
+    words = one_line(words).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([|`*_\[\]~@#])", r"\\\1", words)
+
+
+def junit(gate: Gate) -> str:
+    """A suite with a test case for each bound: a failure if it fails, skipped with its message if it warns."""
+    counts = {
+        "tests": str(len(gate.checks)),
+        "failures": str(sum(check.effect == "fail" for check in gate.checks)),
+        "errors": "0",
+        "skipped": str(sum(check.effect == "warn" for check in gate.checks)),
+    }
+    root = ET.Element("testsuites", {"name": "reweigh gate", **counts})
+    suite = ET.SubElement(root, "testsuite", {"name": "reweigh gate", **counts})
+    if gate.run.created:
+        suite.set("timestamp", gate.run.created)
+    properties = ET.SubElement(suite, "properties")
+    sources = {"records": gate.run.source, "policy": gate.policy.source}
+    if gate.baseline is not None:
+        sources["baseline"] = gate.baseline.source
+    for name, value in sources.items():
+        ET.SubElement(properties, "property", {"name": name, "value": one_line(value)})
+    for check in gate.checks:
+        _case(suite, check)
+    if gate.notes:
+        ET.SubElement(suite, "system-out").text = "\n".join(one_line(note) for note in gate.notes)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: ET.Element, check: Check) -> None:
+    bound, said = check.bound, one_line(sentence(check))
+    classname = f"reweigh.gate.{bound.level}" + ("" if bound.by is None else f".{bound.by}")
+    case = ET.SubElement(suite, "testcase", {"classname": classname, "name": one_line(bound.text), "time": "0"})
+    if check.effect == "fail":
+        found = ET.SubElement(case, "failure", {"type": check.decision.status, "message": said})
+        found.text = f"{bound.place}: {said}" + (f"\nreason: {reason(check)}" if reason(check) else "")
+    elif check.effect == "warn":
+        ET.SubElement(case, "skipped", {"message": f"warning, {check.decision.status}: {said}"})
+    else:
+        ET.SubElement(case, "system-out").text = said

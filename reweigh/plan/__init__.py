@@ -1,9 +1,7 @@
 """What a mode and a threshold would do at a KL and a length, before a run or on its records."""
 
 from reweigh.plan.advice import Advice
-from reweigh.plan.bands import ROOT, Band, Centred, length_band
-from reweigh.plan.expect import Expected, expect
-from reweigh.plan.law import MixedRatio, Part
+from reweigh.plan.model import ROOT, Band, Centred, Expected, MixedRatio, Part, expect, length_band
 from reweigh.plan.result import AtLength, Plan, Row
 from reweigh.plan.run import plan, plan_records
 

@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, final
 
+from reweigh.caps import tradeoff_cap
 from reweigh.named import geo_rs, seq_tis, token_tis
-from reweigh.plan.bands import Band
-from reweigh.plan.expect import expect
-from reweigh.plan.law import MixedRatio
-from reweigh.plan.trust import SMALLEST, Figure, figure
-from reweigh.tradeoff_caps import tradeoff_cap
-from reweigh.verdict import ESS_GOOD, ESS_POOR, KL_LARGE
+from reweigh.plan.model import SMALLEST, Band, Figure, MixedRatio, expect, figure
+from reweigh.stats.verdict import ESS_GOOD, ESS_POOR, KL_LARGE
 
 Sane = Literal["any", "sequence", "capped sequence", "token", "none"]
 ANY = 0.2  # chi-square up to which rows of the table in docs/caps.md differ by less than its worlds do

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reweigh.batch import Batch
+from reweigh.dumps import formats
 from reweigh.estimators import Estimator, Weights
 from reweigh.levels import SEQUENCE, TOKEN, heads
-from reweigh.plan.bands import Band
-from reweigh.plan.expect import Expected
-from reweigh.plan.law import MixedRatio
-from reweigh.readers import formats
+from reweigh.plan.model import Band, Expected, MixedRatio
 from reweigh.records import read_batches
-from reweigh.records.paths import Paths
-from reweigh.stats import RatioStats
-from reweigh.summary import Summary, summarise
+from reweigh.records.files import Paths
+from reweigh.stats.summary import Summary, summarise
+from reweigh.stats.sums import RatioStats
 
 Array = NDArray[np.float64]
 

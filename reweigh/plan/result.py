@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from reweigh.plan.advice import Advice
-from reweigh.plan.bands import Band
-from reweigh.plan.capping import Capping
-from reweigh.plan.expect import Expected
 from reweigh.plan.measured import Measured
+from reweigh.plan.model import Band, Capping, Expected, Figure, figure
 from reweigh.plan.modes import Mode
-from reweigh.plan.trust import Figure, figure
-from reweigh.verdict import Verdict
+from reweigh.stats.verdict import Verdict
 
 SCHEMA: Final = 1
 FIGURES: Final = ("dropped", "capped", "retained", "over_kept", "ess")

@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from reweigh.estimators import Estimator
 from reweigh.plan.advice import advise
-from reweigh.plan.bands import Band
-from reweigh.plan.capping import cappings
-from reweigh.plan.expect import Expected, expect
-from reweigh.plan.law import MixedRatio
 from reweigh.plan.measured import Measured, measure
+from reweigh.plan.model import Band, Expected, MixedRatio, cappings, expect
 from reweigh.plan.modes import Mode, defaults, modes
 from reweigh.plan.result import AtLength, LengthBand, Plan, Row
-from reweigh.records.paths import Paths
-from reweigh.verdict import judge
+from reweigh.records.files import Paths
+from reweigh.stats.verdict import judge
 
 BATCH = 1024  # sequences in a step, if nobody says
 KEEP = 0.95  # share of sequences that the length-aware band keeps

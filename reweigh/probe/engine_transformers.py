@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from reweigh.probe.engine import Engine, EngineInfo, Sample, SamplingSettings, silent
-from reweigh.probe.logits import draw, sampling_log_probs
-from reweigh.probe.quantise import NumberFormat
+from reweigh.probe.models import NumberFormat
+from reweigh.probe.scorer import draw, sampling_log_probs
 
 # Mixes seed and sequence into one seed; a prime, so that nearby pairs do not meet.
 _SEED_STRIDE = 1_000_003

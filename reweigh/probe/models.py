@@ -1,22 +1,75 @@
-"""Finding a language model (the one a package ships, a GGUF file, a folder, a hub name) and loading it into torch."""
+"""Finding a language model, and coarser number formats for one."""
 
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reweigh.probe.engine import ProbeError
-from reweigh.probe.quantise import NumberFormat, in_format
+
+NumberFormat = Literal["float32", "bfloat16", "float16", "int8", "int8-weight"]
+
+
+def number_format(option: str, value: str) -> NumberFormat:
+    """Check a name of a number format that came from the command line.
+
+    Raises:
+        ProbeError: not one of them.
+    """
+    for known in get_args(NumberFormat):
+        if value == known:
+            return known
+    raise ProbeError(f"{option}: must be one of {', '.join(get_args(NumberFormat))}, got {value!r}\nhint: bfloat16.")
+
+
+def in_format(model: PreTrainedModel, dtype: NumberFormat) -> PreTrainedModel:
+    """The model with its linear layers in a format.
+
+    - "float32", "bfloat16", "float16": as loaded.
+    - "int8-weight": each row of each weight (of a hidden layer) rounded to 255 levels, computed in float32. Mild.
+    - "int8": torch's dynamic quantisation, weights by one scale a matrix and activations too, the vocabulary layer
+      as well. Harsh: a small model becomes another policy.
+    """
+    if dtype == "int8-weight":
+        return _int8_rows(model)
+    if dtype == "int8":
+        return _int8_dynamic(model)
+    return model
+
+
+def _int8_rows(model: PreTrainedModel) -> PreTrainedModel:
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        # The vocabulary layer may share its weight with the embedding, which engines leave alone.
+        if isinstance(layer, nn.Linear) and layer is not head:
+            layer.weight.data = round_rows(layer.weight.data)
+    return model
+
+
+def round_rows(weight: Tensor) -> Tensor:
+    """Round each row to multiples of its largest magnitude / 127: symmetric int8, one scale an output channel."""
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    return (weight / scale).round() * scale
+
+
+def _int8_dynamic(model: PreTrainedModel) -> PreTrainedModel:
+    with warnings.catch_warnings():
+        # torch announces that this will move to another package; until it does there is nothing a user could do.
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # pyright: ignore[reportDeprecated]
+
 
 # The one model that a package index alone can give: Apache-2.0, SmolLM2-135M-Instruct quantised to 4 bits.
 SMOLLM2 = "smollm2"
@@ -81,7 +134,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_model(source: ModelSource, dtype: NumberFormat, device: str = "cpu") -> PreTrainedModel:
-    """The model for inference, in a number format of `reweigh.probe.quantise`."""
+    """The model for inference, in a number format of `reweigh.probe.models`."""
     wide = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else torch.float32
     model = _pretrained(AutoModelForCausalLM, source, dtype=wide)
     model.eval()

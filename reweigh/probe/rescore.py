@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from reweigh.dumps import DumpRow
 from reweigh.probe.run import Progress, partial_path, writing
 from reweigh.probe.scorer import Response, Score, Scorer
-from reweigh.readers import DumpRow
 from reweigh.records import RunInfo, Violation
-from reweigh.records.violation import Report
+from reweigh.records.schema import Report
 
 _GROUP = 64  # rows that an interrupt can lose, and that are in memory at once
 

@@ -1,21 +1,160 @@
-"""A probe in two steps, each of which keeps what it has done if it is stopped: sample to a file, score to records."""
+"""A probe in two steps, each of which keeps what it has done if it is stopped: sample to a file, then score it."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TextIO
 
 from transformers import PreTrainedTokenizerBase
 
-from reweigh.probe.engine import Engine, EngineInfo, SamplingSettings
-from reweigh.probe.prompts import Prompt, tokenize
-from reweigh.probe.rollouts import Rollout, RolloutFile, RolloutWriter
-from reweigh.probe.scorer import Response, Score, Scorer
+from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Prompt, SamplingSettings, tokenize
+from reweigh.probe.engine_openai import OpenAIEngine
+from reweigh.probe.engine_transformers import TransformersEngine, end_ids
+from reweigh.probe.engine_vllm import VLLMEngine
+from reweigh.probe.models import NumberFormat, find_model, load_model, number_format
+from reweigh.probe.scorer import Response, Score, Scorer, check_head
 from reweigh.records import RecordWriter, RunInfo
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A sampled response with its prompt.
+
+    Attributes:
+        sequence_id: unique in the file.
+        prompt_id: equal for responses to one prompt.
+        prompt_ids: token ids of the prompt as the engine got it.
+        token_ids: the response.
+        log_mu: nats, a token.
+        finish_reason: why it ended, if known.
+        text: the response decoded, if asked for.
+    """
+
+    sequence_id: str
+    prompt_id: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    log_mu: list[float]
+    finish_reason: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class RolloutFile:
+    """What `read_rollouts` found.
+
+    Attributes:
+        model: what was asked for as `--model` when sampling.
+        engine: what sampled.
+        settings: how.
+        rollouts: the samples.
+        torn: True if the last line was cut off and left out.
+    """
+
+    model: str
+    engine: EngineInfo
+    settings: SamplingSettings
+    rollouts: list[Rollout] = field(repr=False)
+    torn: bool = False
+
+
+class RolloutWriter:
+    """Appends samples to a file, each on disk before the next; the first line says what sampled and how."""
+
+    def __init__(self, path: Path, model: str, engine: EngineInfo, settings: SamplingSettings) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._head = {
+            "reweigh_rollouts": _FORMAT,
+            "model": model,
+            "engine": asdict(engine),
+            "settings": asdict(settings),
+        }
+
+    def __enter__(self) -> "RolloutWriter":
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, rollout: Rollout) -> None:
+        """Append one sample; the first one makes the file."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+            _put(self._file, self._head)
+        _put(self._file, asdict(rollout))
+
+
+def _put(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def read_rollouts(path: Path) -> RolloutFile:
+    """Read what a `RolloutWriter` wrote, whole or cut off in its last line.
+
+    Raises:
+        ProbeError: no such file, not a rollout file, or a broken line; the message has the line's number.
+    """
+    if not path.is_file():
+        raise ProbeError(f"--rescore: no file {path}\nhint: write one with `reweigh probe --sample-only {path}`.")
+    lines = path.read_text("utf-8").split("\n")
+    head = _parse(lines[0], path, 1)
+    if head.get("reweigh_rollouts") != _FORMAT:
+        raise ProbeError(
+            f'--rescore: {path} line 1 must hold "reweigh_rollouts": {_FORMAT}, got {lines[0][:60]!r}\n'
+            "hint: this is not a file of samples; write one with `reweigh probe --sample-only FILE`."
+        )
+    # A whole file ends in a newline, so what follows the last one is either nothing or half a line.
+    rows = [(number, line) for number, line in enumerate(lines[1:-1], 2) if line]
+    rollouts = [_rollout(_parse(line, path, number), path, number) for number, line in rows]
+    return RolloutFile(
+        head["model"], EngineInfo(**head["engine"]), SamplingSettings(**head["settings"]), rollouts, bool(lines[-1])
+    )
+
+
+def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ProbeError(
+            f"--rescore: {path} line {number} is not JSON: {error}\nhint: delete that line, or sample again."
+        ) from error
+    if not isinstance(row, dict):
+        raise ProbeError(f"--rescore: {path} line {number} is not an object\nhint: delete that line, or sample again.")
+    return row
+
+
+def _rollout(row: dict[str, Any], path: Path, number: int) -> Rollout:
+    names = {f.name for f in fields(Rollout)}
+    if set(row) != names:
+        raise ProbeError(
+            f"--rescore: {path} line {number} must have {sorted(names)}, got {sorted(row)}\n"
+            "hint: delete that line, or sample again."
+        )
+    rollout = Rollout(**row)
+    if len(rollout.token_ids) != len(rollout.log_mu):
+        raise ProbeError(
+            f"--rescore: {path} line {number}: {len(rollout.token_ids)} token_ids, {len(rollout.log_mu)} log_mu\n"
+            "hint: they are one a token; delete that line, or sample again."
+        )
+    return rollout
+
 
 # called with sequences and tokens that are newly done
 Progress = Callable[[int, int], None]
@@ -171,4 +310,110 @@ def _run_info(source: RolloutFile, scorer: Scorer) -> RunInfo:
         seed=settings.seed,
         note=engine.note,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+_DTYPE = "bfloat16"  # what engines sample in, unless told
+
+
+class EngineName(str, Enum):
+    """What can sample."""
+
+    TRANSFORMERS = "transformers"
+    OPENAI = "openai"
+    VLLM = "vllm"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engine, and how to start it; each reads what is its own.
+
+    Attributes:
+        name: which.
+        model: as `find_model` takes it.
+        dtype: number format of the transformers engine, or vLLM's `dtype` (None is bfloat16); for the record only,
+            that of a server.
+        device: torch device of the transformers engine.
+        batch_size: sequences in flight of the transformers engine.
+        url: of the server.
+        served_model: the server's name for the model.
+        api_key: for the server.
+        concurrency: requests in flight at the server.
+        args: further arguments of `vllm.LLM`, or further fields of each request to the server.
+    """
+
+    name: EngineName
+    model: str
+    dtype: str | None = None
+    device: str = "cpu"
+    batch_size: int = 32
+    url: str = "http://127.0.0.1:8000/v1"
+    served_model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 32
+    args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Refuse what the transformers engine does not know."""
+        if self.name is not EngineName.TRANSFORMERS:
+            return
+        number_format("--dtype", self.dtype or _DTYPE)
+        if self.args:
+            raise ProbeError(
+                f"--engine-arg: the transformers engine takes none, got {', '.join(self.args)}\n"
+                "hint: its options are --dtype, --device and --batch-size."
+            )
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """What scores.
+
+    Attributes:
+        model: as `find_model` takes it; None is the model that sampled.
+        dtype: number format.
+        device: of torch.
+        entropy: record entropies.
+        repeat: score a second time.
+    """
+
+    model: str | None
+    dtype: NumberFormat = "float32"
+    device: str = "cpu"
+    entropy: bool = True
+    repeat: bool = False
+
+
+def start_engine(options: EngineOptions) -> Engine:
+    """Load the model, or connect to the server."""
+    if options.name is EngineName.OPENAI:
+        return OpenAIEngine(
+            options.url,
+            model=options.served_model,
+            dtype=options.dtype,
+            api_key=options.api_key,
+            concurrency=options.concurrency,
+            extra=options.args,
+        )
+    source = find_model(options.model)
+    if options.name is EngineName.VLLM:
+        return VLLMEngine(source.folder, name=source.name, dtype=options.dtype or _DTYPE, args=options.args)
+    dtype = number_format("--dtype", options.dtype or _DTYPE)
+    model = load_model(source, dtype, options.device)
+    return TransformersEngine(
+        model, name=source.name, dtype=dtype, end_ids=end_ids(model), batch_size=options.batch_size
+    )
+
+
+def start_scorer(options: ScorerOptions, source: RolloutFile) -> Scorer:
+    """Load the trainer's model, to score samples as they were drawn."""
+    model = load_model(find_model(options.model or source.model), options.dtype, options.device)
+    check_head(model)
+    return Scorer(
+        model,
+        options.dtype,
+        source.settings.temperature,
+        source.settings.top_p,
+        with_entropy=options.entropy,
+        with_repeat=options.repeat,
     )

@@ -1,16 +1,23 @@
-"""Any Arrow table that means records -> the canonical one: known columns, exact types, equal list lengths."""
+"""From any Arrow table or rows that mean records to the canonical table, its rules, and a packed batch of it."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
-from reweigh.records.schema import BY_NAME, COLUMNS, Column
-from reweigh.records.violation import Origin, Report, Violation
+from reweigh.batch import POSITIVE_TOLERANCE, Batch
+from reweigh.records.schema import BY_NAME, COLUMNS, Column, Origin, Report, Violation
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
 
 FILL = -1  # what stands for a null integer in a list
 _RESCORE = (
@@ -204,3 +211,293 @@ def _spread(per_row: pa.Array, log_mu: pa.Array) -> pa.Array:
     row = np.repeat(np.arange(len(per_row)), np.diff(offsets))
     null = per_row.is_null()
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), per_row.take(pa.array(row)), mask=null)
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+_INT32 = np.iinfo(np.int32)
+_INT64 = np.iinfo(np.int64)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], origin: Origin, report: Report) -> pa.Table:
+    """Build the columns that any row has; a value of the wrong type is reported, and null in the table."""
+    present = {name for row in rows for name in row}
+    arrays: dict[str, pa.Array] = {}
+    for column in COLUMNS:
+        if column.name not in present:
+            continue
+        values: list[Any] = []
+        for i, row in enumerate(rows):
+            try:
+                values.append(_value(row, column))
+            except ValueError as e:
+                rule, hint = f"{column.name}: wrong type", f"write {column.name} as {column.type}."
+                report(Violation(rule, origin.place(i), str(e), hint))
+                values.append(None)
+        arrays[column.name] = _lists(values, column) if column.per_token else pa.array(values, column.type)
+    return pa.table(arrays) if arrays else pa.table({"sequence_id": pa.nulls(len(rows), pa.string())})
+
+
+def unknown_name(name: str) -> str:
+    """What to say of a column that the schema does not have."""
+    near = difflib.get_close_matches(name, BY_NAME, n=1)
+    return f"{name} is not a column of the schema" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _lists(values: Sequence[np.ndarray | None], column: Column) -> pa.Array:
+    lengths = np.array([0 if v is None else len(v) for v in values], dtype=np.int64)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    parts = [v for v in values if v is not None]
+    flat = pa.array(np.concatenate(parts) if parts else [], column.value_type)
+    return pa.ListArray.from_arrays(offsets, flat, type=column.type, mask=pa.array([v is None for v in values]))
+
+
+def _value(row: Mapping[str, Any], column: Column) -> Any:
+    value = row.get(column.name)
+    if value is None:
+        return None
+    if column.name == "advantage" and np.ndim(value) == 0:
+        return np.full(_length(row), _number(value, column), dtype=np.float32)
+    if column.per_token:
+        return _token_array(value, column)
+    if pa.types.is_string(column.type):
+        if not isinstance(value, str):
+            raise ValueError(f"{column.name} must be a string, got {value!r}")
+        return value
+    return _number(value, column)
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    log_mu = row.get("log_mu")
+    return 0 if log_mu is None else len(log_mu)
+
+
+def _number(value: Any, column: Column) -> float | int:
+    array = _numpy(value)
+    integer = pa.types.is_integer(column.type)
+    if array.ndim or array.dtype.kind not in ("iu" if integer else "fiu"):
+        raise ValueError(f"{column.name} must be {'an integer' if integer else 'a number'}, got {value!r}")
+    if integer and not _INT64.min <= int(array) <= _INT64.max:
+        raise ValueError(f"{column.name} must fit in 64 bits, got {value!r}")
+    return array.item()
+
+
+def _token_array(value: Any, column: Column) -> np.ndarray:
+    try:
+        array = _numpy(value)
+    except ValueError:
+        raise ValueError(f"{column.name} must be a flat list, got one of unequal lists") from None
+    if array.ndim != 1:
+        raise ValueError(f"{column.name} must be a flat list, got {_short(value)}")
+    if array.size == 0:
+        array = array.astype(np.int8)  # an empty list says nothing of its type
+    if pa.types.is_floating(column.value_type):
+        if array.dtype.kind == "O" and all(v is None or isinstance(v, float | int) for v in array):
+            array = array.astype(np.float64)  # None becomes NaN
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{column.name} must be a list of numbers, got {_short(value)}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as that
+            return array.astype(np.float32)
+    if pa.types.is_boolean(column.value_type):
+        if array.dtype.kind not in "biu" or (array.dtype.kind != "b" and not np.isin(array, (0, 1)).all()):
+            raise ValueError(f"{column.name} must be a list of true and false (or 1 and 0), got {_short(value)}")
+        return array.astype(bool)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{column.name} must be a list of integers, got {_short(value)}")
+    if array.size and (int(array.min()) < _INT32.min or int(array.max()) > _INT32.max):
+        raise ValueError(f"{column.name} must fit in 32 bits, got {int(array.min())} to {int(array.max())}")
+    return array.astype(np.int32)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value if not isinstance(value, np.ndarray | torch.Tensor) else value.tolist())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+@dataclass(frozen=True)
+class _TokenRule:
+    columns: tuple[str, ...]
+    word: str
+    broken: Callable[[np.ndarray], np.ndarray]
+    hint: str
+
+
+_TOKEN_RULES = (
+    _TokenRule(
+        ("log_mu", "log_pi"),
+        "not finite",
+        lambda x: ~np.isfinite(x),
+        "a NaN is a placeholder, a null or an overflow, and an infinite log-prob means top-p or top-k on one side only "
+        "or a wrong token id; take such tokens out of the mask, or compute them again.",
+    ),
+    _TokenRule(
+        ("log_mu", "log_pi", "log_pi_repeat", "log_mu_prefill"),
+        "positive",
+        lambda x: np.isfinite(x) & (x > POSITIVE_TOLERANCE),
+        "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits.",
+    ),
+    _TokenRule(
+        ("entropy_pi", "entropy_mu"),
+        "negative",
+        lambda x: x < -POSITIVE_TOLERANCE,
+        "an entropy is at least 0; the entropy of a distribution over tokens is -sum p log p.",
+    ),
+    _TokenRule(
+        ("advantage",),
+        "infinite",
+        np.isinf,
+        "look for a division by a group's zero standard deviation.",
+    ),
+    _TokenRule(
+        ("token_ids", "versions"),
+        "negative",
+        lambda x: x < 0,
+        "ids and versions count from 0; where there is none, take the token out of the mask or leave the list null.",
+    ),
+)
+_SCALARS = ("sequence_id", "prompt_length", "pack_index")
+
+
+def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report every rule on values that a canonical table with aligned rows breaks."""
+    names = set(table.schema.names)
+    for name in _SCALARS:
+        if name in names:
+            _check_scalar(single(table, name), name, origin, report)
+    if "log_mu" not in names:
+        return
+    lengths = lengths_of(single(table, "log_mu"))
+    for column in COLUMNS:
+        rules = [rule for rule in _TOKEN_RULES if column.name in rule.columns]
+        if not rules or column.name not in names:
+            continue
+        lists = single(table, column.name)
+        values = token_values(lists, lengths).to_numpy(zero_copy_only=False)
+        for rule in rules:
+            if _clean(values, rule):
+                continue
+            bad = rule.broken(values)
+            bad &= _mask(table)[1] & np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
+            count = int(bad.sum())
+            if count:
+                token, ends = int(np.argmax(bad)), np.cumsum(lengths)
+                row = int(np.searchsorted(ends, token, side="right"))
+                index = token - int(ends[row] - lengths[row])
+                detail = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}"
+                name = f"{column.name}: {rule.word}"
+                report(Violation(name, origin.place(row), detail, rule.hint, count, "tokens"))
+
+
+def _clean(values: np.ndarray, rule: _TokenRule) -> bool:
+    """Whether no value breaks a rule, even off the mask: each is about too large, too small or not finite."""
+    if values.size == 0:
+        return True
+    ends = np.array([values.min(), values.max()])  # NaN if there is one
+    return bool(np.isfinite(ends).all() and not rule.broken(ends).any())
+
+
+def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report rows in which no token counts: harmless to a Batch, but nothing that a record is for."""
+    if "log_mu" not in table.schema.names:
+        return
+    lengths, mask = _mask(table)
+    counted = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[mask], minlength=len(lengths))
+    empty = counted == 0
+    if empty.any():
+        row = int(np.argmax(empty))
+        detail = f"no token counts: {lengths[row]} tokens in the response, 0 in the mask"
+        hint = "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled."
+        report(Violation("mask: no token counts", origin.place(row), detail, hint, int(empty.sum())))
+
+
+def _mask(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    lengths = lengths_of(single(table, "log_mu"))
+    if "mask" not in table.schema.names:
+        return lengths, np.ones(int(lengths.sum()), dtype=bool)
+    return lengths, token_values(single(table, "mask"), lengths).to_numpy(zero_copy_only=False)
+
+
+def _check_scalar(values: pa.Array, name: str, origin: Origin, report: Report) -> None:
+    is_id = name == "sequence_id"
+    wrong = pc.equal(values, "") if is_id else pc.less(values, 0)
+    bad = pc.fill_null(wrong, False).to_numpy(zero_copy_only=False)
+    if bad.any():
+        row = int(np.argmax(bad))
+        word = "empty" if is_id else "negative"
+        detail = f"{name} is {word}" + ("" if is_id else f": {values[row]}")
+        hint = "name each response." if is_id else f"{name} counts from 0; null if it is not known."
+        report(Violation(f"{name}: {word}", origin.place(row), detail, hint, int(bad.sum())))
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+def stable_hashes(values: pa.Array, kind: str) -> np.ndarray:
+    """One int64 a value, the same in every process and on every machine; 0 for null."""
+    coded = values.dictionary_encode()
+    unique = [int.from_bytes(_digest(kind, text), "little", signed=True) for text in coded.dictionary.to_pylist()]
+    codes = coded.indices.fill_null(len(unique)).to_numpy(zero_copy_only=False)
+    return np.array([*unique, 0], dtype=np.int64)[codes]
+
+
+def _digest(kind: str, text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8, person=kind.encode()).digest()
+
+
+def batch_of(table: pa.Table) -> Batch:
+    """The packed Batch of a canonical table, one sequence a row."""
+    lengths = lengths_of(single(table, "log_mu"))
+    cu_seqlens = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+    def per_token(name: str) -> Tensor | None:
+        if name not in table.schema.names:
+            return None
+        lists = single(table, name)
+        if lists.null_count == len(lists):
+            return None
+        values = token_values(lists, lengths)
+        if pa.types.is_boolean(values.type):
+            return torch.from_numpy(_unpacked(values))
+        return torch.from_dlpack(values)  # a view, and unlike from_numpy it takes Arrow's read-only buffers
+
+    log_pi, log_mu = (token_values(single(table, name), lengths) for name in ("log_pi", "log_mu"))
+    return Batch.packed(
+        torch.from_dlpack(log_pi),
+        torch.from_dlpack(log_mu),
+        torch.from_numpy(cu_seqlens),
+        per_token("mask"),
+        advantage=per_token("advantage"),
+        group=torch.from_numpy(groups_of(table)),
+        turn=per_token("turns"),
+    )
+
+
+def _unpacked(values: pa.Array) -> np.ndarray:
+    """Booleans, which Arrow packs eight a byte, none of them null: ten times as fast as `to_numpy`."""
+    bits = np.frombuffer(values.buffers()[1], np.uint8)
+    first, skip = divmod(values.offset, 8)
+    end = values.offset + len(values)
+    return np.unpackbits(bits[first : -(-end // 8)], bitorder="little")[skip : skip + len(values)].view(np.bool_)
+
+
+def groups_of(table: pa.Table) -> np.ndarray:
+    """One int64 a row, equal for responses to one prompt in every file and process: the cluster they belong to."""
+    ids = single(table, "sequence_id")
+    if "prompt_id" not in table.schema.names:
+        return stable_hashes(ids, "sequence")
+    prompts = single(table, "prompt_id")
+    groups = stable_hashes(prompts, "prompt")
+    if prompts.null_count == 0:
+        return groups
+    return np.where(prompts.is_null().to_numpy(zero_copy_only=False), stable_hashes(ids, "sequence"), groups)

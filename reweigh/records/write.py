@@ -1,8 +1,9 @@
-"""Writing record files, so that what was written stays readable if the run that writes is stopped."""
+"""Writing and converting record files, so that what was written stays readable if the run that writes is stopped."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +12,32 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reweigh.records.jsonl import info_line, lines_of, open_lines
-from reweigh.records.paths import format_of
-from reweigh.records.rows import table_of, unknown_name
-from reweigh.records.rules import check_values
-from reweigh.records.schema import ARROW_SCHEMA, BY_NAME, COLUMNS, ROLLOUT_REQUIRED, Column, RunInfo
-from reweigh.records.table import aligned, check_names, single
-from reweigh.records.violation import Origin, fail
+from reweigh.records.files import (
+    MAX_TOKENS,
+    RECORDS,
+    Formats,
+    Paths,
+    format_of,
+    info_line,
+    lines_of,
+    open_lines,
+    read_info,
+    read_tables,
+)
+from reweigh.records.schema import (
+    ARROW_SCHEMA,
+    BY_NAME,
+    COLUMNS,
+    ROLLOUT_REQUIRED,
+    SCHEMA_VERSION,
+    Column,
+    Origin,
+    RunInfo,
+    fail,
+)
+from reweigh.records.table import aligned, check_names, check_values, single, table_of, unknown_name
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 
 def _leaf(column: Column) -> str:
@@ -130,3 +150,100 @@ class RecordWriter:
 class _Call(Origin):
     def place(self, row: int) -> str:
         return f"RecordWriter.write({self.path.name}): row {self.first_row + row}"
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+def convert(
+    inputs: Paths,
+    output: Path,
+    *,
+    rows_per_group: int | None = None,
+    force: bool = False,
+    formats: Formats = RECORDS,
+    on_rows: Callable[[int], None] | None = None,
+) -> int:
+    """Read all inputs and write them, in order, as one file in canonical types.
+
+    The output appears under its name only when it is complete.
+
+    Args:
+        inputs: files, folders or globs.
+        output: the file to write; its extension is its format.
+        rows_per_group: rows of a Parquet row group; as many as make a million tokens if not given.
+        force: merge files whose metadata disagree (what differs becomes unknown), and replace an existing output.
+        formats: what inputs may be; `reweigh.dumps.formats()` takes dumps of training frameworks too.
+        on_rows: called with the number of rows just written, for a progress bar.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        ValueError: metadata disagree, or an input is not good records.
+        FileExistsError: the output is there already.
+    """
+    files = formats.expand(inputs)
+    format_of(output)
+    if output.exists():
+        if any(output.samefile(path) for path in files):
+            raise ValueError(f"convert: {output} is an input and the output\nhint: give the output another name.")
+        if not force:
+            raise FileExistsError(f"convert: {output} exists\nhint: --force replaces it.")
+    info = merged_info(files, force=force, formats=formats)
+    partial = output.with_name(f"partial-{os.getpid()}-{output.name}")
+    try:
+        with RecordWriter(partial, info) as writer:
+            for table in _regrouped(_tables(files, formats), rows_per_group):
+                writer.write_table(table)
+                if on_rows is not None:
+                    on_rows(table.num_rows)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return writer.rows_written
+
+
+def merged_info(files: list[Path], *, force: bool = False, formats: Formats = RECORDS) -> RunInfo:
+    """What is true of all the files' runs; refuses to merge runs that disagree, unless forced."""
+    known = merged = read_info(files[0], formats)
+    for path in files[1:]:
+        info = read_info(path, formats)
+        differ = known.disagreements(info)
+        if differ and not force:
+            listed = ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in differ.items())
+            raise ValueError(
+                f"convert: {path} is not of the same run as the files before it: {listed}\n"
+                "hint: convert them to separate files, or --force to merge them with these as unknown."
+            )
+        merged = merged.merged(info)
+        known = RunInfo.from_dict({**info.to_dict(), **known.to_dict()})
+    return replace(merged, schema_version=SCHEMA_VERSION)
+
+
+def _tables(files: list[Path], formats: Formats) -> Iterator[pa.Table]:
+    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats):
+        yield table
+
+
+def _regrouped(tables: Iterator[pa.Table], rows: int | None) -> Iterator[pa.Table]:
+    if rows is None:
+        yield from tables
+        return
+    held: list[pa.Table] = []
+    num_held = 0
+    for table in tables:
+        while num_held + table.num_rows >= rows:
+            take = rows - num_held
+            yield _joined([*held, table.slice(0, take)])
+            table, held, num_held = table.slice(take), [], 0
+        if table.num_rows:
+            held.append(table)
+            num_held += table.num_rows
+    if held:
+        yield _joined(held)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    # files differ in which optional columns they have
+    return pa.concat_tables(tables, promote_options="default")

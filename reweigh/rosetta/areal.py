@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from reweigh.divergences import k2
 from reweigh.estimators import Estimator, Statistic, weigh
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k2
 from reweigh.named import m2po, token_is
 from reweigh.rosetta.parts import Within, as_it_comes, bounded_geometric, k3_reversed, one_if_not_finite
 from reweigh.rosetta.plan import Plan

@@ -2,11 +2,10 @@
 
 import math
 
-from reweigh.batchwise import MeanAtMost
-from reweigh.divergences import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 from reweigh.estimators import Estimator, Factor, Statistic
+from reweigh.levels import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 from reweigh.rosetta.parts import BandAboveZero, Within, fold_of_ratio, k3_reversed, prob_gap, signed_gap_of_sequence
-from reweigh.transforms import AtMost, Clip, Identity, Reject, Screen, SoftKernel
+from reweigh.transforms import AtMost, Clip, Identity, MeanAtMost, Reject, Screen, SoftKernel
 
 _RATIOS = {
     "token": "r_t",

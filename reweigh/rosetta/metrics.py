@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.divergences import log_ratio
 from reweigh.estimators import Statistic
-from reweigh.levels import GEOMETRIC, Level
+from reweigh.levels import GEOMETRIC, Level, log_ratio
 from reweigh.rosetta.parts import Rule, as_it_comes
 from reweigh.rosetta.profile import View
 

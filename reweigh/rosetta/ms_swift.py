@@ -6,9 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from reweigh.divergences import k1, log_ratio
 from reweigh.estimators import weigh
-from reweigh.levels import GEOMETRIC, TOKEN
+from reweigh.levels import GEOMETRIC, TOKEN, k1, log_ratio
 from reweigh.named import naive, opsm, token_is
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import Clamped

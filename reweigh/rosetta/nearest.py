@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from reweigh.divergences import log_ratio
 from reweigh.estimators import Estimator, Factor
+from reweigh.levels import log_ratio
 from reweigh.rosetta.formula import formula
 from reweigh.rosetta.profile import Bounds, Profile, RefusedError
 from reweigh.transforms import AtMost, Clip, Identity, Reject, Screen

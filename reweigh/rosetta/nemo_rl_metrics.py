@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from reweigh.divergences import k3
 from reweigh.estimators import Estimator, weigh
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, k3
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import fold_of_ratio, k3_reversed
 from reweigh.rosetta.profile import Metric, View

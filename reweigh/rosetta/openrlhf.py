@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from reweigh.divergences import binary_kl, k1
 from reweigh.estimators import weigh
-from reweigh.levels import GEOMETRIC, TOKEN
+from reweigh.levels import GEOMETRIC, TOKEN, binary_kl, k1
 from reweigh.named import token_is
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import prob_gap

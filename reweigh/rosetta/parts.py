@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.divergences import prob_diff, signed_binary_kl
 from reweigh.layout import Layout
-from reweigh.levels import GEOMETRIC, TURN, Level
+from reweigh.levels import GEOMETRIC, TURN, Level, prob_diff, signed_binary_kl
 from reweigh.transforms import Transform
 
 Rule = Callable[[Tensor], Tensor]

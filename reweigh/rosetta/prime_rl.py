@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from reweigh.divergences import k3
 from reweigh.estimators import weigh
-from reweigh.levels import GEOMETRIC, TOKEN
+from reweigh.levels import GEOMETRIC, TOKEN, k3
 from reweigh.named import dppo_tv, token_is
 from reweigh.rosetta.metrics import Equal
 from reweigh.rosetta.parts import prob_gap

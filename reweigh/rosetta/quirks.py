@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from reweigh.divergences import binary_kl, prob_diff, signed_binary_kl
 from reweigh.estimators import Factor, Statistic
+from reweigh.levels import binary_kl, prob_diff, signed_binary_kl
 from reweigh.rosetta.parts import (
     Rule,
     binary_kl_of_clamped,

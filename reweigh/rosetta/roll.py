@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.divergences import log_ratio, prob_diff
 from reweigh.estimators import Statistic, weigh
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, log_ratio, prob_diff
 from reweigh.named import naive
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import TURN_GEOMETRIC, prob_diff_from_probs

@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from reweigh.divergences import k1, log_ratio
 from reweigh.estimators import Factor, weigh
-from reweigh.levels import SEQUENCE, TOKEN, WORST
+from reweigh.levels import SEQUENCE, TOKEN, WORST, k1, log_ratio
 from reweigh.named import dppo_kl, dppo_tv, naive, token_mis
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import NanPasses, log_ratio_or_nan

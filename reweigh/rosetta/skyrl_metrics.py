@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from reweigh.divergences import log_ratio
 from reweigh.estimators import Estimator
 from reweigh.layout import Padded
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, log_ratio
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import Clamped
 from reweigh.rosetta.profile import Metric, View, flat

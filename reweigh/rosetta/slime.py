@@ -3,9 +3,8 @@
 import math
 from dataclasses import replace
 
-from reweigh.divergences import k1
 from reweigh.estimators import weigh
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1
 from reweigh.named import naive, opsm
 from reweigh.rosetta.parts import clamped_level
 from reweigh.rosetta.plan import Plan, count_empty_rows, keep_infinite

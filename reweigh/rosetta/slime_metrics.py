@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from reweigh.divergences import k1, k3, log_ratio
 from reweigh.estimators import Factor, Statistic
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, k1, k3, log_ratio
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import Clamped, Rule, as_it_comes
 from reweigh.rosetta.profile import Metric, View

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.divergences import k1, k3, log_ratio
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, k1, k3, log_ratio
 from reweigh.rosetta import metrics as m
 from reweigh.rosetta.parts import Clamped
 from reweigh.rosetta.profile import Metric, View, flat

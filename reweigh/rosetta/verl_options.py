@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from reweigh.divergences import k1, k2, k3
 from reweigh.estimators import Statistic
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k2, k3
 from reweigh.rosetta.profile import Options, RefusedError
 
 LEVELS: dict[str, Level] = {"token": TOKEN, "seq_sum": SEQUENCE, "seq_mean": GEOMETRIC, "seq_max": WORST}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reweigh.readers.form import itself
-from reweigh.readers.recognition import FORMATS, UnknownFormatError, named, recognise
+from reweigh.dumps.form import itself
+from reweigh.dumps.open import FORMATS, UnknownFormatError, named, recognise
 
 SETTLED_SECONDS = 60.0  # a file that has not changed for so long is whole, though it is seen for the first time
 _PARQUET = (".parquet", ".pq")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from reweigh.audit.measure import Job, Measured, measure
 from reweigh.audit.run import PART_TOKENS
-from reweigh.readers import formats
+from reweigh.dumps import formats
 from reweigh.records import read_info
-from reweigh.records.read import cut
-from reweigh.records.reader import FilePart
+from reweigh.records.files import FilePart, cut
 from reweigh.watch.folder import Leader, Stamp, files_of, grows, is_stuck, is_whole, last_line_end, leader
 from reweigh.watch.state import Read, Trouble, Watched
 

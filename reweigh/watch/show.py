@@ -7,13 +7,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from reweigh.adapters.metrics import Seen
 from reweigh.audit import Audit
 from reweigh.audit.labels import cells, count, slice_ratio
-from reweigh.audit.numerals import two
 from reweigh.audit.recommend import recommend
-from reweigh.number import Number
-from reweigh.summary import Summary
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import two
+from reweigh.stats.summary import Summary
+from reweigh.trainers.seen import Seen
 from reweigh.watch.looking import Look
 
 WATCH_VERSION = 1
@@ -35,7 +35,7 @@ _LABELS = {
 
 
 def metrics(found: Look) -> dict[str, float]:
-    """The numbers by the names that `reweigh.adapters` gives them in training; empty while nothing counts."""
+    """The numbers by the names that `reweigh.trainers` gives them in training; empty while nothing counts."""
     levels = found.watched.total.sums.levels
     return Seen(levels["token"], levels["sequence"]).flat() if found.watched.total.tokens else {}
 

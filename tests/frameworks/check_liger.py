@@ -8,7 +8,7 @@ import torch
 from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
 from reweigh import Batch, geo_rs, num_tokens, policy_gradient, seq_tis, token_mis, token_tis
-from reweigh.adapters.tensors import factor, wide
+from reweigh.trainers.seen import factor, wide
 
 S, T, WIDTH, WORDS = 5, 7, 16, 23
 

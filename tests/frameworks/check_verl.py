@@ -16,11 +16,11 @@ import verl as framework
 from verl.trainer.ppo import core_algos, ray_trainer, rollout_corr_helper
 
 from reweigh import Batch, group_snis, self_normalised, seq_mis, seq_tis, token_tis
-from reweigh.adapters.capture import Capture
-from reweigh.adapters.tensors import factor, wide
-from reweigh.adapters.verl import DRIVER, Correction
 from reweigh.records import read_batches, validate
 from reweigh.rosetta.config import translate
+from reweigh.trainers.capture import Capture
+from reweigh.trainers.seen import factor, wide
+from reweigh.trainers.verl import DRIVER, Correction
 
 OPTIONS = [
     {"rollout_is": "token", "rollout_is_threshold": 2.0},
@@ -157,7 +157,7 @@ def test_bypass_weights_are_the_estimators_bits(batch, installed):
 
 def doctor(tmp_path, value, *arguments, **environment):
     (tmp_path / "corrections.py").write_text(
-        "from reweigh import seq_tis\nfrom reweigh.adapters.verl import Correction\n"
+        "from reweigh import seq_tis\nfrom reweigh.trainers.verl import Correction\n"
         "correction = Correction(seq_tis(2.0))\nbypass = Correction(seq_tis(2.0), mode='bypass')\n"
     )
     run = [sys.executable, "-W", "ignore", "-m", "reweigh", "doctor-install", "verl", "--json", *arguments]

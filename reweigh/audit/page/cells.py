@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from reweigh.audit.labels import cells
-from reweigh.audit.numerals import two
-from reweigh.number import Number
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import two
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from reweigh.audit.causes import cause_sentence, evidence_value
 from reweigh.audit.labels import CUT_WORDS
-from reweigh.audit.numerals import share, two
 from reweigh.audit.page.cells import Cell
-from reweigh.audit.strata import Cut
+from reweigh.audit.where import Cut
 from reweigh.doctor.causes import ABOUT, CauseId
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding
+from reweigh.stats.numerals import share, two
 
 MAX_EVIDENCE = 12  # of a cause
 MAX_SLICES = 60

@@ -17,13 +17,13 @@ from reweigh.audit.labels import (
     slice_refusals,
     slice_tv,
 )
-from reweigh.audit.numerals import of_log, share, two
 from reweigh.audit.outcomes import numbers_of
 from reweigh.audit.page.cells import Cell, Grid, pair, tip
 from reweigh.audit.result import Audit, TrialRow
 from reweigh.audit.slices import SliceRow
-from reweigh.number import Number
-from reweigh.summary import Summary
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import of_log, share, two
+from reweigh.stats.summary import Summary
 
 MAX_NAME = 120  # characters of a name that the records or the user gave
 MAX_TRIALS = 60

@@ -11,7 +11,7 @@ from reweigh.doctor.inject.decoder import Cache, Decoder, Options
 from reweigh.doctor.inject.flight import Flight, Job, Sample
 from reweigh.doctor.inject.sampling import logged_log_probs, processed
 from reweigh.doctor.inject.specs import EngineSpec, KvFormat
-from reweigh.probe.logits import draw
+from reweigh.probe.scorer import draw
 
 # Mixes seed and sequence into one seed; a prime, so that nearby pairs do not meet.
 _SEED_STRIDE = 1_000_003

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reweigh.doctor.inject.decoder import Decoder
 from reweigh.doctor.inject.specs import Weights
-from reweigh.probe.quantise import round_rows
+from reweigh.probe.models import round_rows
 
 # The largest number of fp8 e4m3.
 _FP8_MAX = 448.0

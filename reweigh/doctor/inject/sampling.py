@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reweigh.doctor.inject.specs import EngineSpec
-from reweigh.probe.logits import log_softmax, nucleus
+from reweigh.probe.scorer import log_softmax, nucleus
 
 
 def processed(logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"] | None, spec: EngineSpec) -> Float[Tensor, "B V"]:

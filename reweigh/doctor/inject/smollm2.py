@@ -6,8 +6,8 @@ import torch
 
 from reweigh.doctor.inject.decoder import Decoder, Shape
 from reweigh.doctor.inject.worlds import Prompt, World
+from reweigh.probe.engine import load_prompts
 from reweigh.probe.models import find_model, load_model, load_tokenizer
-from reweigh.probe.prompts import load_prompts
 
 # Each question is asked under each of these; the first is the template's own.
 _SYSTEMS = (None, "You are a careful editor. Be brief.", "Answer as if to a child of ten, with an example.")

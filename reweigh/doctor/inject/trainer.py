@@ -9,7 +9,7 @@ from torch import Tensor
 from reweigh.doctor.inject.decoder import Decoder, Options
 from reweigh.doctor.inject.sampling import logged_log_probs, processed
 from reweigh.doctor.inject.specs import EngineSpec, TrainerSpec
-from reweigh.probe.logits import entropy, log_softmax, nucleus
+from reweigh.probe.scorer import entropy, log_softmax, nucleus
 
 # Scale of weights that nothing has trained.
 _UNTRAINED = 0.02

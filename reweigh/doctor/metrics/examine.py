@@ -13,7 +13,7 @@ from reweigh.doctor.causes import CauseId
 from reweigh.doctor.diagnosis import Evidence
 from reweigh.doctor.metrics.read import Array, Series
 from reweigh.doctor.metrics.signals import Reading, Signal, Signals
-from reweigh.intervals import t_quantile
+from reweigh.stats.intervals import t_quantile
 
 FEW = 4  # steps below which nothing is said of a spread
 _MOST_BLOCKS = 20

@@ -6,16 +6,7 @@ import torch
 
 from reweigh.lab.advantages import Advantage, Reward
 from reweigh.lab.claims.claim import Claim, Evidence
-from reweigh.lab.claims.material import (
-    NUMBER,
-    broken,
-    largest,
-    log_prob,
-    relative,
-    tiny,
-    token_log_prob,
-    worlds,
-)
+from reweigh.lab.claims.material import NUMBER, broken, largest, log_prob, relative, tiny, token_log_prob, worlds
 from reweigh.lab.exact import exact
 from reweigh.lab.splits import token_bias
 from reweigh.named import naive, seq_is, token_is

@@ -6,14 +6,13 @@ import numpy as np
 
 from reweigh import seq_mis, seq_tis
 from reweigh.bounds import tis_mse
-from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, sqrt_n_cap
+from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
 from reweigh.lab.distances import norms, ratio_law
 from reweigh.lab.exact import Reward, exact
 from reweigh.lab.figures.compared import SEQ_MIS, SEQ_TIS
 from reweigh.lab.figures.style import FONT, Line, legend, name, new
 from reweigh.lab.world import random_world
 from reweigh.planner import FiniteRatio
-from reweigh.tradeoff_caps import tradeoff_cap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

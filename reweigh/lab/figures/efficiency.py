@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reweigh import seq_tis
-from reweigh.caps import balance_cap
+from reweigh.caps import balance_cap, tradeoff_cap
 from reweigh.lab.advantages import Advantage
 from reweigh.lab.distances import ratio_law
 from reweigh.lab.exact import Reward, exact
@@ -25,7 +25,6 @@ from reweigh.lab.figures.compared import (
 from reweigh.lab.figures.style import FONT, Line, by_length, legend, name, new
 from reweigh.lab.snis import exact_snis
 from reweigh.lab.world import World, random_world
-from reweigh.tradeoff_caps import tradeoff_cap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,13 +9,13 @@ import torch
 
 from reweigh.batch import Batch
 from reweigh.caps import balance_cap, balance_cap_of_sample, mis_balance_cap
-from reweigh.host import to_host
-from reweigh.intervals import bernoulli_kl, empirical_bernstein
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is, seq_mis, seq_tis
 from reweigh.planner import LogNormalRatio
-from reweigh.stats import RatioStats
-from reweigh.summary import summarise
+from reweigh.stats.intervals import bernoulli_kl, empirical_bernstein
+from reweigh.stats.summary import summarise
+from reweigh.stats.sums import RatioStats
+from reweigh.stats.tail import to_host
 
 SAMPLE_INPUTS = ("log_rho", "C")
 MODEL_INPUTS = ("s2", "C")

@@ -1,0 +1,350 @@
+"""Where the gap sits: mean and spread of log ratios by what tokens and sequences have in common."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reweigh.audit.keys import (
+    MISSING,
+    OTHER,
+    Key,
+    bin_label,
+    first_by_hash,
+    in_ranges,
+    integers,
+    lags,
+    largest_lag,
+    range_label,
+    width_of,
+    without,
+)
+from reweigh.audit.parts import merge
+from reweigh.audit.runs import Shared
+from reweigh.records import RecordBatch
+from reweigh.stats.intervals import Number, clustered
+from reweigh.stats.sums import NUM_BUCKETS, bucket
+
+Array = NDArray[np.float64]
+ROWS = ("n", "l", "abs", "l2", "excess")  # 1, log ratio l, |l|, l^2, r - 1; each 0 where the mask is off
+POSITION_BINS = 53  # 0-3, 4-7, 8-11, 12-15, then a quarter of an octave each up to 65,536 and over
+_SAFE = 80.0  # nats; beyond it e^l is computed in float64
+
+
+def position_start(index: int) -> int:
+    """First position of a bin."""
+    octave, quarter = divmod(index - 4, 4)
+    return index * 4 if index < 4 else (4 + quarter) << (octave + 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Runs of tokens, each of one sequence, with their sums.
+
+    Attributes:
+        seq: `[P]`: which sequence.
+        code: `[P]`: what the tokens of a piece have in common.
+        sums: `[5, P]` float64, see `ROWS`.
+    """
+
+    seq: NDArray[np.int64]
+    code: NDArray[np.int64]
+    sums: Array
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """The rows of a batch.
+
+    Attributes:
+        shared: the batch.
+        buckets: `[S]`: hash of each sequence's prompt.
+        values: `[N]` each, in the order of `ROWS`.
+    """
+
+    shared: Shared
+    buckets: NDArray[np.int64]
+    values: tuple[NDArray[np.generic], ...]
+
+    @classmethod
+    def of(cls, shared: Shared) -> "TokenRows":
+        """Of a batch on CPU; a ratio over e^709 is infinite, and so are the sums that it is in."""
+        log_ratio = shared.batch.log_ratio
+        l = log_ratio.numpy()
+        large = bool(len(l)) and l.max() > _SAFE
+        excess = torch.expm1(log_ratio.double() if large else log_ratio).numpy()
+        values = (shared.runs.mask.numpy().view(np.uint8), l, np.abs(l), np.square(l), excess)
+        return cls(shared, bucket(shared.batch).numpy(), values)
+
+    def by_position(self) -> Pieces:
+        """Pieces by place in the response, masked tokens counted along; see `POSITION_BINS`."""
+        runs, first = self.shared.runs, np.array([position_start(i) for i in range(POSITION_BINS)])
+        many = np.searchsorted(first, runs.sizes)  # bins that each sequence reaches
+        seq = np.repeat(np.arange(runs.num_seqs), many)
+        code = np.arange(len(seq)) - np.repeat(many.cumsum() - many, many)
+        return Pieces(seq, code, self._sums(runs.starts[seq] + first[code]))
+
+    def by_code(self, codes: NDArray[np.int64]) -> Pieces:
+        """Pieces of equal codes, `[N]`."""
+        runs = self.shared.runs
+        some = np.flatnonzero(runs.sizes)
+        starts = np.union1d(runs.starts[some], np.flatnonzero(np.diff(codes)) + 1)
+        seq = some[np.searchsorted(runs.starts[some], starts, side="right") - 1]
+        return Pieces(seq, codes[starts], self._sums(starts))
+
+    def by_sequence(self, pieces: Pieces) -> Array:
+        """`[5, S]`: the sums of each sequence's pieces."""
+        found = [np.bincount(pieces.seq, row, self.shared.runs.num_seqs) for row in pieces.sums]
+        return np.stack(found).astype(np.float64)
+
+    def _sums(self, starts: NDArray[np.int64]) -> Array:
+        if not len(starts):
+            return np.zeros((len(ROWS), 0))
+        return np.stack([np.add.reduceat(x, starts, dtype=np.float64) for x in self.values])
+
+
+Cut = Literal["position", "probability", "length", "turn", "lag", "env", "step"]
+CUTS: tuple[Cut, ...] = get_args(Cut)
+CUT_COLUMNS = ("step", "env", "versions", "trainer_version")  # what they need beside a batch
+
+PROBABILITY_BINS = 25  # a quarter of a decade each from 1 down to 1e-6, then everything below
+MAX_TURNS = 32  # told apart; later ones count as one
+MAX_RANGES = 64  # of steps and of lags
+MAX_ENVS = 256  # environments added up one by one; of more, those with the lowest hash, and the others together
+MAX_SHOWN = 20  # environments with most tokens; the rest is merged
+# Known before the token is drawn, so that the mean ratio must be 1 in each of its parts. The length of a response and
+# the probability of the token that came out are not.
+KNOWN_BEFORE: frozenset[Cut] = frozenset({"position", "turn", "lag", "env", "step"})
+
+
+@dataclass(frozen=True, eq=False)
+class Strata:
+    """Sums by one cut; `a + b` is that of both.
+
+    Attributes:
+        cut: what the tokens are cut by.
+        token: by key, `[5, 64]` float64: the sums `ROWS` over tokens, by hash of the prompt.
+        sequence: by key, `[4, 64]`: the first four of them over sequences, each with its sum of log ratios. Empty where
+            a sequence has no one key.
+        width: of a range of steps or lags.
+    """
+
+    cut: Cut
+    token: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    sequence: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    width: int = 1
+
+    def __add__(self, other: "Strata") -> "Strata":
+        """Both."""
+        width = max(self.width, other.width)
+        a, b = self._at(width), other._at(width)
+        both = Strata(self.cut, merge(a.token, b.token), merge(a.sequence, b.sequence), width)
+        return both.limited()
+
+    def _at(self, width: int) -> "Strata":
+        if width == self.width:
+            return self
+        return Strata(self.cut, in_ranges(self.token, width), in_ranges(self.sequence, width), width)
+
+    def limited(self) -> "Strata":
+        """With no more keys than are told apart."""
+        if self.cut in ("step", "lag"):
+            return self._at(max(self.width, width_of((k for k in self.token if isinstance(k, int)), MAX_RANGES)))
+        if self.cut != "env" or len(self.token) <= MAX_ENVS + 1:
+            return self
+        return self._kept(first_by_hash(self.token, MAX_ENVS))
+
+    def _kept(self, keys: set[Key]) -> "Strata":
+        return Strata(self.cut, without(self.token, keys), without(self.sequence, keys), self.width)
+
+    @property
+    def told(self) -> bool:
+        """Whether the records say it of any token."""
+        return any(key is not None for key in self.token)
+
+    def rows(self) -> list["Stratum"]:
+        """As numbers, in order; environments with most tokens first."""
+        shown, keys = self, list(self.token)
+        if self.cut == "env":
+            keys.sort(key=lambda k: (k == OTHER, -float(self.token[k][0].sum()), str(k)))
+            shown = self._kept(set(keys[:MAX_SHOWN]))
+            keys = [k for k in [*keys[:MAX_SHOWN], OTHER] if k in shown.token]
+            keys = list(dict.fromkeys(keys))
+        else:
+            keys.sort(key=lambda k: (k is None, k if isinstance(k, int) else 0))
+        return [
+            Stratum(
+                _label(self.cut, key, self.width),
+                key if isinstance(key, int) and self.cut != "env" else None,
+                _numbers(shown.token[key].numpy(), self.cut in KNOWN_BEFORE),
+                _numbers(shown.sequence[key].numpy(), False) if key in shown.sequence else None,
+                int(shown.token[key][0].sum()),
+                int(shown.sequence[key][0].sum()) if key in shown.sequence else 0,
+            )
+            for key in keys
+        ]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """One part of a cut.
+
+    Attributes:
+        label: what it is.
+        start: its first number, for a picture; None of names.
+        token: numbers of its tokens: "mean" and "mean_abs" and "sd" of the log ratio, and "mean_ratio" where it must be
+            1.
+        sequence: the same of its sequences' log ratios; None where they have no one part.
+        tokens: how many.
+        sequences: how many.
+    """
+
+    label: str
+    start: int | None
+    token: Mapping[str, Number]
+    sequence: Mapping[str, Number] | None
+    tokens: int
+    sequences: int
+
+
+def all_strata(rows: TokenRows, part: RecordBatch) -> dict[Cut, Strata]:
+    """By each cut that the records allow."""
+    shared = rows.shared
+    batch, runs = shared.batch, shared.runs
+    pieces = rows.by_position()
+    whole = Pieces(np.arange(runs.num_seqs), np.zeros(0, np.int64), rows.by_sequence(pieces))
+    found = {
+        "position": Strata("position", _by_piece(pieces, rows.buckets)),
+        "probability": Strata("probability", _by_probability(rows)),
+        "length": _of_sequences("length", shared.bins, whole, rows.buckets),
+    }
+    if runs.turn is not None:
+        found["turn"] = Strata(
+            "turn", _by_piece(_numbered(rows.by_code(runs.turn.numpy().astype(np.int64))), rows.buckets)
+        )
+    if part.tokens("versions") is not None and part.column("trainer_version") is not None:
+        lag = lags(batch, part)
+        by_token = Strata("lag", _by_piece(rows.by_code(lag.numpy()), rows.buckets))
+        by_largest = _of_sequences("lag", largest_lag(lag, batch).numpy(), whole, rows.buckets)
+        found["lag"] = Strata("lag", by_token.token, by_largest.sequence).limited()
+    if (steps := part.column("step")) is not None:
+        found["step"] = _of_sequences("step", integers(steps, runs.num_seqs), whole, rows.buckets).limited()
+    if (envs := part.column("env")) is not None:
+        index = {name: i for i, name in enumerate(dict.fromkeys(envs.tolist()))}
+        names, codes = list(index), np.array([index[name] for name in envs.tolist()], np.int64)
+        by_index = _of_sequences("env", codes, whole, rows.buckets)
+        token, sequence = (
+            {names[k]: x for k, x in level.items() if isinstance(k, int)}
+            for level in (by_index.token, by_index.sequence)
+        )
+        found["env"] = Strata("env", token, sequence).limited()
+    return found  # type: ignore[return-value]
+
+
+def _of_sequences(cut: Cut, codes: NDArray[np.int64], whole: Pieces, buckets: NDArray[np.int64]) -> Strata:
+    """Where all tokens of a sequence have its code."""
+    n, l, *_ = whole.sums
+    live = (n > 0).astype(np.float64)
+    each = np.stack([live, l, np.abs(l), np.square(l)])
+    token, sequence = (_by_piece(Pieces(whole.seq, codes, sums), buckets) for sums in (whole.sums, each))
+    return Strata(cut, token, sequence)
+
+
+def _by_piece(pieces: Pieces, buckets: NDArray[np.int64]) -> dict[Key, Tensor]:
+    known, place = np.unique(pieces.code, return_inverse=True)
+    index = place * NUM_BUCKETS + buckets[pieces.seq]
+    return _split(known, [np.bincount(index, row, len(known) * NUM_BUCKETS) for row in pieces.sums])
+
+
+def _split(codes: NDArray[np.int64], rows: Sequence[NDArray[Any]]) -> dict[Key, Tensor]:
+    """By key, without those that have no token."""
+    tables = torch.from_numpy(np.stack(rows).reshape(len(rows), len(codes), NUM_BUCKETS)).transpose(0, 1)
+    pairs = zip(codes.tolist(), tables, strict=True)
+    return {None if code == MISSING else code: table.contiguous() for code, table in pairs if table[0].any()}
+
+
+def _numbered(turns: Pieces) -> Pieces:
+    """Turns by their number among those of their sequence that have a token that counts."""
+    live = turns.sums[0] > 0
+    before = np.concatenate([[0], live.cumsum()])[:-1]
+    first = np.concatenate([[True], turns.seq[1:] != turns.seq[:-1]])[: len(live)]
+    start = np.maximum.accumulate(np.where(first, before, 0)) if len(live) else before
+    return Pieces(turns.seq, np.minimum(before - start, MAX_TURNS).astype(np.int64), turns.sums)
+
+
+def probability_bins(rows: TokenRows) -> NDArray[np.int64]:
+    """Bin of each token's probability under mu, see `PROBABILITY_BINS`; that number where the mask is off."""
+    shared = rows.shared
+    quarters = shared.batch.log_mu.numpy().astype(np.float32, copy=False) * np.float32(-4 / math.log(10))
+    quarters.clip(0, PROBABILITY_BINS - 1, out=quarters)
+    np.copyto(quarters, PROBABILITY_BINS, where=~shared.runs.mask.numpy())
+    return quarters.astype(np.int64)
+
+
+def _by_probability(rows: TokenRows) -> dict[Key, Tensor]:
+    width = PROBABILITY_BINS + 1
+    index = probability_bins(rows) + np.repeat(rows.buckets * width, rows.shared.runs.sizes)
+    sums = [np.bincount(index, x, NUM_BUCKETS * width) for x in rows.values[1:4]]
+    # r - 1 is not added up: its mean is no test of anything here.
+    table = [np.bincount(index, minlength=NUM_BUCKETS * width).astype(np.float64), *sums, np.zeros(NUM_BUCKETS * width)]
+    by_bin = [x.reshape(NUM_BUCKETS, width)[:, :-1].T.ravel() for x in table]
+    return _split(np.arange(PROBABILITY_BINS), by_bin)
+
+
+def _numbers(sums: Array, ratio: bool) -> dict[str, Number]:
+    rows = dict(zip(ROWS, sums, strict=False))
+    counts = rows["n"]
+    n = counts.sum()
+    mean, mean_abs = rows["l"].sum() / n, rows["abs"].sum() / n
+    square = rows["l2"] - 2 * mean * rows["l"] + mean * mean * counts
+    sd, (low, high) = math.sqrt(max(0.0, square.sum() / n)), clustered(square, counts)
+    found = {
+        "mean": _number(mean, clustered(rows["l"], counts), "nats", "Mean log ratio; minus KL(mu||pi) by k1."),
+        "mean_abs": _number(mean_abs, _floored(clustered(rows["abs"], counts)), "nats", "Mean |log ratio|."),
+        "sd": _number(sd, _floored((_root(low), _root(high))), "nats", "Standard deviation of the log ratio."),
+    }
+    if ratio:
+        what = "Mean of pi/mu; 1 in every such part if the logged log-probs are those that were sampled from."
+        over = rows["excess"].sum() / n
+        low, high = clustered(rows["excess"], counts) if math.isfinite(over) else (-math.inf, math.inf)
+        found["mean_ratio"] = _number(1 + over, (max(0.0, 1 + low), 1 + high), "ratio", what)
+    return found
+
+
+def _number(value: float, ends: tuple[float, float], unit: str, meaning: str) -> Number:
+    return Number(float(value), *ends, float(value), unit, meaning)
+
+
+def _root(x: float) -> float:
+    return math.sqrt(max(0.0, x))
+
+
+def _floored(ends: tuple[float, float]) -> tuple[float, float]:
+    return max(0.0, ends[0]), ends[1]
+
+
+def _label(cut: Cut, key: Key, width: int) -> str:
+    if not isinstance(key, int):
+        return range_label(key, width)
+    if cut == "position":
+        first, last = position_start(key), position_start(key + 1) - 1
+        return f"{first:,}+" if key == POSITION_BINS - 1 else f"{first:,}-{last:,}"
+    if cut == "probability":
+        if key == PROBABILITY_BINS - 1:
+            return f"below {10 ** (-key / 4):.2g}"
+        return f"{10 ** (-(key + 1) / 4):.2g} to {10 ** (-key / 4):.2g}"
+    if cut == "length":
+        return bin_label(key, 1)
+    if cut == "turn":
+        return f"{MAX_TURNS + 1}+" if key == MAX_TURNS else str(key + 1)
+    return "other" if cut == "env" else range_label(key, width)
+
+
+def shown_cuts(strata: Mapping[Cut, Strata]) -> Iterable[Strata]:
+    """Those that the records tell, in the order of `CUTS`."""
+    return (strata[cut] for cut in CUTS if cut in strata and strata[cut].told)

@@ -1,0 +1,365 @@
+"""What a reader of a foreign dump must offer, and what readers share: reports, JSON lines, arrays of anything."""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reweigh.records.files import FilePart, numbered_lines, open_lines
+from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
+
+Row = Mapping[str, Any]
+"""Values by column of the record schema; `prompt_ids` beside them, where the dump has them, is for a rescoring."""
+
+
+class BadRecordError(ValueError):
+    """One record of a dump that cannot be a row; the records around it are not touched by that.
+
+    Attributes:
+        rule: what is wrong, in words that are the same for every record of which it is.
+        detail: names and values.
+        hint: what to do.
+    """
+
+    def __init__(self, rule: str, detail: str, hint: str) -> None:
+        super().__init__(f"{detail}\nhint: {hint}")
+        self.rule, self.detail, self.hint = rule, detail, hint
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record of a dump before it is looked at.
+
+    Attributes:
+        load: its rows, most often one; raises BadRecordError.
+        line: the line it stands on, from 1, in formats that have lines.
+        number: which record of the file it is, from 0.
+    """
+
+    load: Callable[[], Sequence[Row]]
+    number: int
+    line: int | None = None
+
+    def place(self, path: Path) -> str:
+        """File and line, or file and record."""
+        return f"{path} record {self.number}" if self.line is None else f"{path}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the dumps of one framework are recognised, found, cut and read.
+
+    Attributes:
+        name: as `--reader` takes it.
+        title: what the files are, for a list of what was tried.
+        both_sides: whether the framework writes log_pi too; if not, `reweigh rescore` adds it.
+        endings: how the files' names end.
+        recognises: whether a file is one, from what stands in it.
+        items: the records of a part.
+        info: what a file says of the run.
+        parts: the parts of a file that can be read apart, of about so many tokens.
+        lead: the file that stands for all that are read together with this one: itself, or the first of its ranks;
+            None if it is only ever read beside another.
+        decimals: decimals that the framework rounds log-probs to when it writes them; None if it does not.
+    """
+
+    name: str
+    title: str
+    both_sides: bool
+    endings: tuple[str, ...]
+    recognises: "Callable[[Head], bool]"
+    items: Callable[[FilePart], Iterator[Item]]
+    info: Callable[[Path], RunInfo]
+    parts: Callable[[Path, int], Iterator[FilePart]]
+    lead: Callable[[Path], Path | None]
+    decimals: int | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """What recognition looks at.
+
+    Attributes:
+        path: the file.
+        kind: "json", "torch", "pickle", "sqlite" or "other", by its first bytes.
+        first: the first JSON object, or the object of a torch file; empty if there is none.
+        start: the first bytes.
+    """
+
+    path: Path
+    kind: str
+    first: Mapping[str, Any]
+    start: bytes
+
+
+@dataclass
+class Skipped:
+    """The report that goes on: which records were left out, and why.
+
+    Attributes:
+        count: how many.
+        listed: the first of them, at most `keep`.
+        keep: how many to list.
+    """
+
+    keep: int = 100
+    count: int = 0
+    listed: list[Violation] = field(default_factory=list[Violation])
+
+    def __call__(self, violation: Violation) -> None:
+        """Count one more."""
+        self.count += violation.count
+        if len(self.listed) < self.keep:
+            self.listed.append(violation)
+
+    def lines(self) -> list[str]:
+        """One line a record, and one for those that are not listed."""
+        lines = [f"{v.place}: {v.detail}" for v in self.listed]
+        if self.count > len(self.listed):
+            lines.append(f"and {self.count - len(self.listed):,} more")
+        return lines
+
+
+LINES = (".jsonl", ".jsonl.gz")
+JSON = (*LINES, ".json", ".json.gz")
+TORCH = (".pt", ".pth")
+
+
+def whole(path: Path, tokens: int) -> Iterator[FilePart]:
+    """A file that is one object cannot be cut."""
+    yield FilePart(path)
+
+
+def itself(path: Path) -> Path:
+    """A file that is read alone."""
+    return path
+
+
+def unknown_version(path: Path, name: str, known: str, got: object) -> UnreadableFileError:
+    """The error for a file that another version of the framework wrote."""
+    return UnreadableFileError(
+        f"{path}: {name} must be {known}, got {got!r}\n"
+        "hint: another version of the framework wrote it, and what its fields mean there is not known here."
+    )
+
+
+TOKEN_COLUMNS = ("token_ids", "log_pi", "mask", "advantage", "versions", "turns", "entropy_pi", "entropy_mu")
+
+
+def array(value: Any, name: str) -> np.ndarray:
+    """A flat list, array or tensor of numbers; None among floats becomes NaN."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    try:
+        found = np.asarray(value)
+        if found.dtype.kind == "O":
+            found = found.astype(np.float64)
+    except (TypeError, ValueError):
+        raise _not_numbers(name, value) from None
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "fiub"):
+        raise _not_numbers(name, value)
+    return found
+
+
+def _not_numbers(name: str, value: Any) -> BadRecordError:
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return BadRecordError(
+        f"{name}: wrong type", f"{name} must be a flat list of numbers, got {text}", "the dump is damaged."
+    )
+
+
+def mask_of(value: Any, name: str) -> np.ndarray:
+    """A mask in whatever numbers; what is not 0 counts."""
+    return array(value, name) != 0
+
+
+def get(record: Mapping[str, Any], name: str, where: str = "the record") -> Any:
+    """A field that every record has."""
+    if name not in record:
+        raise BadRecordError(
+            f"{name}: missing",
+            f"{where} has no {name}, only {', '.join(map(str, record)) or 'nothing'}",
+            "the dump is damaged, or of another version.",
+        )
+    return record[name]
+
+
+def same_length(lengths: Mapping[str, int]) -> None:
+    """Refuse lists that should be as long as each other and are not."""
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise BadRecordError(
+            "lists: lengths differ",
+            f"lists of one record must have one length: {listed}",
+            "the writer was stopped, or the fields are of different samples; leave the record out (--skip-bad).",
+        )
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Refuse a row that has no sampler's side, or whose lists do not line up."""
+    log_mu = row.get("log_mu")
+    if log_mu is None:
+        raise BadRecordError(
+            "log_mu: not in the dump",
+            "the record has no log-probs of the policy that sampled",
+            "they cannot be computed afterwards: turn on the option that records them in the framework and run again.",
+        )
+    lengths = {name: len(row[name]) for name in TOKEN_COLUMNS if row.get(name) is not None and np.ndim(row[name]) == 1}
+    same_length({"log_mu": len(log_mu), **lengths})
+
+
+def prompt_name(ids: Any) -> str:
+    """A name for a prompt that the dump does not name: equal token ids, equal names."""
+    flat = array(ids, "prompt token ids").astype("<i8")
+    return "prompt-" + hashlib.blake2b(flat.tobytes(), digest_size=8).hexdigest()
+
+
+def turns_of(mask: np.ndarray) -> np.ndarray:
+    """Turns, counted from 0: one begins where sampling begins again after a gap in the mask."""
+    starts = mask & ~np.concatenate([[False], mask[:-1]])
+    return np.maximum(np.cumsum(starts) - 1, 0)
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else (a reward may be a dictionary)."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool | int | float) and np.isfinite(value):
+        return float(value)
+    return None
+
+
+def version(value: Any) -> int | None:
+    """A weight version that is written as a number, or None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+        return int(value)
+    return None
+
+
+def one_version(values: Sequence[Any], length: int) -> np.ndarray | None:
+    """The version of each token if one version sampled all; which token is of which is not told otherwise."""
+    found = {version(v) for v in values}
+    only = found.pop() if len(found) == 1 else None
+    return None if only is None else np.full(length, only, np.int32)
+
+
+_TOKEN_BYTES = 48  # about what a token takes in these dumps: several numbers of nine digits
+_WHOLE_FILE = 1 << 30  # bytes of a file that is one JSON object, at most
+
+
+def cut_lines(path: Path, tokens: int) -> Iterator[FilePart]:
+    """Parts of about so many tokens, cut at the ends of lines; a gzipped file is one part."""
+    if path.suffix == ".gz" or not _is_lines(path):
+        yield FilePart(path)
+        return
+    with open(path, "rb") as file:
+        start = at = row = rows = 0
+        first = 1
+        for line, text in enumerate(file, start=1):
+            if rows and at - start + len(text) > tokens * _TOKEN_BYTES:
+                yield FilePart(path, start, at, row, first)
+                start, first, row, rows = at, line, row + rows, 0
+            at += len(text)
+            rows += bool(text.strip())
+        if rows or start == 0:
+            yield FilePart(path, start, at, row, first)
+
+
+def items_of_lines(part: FilePart, rows: Callable[[Mapping[str, Any], int], Sequence[Row]]) -> Iterator[Item]:
+    """The records of a part, one a line; `rows` makes rows of a line's object and its number in the file.
+
+    A file that is one JSON object or list, over several lines, is its objects.
+    """
+    path = part.path
+    if part == FilePart(path) and not _is_lines(path):
+        for number, record in enumerate(_documents(path)):
+            yield Item(partial(_rows_of, record, number, rows), number)
+        return
+    number, line = part.first_row, part.first_line - 1
+    try:
+        for line, text in numbered_lines(part):
+            if text.strip():
+                yield Item(partial(_rows_of_text, text, number, rows), number, line)
+                number += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UnreadableFileError(
+            f"{path}: truncated or damaged gzip after line {line}: {e}\nhint: copy the file again."
+        ) from None
+
+
+def first_object(path: Path) -> Mapping[str, Any]:
+    """The first object of a file of JSON; empty if it has none or is not JSON."""
+    try:
+        with open_lines(path, "rb") as file:
+            text = next((x for x in file if x.strip()), b"")
+        found = _parsed(text)
+        if found is None:
+            found = next(iter(_documents(path)), None)
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnreadableFileError):
+        return {}
+    if isinstance(found, list) and found:
+        found = found[0]
+    return found if isinstance(found, dict) else {}
+
+
+def _rows_of_text(text: bytes, number: int, rows: Callable[[Mapping[str, Any], int], Sequence[Row]]) -> Sequence[Row]:
+    try:
+        record = json.loads(text)
+    except ValueError as e:
+        if not text.endswith(b"\n"):
+            raise BadRecordError(
+                "line: cut short",
+                f"the last line is cut short ({len(text)} bytes, no newline at its end): {e}",
+                "the writer was stopped, or still writes; the lines before it are good (--skip-bad reads them).",
+            ) from None
+        raise BadRecordError("line: not JSON", f"not JSON: {e}", "each line is one JSON object.") from None
+    return _rows_of(record, number, rows)
+
+
+def _rows_of(record: Any, number: int, rows: Callable[[Mapping[str, Any], int], Sequence[Row]]) -> Sequence[Row]:
+    if isinstance(record, list):  # an engine's answer to several prompts at once
+        return [row for i, one in enumerate(record) for row in _rows_of(one, (number << 16) + i, rows)]
+    if not isinstance(record, dict):
+        raise BadRecordError(
+            "record: not an object", f"must be a JSON object, got {type(record).__name__}", "see the dump."
+        )
+    return rows(record, number)
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether the first line that is not blank is a JSON value by itself."""
+    with open_lines(path, "rb") as file:
+        text = next((x for x in file if x.strip()), b"")
+    return not text.endswith(b"\n") or _parsed(text) is not None
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _documents(path: Path) -> list[Any]:
+    if path.stat().st_size > _WHOLE_FILE:
+        raise UnreadableFileError(
+            f"{path}: one JSON value of more than {_WHOLE_FILE >> 30} GB\nhint: write one object a line."
+        )
+    with open_lines(path, "rb") as file:
+        try:
+            found = json.load(file)
+        except ValueError as e:
+            raise UnreadableFileError(f"{path}: not JSON: {e}\nhint: one object a line, or one JSON value.") from None
+    return found if isinstance(found, list) else [found]

@@ -1,0 +1,464 @@
+"""Dumps as tables of the record schema: which files are meant, who wrote them, and the loop that reads."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from glob import glob, has_magic
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from reweigh.dumps import martingale, miles, nemo_rl, open_instruct, openai, prime_rl, sglang, skyrl, slime, verifiers
+from reweigh.dumps.form import LINES, BadRecordError, Format, Head, Item, Row, Skipped, check_row, first_object
+from reweigh.dumps.tensors import load_torch
+from reweigh.records.files import FilePart, Formats, Paths, Reader, expand, parquet_names
+from reweigh.records.files import reader_of as records_reader_of
+from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
+from reweigh.records.table import table_of
+
+FORMATS: Mapping[str, Format] = {
+    one.name: one
+    for one in (
+        slime.TRAIN,
+        slime.ROLLOUT,
+        miles.FORMAT,
+        nemo_rl.FORMAT,
+        prime_rl.FORMAT,
+        verifiers.FORMAT,
+        skyrl.FORMAT,
+        martingale.FORMAT,
+        open_instruct.FORMAT,
+        openai.FORMAT,
+        sglang.FORMAT,
+    )
+}
+"""Every format that is read as it is, by the name that `--reader` takes."""
+RECORDS = "records"
+"""The name of reweigh's own format, Parquet or JSON lines, where a format is named."""
+
+_START = 1 << 12  # bytes looked at; a pickle names its class in the first hundred
+_MAGIC = (
+    (b"SQLite format 3\0", "sqlite"),
+    (b"PK\x03\x04", "torch"),
+    (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "torch"),  # before torch 1.6
+    (b"\x80", "pickle"),
+    (b"PAR1", "parquet"),
+)
+_OUR_OWN = {"reweigh", "log_mu", "log_pi", "sequence_id"}
+# What other files of these frameworks have: text, but no tokens and no log-probs.
+_TEXT_ONLY = (
+    ({"input", "output", "score"}, "verl's rollout dump"),
+    ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump"),
+    ({"content", "rewards", "idx"}, "NeMo-RL's validation data"),
+    ({"input_prompt", "output_response"}, "SkyRL's evaluation dump"),
+    ({"prompt", "completion"}, "completions that a trainer logged"),
+)
+
+
+class UnknownFormatError(UnreadableFileError):
+    """A file that no reader knows."""
+
+
+def look(path: Path) -> Head:
+    """What recognition goes by.
+
+    Raises:
+        UnreadableFileError: a torch file that is damaged, or that holds more than plain data.
+    """
+    with open(path, "rb") as file:
+        start = file.read(_START)
+    packed = start[:2] == b"\x1f\x8b"
+    kind = next((kind for magic, kind in _MAGIC if start.startswith(magic)), "json" if packed else "other")
+    if not packed and start.lstrip()[:1] in (b"{", b"["):
+        kind = "json"
+    first: Any = {}
+    if kind == "json":
+        first = first_object(path)
+    elif kind == "torch":
+        first = load_torch(path)
+    return Head(path, kind, first if isinstance(first, Mapping) else {}, start)
+
+
+def recognise(path: str | PathLike[str]) -> Format | None:
+    """The format of a file by its content; None for reweigh's own.
+
+    Raises:
+        UnknownFormatError: no reader knows it; the message lists what was tried, and what the file looks like.
+        UnreadableFileError: it is damaged.
+    """
+    head = look(Path(path))
+    found = [one for one in FORMATS.values() if one.recognises(head)]
+    if found:
+        return found[0]
+    if head.path.name.endswith((".parquet", ".pq")) and _OUR_OWN & _columns(head.path):
+        return None
+    if broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
+        return None  # what is broken is told by the reader of records
+    raise _unknown(head)
+
+
+def _columns(path: Path) -> set[str]:
+    try:
+        return set(parquet_names(path))
+    except UnreadableFileError:
+        return _OUR_OWN  # damaged: what is wrong is told by the reader of records
+
+
+def _is_lines(head: Head) -> bool:
+    return head.kind in ("json", "other") and head.path.name.endswith(LINES)
+
+
+def broken_lines(head: Head) -> bool:
+    """Whether a file is named as JSON lines and does not begin with a JSON object."""
+    return _is_lines(head) and not head.first
+
+
+def _unknown(head: Head) -> UnknownFormatError:
+    fields = ", ".join(list(map(str, head.first))[:12])
+    looks = {"json": "JSON", "torch": "a torch file", "pickle": "a pickle", "sqlite": "an SQLite database"}
+    seen = looks.get(head.kind, head.kind if head.kind == "parquet" else f"a file that starts with {head.start[:8]!r}")
+    if fields:
+        seen += f" with {fields}"
+    for names, what in _TEXT_ONLY:
+        if names <= set(head.first):
+            return UnknownFormatError(
+                f"{head.path}: {what} has text and no log-probs, so there is nothing to compare: it is {seen}\n"
+                "hint: record the log-probs of both sides while training, see docs/readers.md."
+            )
+    tried = "".join(f"\n  {name}: {one.title}" for name, one in FORMATS.items())
+    return UnknownFormatError(
+        f"{head.path}: no reader knows this file. It is {seen}. Tried:{tried}\n"
+        f"  {RECORDS}: Parquet or JSON lines with log_mu\n"
+        "hint: --reader NAME takes it as that format; docs/records.md says how to write records from anything."
+    )
+
+
+def named(reader: str) -> Format | None:
+    """The format that `--reader` names; None for reweigh's own."""
+    if reader == RECORDS:
+        return None
+    if reader not in FORMATS:
+        raise ValueError(f"--reader: must be one of {', '.join((*FORMATS, RECORDS))}, got {reader!r}")
+    return FORMATS[reader]
+
+
+_ENDINGS = tuple(dict.fromkeys(e for one in FORMATS.values() for e in one.endings))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a dump, each standing for all that is read with it.
+
+    Attributes:
+        paths: in order of their names, numbers in them as numbers.
+        ignored: files of the folders that no reader knows.
+    """
+
+    paths: tuple[Path, ...]
+    ignored: tuple[Path, ...] = ()
+
+
+def find(paths: Paths, reader: str | None = None) -> Found:
+    """The files that are meant by files, folders and globs, each once; folders of dumps with their subfolders.
+
+    Args:
+        paths: what a user named.
+        reader: a format's name, to not look into the files.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a folder has dumps of several formats, or nothing that a reader knows.
+    """
+    given = [paths] if isinstance(paths, str | PathLike) else list(paths)
+    if not given:
+        raise ValueError("find: no path was given\nhint: name at least one file, folder or glob.")
+    found: dict[Path, Path] = {}
+    ignored: list[Path] = []
+    for item in map(Path, given):
+        if item.is_dir():
+            here = _folder(item, reader)
+            ignored += here.ignored
+            chosen: Sequence[Path] = here.paths
+        elif item.exists() or not has_magic(str(item)):
+            chosen = [_stands_for(path, reader) for path in _existing(item)]
+        else:
+            matches = sorted(map(Path, glob(str(item), recursive=True)), key=_natural)
+            if not matches:
+                raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
+            chosen = [_stands_for(path, reader) for path in matches if path.is_file()]
+        for path in chosen:
+            found.setdefault(path.resolve(), path)
+    return Found(tuple(found.values()), tuple(ignored))
+
+
+def _existing(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return [path]
+
+
+def _stands_for(path: Path, reader: str | None) -> Path:
+    one = recognise(path) if reader is None else named(reader)
+    if one is None:
+        return expand(path)[0]
+    return one.lead(path) or path
+
+
+def _folder(folder: Path, reader: str | None) -> Found:
+    if reader is not None:
+        one = named(reader)
+        if one is None:
+            return Found(tuple(expand(folder)))
+        files = [path for path in _files(folder) if path.name.endswith(one.endings)]
+        chosen = [path for path in files if _may_be(one, path)]
+        return Found(_leads(chosen or files, one, folder))
+    kinds: dict[str, list[Path]] = {}
+    beside: dict[str, list[Path]] = {}  # what is read together with others, if these are there
+    unknown: list[Path] = []
+    broken: list[Path] = []
+    for path in _files(folder):
+        try:
+            if broken_lines(look(path)):
+                (broken if path.stat().st_size else unknown).append(path)
+                continue
+            one = recognise(path)
+        except UnknownFormatError:
+            unknown.append(path)
+        except UnreadableFileError:
+            broken.append(path)
+        else:
+            if one is None and path.parent == folder:
+                kinds.setdefault(RECORDS, []).append(path)
+            elif one is None:
+                unknown.append(path)
+            else:
+                (kinds if one.lead(path) is not None else beside).setdefault(one.name, []).append(path)
+    kinds = kinds or beside
+    if len(kinds) > 1:
+        listed = "; ".join(f"{name}: {len(files)}, such as {files[0]}" for name, files in kinds.items())
+        raise ValueError(
+            f"{folder}: files of several formats are in one folder: {listed}\n"
+            "hint: name the subfolder or files of one of them, or choose with --reader."
+        )
+    if not kinds and (broken or unknown):
+        recognise([*broken, *unknown][0])  # raises, unless it is broken lines
+    if not kinds or RECORDS in kinds:
+        return Found(tuple(expand(folder)))
+    [(name, files)] = kinds.items()
+    # a file that cannot be read, among those that can, is one of them: reading it says what is wrong with it
+    homes = {(path.parent, path.suffix) for path in files}
+    files += [path for path in broken if (path.parent, path.suffix) in homes]
+    ignored = [path for path in (*unknown, *broken) if path not in files]
+    return Found(_leads(sorted(files, key=_natural), FORMATS[name], folder), tuple(ignored))
+
+
+def _may_be(one: Format, path: Path) -> bool:
+    """Whether a file is of a format; one that cannot be read is taken, so that reading it says why."""
+    try:
+        head = look(path)
+    except UnreadableFileError:
+        return True
+    return one.recognises(head) or broken_lines(head)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    found = (p for p in folder.rglob("*") if p.name.endswith((*_ENDINGS, ".parquet")) and p.is_file())
+    yield from sorted(found, key=_natural)
+
+
+def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]:
+    leads = dict.fromkeys(lead for path in files if (lead := one.lead(path)) is not None) or dict.fromkeys(files)
+    if not leads:
+        raise FileNotFoundError(f"{folder}: the folder has no file of {one.title}\nhint: name the files themselves.")
+    return tuple(leads)
+
+
+def _natural(path: Path) -> list[Any]:
+    """Order of names in which step_9 comes before step_10."""
+    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", str(path))]
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+_SHAPE_HINT = "the dump is damaged, or of another version of the framework."
+_MAX_ROWS = 65_536  # of one table, however short the rows
+
+
+@dataclass(frozen=True)
+class DumpRow:
+    """One row of a dump.
+
+    Attributes:
+        columns: by name of the record schema; arrays are of NumPy, and what the dump has not got is left out or None.
+        prompt_ids: token ids of the prompt, where the dump has them.
+        place: file and line, or file and record.
+    """
+
+    columns: dict[str, Any]
+    prompt_ids: Sequence[int] | None
+    place: str
+
+
+def reader_of(path: Path, reader: str | None = None, skipped: Skipped | None = None) -> Reader:
+    """How to read a file, whoever wrote it: a dump by its content, records by their name.
+
+    Args:
+        path: the file.
+        reader: a format's name, to not look into the file.
+        skipped: where to list records that are no good; without it the first of them is an error.
+    """
+    one = recognise(path) if reader is None else named(reader)
+    if one is None:
+        return records_reader_of(path)
+    return Reader(one.info, partial(_names, one), one.parts, partial(_tables, one, skipped))
+
+
+def formats(reader: str | None = None, skipped: Skipped | None = None) -> Formats:
+    """Dumps and records alike, for the functions that read record files.
+
+    Args:
+        reader: a format's name, to not look into the files.
+        skipped: where to list records that are no good; without it the first of them is an error.
+    """
+    return Formats(partial(_expand, reader), partial(reader_of, reader=reader, skipped=skipped))
+
+
+def _expand(reader: str | None, paths: Paths) -> list[Path]:
+    return list(find(paths, reader).paths)
+
+
+def info_of(path: Path, reader: str | None = None) -> RunInfo:
+    """What a file says of the run."""
+    return reader_of(path, reader).info(path)
+
+
+def read(
+    paths: Paths,
+    *,
+    reader: str | None = None,
+    skip_bad: bool = False,
+    skipped: Skipped | None = None,
+) -> Iterator[DumpRow]:
+    """Stream the rows of dumps, one at a time. Those of a rollout-side dump have no `log_pi`.
+
+    Args:
+        paths: files, folders or globs of dumps, not of records.
+        reader: a format's name, to not look into the files.
+        skip_bad: leave out records that are no good, and list them in `skipped`.
+        skipped: the list; one of your own, to look at afterwards.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a record or file is no good, with its place and what to do.
+
+    Example:
+        >>> from reweigh.dumps import Skipped, read
+        >>> skipped = Skipped()
+        >>> for row in read("dumps/train_data", skip_bad=True, skipped=skipped):  # doctest: +SKIP
+        ...     print(row.columns["sequence_id"], len(row.columns["log_mu"]))
+    """
+    report: Report = fail
+    if skip_bad:
+        report = Skipped() if skipped is None else skipped
+    for path in find(paths, reader).paths:
+        try:
+            one = recognise(path) if reader is None else named(reader)
+            if one is None:
+                raise UnreadableFileError(
+                    f"{path}: is a file of records, not a dump\nhint: reweigh.records.read_batches reads it."
+                )
+            for item, row in _good(one, FilePart(path), report):
+                columns = dict(row)
+                yield DumpRow(columns, columns.pop("prompt_ids", None), item.place(path))
+        except UnreadableFileError as e:
+            if report is fail:
+                raise
+            report(_of_file(path, e))
+
+
+def _of_file(path: Path, error: UnreadableFileError) -> Violation:
+    detail, _, hint = str(error).partition("\nhint: ")
+    return Violation("file: unreadable", str(path), detail.removeprefix(f"{path}: "), hint, counted="files")
+
+
+def _shape(one: Format, error: Exception) -> str:
+    return f"not as {one.name} writes it: {type(error).__name__}: {error}"
+
+
+def _items(one: Format, part: FilePart) -> Iterator[Item]:
+    try:
+        yield from one.items(part)
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise UnreadableFileError(f"{part.path}: {_shape(one, e)}\nhint: {_SHAPE_HINT}") from e
+
+
+def _good(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, Row]]:
+    """Rows with the record they are of; records that are no good are reported instead."""
+    for item in _items(one, part):
+        try:
+            rows = item.load()
+            for row in rows:
+                check_row(row)
+        except BadRecordError as e:
+            report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
+            continue
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+            report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
+            continue
+        for row in rows:
+            yield item, row
+
+
+def _names(one: Format, path: Path) -> list[str]:
+    """Columns of the first good row."""
+    for _, row in _good(one, FilePart(path), lambda violation: None):
+        return [name for name, value in row.items() if value is not None and name != "prompt_ids"]
+    return []
+
+
+def _origin(path: Path, items: Sequence[Item]) -> Origin:
+    lines = tuple(item.line for item in items if item.line is not None)
+    if len(lines) == len(items):
+        return Origin(path, items[0].number, lines)
+    numbers = [item.number for item in items]
+    first = numbers[0]
+    as_counted = numbers == list(range(first, first + len(numbers)))
+    return Origin(path, first) if as_counted else Origin(path, 0, kept=numbers)
+
+
+def _tables(
+    one: Format,
+    skipped: Skipped | None,
+    part: FilePart,
+    columns: Sequence[str] | None,
+    max_tokens: int,
+    report: Report,
+) -> Iterator[tuple[pa.Table, Origin]]:
+    rows: list[Row] = []
+    items: list[Item] = []
+    tokens = 0
+
+    def table() -> tuple[pa.Table, Origin]:
+        origin = _origin(part.path, items)
+        return table_of(rows, origin, report), origin
+
+    try:
+        for item, row in _good(one, part, report if skipped is None else skipped):
+            size = len(row["log_mu"])
+            if rows and (tokens + size > max_tokens or len(rows) == _MAX_ROWS):
+                yield table()
+                rows, items, tokens = [], [], 0
+            rows.append(row if columns is None else {k: v for k, v in row.items() if k in columns})
+            items.append(item)
+            tokens += size
+    except UnreadableFileError as e:
+        if skipped is None:
+            raise
+        skipped(_of_file(part.path, e))
+    if rows:
+        yield table()

@@ -1,0 +1,102 @@
+"""SGLang: answers of its /generate, with the sampler's log-probs in meta_info."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reweigh.dumps.form import (
+    JSON,
+    BadRecordError,
+    Format,
+    Head,
+    Item,
+    Row,
+    cut_lines,
+    first_object,
+    items_of_lines,
+    itself,
+    number,
+    one_version,
+    prompt_name,
+)
+from reweigh.records.files import FilePart
+from reweigh.records.schema import RunInfo
+
+
+def answer_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The server's answer, alone or saved beside what was asked as {"request": ..., "response": ...}."""
+    answer = record.get("response", record)
+    answer = answer.get("body", answer) if isinstance(answer, Mapping) else record  # OpenAI's batches
+    return answer if isinstance(answer, Mapping) else record
+
+
+def request_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was asked, if it was saved with the answer."""
+    request = record.get("request")
+    request = request.get("body", request) if isinstance(request, Mapping) else {}
+    return request if isinstance(request, Mapping) else {}
+
+
+def _recognises(head: Head) -> bool:
+    return head.kind == "json" and isinstance(answer_of(head.first).get("meta_info"), Mapping)
+
+
+def _items(part: FilePart) -> Iterator[Item]:
+    return items_of_lines(part, _rows)
+
+
+def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
+    answer, request = answer_of(record), request_of(record)
+    meta = answer.get("meta_info")
+    if not isinstance(meta, Mapping):
+        raise BadRecordError(
+            "meta_info: missing", "the answer has no meta_info", "the request failed, or it is of another server."
+        )
+    triples = meta.get("output_token_logprobs")
+    if triples is None:
+        raise BadRecordError(
+            "output_token_logprobs: missing",
+            "the answer has no output_token_logprobs",
+            'ask the server with "return_logprob": true.',
+        )
+    # input_token_logprobs start where logprob_start_len said: only if they cover the prompt are they its ids
+    before = meta.get("input_token_logprobs") or ()
+    prompt = request.get("input_ids") or [one[1] for one in before]
+    known = bool(prompt) and len(prompt) == meta.get("prompt_tokens", len(prompt))
+    finish = meta.get("finish_reason")
+    row: dict[str, Any] = {
+        "sequence_id": str(meta.get("id", f"answer{number_in_file}")),
+        "prompt_length": meta.get("prompt_tokens"),
+        "token_ids": np.array([one[1] for one in triples], np.int64),
+        "log_mu": np.array([np.nan if one[0] is None else one[0] for one in triples], np.float64),
+        "versions": one_version([meta.get("weight_version")], len(triples)),
+        "finish_reason": finish.get("type") if isinstance(finish, Mapping) else finish,
+        "text": answer.get("text"),
+    }
+    if known:
+        row |= {"prompt_ids": prompt, "prompt_id": prompt_name(prompt)}
+    return [row]
+
+
+def _info(path: Path) -> RunInfo:
+    params = request_of(first_object(path)).get("sampling_params") or {}
+    return RunInfo(
+        engine="sglang",
+        temperature=number(params.get("temperature")),
+        top_p=number(params.get("top_p")),
+    )
+
+
+FORMAT = Format(
+    name="sglang",
+    title="SGLang /generate: JSON answers with meta_info.output_token_logprobs",
+    both_sides=False,
+    endings=JSON,
+    recognises=_recognises,
+    items=_items,
+    info=_info,
+    parts=cut_lines,
+    lead=itself,
+)

@@ -1,0 +1,456 @@
+"""The field's names for estimators: one expression and one screen of docstring each."""
+
+import math
+
+from reweigh.caps import CapRule, TruncateAt
+from reweigh.estimators import Estimator, for_advantage, self_normalised, weigh
+from reweigh.levels import (
+    GEOMETRIC,
+    PREFIX,
+    SEQUENCE,
+    SUFFIX,
+    TOKEN,
+    TURN,
+    WORST,
+    Level,
+    k1,
+    k2,
+    k3,
+    prob_diff,
+    signed_binary_kl,
+)
+from reweigh.transforms import AtMost, Clip, MeanAtMost, ParetoSmooth, Reject, Screen, Shrink, SoftKernel, Truncate
+
+
+def naive() -> Estimator:
+    """`w = 1`: the gradient as if pi had sampled. Mean: `grad E_mu[R log pi]`, biased by up to O(T) in the mismatch.
+
+    When: the gap is below what matters (check with `judge`), or as the baseline to compare with. Cost: none. Unlike
+    the weighted estimators its mean changes when a constant is added to the reward.
+
+    Example:
+        >>> naive() * token_tis(2.0) == token_tis(2.0)
+        True
+
+    Also called: `rollout_is=null` (verl), `vllm_importance_sampling_correction=False` (TRL), no `--use-tis` (slime).
+    Source: the uncorrected baseline; for what its mean is, Li and Liu (2025), Part 2.
+    """
+    return Estimator()
+
+
+def seq_is() -> Estimator:
+    """`w = prod_t pi_t/mu_t`, the sequence ratio. Unbiased; its variance can grow exponentially with length.
+
+    When: short sequences or tiny gaps, with more sequences than `1 + chi2`. Cost: one sum a sequence.
+
+    Example:
+        >>> seq_is().unit
+        'sequence'
+
+    Also called: `sequence_truncate` without a cap (TRL), `sequence_level_importance_ratios` (NeMo-RL). `sequence` means
+    the geometric mean in ms-swift, AReaL and TRL's `importance_sampling_level`: that is `geo_is`.
+    Source: Liu et al. (2025), When speed kills stability, 4.2.1; Li and Liu (2025), Part 2, Analysis 1.
+    """
+    return weigh(SEQUENCE)
+
+
+def snis() -> Estimator:
+    """`w_i = r_i / mean_j r_j` over the batch: bounded, with a bias of order `(1 + chi2) / N`.
+
+    When: the scale of the step should not follow the luck of the batch. Normalise over the global batch
+    (`distributed.log_normaliser`), never over a micro-batch. Cost: one log-sum-exp; two tiny collectives over ranks.
+
+    Also called: `rollout_is_batch_normalize` (verl, after truncation, rejected rows included).
+    Source: Owen, Monte Carlo theory, methods and examples, chapter 9; Swaminathan and Joachims (2015).
+    """
+    return self_normalised(seq_is())
+
+
+def group_snis() -> Estimator:
+    """`w_i = r_i / mean_{j of its prompt} r_j`, over the responses to the same prompt; needs `Batch.group`.
+
+    When: group baselines (GRPO, RLOO), where each prompt is an estimate of its own. With G responses no weight is over
+    G.
+    Cost: as `snis`, per prompt. All responses to a prompt must be in the batch.
+
+    Source: self-normalisation (Swaminathan and Joachims 2015) applied to each prompt's group.
+    """
+    return self_normalised(seq_is(), by="prompt")
+
+
+def token_is() -> Estimator:
+    """`w_t = pi_t/mu_t`, each token its own ratio. Variance linear in T; blind to how states and returns shift.
+
+    When: small gaps; the mean is the gradient of the surrogate `E_mu[R sum_t r_t]`, exact if the advantage is of pi and
+    states are alike. Cost: one exp a token.
+
+    Also called: `importance_sampling` (tinker), `truncated_importance_sampling_ratio=null` (NeMo-RL), prime-rl's ratio.
+    Source: Li and Liu (2025), Part 2, Analysis 2; its bias is bounded by `2 R K T (T - 1) Delta` with R half the
+    reward's range.
+    """
+    return weigh(TOKEN)
+
+
+def prefix_is() -> Estimator:
+    """`w_t = prod_{s <= t} pi_s/mu_s`, the prefix ratio. Unbiased with an advantage of pi or with rewards per step.
+
+    When: there is a critic for pi. With one terminal reward it corrects states but not returns. Cost: one running sum.
+
+    Also called: per-decision importance sampling.
+    Source: Precup, Sutton, Singh (2000), Eligibility traces for off-policy policy evaluation.
+    """
+    return weigh(PREFIX)
+
+
+def suffix_is() -> Estimator:
+    """`w_t = prod_{s >= t} pi_s/mu_s`: corrects returns but not states: its mean is token IS with the advantage of pi.
+
+    When: to split the bias of token IS into its two halves. Cost: one running sum. No framework offers it.
+
+    Source: no published name is known to us; it is the complement of `prefix_is`, which see.
+    """
+    return weigh(SUFFIX)
+
+
+def geo_is() -> Estimator:
+    """`w = exp(mean_t log pi_t/mu_t)`, the geometric ratio: near 1 at any length, and no importance weight of anything.
+
+    When: to compare with GSPO or ms-swift; it damps sequences that pi likes less, and corrects no expectation.
+    Cost: one mean a sequence.
+
+    Also called: GSPO's ratio, `sequence_truncate` (ms-swift), `tis_level=geometric` (slime), `agg=mean` (AReaL).
+    Source: Zheng et al. (2025), Group sequence policy optimization, eq. 7.
+    """
+    return weigh(GEOMETRIC)
+
+
+def token_tis(cap: float | CapRule = 2.0) -> Estimator:
+    """`w_t = min(pi_t/mu_t, cap)`: token IS without its tail.
+
+    When: the default of most frameworks; second moment at most `min(cap, 1 + chi2)` a token. Cost: one exp a token.
+
+    Args:
+        cap: ratio pi/mu, or a rule such as `balance()`; 2 in verl, slime, SkyRL, ms-swift; 3 in TRL; 5 in AReaL and
+            OpenRLHF; 1.2 in ROLL.
+
+    Also called: `rollout_is=token` (verl), `token_truncate` (TRL), `--use-tis` (slime), `tis` (NeMo-RL).
+    Source: Yao et al. (2025), Your efficient RL framework secretly brings you off-policy RL training; Ionides (2008).
+    """
+    return _truncated(TOKEN, cap)
+
+
+def prefix_tis(cap: float | CapRule = 2.0) -> Estimator:
+    """`w_t = min(prod_{s <= t} pi_s/mu_s, cap)`: the prefix ratio with a cap.
+
+    When: as `prefix_is`, at lengths where the prefix ratio has a tail. Bias at most
+    `K sum_t E(r_{0:t} - cap)_+` with an advantage of pi. Cost: one running sum and an exp a token.
+
+    Args:
+        cap: ratio pi/mu, or a rule such as `balance()`.
+
+    Also called: close to V-trace's product of truncated ratios, which caps each factor and not the product.
+    Source: Precup et al. (2000) for the ratio, Ionides (2008) for the cap.
+    """
+    return _truncated(PREFIX, cap)
+
+
+def turn_tis(cap: float = 2.0) -> Estimator:
+    """`w_t = min(prod_{s in turn of t} pi_s/mu_s, cap)`: one weight a turn; needs turns in the batch.
+
+    When: agents with many turns, where the sequence ratio is hopeless and a turn is what one decides. The product is
+    over the turn's tokens. Cost: one scatter-add.
+
+    Args:
+        cap: ratio pi/mu.
+
+    Also called: `segment` in ROLL and `gspo_turn` are turn levels too, of the geometric mean.
+    Source: a product at turn level is this library's reading; for geometric ones see Li, Elmahdy et al. (2025),
+    2511.20718.
+    """
+    return weigh(TURN, Truncate(cap))
+
+
+def seq_tis(cap: float | CapRule = 2.0) -> Estimator:
+    """`w = min(prod_t pi_t/mu_t, cap)`: the sequence ratio with a cap; bias at most `K E(r - cap)_+`.
+
+    When: the gap matters and batches are large against `1 + chi2`. A fixed cap loses mass as sequences get longer:
+    look at what `reweigh audit` says is retained. Cost: one sum and an exp a sequence.
+
+    Args:
+        cap: ratio pi/mu, or a rule that the data resolve, such as `tradeoff()` or `balance()`. `post_cap(chi2)` gives
+            the blog's rule, which ignores N.
+
+    Also called: `rollout_is=sequence` (verl), `sequence_truncate` (TRL), `tis_level=sequence` (slime), cap 5 in SkyRL.
+    Source: Li and Liu (2025), Part 2, Trade-offs; the bound used here is sharper than the post's by at least 8.
+    """
+    return _truncated(SEQUENCE, cap)
+
+
+def cispo_cap(high: float = 5.0, low: float = 0.0) -> Estimator:
+    """`w_t = min(max(pi_t/mu_t, low), high)`: the clipped, detached ratio of CISPO as a weight.
+
+    When: two-policy use, with `policy_gradient`. With `low = 0` it is `token_tis(high)`. Cost: one exp a token.
+
+    Args:
+        high: ratio pi/mu, the cap itself and not one minus it: TRL's `epsilon_high` is the cap, SkyRL's is cap - 1.
+        low: ratio pi/mu; the paper has none in effect.
+
+    Also called: `cispo` (TRL, verl, slime, SkyRL).
+    Source: MiniMax (2025), MiniMax-M1, 2506.13585.
+    """
+    return weigh(TOKEN, Clip(low, high))
+
+
+def _truncated(level: Level, cap: float | CapRule) -> Estimator:
+    if not isinstance(cap, CapRule):
+        return weigh(level, Truncate(cap))
+    if cap.stats is not None and cap.stats.level.name != level.name:
+        raise ValueError(
+            f"{type(cap).__name__}: the cap is of {level.name} ratios, and the stats are {cap.stats.level.name} stats\n"
+            "hint: RatioStats.of(batch, level) with the level of the estimator; a rule without stats reads the batch."
+        )
+    return weigh(level, TruncateAt(cap))
+
+
+def seq_mis(low: float = 0.0, high: float = 2.0) -> Estimator:
+    """`w = r 1{low <= r <= high}` with r the sequence ratio: outliers are dropped, survivors keep their ratio.
+
+    When: huge ratios are artefacts and not information; otherwise truncation is better in the worst case: rejecting
+    wins only if over `C / (2 (C - 1))` of what is beyond the cap C is spurious (never at 2, 56% at 10). Cost: one sum a
+    sequence.
+
+    Args:
+        low: ratio pi/mu; 0 is the one-sided form of the blog.
+        high: ratio pi/mu.
+
+    Also called: `sequence_mask` (TRL, default, 3.0), `sequence_mask_metric=product` (SkyRL, 0.5 to 2).
+    Source: Liu et al. (2025), When speed kills stability; Li and Liu (2025), Part 3.
+    """
+    return weigh(SEQUENCE, Reject(low, high))
+
+
+def token_mis(low: float = 0.5, high: float = 5.0) -> Estimator:
+    """`w_t = r_t 1{low <= r_t <= high}`: tokens outside the band are dropped, the others keep their ratio. IcePop.
+
+    When: mixture-of-experts models, whose routing flips give a few wild tokens. Watch the gap itself beside it: a mask
+    can hide its growth. Cost: one exp a token.
+
+    Args:
+        low: ratio pi/mu.
+        high: ratio pi/mu.
+
+    Also called: IcePop; `token_mask` (TRL), threshold `"0.5_5.0"` (verl), `icepop` (slime, NeMo-RL, OpenRLHF).
+    Source: Ling Team (2025), Every step evolves, 2510.18855.
+    """
+    return weigh(TOKEN, Reject(low, high))
+
+
+def geo_rs(low: float = 0.999, high: float = 1.001) -> Estimator:
+    """`w = 1{low <= exp(mean log r_t) <= high}`: keep sequences whose geometric ratio is near 1, at weight 1.
+
+    When: to gate whole sequences; multiply with a weight to correct those that stay. It is a test of KL per token, and
+    the band does not bound the sequence ratio. Its width should shrink as 1 / sqrt(T): a fixed band drops short ones.
+    Cost: one mean a sequence.
+
+    Args:
+        low: ratio pi/mu.
+        high: ratio pi/mu.
+
+    Also called: `seq_mean_k1` (verl, bounds on mu/pi), `geometric` (SkyRL 0.99 to 1.01), `seq-mask-tis` (NeMo-RL 0.999
+    to 1.002, times token ratios).
+    Source: Li and Liu (2025), Part 3, 3.3 (Geo-RS, Geo-Mask).
+    """
+    return weigh(GEOMETRIC, Screen(low, high))
+
+
+def geo_mis(low: float = 0.999, high: float = 1.001) -> Estimator:
+    """`w = g 1{low <= g <= high}` with g the geometric ratio: as `geo_rs`, and survivors weigh g.
+
+    When: to reproduce AReaL or slime with a geometric level. Cost: one mean a sequence.
+
+    Args:
+        low: ratio pi/mu.
+        high: ratio pi/mu.
+
+    Also called: `level=sequence, metric=ratio, action=mask` (AReaL).
+    Source: Li and Liu (2025), Part 3, with AReaL's weight for the survivors.
+    """
+    return weigh(GEOMETRIC, Reject(low, high))
+
+
+def k1_rs(nats: float = 1e-3) -> Estimator:
+    """`w = 1{|mean k1| <= nats}`: keep sequences whose mean log ratio is within +-nats; `geo_rs(e^-nats, e^nats)`.
+
+    When: a band said as a divergence is easier to choose: centre and width are in the unit of `kl_k1`. Cost: one mean.
+
+    Args:
+        nats: a token, at least 0.
+
+    Also called: `seq_mean_k1` with one threshold (verl).
+    Source: verl's rollout correction; k1 from Schulman (2020).
+    """
+    return geo_rs(math.exp(-nats), math.exp(nats))
+
+
+def k3_rs(nats: float = 0.01) -> Estimator:
+    """`w = 1{mean k3 <= nats}`, `k3 = r - 1 - log r`: keep sequences by an estimate of KL that cannot cancel.
+
+    When: `geo_rs` lets a sequence through whose wild ratios cancel (+60 and -60); k3 does not. Cost: an expm1 a token.
+
+    Args:
+        nats: a token.
+
+    Also called: `seq_mean_k3` (verl, `decoupled_k3_rs`, 0.01).
+    Source: verl's rollout correction; k3 from Schulman (2020).
+    """
+    return weigh(GEOMETRIC, AtMost(nats), of=k3)
+
+
+def trm(worst: float | None = 0.1, mean: float | None = 0.002) -> Estimator:
+    """`w = 1{max_t k2_t <= worst} 1{mean_t k3_t <= mean}`: trust region masking of whole sequences.
+
+    When: one bad token is reason to distrust the rest. Multiply with `token_is()` for the paper's surrogate, and divide
+    by all sequences, not by those that stay. The paper's criteria are exact KLs over the vocabulary; from sampled
+    tokens alone k2 and k3 stand in for them, as it proposes. Cost: an expm1 a token.
+
+    Args:
+        worst: nats, bound on the largest k2 of a token; None leaves the criterion out (alone, the paper has 0.05).
+        mean: nats, bound on the mean k3; None leaves it out (alone, 0.001).
+
+    Also called: `seq_max_k2,seq_mean_k3` (verl).
+    Source: Li et al. (2025), Trust region masking for long-horizon LLM reinforcement learning, 2512.23075, algorithm 1.
+    """
+    by_worst = weigh(WORST, AtMost(worst), of=k2) if worst is not None else Estimator()
+    by_mean = weigh(GEOMETRIC, AtMost(mean), of=k3) if mean is not None else Estimator()
+    return by_worst * by_mean
+
+
+def opsm(nats: float = 0.05) -> Estimator:
+    """`w = 1 - 1{A < 0} 1{mean_t log(mu_t/pi_t) > nats}`: drop bad samples that pi has left behind.
+
+    When: negative advantages on stale samples push where pi no longer is. Needs the advantage. Cost: one mean a
+    sequence.
+
+    Args:
+        nats: a token; the source gives no number. Trinity-RFT suggests 0.05 to 0.2, TRL's example has 0.5, slime 1e-4.
+
+    Also called: `off_policy_mask_threshold` (TRL), `--use-opsm` (slime, between the trainer's own policies by default).
+    Source: DeepSeek-AI (2025), DeepSeek-V3.2, 2512.02556 (off-policy sequence masking).
+    """
+    return for_advantage(-1, weigh(GEOMETRIC, AtMost(nats), of=k1))
+
+
+def dppo_tv(up: float = 0.2, down: float = 0.2, cap: float = math.inf) -> Estimator:
+    """`w_t = min(r_t, cap) 1{sign(A) (pi_t - mu_t) <= b}`, b = up where A > 0, down where A < 0: a bound on the move.
+
+    When: a ratio bound punishes rare tokens and lets common ones move too far; a probability bound does neither. Needs
+    the advantage. Cost: two exps a token.
+
+    Args:
+        up: probability difference pi - mu that a token of positive advantage may reach.
+        down: probability difference mu - pi that a token of negative advantage may reach.
+        cap: ratio pi/mu; none by default: the paper's scaling runs have 5.
+
+    Also called: `dppo_tv` (verl), the default loss of prime-rl, `dppo` with binary_tv (SkyRL).
+    Source: Qi et al. (2026), Rethinking the trust region in LLM reinforcement learning, 2602.04879.
+    """
+    rise = for_advantage(+1, weigh(TOKEN, AtMost(up), of=prob_diff))
+    fall = for_advantage(-1, weigh(TOKEN, AtMost(down), of=prob_diff, scale=-1))
+    return rise * fall * weigh(TOKEN, Truncate(cap))
+
+
+def dppo_kl(nats: float = 0.05, cap: float = math.inf) -> Estimator:
+    """`w_t = min(r_t, cap) 1{binary_kl_t <= nats or A (r_t - 1) <= 0}`: a KL bound where r_t moves with the sign of A.
+
+    When: as `dppo_tv`; the KL of "this token or another" is stricter for near-certain tokens. Needs the advantage.
+    Cost: logs and exps a token.
+
+    Args:
+        nats: bound on the binary KL.
+        cap: ratio pi/mu.
+
+    Also called: `dppo_kl` (verl), `dppo` with binary_kl (SkyRL).
+    Source: Qi et al. (2026), 2602.04879.
+    """
+    rise = for_advantage(+1, weigh(TOKEN, AtMost(nats), of=signed_binary_kl))
+    fall = for_advantage(-1, weigh(TOKEN, AtMost(nats), of=signed_binary_kl, scale=-1))
+    return rise * fall * weigh(TOKEN, Truncate(cap))
+
+
+def m2po(bound: float = 0.04) -> Estimator:
+    """`w_t = 1{(log r_t)^2 <= s}` with the largest s at which the mean of those that stay is at most bound.
+
+    When: very stale data, where fixed clips would drop too much: it drops few tokens, and none if the mean is in bound.
+    The choice is over the whole batch. Cost: one sort of the batch.
+
+    Args:
+        bound: nats^2, on the mean squared log ratio; 0.04 in the authors' scripts.
+
+    Also called: `m2_threshold` (AReaL, which drops likewise). The authors' own code turns the same constraint into the
+    clip bounds of a PPO loss, over harmful tokens only.
+    Source: Zheng, Zhao, Chen (2025), Prosperity before collapse, 2510.01161; this form as in AReaL.
+    """
+    return weigh(TOKEN, MeanAtMost(bound), of=k2, scale=2)
+
+
+def psis() -> Estimator:
+    """`w = min(Pareto(r), max r)`: the sequence ratio, its largest values replaced by those of a fitted Pareto tail.
+
+    When: some tens of sequences or more, a tail index below 0.7 (see `khat`). The fit is over the batch. Cost: a sort
+    and a fit on the host; needs `pip install "reweigh[audit]"`; not for `torch.compile`.
+
+    Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
+    """
+    return weigh(SEQUENCE, ParetoSmooth())
+
+
+def shrunk_seq_is(lam: float = 16.0) -> Estimator:
+    """`w = lam r / (r^2 + lam)` with r the sequence ratio: small ratios stay, large ones fall back to 0.
+
+    When: in place of a cap, if extreme ratios are more likely artefacts than information. Cost: one sum a sequence.
+
+    Args:
+        lam: ratio squared; the largest weight is `sqrt(lam) / 2`, at `r = sqrt(lam)`: 2 at r = 4 by default.
+
+    Source: Su, Dimakopoulou, Krishnamurthy, Dudik (2020), Doubly robust off-policy evaluation with shrinkage.
+    """
+    return weigh(SEQUENCE, Shrink(lam))
+
+
+def vespo(
+    rise: tuple[float, float] = (2.0, 3.0),
+    fall: tuple[float, float] = (3.0, 2.0),
+) -> Estimator:
+    """`w = r^a e^(b (1 - r))` with r the sequence ratio and (a, b) by the advantage's sign: a soft kernel around 1.
+
+    When: asynchronous training, as a smooth gate on the sequence ratio. 1 at r = 1, largest at r = a / b, falling
+    exponentially beyond. Needs the advantage. Cost: one sum and two exps a sequence.
+
+    Args:
+        rise: (a, b) for positive advantages.
+        fall: (a, b) for negative advantages.
+
+    Also called: `loss_type="vespo"` (TRL, Liger), where part of the ratio has been truncated before.
+    Source: Shen, Zhao, Cheng, Huang, Yu (2026), VESPO, 2602.10693, eq. 17.
+    """
+    return for_advantage(+1, weigh(SEQUENCE, SoftKernel(*rise))) * for_advantage(-1, weigh(SEQUENCE, SoftKernel(*fall)))
+
+
+NAMED = {
+    f.__name__: f
+    for f in (
+        *(naive, seq_is, snis, group_snis, token_is, prefix_is, suffix_is, geo_is),
+        *(token_tis, prefix_tis, turn_tis, seq_tis, cispo_cap),
+        *(seq_mis, token_mis, geo_rs, geo_mis, k1_rs, k3_rs, trm, opsm, dppo_tv, dppo_kl, m2po),
+        *(psis, shrunk_seq_is, vespo),
+    )
+}
+"""Every named estimator by its name; each can be called without arguments."""
+
+# fmt: off
+__all__ = [
+    "NAMED", "cispo_cap", "dppo_kl", "dppo_tv", "geo_is", "geo_mis", "geo_rs", "group_snis", "k1_rs", "k3_rs", "m2po",
+    "naive", "opsm", "prefix_is", "prefix_tis", "psis", "seq_is", "seq_mis", "seq_tis", "shrunk_seq_is", "snis",
+    "suffix_is", "token_is", "token_mis", "token_tis", "trm", "turn_tis", "vespo",
+]
+# fmt: on

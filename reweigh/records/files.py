@@ -1,0 +1,667 @@
+"""Record files as a stream of packed batches: which files a name means, how a format is cut, and how it is read."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reweigh.batch import Batch
+from reweigh.records.schema import (
+    BY_NAME,
+    COLUMNS,
+    REQUIRED,
+    Column,
+    Origin,
+    Report,
+    RunInfo,
+    UnreadableFileError,
+    fail,
+)
+from reweigh.records.table import (
+    aligned,
+    batch_of,
+    check_names,
+    check_values,
+    conform,
+    lengths_of,
+    single,
+    table_of,
+    token_values,
+)
+
+Format = Literal["parquet", "jsonl"]
+Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
+
+_FORMATS: tuple[tuple[str, Format], ...] = (
+    (".parquet", "parquet"),
+    (".pq", "parquet"),
+    (".jsonl", "jsonl"),
+    (".jsonl.gz", "jsonl"),
+)
+_IN_FOLDERS = (".parquet", ".jsonl", ".jsonl.gz")
+
+
+def format_of(path: Path) -> Format:
+    """Parquet or JSONL, by the name's ending."""
+    for ending, name in _FORMATS:
+        if path.name.endswith(ending):
+            return name
+    raise ValueError(
+        f"{path}: records are {', '.join(ending for ending, _ in _FORMATS)}, got {path.suffix or 'no extension'}\n"
+        "hint: rename the file if it is one of these."
+    )
+
+
+def expand(paths: Paths) -> list[Path]:
+    """List the record files, in the order given; a folder's or glob's files by name, and each file once.
+
+    Args:
+        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`) or globs.
+
+    Raises:
+        FileNotFoundError: nothing is there; a folder has no record file; a glob matches none.
+        ValueError: a file's extension is none of those.
+    """
+    given = [paths] if isinstance(paths, str | PathLike) else list(paths)
+    if not given:
+        raise ValueError("expand: no path was given\nhint: name at least one file, folder or glob of records.")
+    found: dict[Path, Path] = {}
+    for item in given:
+        for path in _expand_one(Path(item)):
+            format_of(path)
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _expand_one(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.name.endswith(_IN_FOLDERS) and p.is_file())
+        if not files:
+            raise FileNotFoundError(
+                f"{path}: the folder has no record file ({', '.join('*' + e for e in _IN_FOLDERS)})\n"
+                "hint: subfolders are not searched; name the folder that holds the files, or use a glob."
+            )
+        return files
+    if path.exists():
+        return [path]
+    if glob.has_magic(str(path)):
+        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        files = [p for p in matches if p.is_file()]
+        if not files:
+            raise FileNotFoundError(f"{path}: no file matches\nhint: quote the glob, and check it with ls.")
+        return files
+    raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """Some consecutive rows of one file, named without being read: a plain value that travels to other processes.
+
+    `FilePart(path)` is the whole file.
+
+    Attributes:
+        path: the file.
+        start: where the part starts, in the format's own count: row groups of Parquet, bytes of JSON lines.
+        stop: where it ends; None for the end of the file.
+        first_row: number of its first row in the file, from 0.
+        first_line: number of its first line in the file, from 1; for formats that have lines.
+        rows: how many rows it has; None if only reading tells.
+        tokens: about how many tokens; None if only reading tells.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+    first_row: int = 0
+    first_line: int = 1
+    rows: int | None = None
+    tokens: int | None = None
+
+
+Read = Callable[[FilePart, Sequence[str] | None, int, Report], Iterator[tuple[pa.Table, Origin]]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One format of files.
+
+    Attributes:
+        info: what a file says about the run that wrote it.
+        names: names of a file's columns; of JSON lines, those of the first record.
+        cut: the parts of a file of about so many tokens each, in order, that together are the file. It depends on
+            the file and that number alone.
+        read: tables of a part's rows in order, with the types that the file has: given the columns wanted (all if
+            None), about how many tokens a table may have, and whom to tell of values that cannot be read.
+    """
+
+    info: Callable[[Path], RunInfo]
+    names: Callable[[Path], list[str]]
+    cut: Callable[[Path, int], Iterator[FilePart]]
+    read: Read
+
+
+@dataclass(frozen=True)
+class Formats:
+    """A set of file formats, as two functions of paths.
+
+    Attributes:
+        expand: from what a user names (files, folders, globs) to the files, each once, in the order to read them.
+        reader_of: how to read one of them; travels to other processes by name.
+    """
+
+    expand: Callable[[Paths], list[Path]]
+    reader_of: Callable[[Path], Reader]
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+_MAGIC = b"PAR1"
+_MAX_ROWS = 65_536  # of one table, however short the rows
+
+
+def read_parquet_info(path: Path) -> RunInfo:
+    """The run's metadata; all unknown if the file holds none."""
+    with _opened(path) as file:
+        try:
+            return RunInfo.from_metadata(file.metadata.metadata)
+        except ValueError as e:
+            raise UnreadableFileError(f"{path}: {e}") from None
+
+
+def parquet_names(path: Path) -> list[str]:
+    """Names of the file's columns."""
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def cut_parquet(path: Path, tokens: int) -> Iterator[FilePart]:
+    """Parts of about so many tokens. A row group is never cut: its pages cannot be read from the middle."""
+    with _opened(path) as file:
+        row = 0
+        for groups, rows, size in _runs(file.metadata, range(file.metadata.num_row_groups), tokens):
+            yield FilePart(path, groups[0], groups[-1] + 1, row, rows=rows, tokens=size)
+            row += rows
+
+
+def read_parquet(
+    part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
+) -> Iterator[tuple[pa.Table, Origin]]:
+    """Raw tables of about `max_tokens` tokens (more if rows of one row group differ much), in the file's order."""
+    path = part.path
+    with _opened(path) as file:
+        have = file.schema_arrow.names
+        wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
+        row = part.first_row
+        every = range(file.metadata.num_row_groups)
+        for groups, rows, tokens in _runs(file.metadata, every[part.start : part.stop], max_tokens):
+            size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
+            try:
+                for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
+                    yield pa.Table.from_batches([batch]), Origin(path, row)
+                    row += batch.num_rows
+            except (pa.ArrowException, OSError) as e:
+                raise UnreadableFileError(
+                    f"{path}: damaged after row {row} of {file.metadata.num_rows}: {_line(e)}\n"
+                    "hint: the footer is whole but data pages are not; copy the file again from where it was written."
+                ) from None
+
+
+def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
+    """Row groups to read together, with their rows and tokens."""
+    run: list[int] = []
+    run_tokens = run_rows = 0
+    for i in groups:
+        group = metadata.row_group(i)
+        tokens = _num_tokens(group)
+        if run and (run_tokens + tokens > max_tokens or run_rows + group.num_rows > _MAX_ROWS):
+            yield run, run_rows, run_tokens
+            run, run_tokens, run_rows = [], 0, 0
+        run.append(i)
+        run_tokens += tokens
+        run_rows += group.num_rows
+    if run:
+        yield run, run_rows, run_tokens
+
+
+def _num_tokens(group: pq.RowGroupMetaData) -> int:
+    """Values of log_mu, an empty list counted as one; the number of rows if there is no such column."""
+    for i in range(group.num_columns):
+        if group.column(i).path_in_schema.split(".")[0] == "log_mu":
+            return group.column(i).num_values
+    return group.num_rows
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[pq.ParquetFile, None, None]:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as e:
+        raise _unreadable(path, e) from None
+    with file:
+        yield file
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return error
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        starts = file.read(len(_MAGIC))
+    if starts == _MAGIC or size == 0:
+        return UnreadableFileError(
+            f"{path}: truncated or not closed: {size} bytes and no Parquet footer at the end\n"
+            "hint: the writer was stopped before it closed the file, or the copy is not complete. Copy it again, or "
+            "write again; reweigh.records.RecordWriter closes the file when its block is left by an error."
+        )
+    return UnreadableFileError(
+        f"{path}: not a Parquet file: it starts with {starts!r}, not {_MAGIC!r}: {_line(error)}\n"
+        "hint: name JSON lines *.jsonl or *.jsonl.gz."
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+_KEY = "reweigh"
+_TOKEN_BYTES = 24  # about what a token takes: two numbers of nine digits, their commas, and now and then a mask
+
+
+def open_lines(path: Path, mode: str) -> IO[bytes]:
+    """Open for reading ("rb") or writing ("wb"), through gzip if the name ends in .gz."""
+    if path.suffix == ".gz":
+        return cast("IO[bytes]", gzip.open(path, mode))
+    return open(path, mode)
+
+
+def read_jsonl_info(path: Path) -> RunInfo:
+    """The metadata on the first line; all unknown if it holds none."""
+    for _, record in _records(FilePart(path)):
+        return _info(path, record) if _is_info(record) else RunInfo(schema_version=None)
+    return RunInfo(schema_version=None)
+
+
+def cut_jsonl(path: Path, tokens: int) -> Iterator[FilePart]:
+    """Parts of about so many tokens, cut at the ends of lines; a gzipped file cannot be cut, and is one part."""
+    if path.suffix == ".gz":
+        yield FilePart(path)
+        return
+    with open(path, "rb") as file:
+        start = at = row = rows = 0
+        first = 1
+        for line, text in enumerate(file, start=1):
+            if rows and at - start + len(text) > tokens * _TOKEN_BYTES:
+                yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
+                start, first, row, rows = at, line, row + rows, 0
+            at += len(text)
+            rows += bool(text.strip()) and not (line == 1 and _is_info(_record(path, line, text)))
+        if rows or start == 0:
+            yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
+
+
+def read_jsonl(
+    part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
+) -> Iterator[tuple[pa.Table, Origin]]:
+    """Tables of about `max_tokens` tokens, in the file's order."""
+    path, first_row = part.path, part.first_row
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    tokens = 0
+    for line, record in _records(part):
+        if line == 1 and _is_info(record):
+            _info(path, record)
+            continue
+        size = len(record["log_mu"]) if isinstance(record.get("log_mu"), list) else 1
+        if rows and (tokens + size > max_tokens or len(rows) == _MAX_ROWS):
+            origin = Origin(path, first_row, tuple(lines))
+            yield table_of(rows, origin, report), origin
+            first_row += len(rows)
+            rows, lines, tokens = [], [], 0
+        rows.append(record if columns is None else {k: v for k, v in record.items() if k in columns})
+        lines.append(line)
+        tokens += size
+    if rows:
+        origin = Origin(path, first_row, tuple(lines))
+        yield table_of(rows, origin, report), origin
+
+
+def jsonl_names(path: Path) -> list[str]:
+    """Names of the first record's fields."""
+    for line, record in _records(FilePart(path)):
+        if not (line == 1 and _is_info(record)):
+            return list(record)
+    return []
+
+
+def info_line(info: RunInfo) -> bytes:
+    """The first line of a file."""
+    return json.dumps({_KEY: info.to_dict()}).encode() + b"\n"
+
+
+def lines_of(table: pa.Table) -> bytes:
+    """A canonical table as lines; null values are left out, and NaN and infinity, which JSON lacks, become null."""
+    fields: list[list[str | None]] = []
+    for column in COLUMNS:
+        if column.name not in table.schema.names:
+            continue
+        values = single(table, column.name)
+        if column.per_token:
+            body = pc.binary_join(_texts(values), ",").to_pylist()
+            texts = [None if x is None else f"[{x}]" for x in body]
+        elif pa.types.is_string(column.type):
+            texts = [None if x is None else json.dumps(x) for x in values.to_pylist()]
+        else:
+            texts = _number_texts(values).to_pylist()
+        fields.append([None if x is None else f'"{column.name}":{x}' for x in texts])
+    rows = zip(*fields, strict=True)
+    return "".join("{" + ",".join(x for x in row if x is not None) + "}\n" for row in rows).encode()
+
+
+def _texts(lists: pa.Array) -> pa.Array:
+    # Arrow prints a float32 as the shortest decimal that reads back as the same float32.
+    texts = pc.fill_null(_number_texts(lists.flatten()), "null")
+    offsets = np.concatenate([[0], np.cumsum(lengths_of(lists))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts, mask=lists.is_null())
+
+
+def _number_texts(values: pa.Array) -> pa.Array:
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_finite(values), values, None)
+    return values.cast(pa.string())
+
+
+def numbered_lines(part: FilePart) -> Iterator[tuple[int, bytes]]:
+    """The lines of a part, blank ones too, each with its number in the file."""
+    with open_lines(part.path, "rb") as file:
+        at = file.seek(part.start)
+        for number, line in enumerate(file, start=part.first_line):
+            if part.stop is not None and at >= part.stop:
+                break
+            at += len(line)
+            yield number, line
+
+
+def _records(part: FilePart) -> Iterator[tuple[int, dict[str, Any]]]:
+    path, number = part.path, 0
+    try:
+        for number, line in numbered_lines(part):
+            if line.strip():
+                yield number, _record(path, number, line)
+    except gzip.BadGzipFile as e:
+        raise UnreadableFileError(f"{path}: not a gzip file, though its name ends in .gz: {e}") from None
+    except (EOFError, zlib.error) as e:
+        raise UnreadableFileError(
+            f"{path}: truncated or damaged gzip after line {number}: {e}\n"
+            f"hint: copy the file again; what can be saved: gzip -dc {path} > saved.jsonl, then drop its last line."
+        ) from None
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as e:
+        if not line.endswith(b"\n"):
+            raise UnreadableFileError(
+                f"{path}:{number}: the last line is cut short ({len(line)} bytes, no newline at its end): {e}\n"
+                "hint: the writer was stopped, or the copy is not complete; delete the last line to read the others."
+            ) from None
+        raise UnreadableFileError(
+            f"{path}:{number}: not JSON: {e}\nhint: each line is one JSON object; NaN is written as null."
+        ) from None
+    if not isinstance(record, dict):
+        raise UnreadableFileError(f"{path}:{number}: a line must be a JSON object, got {type(record).__name__}")
+    return record
+
+
+def _is_info(record: dict[str, Any]) -> bool:
+    return _KEY in record and not any(name in record for name in BY_NAME)
+
+
+def _info(path: Path, record: dict[str, Any]) -> RunInfo:
+    values = record[_KEY]
+    if not isinstance(values, dict):
+        raise UnreadableFileError(f"{path}:1: metadata must be an object, got {values!r}")
+    try:
+        return RunInfo.from_dict(values)
+    except ValueError as e:
+        raise UnreadableFileError(f"{path}:1: {e}") from None
+
+
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+
+
+MAX_TOKENS = 1 << 20
+_OF_BATCH = (*REQUIRED, "prompt_id", "mask", "advantage", "turns")
+_READERS: Mapping[Format, Reader] = {
+    "parquet": Reader(read_parquet_info, parquet_names, cut_parquet, read_parquet),
+    "jsonl": Reader(read_jsonl_info, jsonl_names, cut_jsonl, read_jsonl),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RecordBatch:
+    """Some rows of one file: as a Batch, and as the columns beside it.
+
+    Attributes:
+        batch: packed, one sequence a row. `group` is a hash of prompt_id, or of sequence_id where that is null, which
+            is the same in every file and process.
+        table: these rows in canonical types, the columns that the file has and that were asked for.
+        origin: where they came from.
+    """
+
+    batch: Batch
+    table: pa.Table
+    origin: Origin
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.origin.path
+
+    @property
+    def first_row(self) -> int:
+        """Number of the first row in its file, from 0."""
+        return self.origin.first_row
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each response, masked ones included."""
+        return lengths_of(single(self.table, "log_mu"))
+
+    def column(self, name: str) -> np.ndarray | None:
+        """A column of one value a row; None if the file has not got it, or not for these rows.
+
+        Strings come as objects with None for null; integers with a null among them as float64 with NaN.
+        """
+        if _known(name).per_token:
+            raise ValueError(f"RecordBatch.column: {name} has one value a token\nhint: use .tokens({name!r}).")
+        values = self._values(name)
+        return None if values is None else values.to_numpy(zero_copy_only=False)
+
+    def tokens(self, name: str) -> np.ndarray | None:
+        """A list column end to end, as long as the Batch; None if the file has not got it, or not for these rows.
+
+        Read-only. Null is NaN in a float column, -1 in an integer column, True in the mask.
+        """
+        if not _known(name).per_token:
+            raise ValueError(f"RecordBatch.tokens: {name} has one value a row\nhint: use .column({name!r}).")
+        values = self._values(name)
+        return None if values is None else token_values(values, self.lengths).to_numpy(zero_copy_only=False)
+
+    def check(self) -> "RecordBatch":
+        """Raise on the first value that breaks a rule (see `reweigh records validate`), with file, row and token."""
+        check_values(self.table, self.origin, fail)
+        return self
+
+    def _values(self, name: str) -> pa.Array | None:
+        if name not in self.table.schema.names:
+            return None
+        values = single(self.table, name)
+        return None if values.null_count == len(values) else values
+
+
+def reader_of(path: Path) -> Reader:
+    """How to read a file, by its name's ending."""
+    return _READERS[format_of(path)]
+
+
+RECORDS = Formats(expand, reader_of)
+"""Record files and nothing else; `reweigh.dumps.formats()` has the dumps of training frameworks too."""
+
+
+def read_info(path: str | Path, formats: Formats = RECORDS) -> RunInfo:
+    """What a file says about the run that wrote it."""
+    path = Path(path)
+    return formats.reader_of(path).info(path)
+
+
+def read_names(path: Path, formats: Formats = RECORDS) -> list[str]:
+    """Names of a file's columns; of JSON lines, those of the first record."""
+    return formats.reader_of(path).names(path)
+
+
+def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED, formats: Formats = RECORDS) -> list[FilePart]:
+    """Parts of about `tokens` tokens, which can be read apart from each other and in any process; in the files' order.
+
+    Every file's footer or first lines are read, and no more of Parquet: a file that cannot be read, or has not got a
+    required column, is refused before the work begins.
+
+    Args:
+        paths: files, folders or globs, see `expand`.
+        tokens: of one part. A Parquet row group or a gzipped file is never cut, however large.
+        required: columns that must be there.
+        formats: what files may be.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file is not readable, or a required column is missing.
+    """
+    found: list[FilePart] = []
+    for path in formats.expand(paths):
+        _check_file(path, required, formats)
+        found += formats.reader_of(path).cut(path, tokens)
+    return found
+
+
+def read_batches(
+    paths: Paths,
+    *,
+    columns: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    formats: Formats = RECORDS,
+) -> Iterator[RecordBatch]:
+    """Stream records as packed Batches, without a copy of the log-probs and without a loop over rows.
+
+    Args:
+        paths: files, folders or globs, see `expand`.
+        columns: which columns to read beside those that a Batch is made of; all if not given. Reading fewer is faster.
+        max_tokens: tokens of one Batch, at most, unless one row has more.
+        formats: what files may be; `reweigh.dumps.formats()` takes dumps of training frameworks too.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a required column or value is missing, a type is wrong, lists differ in length, or a file is not
+            readable; with file, row and remedy. Rules on values are for `RecordBatch.check`.
+
+    Example:
+        >>> from reweigh.records import read_batches
+        >>> for part in read_batches("runs/2026-11/", columns=("step",)):  # doctest: +SKIP
+        ...     stats += RatioStats.of(part.batch, SEQUENCE)
+    """
+    if columns is not None:
+        columns = (*_OF_BATCH, *columns)
+    for table, origin in read_tables(paths, columns=columns, max_tokens=max_tokens, formats=formats):
+        yield RecordBatch(batch_of(table), table, origin)
+
+
+def read_part(
+    part: FilePart,
+    *,
+    columns: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    formats: Formats = RECORDS,
+) -> Iterator[RecordBatch]:
+    """Stream one part that `cut` named; see `read_batches`."""
+    if columns is not None:
+        columns = (*_OF_BATCH, *columns)
+    for table, origin in _read_tables(part, _wanted(columns, REQUIRED), REQUIRED, max_tokens, formats):
+        yield RecordBatch(batch_of(table), table, origin)
+
+
+def read_tables(
+    paths: Paths,
+    *,
+    columns: Sequence[str] | None = None,
+    required: Sequence[str] = REQUIRED,
+    max_tokens: int = MAX_TOKENS,
+    formats: Formats = RECORDS,
+) -> Iterator[tuple[pa.Table, Origin]]:
+    """Stream records as canonical Arrow tables; with `required=ROLLOUT_REQUIRED`, of rollouts yet to be rescored."""
+    wanted = _wanted(columns, required)
+    for path in formats.expand(paths):
+        _check_file(path, required, formats)
+        yield from _read_tables(FilePart(path), wanted, required, max_tokens, formats)
+
+
+def read_raw(
+    path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report, formats: Formats = RECORDS
+) -> Iterator[tuple[pa.Table, Origin]]:
+    """Stream one file's rows as they are, with the types that the file has."""
+    return formats.reader_of(path).read(FilePart(path), columns, max_tokens, report)
+
+
+def _check_file(path: Path, required: Sequence[str], formats: Formats) -> None:
+    read_info(path, formats)  # refuses another version of the schema
+    names = read_names(path, formats)
+    if names:  # JSON lines without a record have none
+        check_names(names, required, str(path), fail)
+
+
+def _wanted(columns: Sequence[str] | None, required: Sequence[str]) -> tuple[str, ...] | None:
+    return None if columns is None else tuple(dict.fromkeys(_known(name).name for name in (*required, *columns)))
+
+
+def _read_tables(
+    part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int, formats: Formats
+) -> Iterator[tuple[pa.Table, Origin]]:
+    for raw, origin in formats.reader_of(part.path).read(part, wanted, max_tokens, fail):
+        table = conform(raw, origin, fail)
+        # a JSONL file may drop a column part of the way
+        check_names(table.schema.names, required, origin.place(0), fail)
+        aligned(table, origin, required, fail)
+        for start, length in _parts(lengths_of(single(table, "log_mu")), max_tokens):
+            yield table.slice(start, length), origin.slice(start, length)
+
+
+def _parts(lengths: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
+    ends = np.cumsum(lengths)
+    start = done = 0
+    while start < len(lengths):
+        stop = max(start + 1, int(np.searchsorted(ends, done + max_tokens, side="right")))
+        yield start, stop - start
+        start, done = stop, int(ends[stop - 1])
+
+
+def _known(name: str) -> Column:
+    if name not in BY_NAME:
+        raise ValueError(f"records: {name!r} is not a column; the columns are {', '.join(BY_NAME)}")
+    return BY_NAME[name]

@@ -1,0 +1,1 @@
+"""Statistics of raw ratios: sums that merge, intervals, refusals, and the verdict."""

@@ -1,0 +1,342 @@
+"""What the tail of the ratios allows one to say: its index, refusals, and bounds that hold under any tail."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reweigh.stats.intervals import Interval, bernoulli_kl_end, bounded, clustered, design_effect
+from reweigh.stats.sums import BLOCK_SIZES, CAPS, CLUSTER, GRID_LOW, GRID_TOP, MOMENTS, POWERS, RatioStats
+from reweigh.transforms import smoothed_tail
+
+Array = NDArray[np.float64]
+SERIES_LIMIT = 0.01  # nats: the first term left out, l^3 / 6, is then at most a third of a percent of l^2 / 2
+
+
+@dataclass(frozen=True)
+class HostSums:
+    """The sums as NumPy arrays on the host."""
+
+    level: str
+    moments: dict[str, Array]
+    shift: Array
+    powers: Array
+    grid: Array
+    blocks: Array
+    peaks: Array
+    top: Array
+    clusters: dict[str, Array]
+    dropped: float
+
+    @property
+    def n(self) -> float:
+        """Number of units."""
+        return float(self.moments["n"].sum())
+
+    @property
+    def renyi2(self) -> float:
+        """`log(n sum r^2 / (sum r)^2) = log(n / ESS)`, nats: log(1 + chi2), self-normalised.
+
+        Dividing by the sample's own mean ratio takes out most of the noise that the mean of r^2 shares with it, and
+        keeps the figure and the effective share of units one statement.
+        """
+        if self.tiny:  # the variance of the log ratio: float32 sums resolve it long after they have lost e^l - 1
+            return max(0.0, self.total("l2") / self.n - (self.total("l") / self.n) ** 2)
+        return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding."""
+        return bool(max(self.peaks[0], self.peaks[1]) < SERIES_LIMIT)
+
+    @property
+    def shift_max(self) -> float:
+        """The largest shift, nats: what `clusters` is scaled by."""
+        return float(self.shift.max())
+
+    @cached_property
+    def effective_n(self) -> float:
+        """Number of independent units that would know the total variation as well as these clustered ones do."""
+        mean = self.total("tv") / self.n
+        variance = max(0.0, self.total("tv2") / self.n - mean * mean)
+        return self.n / design_effect(self.clusters["tv"], self.clusters["n"], self.n, variance)
+
+    @cached_property
+    def tv_interval(self) -> Interval:
+        """95% interval of the total variation."""
+        n = self.n
+        return bounded(self.total("tv") / n, self.total("tv2") / n, n, self.effective_n)
+
+    def total(self, name: str) -> float:
+        """A moment over all length bins."""
+        return float(self.moments[name].sum())
+
+    def log_power(self, k: float) -> float:
+        """log of the sum of r^k over all units, nats; -inf if there are none."""
+        row = self.powers[POWERS.index(k)]
+        top = k * self.shift_max
+        total = float((row * np.exp(k * self.shift - top)).sum())
+        if total > 0:
+            return math.log(total) + top
+        # Every ratio is below what a float64 can hold: the largest ones, kept as logs, are what there is to go by.
+        largest = k * self.top[np.isfinite(self.top)]
+        return float(np.logaddexp.reduce(largest)) if len(largest) else -math.inf
+
+
+def to_host(stats: RatioStats) -> HostSums:
+    """Bring the sums over: one copy, one synchronisation."""
+    names = ("moments", "shift", "powers", "grid", "blocks", "peaks", "top", "clusters", "dropped")
+    tensors = [getattr(stats, name) for name in names]
+    flat = torch.cat([t.reshape(-1) for t in tensors]).cpu().numpy()
+    parts = np.split(flat, np.cumsum([t.numel() for t in tensors])[:-1])
+    a = {name: part.reshape(tuple(t.shape)) for name, part, t in zip(names, parts, tensors, strict=True)}
+    return HostSums(
+        stats.level.name,
+        dict(zip(MOMENTS, a["moments"], strict=True)),
+        a["shift"],
+        a["powers"],
+        a["grid"],
+        a["blocks"],
+        a["peaks"],
+        a["top"],
+        dict(zip(CLUSTER, a["clusters"].T, strict=True)),
+        float(a["dropped"]),
+    )
+
+
+MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
+MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable
+MIN_BEHIND = 2  # units; with 5 it would refuse figures that are 0.8 to 0.9 of the truth (docs/intervals.md)
+MAX_SHARE = 0.2  # heuristic: one unit with a fifth of all weight decides the estimate
+MIN_IDENTITY_GAP = 1e-3  # |mean ratio - 1| below which a million tokens would flag trivia
+IDENTITY_ALPHA = 1e-3  # it is tested at every step and for every slice: at 5%, honest runs would fail every day
+MAX_BLOCK_ERROR = 0.25  # relative standard error of a block's mean square that still makes it a check
+MIN_BLOCK_RENYI2 = 0.1  # nats: below it the sample and the blocks both say "small"
+
+
+def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[float, float] | None) -> str:
+    """Why moments of the ratio cannot be told from this sample; empty if they can (first reason found).
+
+    Args:
+        h: the sums.
+        khat: tail index, None if it could not be had.
+        identity: whether the mean ratio can be 1.
+        blocks: `renyi2_by_blocks`.
+    """
+    reason = _tail_reason(h, khat, -2 * h.total("l") / h.n)
+    if reason:
+        return reason
+    if not identity:
+        value = exp(h.log_power(1.0) - math.log(h.n))
+        return f"the mean ratio {value:.3g} is not 1, so mu is not what was sampled from, or pi's support is wider"
+    needed = log_needed_by_kl(h)
+    if needed > math.log(h.n):
+        return f"{h.n:.0f} units are fewer than exp({needed:.1f}), what the sample's own KL(pi||mu) needs"
+    least = 0.0 if blocks is None else blocks[0] - 2 * blocks[1]
+    if blocks is not None and least > 2 * h.renyi2 and least > MIN_BLOCK_RENYI2:
+        return (
+            f"log(1 + chi2) is {h.renyi2:.2g} in the sample but {blocks[0]:.2g} by blocks of tokens: its tail is unseen"
+        )
+    return ""
+
+
+def drift_of(h: HostSums, blocks: tuple[float, float] | None) -> str:
+    """What it means if the sample's figure is far over that of blocks: no refusal, as the sample is no model."""
+    most = math.inf if blocks is None else blocks[0] + 2 * blocks[1]
+    if h.renyi2 <= 2 * most or h.renyi2 <= MIN_BLOCK_RENYI2 or blocks is None:
+        return ""
+    return (
+        f"log(1 + chi2) is {h.renyi2:.2g} in the sample and only {blocks[0]:.2g} by blocks of tokens: log ratios of a "
+        "response drift together, and nothing here extrapolates to other lengths"
+    )
+
+
+def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
+    """What of the tail forbids moments, the mean ratio apart.
+
+    All but `twice_kl`, 2 KL(mu||pi) by k1, is the same for ratios that are all multiplied by one number.
+    """
+    n = h.n
+    if n < MIN_UNITS:
+        return f"{n:.0f} {'unit is' if n == 1 else 'units are'} too few (at least {MIN_UNITS})"
+    limit = min(MAX_KHAT, 1 - 1 / math.log10(n))
+    if khat is not None and khat > limit:
+        return f"tail index {khat:.2f} is over {limit:.2f}"
+    share = math.exp(h.top[0] - h.log_power(1.0))
+    if share > MAX_SHARE:
+        return f"one unit carries {share:.0%} of the weight"
+    spread = max(_variance(h), twice_kl)
+    if spread > math.log(n):
+        return f"{n:.0f} units are fewer than exp({spread:.1f}), what a log-ratio spread like this one needs"
+    renyi2 = max(h.renyi2, twice_kl)
+    if n * units_behind(renyi2) < MIN_BEHIND:
+        return f"fewer than {MIN_BEHIND} of {n:.0f} units can be where a log(1 + chi2) of {renyi2:.2g} comes from"
+    return ""
+
+
+def _variance(h: HostSums) -> float:
+    """Of the log ratio, nats squared."""
+    return h.total("l2") / h.n - (h.total("l") / h.n) ** 2
+
+
+def units_behind(renyi2: float) -> float:
+    """`Phi(-2 s)`, `s^2 = renyi2`: the share of units in the upper half of what makes up E r^2, if log r is normal.
+
+    r^2 turns `log r ~ N(-s^2/2, s^2)` into N(3 s^2/2, s^2), whose middle is 2 s standard deviations up. A sample with
+    next to no units there has not seen its second moment, and its own figure is too low, seldom too high.
+
+    Source: normal tilting; the rule is ours.
+    """
+    return math.erfc(2 * math.sqrt(max(0.0, renyi2)) / math.sqrt(2)) / 2
+
+
+def log_needed_by_kl(h: HostSums) -> float:
+    """`mean r log r`, nats: importance sampling needs more than e^that many units (Chatterjee and Diaconis 2018).
+
+    A sample's own figure hardly ever says so: under a mean ratio of 1 it cannot be over log n.
+    """
+    log_mean = h.log_power(1.0) - math.log(h.n)
+    return exp(log_mean) * (kl_pi_mu(h) + log_mean) if log_mean < 709 else math.inf
+
+
+def kl_pi_mu(h: HostSums) -> float:
+    """`KL(pi||mu) = sum r log r / sum r - log mean r`, nats, self-normalised: between 0 and log n.
+
+    Over 256 units, from the grid: by the second-order expansion of r log r around each cell's own mean. Cells are half
+    octaves; the third order comes to less than 0.1% of the whole. Below the grid, at r < 1/16, it is coarser.
+    """
+    if h.tiny:  # by the series of r log r
+        return h.renyi2 / 2
+    log_total = h.log_power(1.0)
+    log_mean = log_total - math.log(h.n)
+    if h.n <= len(h.top) or not GRID_LOW < log_mean < GRID_TOP:
+        # All units are in the list of the largest; or the others are taken as alike, which they are not.
+        l = h.top[: int(min(h.n, len(h.top)))]
+        p = np.exp(l - log_total)
+        rest, others = max(0.0, 1 - float(p.sum())), h.n - len(l)
+        alike = rest * math.log(rest * h.n / others) if others and rest else 0.0
+        return min(max(0.0, float((p * (l - log_mean)).sum()) + alike), math.log(h.n))
+    counts, sums, squares = (g.sum(0)[:-1] for g in h.grid)
+    some = (counts > 0) & (sums > 0)
+    n, total = counts[some], sums[some]
+    mean = total / n
+    body = float((total * np.log(mean) + (squares[some] - total * mean) / (2 * mean)).sum())
+    far = h.top[h.top > GRID_TOP]
+    share = float((np.exp(far - log_total) * far).sum())
+    value = body * math.exp(-log_total) + share - log_mean
+    return min(max(0.0, value), math.log(h.n))
+
+
+def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Mean ratio and the ends of its clustered interval; infinite where it is more than a float64 can hold."""
+    scale = exp(h.shift_max)
+    if math.isinf(scale):
+        return scale, 0.0, scale
+    low, high = clustered(h.clusters["w1"] * scale, h.clusters["n"], alpha)
+    return exp(h.log_power(1.0) - math.log(h.n)), max(0.0, low), high
+
+
+def identity_holds(h: HostSums, khat: float | None) -> bool:
+    """Whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from.
+
+    A mean over 1 is evidence at any tail. A mean below 1 is none where the tail is heavy: the few large ratios that
+    would make up for it are then missing from most samples, and the t interval knows nothing of them. Nor does the
+    sample's own standard deviation, which is small whenever the mean is: that of a log-normal ratio of the same spread
+    is used where it is larger.
+    """
+    value, low, high = mean_ratio(h, IDENTITY_ALPHA)
+    if low <= 1 <= high or abs(value - 1) <= MIN_IDENTITY_GAP:
+        return True
+    if value > 1:
+        return False
+    # Not by k1: it is what a log mu that is not the one sampled from makes large.
+    if h.n >= MIN_UNITS and _tail_reason(h, khat, 0.0):
+        return True
+    by_spread = exp(_variance(h)) - 1
+    by_sample = exp(h.log_power(2.0) - math.log(h.n)) - value * value
+    return value + (high - value) * math.sqrt(max(1.0, by_spread / max(by_sample, 1e-300))) >= 1
+
+
+def unseen_at_most(h: HostSums) -> float:
+    """Certified upper bound of `1 - E_mu r`, pi's mass where mu has none: 1 less the lower end of E min(r, C), any C.
+
+    No certified lower bound exists: any sample's mean ratio can be below 1 because the large ones are rare.
+    """
+    n_eff, alpha = h.effective_n, 0.05 / len([c for c in CAPS if c >= 1])
+    counts, sums, _ = (g.sum(0) for g in h.grid)
+    best = 0.0
+    for i, cap in enumerate(CAPS):
+        if cap < 1:  # E min(r, C) is then far below 1, whatever mu covers
+            continue
+        over = counts[i + 1 :].sum()
+        mean = float(sums[: i + 1].sum() + cap * over) / h.n
+        if mean > best:
+            best = max(best, bernoulli_kl_end(min(mean, cap), n_eff, 0.0, cap, alpha))
+        if over == 0:  # a higher cap has the same mean over a wider range
+            break
+    return max(0.0, 1 - best)
+
+
+def exp(x: float) -> float:
+    """e^x, infinite where a float64 cannot hold it."""
+    return math.exp(x) if x < 709 else math.inf
+
+
+def renyi2_by_blocks(h: HostSums) -> tuple[float, float] | None:
+    """`(T / size) log mean r_block^2` and its error, of the largest blocks known to 25%; else None.
+
+    Source: blocks as independent draws; the rule for the size is ours.
+    """
+    length = h.total("tokens") / h.total("seqs")
+    for size, (rate, error) in reversed(block_rates(h).items()):
+        if 2 * size <= length and error < MAX_BLOCK_ERROR:
+            # The error of a log is the relative one, and there are that many blocks to a sequence.
+            return rate * length / size, error * length / size
+    return None
+
+
+def block_rates(h: HostSums) -> dict[int, tuple[float, float]]:
+    """By block size: `log mean r_block^2`, nats, and its standard error; sizes with too few whole blocks left out."""
+    rates: dict[int, tuple[float, float]] = {}
+    for size, (count, squares, fourths, shift) in zip(BLOCK_SIZES, h.blocks, strict=True):
+        if count >= MIN_UNITS and squares > 0:
+            error = math.sqrt(max(0.0, fourths / squares**2 - 1 / count))
+            rates[size] = float(math.log(squares / count) + 2 * shift), float(error)
+    return rates
+
+
+def renyi2_lower(h: HostSums) -> float:
+    """log of a certified lower bound of 1 + chi2: the best over the grid of E min(r, C)^2 and of 1 + 4 TV^2."""
+    tries, n_eff = len(CAPS) + 1, h.effective_n
+    counts, _, squares = (g.sum(0) for g in h.grid)
+    best = 0.0
+    for i, cap in enumerate(CAPS):
+        over = counts[i + 1 :].sum()
+        mean = (squares[: i + 1].sum() + cap * cap * over) / h.n
+        if mean <= math.exp(best):  # its lower bound is lower still
+            continue
+        low = bernoulli_kl_end(min(mean, cap * cap), n_eff, 0.0, cap * cap, 0.05 / tries)
+        best = max(best, math.log(low) if low > 0 else 0.0)
+        if over == 0:  # a higher cap has the same mean over a wider range
+            break
+    tv_low = bernoulli_kl_end(h.total("tv") / h.n, n_eff, 0.0, 1.0, 0.05 / tries)
+    return max(best, math.log1p(4 * tv_low * tv_low))
+
+
+def tail_index(h: HostSums) -> tuple[float | None, str]:
+    """Tail index from the largest log ratios; None, and why, if it cannot be had."""
+    top = h.top[np.isfinite(h.top)]
+    n = int(min(h.n, 7225))  # the sample size whose tail, 3 sqrt(n) = 255 points, is the one that was kept
+    if n < MIN_UNITS:
+        return None, ""
+    # Only the tail is read, so what stands for the body may be anything below it.
+    body = np.full(n, top[-1] - 1.0)
+    body[: min(n, len(top))] = top[:n]
+    try:
+        fit = smoothed_tail(body)
+    except ModuleNotFoundError:
+        return None, 'the tail index needs arviz-stats: pip install "reweigh[audit]"'
+    return None if fit is None else fit[1], ""

@@ -1,0 +1,168 @@
+"""From numbers to a sentence: how bad the mismatch is, why, and what to look at first."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from reweigh.stats.summary import Summary, summarise
+from reweigh.stats.sums import RatioStats
+from reweigh.stats.tail import MIN_IDENTITY_GAP
+
+Severity = Literal["ok", "warn", "fail"]
+_ORDER: dict[Severity, int] = {"ok": 0, "warn": 1, "fail": 2}
+
+# Where a number turns into a word. Rules of thumb in use; each with who says so.
+KL_NOTICEABLE = 1e-3  # nats a token: NeMo-RL's guide; Liu and Li (2025) report about this for healthy runs
+KL_LARGE = 1e-2  # nats a token: the advice of tinker-cookbook and prime-rl for a run worth stopping
+ESS_GOOD, ESS_POOR = 0.5, 0.3  # verl's guide to its rollout correction
+
+_RAISED = "does the engine log before temperature (vLLM: logprobs_mode=processed_logprobs)? are tokens shifted by one?"
+_LOWERED = (
+    "was sampling truncated (top-p, top-k, min-p) on one side only? is it the sampled token's log-prob that is logged?"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was noticed: how bad, what the numbers say, and what to do."""
+
+    severity: Severity
+    reason: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The worst finding first, and the others behind it.
+
+    Attributes:
+        level: "ok", "warn" or "fail": fail means that no correction helps before a cause is removed, or that there is
+            nothing to judge; warn that the correction matters.
+        reason: one sentence with its numbers.
+        hint: what to do.
+        findings: all of them, worst first.
+    """
+
+    level: Severity
+    reason: str
+    hint: str
+    findings: tuple[Finding, ...] = ()
+
+    def __str__(self) -> str:
+        """For a terminal or a log line."""
+        return f"{self.level}: {self.reason}" + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+def judge(*stats: RatioStats | Summary) -> Verdict:
+    """Verdict on stats of one or more levels of the same tokens; the one host sync, once a step.
+
+    Args:
+        stats: `RatioStats` (or their `Summary`) at TOKEN, TURN or SEQUENCE level, each level at most once.
+
+    Raises:
+        ValueError: without stats, or with one level twice.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, judge
+        >>> batch = Batch.padded(torch.full((64, 8), -1.0), torch.full((64, 8), -1.0), torch.ones(64, 8))
+        >>> judge(RatioStats.of(batch, TOKEN), RatioStats.of(batch, SEQUENCE)).level
+        'ok'
+    """
+    levels: dict[str, Summary] = {}
+    for s in stats:
+        summary = s if isinstance(s, Summary) else summarise(s)
+        if summary.level in levels:
+            raise ValueError(f"judge: {summary.level} stats were given twice; add them first")
+        levels[summary.level] = summary
+    if not levels:
+        raise ValueError("judge: give the stats of at least one level")
+    any_level = next(iter(levels.values()))
+    if any_level.n == 0:
+        nothing = Finding("fail", "there are no tokens to judge", "is the mask 1 for response tokens?")
+        if any_level.dropped:
+            nothing = replace(_dropped(any_level)[0], severity="fail")
+        return Verdict(nothing.severity, nothing.reason, nothing.hint, (nothing,))
+    found = _dropped(any_level)
+    if "token" in levels:
+        found += _identity(levels["token"]) + _size(levels["token"])
+    if "sequence" in levels:
+        found += _trust(levels["sequence"])
+    found.sort(key=lambda f: -_ORDER[f.severity])
+    return Verdict(found[0].severity, found[0].reason, found[0].hint, tuple(found))
+
+
+def _dropped(s: Summary) -> list[Finding]:
+    if not s.dropped:
+        return []
+    share = s.dropped / (s.dropped + s.tokens)
+    return [
+        Finding(
+            "warn",
+            f"{s.dropped:,} tokens of the mask ({share:.2g} of them) have a log-prob that is not finite: left out",
+            "find where they come from: a placeholder for a token that was not sampled, top-p on one side, float16",
+        )
+    ]
+
+
+def _identity(s: Summary) -> list[Finding]:
+    mean, k1 = s["mean_ratio"], s["kl_k1"]
+    assert mean.value is not None
+    assert mean.low is not None
+    assert mean.high is not None
+    assert k1.high is not None
+    if not s.identity:
+        return [
+            Finding(
+                "fail",
+                f"the mean token ratio is {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}] and must be 1: "
+                "the logged log mu is not of the distribution that was sampled from",
+                _RAISED if mean.value > 1 else _LOWERED,
+            )
+        ]
+    if k1.high < -MIN_IDENTITY_GAP:
+        return [
+            Finding(
+                "fail",
+                f"KL(mu||pi) comes out as {k1.value:.2g} nats a token, and no KL is negative: "
+                "the logged log mu is not of the distribution that was sampled from",
+                _RAISED,
+            )
+        ]
+    return []
+
+
+def _size(s: Summary) -> list[Finding]:
+    k3, gap = s["kl_k3"], s["mean_abs"].value
+    assert k3.value is not None
+    assert gap is not None
+    said = f"KL(mu||pi) is {_nats(max(k3.value, 0))} nats a token (mean |log ratio| {_nats(gap)})"
+    if k3.value > KL_LARGE:
+        return [Finding("fail", f"{said}: more than numerics explain", "look for a cause before choosing a correction")]
+    if k3.value > KL_NOTICEABLE:
+        return [Finding("warn", f"{said}: noticeable", "correct for it, and watch whether it grows")]
+    return [Finding("ok", f"{said}: small")]
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}" if value < 1e6 else "over a million"
+
+
+def _trust(s: Summary) -> list[Finding]:
+    if s.refusal:
+        tv = s["tv"]
+        return [
+            Finding(
+                "warn",
+                f"sequence ratios cannot be trusted as weights: {s.refusal}; "
+                f"sequence TV is {tv.value:.2g} [{tv.low:.2g}, {tv.high:.2g}]",
+                "truncate them or use token or geometric levels, and take no sequence ESS or chi-square at its word",
+            )
+        ]
+    fraction = s["ess_fraction"].value
+    assert fraction is not None
+    said = f"importance sampling would leave {fraction:.0%} of the sequences effective"
+    if fraction < ESS_POOR:
+        return [Finding("warn", said, "truncate the sequence ratio, or use a finer level")]
+    if fraction < ESS_GOOD:
+        return [Finding("warn", said, "truncate the sequence ratio")]
+    return [Finding("ok", said)]

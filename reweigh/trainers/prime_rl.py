@@ -1,0 +1,70 @@
+"""prime-rl: an estimator as a custom loss of its trainer, one sequence a call."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from reweigh.batch import Batch
+from reweigh.estimators import Estimator
+from reweigh.trainers.seen import factor, per_token, refuse_whole_batch, wide
+
+
+@dataclass(frozen=True)
+class CustomLoss:
+    """`loss = -sum_t w_t A_t log pi_t`, w from an estimator of `pi / mu` (the live policy over the one that sampled).
+
+    The sum over one sequence, as prime-rl wants it; it divides by the tokens of the whole batch. Put it in a module:
+
+        # corrections.py
+        loss = CustomLoss(geo_rs(0.99, 1.01) * token_tis(2.0))
+
+        [trainer.loss]
+        type = "custom"
+        import_path = "corrections.loss"
+
+    `CustomLoss(dppo_tv(0.2), kl_tau=1e-3)` has the gradient of prime-rl's own default: `kl_tau` adds
+    `kl_tau sum_t (log pi_t - log mu_t)^2`.
+
+    Args:
+        estimator: whose weights are of one sequence each.
+        kl_tau: of the squared log ratio, nats^-2; its gradient flows.
+        outputs: what makes the returned value of `(loss, metrics)`; None is prime-rl's `LossOutputs`.
+
+    Raises:
+        ValueError: the estimator reads the whole batch.
+    """
+
+    estimator: Estimator
+    kl_tau: float = 0.0
+    outputs: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse what this hook cannot compute."""
+        refuse_whole_batch("CustomLoss", "one sequence", self.estimator)
+
+    def __call__(self, inputs: Any) -> Any:
+        """As prime-rl calls it.
+
+        Args:
+            inputs: its `LossInputs`: `trainer_logprobs`, `inference_logprobs`, `advantages`, `loss_mask`,
+                `loss_weights`, all `[T]`.
+
+        Returns:
+            Its `LossOutputs`: the loss, 0-d, and 0-d metrics.
+        """
+        live, mu, mask = inputs.trainer_logprobs, inputs.inference_logprobs, inputs.loss_mask
+        batch = Batch.padded(wide(live)[None], wide(mu)[None], mask[None], advantage=inputs.advantages[None])
+        weights = self.estimator(batch)
+        keep, on = weights.keep_tokens[0], batch.layout.mask[0]
+        # What was dropped may be NaN: it is left out before anything is computed from it.
+        gain = factor(weights)[0] * torch.where(keep, inputs.advantages, 0) * torch.where(keep, live, 0)
+        gap = torch.where(on, live, 0) - torch.where(on, mu, 0)
+        terms = -gain + self.kl_tau * gap.square() if self.kl_tau else -gain
+        if inputs.loss_weights is not None:
+            terms = terms * torch.where(on, inputs.loss_weights, 0)
+        count = on.sum().clamp(min=1)
+        metrics = {name: value.sum() / count for name, value in per_token(batch, weights).items()}
+        made = import_module("prime_rl.trainer.rl.loss").LossOutputs if self.outputs is None else self.outputs
+        return made(loss=terms.sum(), metrics=metrics)
