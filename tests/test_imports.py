@@ -28,7 +28,7 @@ LAYERS = (
     ("testing",),
     ("_public",),
     ("lab", "records", "rosetta"),  # never each other
-    ("readers",),
+    ("readers", "conformance"),
     ("probe", "processes"),
     ("doctor",),
     ("plan",),

@@ -3,16 +3,20 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from reweigh.rosetta.catalogue import profile_of
-from reweigh.rosetta.losses import loss_of
-from reweigh.rosetta.plan import Plan, Tensors, run
-from reweigh.rosetta.profile import Options, Profile, Quirk, Reading, RefusedError, Situation, View
-from reweigh.rosetta.recorded import Case, RecordedBatch, Recording, matrix, scalar, vector
+from reweigh.conformance.recorded import Case, RecordedBatch, Recording, matrix, scalar, vector
+from reweigh.estimators import Weights
+from reweigh.layout import Padded
+from reweigh.levels import GEOMETRIC
+from reweigh.losses import cispo, gspo, policy_gradient, ppo_clip
+from reweigh.rosetta.frameworks import profile_of
+from reweigh.rosetta.metrics import View
+from reweigh.rosetta.plan import Field, Loss, Outcome, Plan, Reading, RefusedError, Situation, Tensors, run
+from reweigh.rosetta.profile import Metric, Profile, Quirk
 
 Status = Literal["agrees", "explained", "differs"]
 # Float32 throughout, in sums of another order. A sum of log ratios rounds with its largest partial sum, so that where
@@ -44,7 +48,7 @@ class Checked:
 
 
 def check(recording: Recording, step: Callable[[int], None] = lambda n: None) -> tuple[Checked, ...]:
-    """Every case of a recording; none is skipped.
+    """Recompute every case of a recording; none is skipped.
 
     Raises:
         ValueError: if a case is of a framework that has no profile.
@@ -57,7 +61,7 @@ def check(recording: Recording, step: Callable[[int], None] = lambda n: None) ->
 
 
 def check_case(case: Case, batch: RecordedBatch) -> Checked:
-    """One case."""
+    """Recompute one case."""
     profile = profile_of(case.framework)
     named = _Comparison(profile, case, batch)
     differing, compared = named.differences(())
@@ -82,12 +86,12 @@ class _Comparison:
     batch: RecordedBatch
 
     def differences(self, quirks: Iterable[Quirk]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What differs with these quirks on, and what was compared."""
+        """Compare with these quirks on: what differs, and what was compared."""
         raises = "raises" in self.case.outputs
         try:
             reading = self.profile.read(options_of(self.case))
             tensors = self.batch.tensors(reading, _mask(self.case, self.batch))
-            situation = Situation(options_of(self.case), tensors, reading)
+            situation = Situation(self.profile.given(options_of(self.case)), tensors, reading)
             plan = reading.plan
             for q in quirks:
                 plan = q.apply(plan, situation)
@@ -134,22 +138,22 @@ class _Comparison:
                 yield name, torch.as_tensor(known.equal(view, name)).detach(), told, TOLERANCE
 
 
-def metric_of(profile: Profile, name: str) -> Any:
-    """The profile's entry for a metric's name, or None."""
+def metric_of(profile: Profile, name: str) -> Metric | None:
+    """Find the profile's entry for a metric's name, or None."""
     return next((m for m in profile.metrics if any(fnmatchcase(name, p) for p in m.names)), None)
 
 
-def options_of(case: Case) -> Options:
-    """The recorded options, and the function where a framework chooses by it."""
+def options_of(case: Case) -> dict[str, Any]:
+    """Collect the recorded options, and the function where a framework chooses by it."""
     return {"function": case.function, **case.option}
 
 
-def live_of(case: Case, reading: Reading) -> Any:
-    """Which recorded log-prob the loss is differentiated by."""
+def live_of(case: Case, reading: Reading) -> Field:
+    """Tell which recorded log-prob the loss is differentiated by."""
     assert reading.loss is not None
     arguments = ("log_prob", "log_probs", "logprobs", "next_token_logprobs", "per_token_logps", "trainer_logprobs")
     told = [str(case.inputs[a]).split(" ")[0] for a in arguments if a in case.inputs]
-    return told[0] if told else reading.loss.live
+    return cast("Field", told[0]) if told else reading.loss.live
 
 
 def their_weights(out: Any, mask: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -181,7 +185,7 @@ def _metrics(out: Any) -> dict[str, Any]:
 
 
 def _rounding(tensors: Tensors) -> float:
-    """Of a sum of one sequence's log ratios in float32, nats."""
+    """The rounding of a sum of one sequence's log ratios in float32, nats."""
     gaps = torch.where(tensors.mask & torch.isfinite(tensors.log_ratio), tensors.log_ratio, 0)
     return torch.finfo(torch.float32).eps * float(gaps.abs().sum(-1).max())
 
@@ -194,3 +198,86 @@ def _close(ours: Tensor, theirs: Tensor, tolerance: float, rounding: float) -> b
         return bool((ours == theirs).all())
     small = max(torch.finfo(torch.float32).eps, tolerance / 30, rounding)
     return bool(torch.isclose(ours, theirs, rtol=tolerance + rounding, atol=small, equal_nan=True).all())
+
+
+# A framework's loss out of ours.
+
+
+def loss_of(
+    loss: Loss, plan: Plan, outcome: Outcome, mask: Tensor, advantage: Tensor, live: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss and its gradient for each token.
+
+    Args:
+        loss: which, and its constants.
+        plan: read for the quirks that act on a loss: `clamp_live`, `infinite_live`.
+        outcome: the weights.
+        mask: `[S, T]`, tokens of the mask as given.
+        advantage: `[S]`.
+        live: log-probs with gradient, nats.
+        centre: log-probs that the loss's ratio is divided by, nats.
+    """
+    live = live.detach().clone().requires_grad_()
+    keep = outcome.keep
+    if "infinite_live" not in plan.flags:
+        keep = keep & torch.isfinite(live) & torch.isfinite(centre)
+    layout = Padded(mask)
+    # In a `ratio` loss the weight is the ratio with gradient itself; what is left of the weights is whom they keep.
+    log_w = torch.where(keep & torch.tensor(loss.kind != "ratio"), outcome.per_token.log(), 0)
+    weights = Weights(log_w, keep, torch.zeros_like(keep), mask, "token", layout)
+    per_token = loss.scale * advantage[:, None].expand(mask.shape)
+    divisor = _divisor(loss, outcome.masked if loss.survivors else mask)
+    scaled = per_token / divisor
+    top, below = live, centre
+    if loss.clamp is not None and "clamp_live" in plan.flags:
+        gap = live - centre
+        if loss.kind in ("ppo_clip", "ratio"):
+            top, below = gap.clamp(-loss.clamp, loss.clamp), torch.zeros_like(centre)
+        elif loss.kind == "cispo":
+            below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
+    value = _value(loss, top, below, scaled, weights)
+    if loss.penalty is not None:
+        counted = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
+        gap = torch.where(counted, live - centre, 0)
+        value = value + loss.penalty * (gap.square() / divisor).sum()
+    (grad,) = torch.autograd.grad(value + 0 * torch.where(torch.isfinite(live), live, 0).sum(), live)
+    if "infinity_times_zero" in plan.flags:
+        lost = mask & ~keep & torch.isinf((live - centre).exp())
+        value = torch.where(lost.any(), torch.nan, value)
+        grad = torch.where(lost, torch.nan, grad)
+    if "infinity_times_padding" in plan.flags and loss.kind == "gspo":
+        padded = ~mask.all(-1, keepdim=True) & torch.isinf(torch.where(mask, live - centre, 0).sum(-1, keepdim=True))
+        value = torch.where(padded.any(), torch.nan, value)
+    return value.detach(), grad.detach()
+
+
+def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights: Weights) -> Tensor:
+    if loss.kind == "policy_gradient":
+        return policy_gradient(live, advantage, weights, 1.0)
+    if loss.kind == "ratio":
+        return ppo_clip(live, centre, advantage, weights, 1.0, low=1.0, high=torch.inf)
+    if loss.kind == "cispo":
+        return cispo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
+    if loss.kind == "gspo" and loss.dual is not None:  # its value is the sequence's ratio, its slope each token's own
+        gap = torch.where(weights.layout.mask, (live - centre).detach(), 0)
+        mean = weights.layout.spread(GEOMETRIC.fold(gap, weights.layout))
+        top, bounds = mean + live - live.detach(), {"low": loss.low, "high": loss.high, "dual": loss.dual}
+        return ppo_clip(top, torch.zeros_like(mean), advantage, weights, 1.0, **bounds)
+    if loss.kind == "gspo":
+        return gspo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
+    return ppo_clip(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high, dual=loss.dual)
+
+
+def _divisor(loss: Loss, mask: Tensor) -> Tensor:
+    """By what each token's term is divided, broadcastable to the tokens."""
+    lengths = mask.sum(-1, keepdim=True).clamp(min=1)
+    sequences = (mask.sum(-1) > 0).sum().clamp(min=1)
+    if loss.over == "tokens":
+        return mask.sum().clamp(min=1)
+    if loss.over == "sums":
+        return sequences
+    if loss.over == "means":
+        return sequences * lengths
+    if loss.over == "row_means":
+        return mask.shape[0] * lengths
+    return torch.ones(())

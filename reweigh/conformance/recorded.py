@@ -10,8 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from reweigh.rosetta.plan import Tensors
-from reweigh.rosetta.profile import Field, Reading
+from reweigh.rosetta.plan import Field, Reading, Tensors
 
 FORMAT = "conformance-1"
 _SPECIAL = {None: math.nan, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -28,7 +27,7 @@ class RecordedBatch:
     advantage: Tensor
 
     def tensors(self, reading: Reading, mask: Tensor | None = None) -> Tensors:
-        """The two policies that a reading compares."""
+        """Pick the two policies that a reading compares."""
         return Tensors(
             self.fields[reading.pi],
             self.fields[reading.mu],
@@ -63,17 +62,17 @@ class Recording:
 
 
 def matrix(rows: Any) -> Tensor:
-    """A recorded `[S, T]`: null is NaN here, and so is "nan"."""
+    """Read a recorded `[S, T]`: null is NaN here, and so is "nan"."""
     return torch.tensor([[_number(v) for v in row] for row in rows], dtype=torch.float32)
 
 
 def vector(row: Any) -> Tensor:
-    """A recorded `[S]`."""
+    """Read a recorded `[S]`."""
     return torch.tensor([_number(v) for v in row], dtype=torch.float32)
 
 
 def scalar(value: Any) -> float:
-    """A recorded number."""
+    """Read a recorded number."""
     return _number(value)
 
 
