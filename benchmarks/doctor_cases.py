@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from faults import Fault, Level, World, WorldName, commit, find, pair, world_of
-from reweigh.doctor.diagnosis import CauseId
+from reweigh.doctor import CauseId
 from reweigh.processes import in_order, single_threaded
 
 P = TypeVar("P")

@@ -12,7 +12,7 @@ from doctor_score import APART, Answer, exact_interval, smallest
 from matplotlib import pyplot as plt
 
 from faults import LEVELS, find
-from reweigh.doctor.diagnosis import CAUSES
+from reweigh.doctor import CAUSES
 
 mpl.use("Agg")
 WAYS = {

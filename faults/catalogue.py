@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from faults.specs import Specs
 from faults.worlds import WorldName
-from reweigh.doctor.diagnosis import CauseId
+from reweigh.doctor import CauseId
 
 Level = Literal["weak", "medium", "strong"]
 """Names of the strengths at which a fault is committed."""

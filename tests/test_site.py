@@ -141,7 +141,7 @@ def test_opened_from_a_folder_it_shows_and_searches(site):
 def public_names():
     """What each package says is public."""
     packages = ["reweigh", *(m.name for m in pkgutil.walk_packages(reweigh.__path__, "reweigh.") if m.ispkg)]
-    for package in (*packages, "reweigh.doctor.advice"):
+    for package in (*packages, "reweigh.doctor.causes"):
         names = getattr(importlib.import_module(package), "__all__", ())
         yield from (f"{package}.{name}" for name in names)
 

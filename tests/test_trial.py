@@ -30,7 +30,8 @@ from reweigh.audit.pack import pack, unpack
 from reweigh.audit.recommend import CORRECTABLE, progress, recommend
 from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
-from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
+from reweigh.doctor.causes import CAUSES
+from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.records import RecordWriter
 from reweigh.theory.sga import Moments
 

@@ -1,15 +1,14 @@
-"""The family of broken records: placeholders, foreign tokens in the loss, log-probs beside the wrong token."""
+"""Tests for broken records: placeholders, foreign tokens in the loss, log-probs beside the wrong token."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from reweigh.doctor.align import CELLS, OFFSETS
 from reweigh.doctor.cells import Cells, Estimate, ratio
-from reweigh.doctor.content import explained
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
-from reweigh.doctor.normalisation import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
-from reweigh.doctor.structure import KINDS, PLACES
+from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES
+from reweigh.doctor.diagnosis import Suspicion
+from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.doctor.tokens import Tokens
 
 _CERTAIN = 1e-12  # p-value of what was found token by token
@@ -19,7 +18,7 @@ _BEGINNING = 16  # tokens of a turn
 
 
 def _measure(tokens: Tokens) -> dict[str, Cells]:
-    """`wrong`: how log_mu behaves where pi calls a token rare, and log_pi where mu does."""
+    """Adds up `wrong`, how log_mu behaves where pi calls a token rare, and log_pi where mu does."""
     gap = tokens.gap
     # The level that the likeliest token is at: at least e^-entropy; without entropies, 1/e of all tokens' mean.
     entropy = tokens.entropy
@@ -46,7 +45,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
 
 
 def _turns(tokens: Tokens) -> Cells:
-    """`[64, first turn or how later ones begin or go on, (n, surprise, gap^2)]`; surprise: -log pi less the entropy."""
+    """Adds up `[64, first turn or later ones' beginnings or rests, (n, surprise = -log pi - entropy, gap^2)]`."""
     turn = np.cumsum(tokens.turn_start)
     at = np.arange(len(tokens))
     since = at - np.maximum.accumulate(np.where(tokens.turn_start, at, 0))
@@ -110,7 +109,7 @@ def _placeholder(case: Case) -> Findings:
 
 
 def _size(share_of_tokens: float) -> float:
-    """Any is a fault; few of them among many tokens are not what a run dies of."""
+    """Returns the effect: any is a fault; few of them among many tokens are not what a run dies of."""
     return 1.0 + share_of_tokens * 1e3
 
 
@@ -147,7 +146,7 @@ def _context(case: Case) -> Findings:
 
 
 def _later_turns(case: Case) -> Findings:
-    """Text of a tool that is hardly odder than a model's own: more surprising where a turn begins."""
+    """Tests for text of a tool, hardly odder than a model's own, by surprise where a turn begins."""
     data = case.cells("turns").data
     first, later = (ratio(data[:, i, 1], data[:, i, 0]) for i in (0, 1))
     if later.n < 50 or first.n < 50:
@@ -228,17 +227,17 @@ def _wrong(case: Case) -> Findings:
 
 
 def prefill_agrees(case: Case) -> bool:
-    """True if the trainer is far nearer to the engine's prefill than to what the engine logged."""
+    """Tells whether the trainer is far nearer to the engine's prefill than to what the engine logged."""
     _, to_pi, _, squares = case.cells("prefill").total[0]
     return bool(to_pi < 0.25 * squares)
 
 
 def _other_token(case: Case) -> Findings:
-    """Of another token than the likeliest: ratios far over 1 that no distribution allows, and no smooth law in them."""
+    """Tests for a token other than the likeliest: ratios over 1 that no distribution allows, and no law in them."""
     m = case.cells("identity").data[:, 0]
     total = m.sum(0)
     above = ratio(m[:, BOUNDED], m[:, N])
-    smooth = explained(case.cells("content")).share
+    smooth = case.by_content.share
     wide = total[WIDE] / total[SQUARES] if total[SQUARES] > 0 else 0.0
     finds = (
         evidence(
@@ -259,7 +258,7 @@ def _other_token(case: Case) -> Findings:
     back = ratio(m[:, BACKWARD], m[:, N])
     tempered = smooth.value > 0.75 and abs(back.value) < 0.5 * above.value + 2 * back.se
     # With other noise beside it, still a line, and no ratio that a temperature would not make.
-    line = explained(case.cells("content")).linear.value > 0.2 and total[FORWARD] < 2 * total[N]
+    line = case.by_content.linear.value > 0.2 and total[FORWARD] < 2 * total[N]
     # Of a log-prob that was looked up wrongly, the engine's prefill knows nothing: it agrees with the trainer.
     alien = "prefill" in case.sums and not prefill_agrees(case)
     effect = min(above.value / 0.1, wide / 0.5) * (0.2 if tempered or line or alien else 1.0)

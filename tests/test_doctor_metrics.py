@@ -9,11 +9,10 @@ import metric_histories as h
 import numpy as np
 import pytest
 
-from reweigh.doctor.lite import FRAMEWORKS, diagnose_metrics
-from reweigh.doctor.lite.history import Series
-from reweigh.doctor.lite.serial import correlation, fold, mean
-from reweigh.doctor.lite.signals import recognise, translate
-from reweigh.doctor.lite.tables import flat
+from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
+from reweigh.doctor.metrics.examine import correlation, fold, mean
+from reweigh.doctor.metrics.read import Series, flat
+from reweigh.doctor.metrics.signals import recognise, translate
 
 DATA = Path(__file__).parent / "data" / "metrics"
 _RUNS: dict[tuple[str, int], list[h.Step]] = {}
@@ -267,7 +266,7 @@ def test_every_framework_has_a_usable_name():
 
 
 def test_the_third_of_k1_k3_and_ratio_is_made(tmp_path):
-    from reweigh.doctor.lite.read import read_history
+    from reweigh.doctor.metrics.read import read_history
 
     file = h.to_csv(tmp_path / "run.csv", steps("raw"), h.nemo_rl)
     k1 = translate(read_history(file)).readings["k1"].series.values

@@ -1,13 +1,12 @@
-"""The family of noise: which part of the chain makes it, how large it is, and whether it is more than rounding."""
+"""Tests which part of the chain makes noise, how large it is, and whether it is more than rounding."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, jackknife, ratio
-from reweigh.doctor.content import explained
-from reweigh.doctor.diagnosis import CannotTell
-from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
-from reweigh.doctor.normalisation import SQUARES, N, improper
+from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.families.distribution import SQUARES, N, improper
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.doctor.tokens import Tokens
 
 BINS = np.array([0.05, 0.15, 0.35, 0.7, 1.2, 2.7, 4.7, 7.0])  # edges of -log p, nats
@@ -60,7 +59,7 @@ def _level(size: Array) -> Ints:
 
 
 def _neighbours(tokens: Tokens, size: Array) -> Cells:
-    """`[64, 1, (n, a, b, aa, bb, ab)]` of the sizes a, b of tokens that follow each other."""
+    """Adds up `[64, 1, (n, a, b, aa, bb, ab)]` of the sizes a, b of tokens that follow each other."""
     next_to = tokens.seq[1:] == tokens.seq[:-1]
     a, b = size[:-1][next_to], size[1:][next_to]
     zero = np.zeros(len(a), np.int64)
@@ -72,7 +71,7 @@ def _examine(case: Case) -> Findings:
 
 
 def size_of(case: Case, quantile: float = 0.5, of: str = "sizes") -> float:
-    """Quantile of |gap| / (1 - p), nats."""
+    """Returns a quantile of |gap| / (1 - p), nats."""
     counts = case.cells(of).total[:, 0]
     total = np.cumsum(counts)
     at = int(np.searchsorted(total, quantile * total[-1]))
@@ -80,7 +79,7 @@ def size_of(case: Case, quantile: float = 0.5, of: str = "sizes") -> float:
 
 
 def matters(case: Case) -> float:
-    """1, or less where nearly all sizes are too small for any structure in them to matter: two passes in float32."""
+    """Returns 1, or less where nearly all sizes are too small for their structure to matter: two passes in float32."""
     return min(1.0, size_of(case, 0.9) / _TRIFLE)
 
 
@@ -106,7 +105,7 @@ def _dropout(case: Case) -> Findings:
 
 
 def _dropout_by_size(case: Case) -> Findings:
-    """Without a second pass: noise as large as no number format makes, and fresh at every token."""
+    """Tests, without a second pass, for noise as large as no number format makes, fresh at every token."""
     together = together_of(case)
     middle = size_of(case)
     finds = (
@@ -118,7 +117,7 @@ def _dropout_by_size(case: Case) -> Findings:
         ),
     )
     fresh = together.value < _INDEPENDENT
-    smooth = explained(case.cells("content")).share.value > 0.3  # a law, and no noise
+    smooth = case.by_content.share.value > 0.3  # a law, and no noise
     effect = middle / 0.16 if fresh and not smooth and not improper(case) else 0.0
     p = _CERTAIN if case.tokens >= _FEWEST else 1.0
     return [Suspicion("dropout", p, effect, case.share(0.9 * case.clean_squares), finds)]
@@ -159,7 +158,7 @@ def _decode(case: Case) -> Findings:
 
 
 def _tails(total: Array) -> float:
-    """Fourth moment over the square of the second within probabilities, tokens-weighted: 3 for Gaussian noise."""
+    """Divides the fourth moment by the square of the second within probabilities: 3 for Gaussian noise."""
     n, _, second, fourth = total.T
     some = (n > 20) & (second > 1e-12 * n)
     if not some.any():
@@ -168,7 +167,7 @@ def _tails(total: Array) -> float:
 
 
 def far_of(case: Case) -> tuple[float, NDArray[np.bool_]]:
-    """The usual size, and which levels of `sizes` are far beyond it."""
+    """Returns the usual size, and which levels of `sizes` are far beyond it."""
     # Where many tokens agree to the last bit the median is no size of the others: of rounding, the ninth decile is 2.7
     # medians.
     middle = max(size_of(case), size_of(case, 0.9) / 2.75)
@@ -176,12 +175,12 @@ def far_of(case: Case) -> tuple[float, NDArray[np.bool_]]:
 
 
 def together_of(case: Case) -> Estimate:
-    """Correlation of neighbouring tokens' sizes."""
+    """Estimates the correlation of neighbouring tokens' sizes."""
     return jackknife(_together, case.cells("neighbours").data)
 
 
 def _routing(case: Case) -> Findings:
-    """Most tokens at the floor, and now and then one far above it: another expert."""
+    """Tests for tokens at a floor with now and then one far above it: another expert."""
     sizes = case.cells("sizes").data
     middle, far = far_of(case)
     beyond = ratio(sizes[:, far, 0].sum(1), sizes[:, :, 0].sum(1))
@@ -247,7 +246,7 @@ def _over_own(case: Case) -> float:
 
 
 def _together(total: Array) -> float:
-    """Correlation of neighbouring tokens' sizes."""
+    """Returns the correlation of neighbouring tokens' sizes."""
     n, a, b, aa, bb, ab = total[0]
     cov, va, vb = ab - a * b / n, aa - a * a / n, bb - b * b / n
     return float(cov / np.sqrt(va * vb)) if va > 0 and vb > 0 else float("nan")
