@@ -1,13 +1,8 @@
-"""A doctor's causes in plain words, and its diagnosis in the order in which a reader needs it."""
+"""A doctor's causes as an audit speaks of them: titles, which of them weights are made for, where each can be seen."""
 
-import math
 from collections.abc import Mapping
 
-from reweigh.doctor.diagnosis import CauseId, Diagnosis, Evidence, Finding
-from reweigh.stats.intervals import Number
-from reweigh.stats.numerals import interval
-
-NAMED_FROM = 0.5  # confidence from which a cause is named and not only suspected; as `Finding.confidence` says
+from reweigh.doctor.diagnosis import CauseId
 
 CAUSE_WORDS: Mapping[CauseId, str] = {
     "placeholder_logprob": "placeholders stand where log-probs should",
@@ -35,31 +30,35 @@ CAUSE_WORDS: Mapping[CauseId, str] = {
     "numerics": "rounding of number types and kernels",
     "none": "no gap that needs a cause",
 }
-
-
-def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
-    """The cause that the verdict names, if there is something to be said for it."""
-    if diagnosis is None:
-        return None
-    return next((one for one in diagnosis.causes if one.id == diagnosis.verdict), None)
-
-
-def cause_sentence(diagnosis: Diagnosis) -> str:
-    """`likely cause: the engine logs before temperature`."""
-    found = first_cause(diagnosis)
-    if diagnosis.verdict == "none":
-        return CAUSE_WORDS["none"]
-    sure = found is None or found.confidence >= NAMED_FROM
-    return f"{'likely' if sure else 'possible'} cause: {CAUSE_WORDS[diagnosis.verdict]}"
-
-
-def evidence_value(one: Evidence) -> tuple[str, str]:
-    """Value and interval as shown; `-` if it could not be had."""
-    if not math.isfinite(one.value):
-        return "-", ""
-    return interval(Number(one.value, one.low, one.high))
-
-
-def evidence_sentence(one: Evidence) -> str:
-    """`mean_ratio 1.052 [1.041, 1.063]: mean token ratio, which must be 1`."""
-    return f"{' '.join(x for x in (one.name, *evidence_value(one)) if x)}: {one.meaning}"
+"""Each cause in a few plain words, as they go after `likely cause: `."""
+CORRECTABLE: frozenset[CauseId] = frozenset(
+    {"stale_weights", "moe_routing", "quantised_rollout", "engine_decode", "numerics", "none"}
+)
+"""Causes that leave the log-probs right and make the sampler another policy: weights are made for those."""
+SEEN_IN: Mapping[CauseId, tuple[str, ...]] = {
+    "placeholder_logprob": ("density", "histogram"),
+    "unmasked_context": ("turn", "identity"),
+    "retokenisation": ("worst", "density"),
+    "shift": ("density", "identity"),
+    "wrong_token": ("density", "identity"),
+    "raw_logprobs": ("identity", "density"),
+    "truncated_sampling": ("identity", "density"),
+    "vocab_padding": ("identity",),
+    "both_raw": ("identity",),
+    "trainer_temperature": ("density", "probability"),
+    "repetition_penalty": ("position", "identity"),
+    "template_prefix": ("position",),
+    "packing_leak": ("position",),
+    "position_encoding": ("position", "length"),
+    "stale_weights": ("lag", "step"),
+    "weight_sync": ("step", "lag"),
+    "update_below_precision": ("step",),
+    "stale_kv": ("position", "step"),
+    "dropout": ("histogram", "density"),
+    "moe_routing": ("tail", "worst"),
+    "quantised_rollout": ("density", "histogram"),
+    "engine_decode": ("position",),
+    "numerics": ("density",),
+    "none": ("histogram",),
+}
+"""Cuts and pictures in which a cause has a shape, the plainest first; a cut only if the records tell it."""

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from reweigh.cli.lab_tables import print_check, print_claims, print_table
 from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
 from reweigh.lab.claims import Checked, check_claims, select_claims
 from reweigh.lab.figures import FIGURES, draw_figures, select_figures
 from reweigh.lab.golden import GoldenCheck, check_golden
 from reweigh.lab.table import LENGTHS, STEPS, Row, post_table
+from reweigh.report.lab import of_check, of_claims, of_table
+from reweigh.report.tables import to_terminal
 
 lab = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +53,7 @@ def check(
     if as_json or form == "json":
         print_json(found.to_dict())
     else:
-        print_check(found, quiet)
+        to_terminal(of_check(found, quiet), stdout())
     if not found.ok:
         raise typer.Exit(1)
 
@@ -74,7 +75,7 @@ def summary_table(form: Form = "text", as_json: Json = False, quiet: Quiet = Fal
     if as_json or form == "json":
         print_json(_table_json(rows))
     else:
-        print_table(rows)
+        to_terminal(of_table(rows), stdout())
 
 
 @lab.command(short_help="Draw what the lab computes, as SVG and PNG.")
@@ -129,7 +130,7 @@ def claims(
     if as_json or form == "json":
         print_json(_claims_json(found))
     else:
-        print_claims(found, quiet)
+        to_terminal(of_claims(found, quiet), stdout())
     if not _all_hold(found):
         raise typer.Exit(1)
 
@@ -160,16 +161,16 @@ def everything(
     if found is None:
         say("no --golden FILE: nothing is checked against one", quiet)
     elif text:
-        print_check(found, quiet)
+        to_terminal(of_check(found, quiet), stdout())
     verdicts = _claims((), quiet)
     if text:
         if not quiet:
             stdout().print("\n[bold]The post claim by claim[/]")
-        print_claims(verdicts, quiet)
+        to_terminal(of_claims(verdicts, quiet), stdout())
     rows = _table(quiet)
     if text and not quiet:
         stdout().print("\n[bold]The post's table, measured[/]")
-        print_table(rows)
+        to_terminal(of_table(rows), stdout())
         stdout().print("\n[bold]Figures[/]")
     paths: list[str] = []
     for path in _draw(out, (), quiet):

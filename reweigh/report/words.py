@@ -1,15 +1,20 @@
-"""Words for the numbers of a report: which are shown, in what order, and how they are called."""
+"""Words for the numbers of a report: which are shown, in what order, under which name, and what each says of itself."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
+from reweigh.audit.trial import Outcome, Sign, TrialRow
 from reweigh.audit.where import Cut
 from reweigh.records import RunInfo
+from reweigh.report.tables import Cell
 from reweigh.stats.intervals import Number
-from reweigh.stats.numerals import interval, share, two
+from reweigh.stats.numerals import count, interval, share, two
 from reweigh.stats.summary import Summary
+from reweigh.stats.sums import LENGTH_EDGES
 
 # Name in Summary.numbers, and label.
 ROWS: tuple[tuple[str, str], ...] = (
@@ -30,7 +35,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("prob_gap", "mean |pi - mu|"),
     ("largest_gap", "largest |pi - mu|"),
 )
-SHARES = ("beyond_2x", "ess_fraction", "largest_share")
+SHARES = ("beyond_2x", "ess_fraction", "largest_share", "kept_share", "kept_tokens_share", "bounded_share")
 HIDDEN = {"token": ("excess_2",)}  # of a token, the share beyond 2x says it better
 _LARGE_RATIO = 100.0  # from here on decimals say nothing
 PI_MU = "pi: the policy that trains; mu: the one that sampled; ratio: pi/mu; intervals: 95%, by prompt."
@@ -54,20 +59,7 @@ CUT_WORDS: Mapping[Cut, str] = {
 }
 
 
-def level_tables(audit: Audit, size: int = 2) -> list[list[Summary]]:
-    """Levels that share a table, `size` of them: two fit a page."""
-    levels = [audit.levels[name] for name in ("token", "sequence", "turn") if name in audit.levels]
-    return [levels[i : i + size] for i in range(0, len(levels), size)]
-
-
-def level_title(levels: list[Summary]) -> str:
-    """Title of a table of levels; the first one needs no more words."""
-    return "Size of the gap" if levels[0].level == "token" else f"Size of the gap, by {levels[0].level}"
-
-
-def count(n: int, word: str) -> str:
-    """`1 token`, `1,024 tokens`."""
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
+SIGN_WORDS: Mapping[Sign, str] = {"negative": "A < 0", "none": "A = 0 or none", "positive": "A > 0"}
 
 
 def shown(level: Summary, name: str) -> Number | None:
@@ -75,12 +67,12 @@ def shown(level: Summary, name: str) -> Number | None:
     return None if name in HIDDEN.get(level.level, ()) else level.numbers.get(name)
 
 
-def shown_rows(levels: list[Summary]) -> list[tuple[str, str]]:
+def shown_rows(levels: Sequence[Summary]) -> list[tuple[str, str]]:
     """The rows that at least one of the levels has."""
     return [(name, label) for name, label in ROWS if any(shown(level, name) for level in levels)]
 
 
-def refusals(levels: list[Summary]) -> list[str]:
+def refusals(levels: Sequence[Summary]) -> list[str]:
     """Why numbers of a level are refused, once each."""
     lines: list[str] = []
     for level in levels:
@@ -95,16 +87,13 @@ def refusals(levels: list[Summary]) -> list[str]:
 
 def slice_refusals(rows: Sequence[SliceRow]) -> list[str]:
     """Why numbers of slices are refused, each reason once."""
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row.sequence is not None and row.sequence.refusal:
-            reasons.setdefault(row.sequence.refusal, []).append(row.label)
-    whom = {reason: "all" if len(labels) == len(rows) else ", ".join(labels) for reason, labels in reasons.items()}
-    return [f"refused for {labels}: {reason}" for reason, labels in whom.items()]
+    of = [(row.label, row.sequence.refusal) for row in rows if row.sequence is not None and row.sequence.refusal]
+    alike = len(of) == len(rows) and len({reason for _, reason in of}) == 1
+    return [f"refused for {'all' if alike else labels}: {reason}" for reason, labels in grouped(of).items()]
 
 
-def cells(name: str, number: Number) -> tuple[str, str]:
-    """Value and interval of a number as shown; shares in percent."""
+def said(name: str, number: Number) -> tuple[str, str]:
+    """Value and interval of a number as they are shown wherever it stands; shares in percent."""
     if name not in SHARES or number.value is None:
         return interval(number)
     if number.low is None or number.high is None:
@@ -124,7 +113,48 @@ def slice_ratio(token: Summary) -> tuple[str, str]:
 def slice_tv(sequence: Summary) -> tuple[str, str]:
     """Total variation of a slice and its interval, in few columns."""
     number = sequence["tv"]
-    return two(number.value or 0.0), f"[{_short(number.low or 0.0)}, {_short(number.high or 0.0)}]"
+    ends = ("<1e-4" if 0 < x < 1e-4 else two(x) for x in (number.low or 0.0, number.high or 0.0))
+    return two(number.value or 0.0), f"[{', '.join(ends)}]"
+
+
+def tip(number: Number, n: int, unit: str, text: str, ends: str = "") -> str:
+    """Says of a number what a table has no room for: unit, interval, what it was computed from, what it means.
+
+    Args:
+        number: as it was measured.
+        n: how many units it is of.
+        unit: what they are.
+        text: the number as it is shown.
+        ends: its interval as it is shown, if it is; otherwise it has as many digits as the number's words.
+    """
+    percent = "%" in text
+    if number.value is None:
+        sample = None if number.sample is None else text.rstrip("*") if percent else two(number.sample)
+        beside = "" if sample is None else f"; {sample} in this sample"
+        first = f"refused: {number.refused or 'too few units, or all alike'}{beside}"
+    else:
+        first = f"{text} {'' if percent else number.unit}".strip()
+    return "\n".join(x for x in (first, _interval(number, ends, percent), f"n = {count(n, unit)}", number.meaning) if x)
+
+
+def _interval(number: Number, ends: str, percent: bool) -> str:
+    low, high = number.low, number.high
+    if number.value is None:
+        return ""
+    if low is None and high is None:
+        return "no interval: a fact about these units"
+    if low is None or high is None:
+        return "a bound at 95%"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval: fewer than two prompts"
+    show = share if percent else two
+    return f"95% interval {ends or f'[{show(low)}, {show(high)}]'}"
+
+
+def pair(name: str, number: Number, n: int, unit: str) -> tuple[Cell, Cell]:
+    """Value, with its tip, and interval."""
+    text, ends = said(name, number)
+    return Cell(text, tip(number, n, unit, text, ends)), Cell(ends)
 
 
 def counted(audit: Audit) -> str:
@@ -162,5 +192,47 @@ def _in(dtype: str | None) -> str:
     return f" ({dtype})" if dtype else ""
 
 
-def _short(x: float) -> str:
-    return "<1e-4" if 0 < x < 1e-4 else two(x)
+@dataclass(frozen=True)
+class LengthColumn:
+    """Bins `first` to `last` of response length."""
+
+    first: int
+    last: int
+
+    @property
+    def low(self) -> int:
+        """The shortest response in it, tokens."""
+        return LENGTH_EDGES[self.first - 1] if self.first else 1
+
+    @property
+    def high(self) -> int | None:
+        """The longest, None if there is no limit."""
+        return LENGTH_EDGES[self.last] - 1 if self.last < len(LENGTH_EDGES) else None
+
+    @property
+    def label(self) -> str:
+        """For example `16-31`."""
+        return f"{self.low:,}+" if self.high is None else f"{self.low:,}-{self.high:,}"
+
+    def of(self, trial: TrialRow) -> Outcome:
+        """The outcome of an estimator on responses of these lengths."""
+        return sum(trial.by_bin[self.first : self.last + 1], Outcome())
+
+
+def length_columns(trials: Sequence[TrialRow], limit: int) -> list[LengthColumn]:
+    """Columns that cover all lengths there are; of more than `limit` bins, the pairs with fewest tokens are merged."""
+    tokens = [sum(trial.by_bin[i].tokens for trial in trials) for i in range(len(LENGTH_EDGES) + 1)]
+    found = [LengthColumn(i, i) for i, n in enumerate(tokens) if n]
+    while len(found) > limit:
+        sizes = [sum(tokens[a.first : b.last + 1]) for a, b in pairwise(found)]
+        i = sizes.index(min(sizes))
+        found[i : i + 2] = [LengthColumn(found[i].first, found[i + 1].last)]
+    return found
+
+
+def grouped(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Names by what is said of them, each once: of `(name, reason)` the names of a reason, joined."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    return {reason: ", ".join(some) for reason, some in names.items()}
