@@ -635,27 +635,24 @@ class TrialRow:
     limits: Limits
     high: float
 
-    def numbers(self, outcome: Outcome) -> dict[str, Number]:
-        """Numbers of a part of it that has units, each with what it means.
+    def number(self, outcome: Outcome, name: str) -> Number:
+        """A number of a part of it that has units, with what it means; `name` is one of `MEANINGS`.
 
         Shares have Chernoff intervals and the mean weight has a t interval, at the number of independent units that
         clusters leave of the part.
         """
         n = max(1.0, self.independent * outcome.units / self.all.units)
-        effective, largest = outcome.effective_share, _exp(outcome.log_largest)
-        found = {
-            "kept_share": _share(outcome.kept_share, n),
-            "kept_tokens_share": _share(outcome.kept_tokens_share, n),
-            "bounded_share": _share(outcome.bounded_share, n),
-            "mean_weight": _mean_weight(outcome, n),
-            "effective_share": Number(effective, sample=effective),
-            "largest_weight": Number(largest, sample=largest),
-        }
-        return {name: replace(x, meaning=MEANINGS[name]) for name, x in found.items()}
-
-
-def _share(value: float, n: float) -> Number:
-    return Number(value, *bernoulli_kl(value, n), value)
+        if name == "mean_weight":
+            found = _mean_weight(outcome, n)
+        elif name == "largest_weight":
+            largest = _exp(outcome.log_largest)
+            found = Number(largest, sample=largest)
+        elif name == "effective_share":
+            found = Number(outcome.effective_share, sample=outcome.effective_share)
+        else:
+            share: float = getattr(outcome, name)
+            found = Number(share, *bernoulli_kl(share, n), share)
+        return replace(found, meaning=MEANINGS[name])
 
 
 def _mean_weight(outcome: Outcome, n: float) -> Number:

@@ -152,7 +152,7 @@ def _outcome(trial: TrialRow, outcome: Outcome, name: str) -> Cell:
         text = of_log(outcome.log_largest)
     else:
         text = share(getattr(outcome, name))
-    return Cell(text, tip(trial.numbers(outcome)[name], outcome.units, trial.unit, text))
+    return Cell(text, tip(trial.number(outcome, name), outcome.units, trial.unit, text))
 
 
 def length_parts(some: Sequence[TrialRow], most: int) -> list[Part]:

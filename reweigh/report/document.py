@@ -117,7 +117,7 @@ def _part(trial: TrialRow, outcome: Outcome) -> dict[str, Any]:
         "log_mean_weight": plain(outcome.log_mean_weight),
         "largest_weight": _exp(outcome.log_largest),
         "log_largest_weight": plain(outcome.log_largest),
-        "numbers": _numbers(trial.numbers(outcome)),
+        "numbers": _numbers({name: trial.number(outcome, name) for name in MEANINGS}),
     }
 
 

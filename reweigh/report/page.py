@@ -6,7 +6,7 @@ point from the table that stands under the picture.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -72,7 +72,7 @@ def page(audit: Audit) -> str:
         css=css,
         script=script,
         plotly=Markup(get_plotlyjs()),
-        data=Markup(_json(_drawn(audit, trials))),
+        data=Markup(_drawn(audit, trials)),
         cell=cell_html,
         html=to_html,
         top=replace(top, sentence=cut_off(top.sentence, MAX_LINE), todo=_lines(top.todo), why=_lines(top.why)),
@@ -115,8 +115,10 @@ def _card(one: WorstSequence) -> WorstCard:
 
 
 def _under(audit: Audit, trials: Sequence[TrialRow]) -> dict[str, list[Under]]:
+    heads = [Column("level", "left"), Column("n")]
+    means = [[x.level, f"{x.n:,}", *pair("mean_ratio", x["mean_ratio"], x.n, x.level)] for x in audit.levels.values()]
     found = {
-        "identity": [Under("", _identity(audit.levels.values()))],
+        "identity": [Under("", Table.of(columns("mean ratio", "95% interval", first=heads), means))],
         "histogram": [Under(name, _bars(name, x)) for name, x in audit.histograms.items()],
         "tail": [Under(name, _tail(name, tail, audit.levels[name])) for name, tail in audit.tails.items()],
         "density": [Under("", _probabilities(audit.density))],
@@ -129,12 +131,6 @@ def _under(audit: Audit, trials: Sequence[TrialRow]) -> dict[str, list[Under]]:
         parts = _parts(trials, name)
         found[name] = [Under("", tables.by_part(trials, parts, number, ""))] if parts else []
     return found
-
-
-def _identity(levels: Iterable[Summary]) -> Table:
-    rows = [[x.level, f"{x.n:,}", *pair("mean_ratio", x["mean_ratio"], x.n, x.level)] for x in levels]
-    first = [Column("level", "left"), Column("n")]
-    return Table.of(columns("mean ratio", "95% interval", first=first), rows)
 
 
 def _bars(name: str, histogram: Histogram) -> Table:
@@ -184,25 +180,22 @@ def _parts(trials: Sequence[TrialRow], name: str) -> list[tables.Part]:
 # What the pictures are drawn from: values, and the few words that no table has
 
 
-def _json(drawn: Mapping[str, Any]) -> str:
-    """JSON that no HTML parser can take for markup."""
-    text = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _drawn(audit: Audit, trials: Sequence[TrialRow]) -> dict[str, Any]:
-    return {
+def _drawn(audit: Audit, trials: Sequence[TrialRow]) -> str:
+    """As JSON that no HTML parser can take for markup."""
+    drawn = {
         "identity": [_point(level["mean_ratio"]) for level in audit.levels.values()],
         "histograms": {
             name: bars(name, x) | {"of": count(x.n, name), "facts": _FACTS} for name, x in audit.histograms.items()
         },
         "tails": {name: _drawn_tail(name, tail, audit.levels[name]) for name, tail in audit.tails.items()},
         "density": _drawn_density(audit.density),
-        "ess": [{"raw": _point(x.raw), "applied": _point(x.numbers(x.all)["effective_share"])} for x in trials],
+        "ess": [{"raw": _point(x.raw), "applied": _point(x.number(x.all, "effective_share"))} for x in trials],
         "parts": {name: _drawn_parts(trials, name, number) for name, number in _PARTS.items()},
         "where": {cut: _drawn_where(cut, rows) for cut, rows in audit.strata.items()},
         "worst": [_drawn_worst(one) for one in audit.worst],
     }
+    text = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _point(x: Number) -> dict[str, float | None]:
@@ -257,7 +250,7 @@ def _drawn_density(density: Density) -> dict[str, Any]:
 def _drawn_parts(trials: Sequence[TrialRow], name: str, number: str) -> list[list[dict[str, float | None] | None]]:
     parts = _parts(trials, name)
     rows = [[(x, of(x)) for _, of in parts] for x in trials]
-    return [[_point(x.numbers(part)[number]) if part.units else None for x, part in row] for row in rows]
+    return [[_point(x.number(part, number)) if part.units else None for x, part in row] for row in rows]
 
 
 def _drawn_where(cut: Cut, rows: Sequence[Stratum]) -> dict[str, Any]:

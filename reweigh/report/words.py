@@ -134,21 +134,16 @@ def tip(number: Number, n: int, unit: str, text: str, ends: str = "") -> str:
         first = f"refused: {number.refused or 'too few units, or all alike'}{beside}"
     else:
         first = f"{text} {'' if percent else number.unit}".strip()
-    return "\n".join(x for x in (first, _interval(number, ends, percent), f"n = {count(n, unit)}", number.meaning) if x)
-
-
-def _interval(number: Number, ends: str, percent: bool) -> str:
-    low, high = number.low, number.high
+    low, high, show = number.low, number.high, share if percent else two
     if number.value is None:
-        return ""
-    if low is None and high is None:
-        return "no interval: a fact about these units"
-    if low is None or high is None:
-        return "a bound at 95%"
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "no interval: fewer than two prompts"
-    show = share if percent else two
-    return f"95% interval {ends or f'[{show(low)}, {show(high)}]'}"
+        between = ""
+    elif low is None or high is None:
+        between = "no interval: a fact about these units" if low is high else "a bound at 95%"
+    elif math.isfinite(low) and math.isfinite(high):
+        between = f"95% interval {ends or f'[{show(low)}, {show(high)}]'}"
+    else:
+        between = "no interval: fewer than two prompts"
+    return "\n".join(x for x in (first, between, f"n = {count(n, unit)}", number.meaning) if x)
 
 
 def pair(name: str, number: Number, n: int, unit: str) -> tuple[Cell, Cell]:
@@ -168,11 +163,15 @@ def counted(audit: Audit) -> str:
 
 def run_line(info: RunInfo) -> str:
     """What is known of the run, in a line; empty if nothing is."""
+    programs = (
+        (info.engine, info.engine_version, info.dtype_mu, "sampled"),
+        (info.trainer, info.trainer_version, info.dtype_pi, "trains"),
+    )
     who = [
-        f"{_versioned(info.engine, info.engine_version)}{_in(info.dtype_mu)} sampled" if info.engine else "",
-        f"{_versioned(info.trainer, info.trainer_version)}{_in(info.dtype_pi)} trains" if info.trainer else "",
-        f"model {info.model}" if info.model else "",
+        " ".join(x for x in (name, version, f"({dtype})" if dtype else "", did) if x) if name else ""
+        for name, version, dtype, did in programs
     ]
+    who.append(f"model {info.model}" if info.model else "")
     how = [
         f"temperature {info.temperature:g}" if info.temperature is not None else "",
         f"top-p {info.top_p:g}" if info.top_p is not None else "",
@@ -182,14 +181,6 @@ def run_line(info: RunInfo) -> str:
         f"{info.logprobs_mode} log-probs" if info.logprobs_mode else "",
     ]
     return "; ".join(", ".join(part for part in parts if part) for parts in (who, how) if any(parts))
-
-
-def _versioned(name: str | None, version: str | None) -> str:
-    return f"{name} {version}" if version else str(name)
-
-
-def _in(dtype: str | None) -> str:
-    return f" ({dtype})" if dtype else ""
 
 
 @dataclass(frozen=True)
