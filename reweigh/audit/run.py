@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from reweigh.audit.accumulate import Plan
-from reweigh.audit.conclude import conclude
 from reweigh.audit.measure import Engine, Job
-from reweigh.audit.result import Audit, FileRead
+from reweigh.audit.result import Audit, FileRead, conclude
 from reweigh.audit.resume import Keeper, Merged, StateFile
 from reweigh.audit.slices import BYS, By
 from reweigh.audit.trial import refuse_batch_readers

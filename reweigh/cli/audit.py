@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from reweigh import audit as auditing
+from reweigh import report
 from reweigh.audit import Audit
-from reweigh.audit.headline import headline
 from reweigh.audit.measure import Engine
-from reweigh.audit.recommend import recommend
 from reweigh.audit.resume import DEFAULT_STATE
 from reweigh.audit.workers import Workers as Processes
 from reweigh.cli.estimators import asked
@@ -32,9 +31,11 @@ from reweigh.cli.output import (
     stdout,
 )
 from reweigh.cli.output import TextOption as Text
-from reweigh.cli.trial_tables import render_trial
 from reweigh.doctor import doctor as diagnose
 from reweigh.processes import single_threaded
+from reweigh.report.audit import of_trial
+from reweigh.report.document import recommendation
+from reweigh.report.tables import WIDE, to_terminal
 
 FailOn = Literal["warn", "fail", "never"]
 EngineName = Literal["local", "ray"]
@@ -114,24 +115,24 @@ def audit(
             if doctor:
                 bar.stage("looking for the cause: tokens")
                 found = replace(found, diagnosis=diagnose(paths, reader=reader, most=_SAMPLE, on_progress=bar))
-            found = found if text else without_text(found)
+            found = replace(found if text else without_text(found), asked=tried, batch=batch)
             bar.stage("writing the page" if html is not None else "comparing estimators")
-            trial = None if tried is None else recommend(found, tried, batch)
             if html is not None:
                 html.parent.mkdir(parents=True, exist_ok=True)
-                html.write_text(found.to_html(), encoding="utf-8")
+                html.write_text(report.page(found), encoding="utf-8")
     except KeyboardInterrupt:
         after = f"the same command with --resume goes on from {kept}" if kept.exists() else "nothing had been saved yet"
         say(f"interrupted: {after}")
         raise typer.Exit(INTERRUPTED) from None
     if as_json or form == "json":
-        print_json(found.to_dict() | ({} if trial is None else {"recommendation": trial.to_dict()}))
+        said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}
+        print_json(report.document(found) | said)
     elif quiet:
-        stdout().print(f"{found.verdict.level}: {headline(found).sentence}", markup=False, soft_wrap=True)
+        stdout().print(f"{found.verdict.level}: {found.headline.sentence}", markup=False, soft_wrap=True)
     else:
-        found.render(stdout())
-        if trial is not None:
-            render_trial(found, trial, stdout())
+        report.terminal(found, stdout())
+        if tried is not None:
+            to_terminal(of_trial(found), stdout(), WIDE)
     if html is not None:
         say(f"wrote {html}", quiet)
     if found.verdict.level in _FAILING[fail_on]:

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.doctor_tables import headline, render
 from reweigh.cli.output import Bar, CauseBy, Form, Quiet, Reader, Workers, print_json, progress, stdout
 from reweigh.processes import cores, single_threaded
+from reweigh.report import terminal
+from reweigh.report.causes import verdict
+from reweigh.report.tables import to_terminal
 
 _WORTH_STARTING = 1 << 25  # bytes of records: below, one process is done before others have imported what they need
 
@@ -89,9 +92,9 @@ def doctor(
     if form == "json":
         print_json(found.to_dict())
     elif quiet:
-        stdout().print(headline(found), soft_wrap=True)
+        to_terminal([replace(verdict(found), wrap=False)], stdout())
     else:
-        render(found, stdout())
+        terminal(found, stdout())
     if fail_on == "cause" and not found.benign:
         raise typer.Exit(1)
 

@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 
 from reweigh.cli.output import Form, Quiet, Reader, print_json, progress, stdout
-from reweigh.cli.plan_tables import print_plan
 from reweigh.plan.result import Plan
 from reweigh.plan.run import BATCH, KEEP, plan_records
 from reweigh.plan.run import plan as plan_model
+from reweigh.report import terminal
 
 _MOST = 64  # lengths of a sweep
 
@@ -64,7 +64,7 @@ def plan(
         for one in found.at:
             stdout().print(one.advice.sentence, markup=False, soft_wrap=True)
     else:
-        print_plan(found)
+        terminal(found, stdout())
 
 
 def _of_model(kl: float | None, lengths: list[float], batch: float, keep: float, turns: float | None) -> Plan:

@@ -1,7 +1,6 @@
 """Watch a run: follow a folder of dumps that grows, and keep the audit of it up to date."""
 
 from reweigh.watch.looking import Look, look
-from reweigh.watch.show import dashboard, document, line, metrics
 from reweigh.watch.state import Memory, Read, Trouble, Watched, write_whole
 
 __all__ = [
@@ -10,10 +9,6 @@ __all__ = [
     "Read",
     "Trouble",
     "Watched",
-    "dashboard",
-    "document",
-    "line",
     "look",
-    "metrics",
     "write_whole",
 ]

@@ -8,9 +8,9 @@ from typing import Any
 
 from reweigh import __version__
 from reweigh.audit import Audit, FileRead
-from reweigh.audit.conclude import conclude
 from reweigh.audit.measure import Job, Measured
 from reweigh.audit.pack import pack, unpack
+from reweigh.audit.result import conclude
 from reweigh.records import RunInfo
 from reweigh.watch.folder import Stamp
 
