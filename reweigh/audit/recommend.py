@@ -1,6 +1,7 @@
 """Which estimator to use and why, and the audit in one sentence for a tired reader."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -445,7 +446,10 @@ def evidence_value(one: Evidence) -> tuple[str, str]:
         return "-", ""
     if one.low is None and one.value == round(one.value) and one.value > 1:  # a count; 1.0 may well be a share
         return f"{one.value:,.0f}", ""
-    return interval(Number(one.value, one.low, one.high))
+    value, ends = interval(Number(one.value, one.low, one.high))
+    if re.search(r"\b1\.0+\b", ends) and 1.0 not in (one.low, one.high):  # what is not 1 must not read as 1
+        return f"{one.value:.4g}", f"[{one.low:.4g}, {one.high:.4g}]"
+    return value, ends
 
 
 def evidence_sentence(one: Evidence) -> str:

@@ -44,6 +44,7 @@ _K = (
     "K: the largest norm of a response's term of the gradient. Worst bias and second moment are over all rewards and "
     "gradients there could be, so a real one is nearer; an estimator that gives no gradient has an error of 1 K."
 )
+_ESTIMATOR = Column("estimator", "left", wrap=True, short="")
 Part = tuple[str, Callable[[TrialRow], Outcome]]  # what an estimator did to some units, and how they are called
 
 
@@ -134,7 +135,7 @@ def trials(some: Sequence[TrialRow]) -> Table:
         *shares, effective = cells
         star = Cell(raw + "*" * (trial.raw.value is None), tip(trial.raw, trial.all.units, trial.unit, raw))
         rows.append([trial.name, trial.unit, *shares, star, effective])
-    names = (Column("estimator", "left", wrap=True, short=""), Column("unit", "left", wrap=True))
+    names = (_ESTIMATOR, Column("unit", "left", wrap=True))
     heads = columns("kept", "tokens kept", "capped", "mean weight", "largest", first=names, wrap=True)
     raw_and_applied = (Column("effective, raw", wrap=True, short="raw"), Column("applied", wrap=True))
     return Table.of((*heads, *raw_and_applied), rows, "In numbers", (MEAN_WEIGHT, RAW_STAR))
@@ -180,7 +181,7 @@ def _of_sign(sign: Sign) -> Callable[[TrialRow], Outcome]:
 def by_part(some: Sequence[TrialRow], parts: Sequence[Part], name: str, title: str) -> Table:
     """One number of every estimator, part by part."""
     rows = [[trial.name, *(_outcome(trial, of(trial), name) for _, of in parts)] for trial in some]
-    return Table.of(columns(*(label for label, _ in parts), wrap=True), rows, title)
+    return Table.of(columns(*(label for label, _ in parts), first=[_ESTIMATOR], wrap=True), rows, title)
 
 
 def slices(by: By, rows: Sequence[SliceRow]) -> Table:
@@ -232,7 +233,7 @@ def strata(cut: Cut, rows: Sequence[Stratum], level: str = "token") -> Table:
             [row.label, f"{n:,}", *cells["mean"], sd, *(cells["mean_ratio"] if ratio else ()), *cells["mean_abs"]]
         )
     first = [Column(align="left", most=16)]
-    return Table.of(columns(f"{level}s", *heads, "mean | |", INTERVAL.heading, first=first), out)
+    return Table.of(columns(f"{level}s", *heads, "mean |log r|", INTERVAL.heading, first=first), out)
 
 
 def worst(audit: Audit) -> Table:
