@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from reweigh import SEQUENCE, Batch, RatioStats, bernoulli_kl, empirical_bernstein, excess, summarise
+from reweigh import SEQUENCE, Batch, RatioStats, summarise
+from reweigh.stats.intervals import bernoulli_kl, empirical_bernstein
+from reweigh.stats.summary import excess
 
 GIVEN = json.loads((Path(__file__).parent / "data" / "sample_stats.json").read_text())
 

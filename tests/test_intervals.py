@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reweigh import bernoulli_kl, clustered, empirical_bernstein
 from reweigh.planner import LogNormalRatio
-from reweigh.stats.intervals import MANY, bounded, design_effect, root_mean, t_quantile
+from reweigh.stats.intervals import (
+    MANY,
+    bernoulli_kl,
+    bounded,
+    clustered,
+    design_effect,
+    empirical_bernstein,
+    root_mean,
+    t_quantile,
+)
 
 
 def kl(p, q):

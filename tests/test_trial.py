@@ -9,21 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reweigh import (
-    NAMED,
-    SEQUENCE,
-    Batch,
-    RatioStats,
-    excess,
-    geo_rs,
-    min2,
-    naive,
-    seq_is,
-    seq_tis,
-    summarise,
-    token_is,
-    token_tis,
-)
+from reweigh import SEQUENCE, Batch, RatioStats, geo_rs, naive, seq_is, seq_tis, summarise, token_is, token_tis
 from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.audit.pack import pack, unpack
@@ -31,8 +17,10 @@ from reweigh.audit.recommend import CORRECTABLE, progress, recommend
 from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
 from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
+from reweigh.named import NAMED
 from reweigh.records import RecordWriter
 from reweigh.sga import Moments
+from reweigh.stats.summary import excess, min2
 
 TRIED = Asked.of(all_estimators()).estimators
 

@@ -10,7 +10,6 @@ from reweigh.audit.slices import COLUMNS_OF
 from reweigh.audit.trial import Limits, Outcome
 from reweigh.audit.where import shown_cuts
 from reweigh.stats.summary import Summary, excess, summarise
-from reweigh.stats.tail import to_host
 from reweigh.stats.verdict import Finding, Verdict, judge
 
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
@@ -38,7 +37,7 @@ def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
     for name, trial in sums.trials.items():
         by_bin = tuple(trial.by_bin())
         raw = levels[trial.unit]["ess_fraction"]
-        independent = to_host(sums.levels[trial.unit]).effective_n
+        independent = sums.levels[trial.unit].host.effective_n
         total, signs = sum(by_bin, Outcome()), trial.by_sign()
         limits = Limits.of(trial.limits, trial.range, wrong, levels["sequence"].refusal)
         trials.append(

@@ -15,7 +15,7 @@ def tis_bias(f_max: float, excess: float) -> float:
 
     Args:
         f_max: K.
-        excess: `E_mu (r - C)_+`; from divergences: `excess_at_most`; from a sample: `reweigh.excess`.
+        excess: `E_mu (r - C)_+`; from divergences: `excess_at_most`; from a sample: `reweigh.stats.summary.excess`.
 
     Assumes: mu covers pi.
 

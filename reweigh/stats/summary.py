@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.stats.intervals import Interval, Method, Number, bernoulli_kl, bounded, clustered, root_mean, t_quantile
-from reweigh.stats.sums import BLOCK_SIZES, CAPS, RatioStats
+from reweigh.stats.sums import BLOCK_SIZES, CAPS, MIN_UNITS, HostSums, RatioStats
 from reweigh.stats.tail import (
     MAX_BLOCK_ERROR,
-    MIN_UNITS,
-    HostSums,
     block_rates,
     drift_of,
     exp,
@@ -25,8 +23,6 @@ from reweigh.stats.tail import (
     refusal_of,
     renyi2_by_blocks,
     renyi2_lower,
-    tail_index,
-    to_host,
     unseen_at_most,
 )
 
@@ -82,7 +78,7 @@ def states_beyond(stats: RatioStats, delta: float) -> Number:
         raise ValueError(f"states_beyond: stats must be at TOKEN level, got {stats.level.name.upper()}")
     if not 0 < delta <= 1:
         raise ValueError(f"states_beyond: delta must be over 0 and at most 1, got {delta}")
-    h = to_host(stats)
+    h = stats.host
     what = f"Share of visited states with a total variation over {delta:g}, at most."
     if not h.n:
         return Number(None, meaning=what, refused="there are no units")
@@ -114,7 +110,8 @@ def excess(stats: RatioStats, cap: float, method: Method = "best") -> Number:
 
     Example:
         >>> import torch
-        >>> from reweigh import SEQUENCE, Batch, RatioStats, excess
+        >>> from reweigh import SEQUENCE, Batch, RatioStats
+        >>> from reweigh.stats.summary import excess
         >>> log_mu = torch.full((40, 1), -5.0)
         >>> log_ratio = torch.tensor([0.25, 1.75]).log().repeat(20)[:, None]
         >>> lost = excess(RatioStats.of(Batch.padded(log_mu + log_ratio, log_mu, torch.ones(40, 1)), SEQUENCE), 1.0)
@@ -125,7 +122,7 @@ def excess(stats: RatioStats, cap: float, method: Method = "best") -> Number:
 
     Source: `E_mu r = 1`; the interval as `bernoulli_kl`. Interpolation in C is from below, as min is concave.
     """
-    h = to_host(stats)
+    h = stats.host
     what = f"Mean weight that truncation at {cap:g} cuts off."
     return _missing(h, _truncated(h, _cap(cap), 1), method, what)
 
@@ -140,7 +137,7 @@ def excess_plain(stats: RatioStats, cap: float) -> Number:
         stats: at any level.
         cap: C, a ratio pi/mu over 0.
     """
-    h = to_host(stats)
+    h = stats.host
     mean = _truncated(h, _cap(cap), 1)
     what = f"Mean of (r - {cap:g})_+ in this sample; low under a heavy tail."
     if not h.n:
@@ -173,7 +170,7 @@ def lost(stats: RatioStats, cap: float, method: Method = "best") -> Number:
         >>> print(f"{lost(stats, 1.0).value:.3f} {lost(stats, 2.0).value:.3f}")
         0.875 0.000
     """
-    h = to_host(stats)
+    h = stats.host
     return _missing(h, _rejected(h, _cap(cap)), method, f"Mean weight that rejection over {cap:g} loses.")
 
 
@@ -191,7 +188,7 @@ def min2(stats: RatioStats, cap: float, method: Method = "best") -> Number:
     Raises:
         ValueError: unless 0 < cap < inf.
     """
-    h = to_host(stats)
+    h = stats.host
     what = f"Mean square of weights truncated at {cap:g}."
     if not h.n:
         return Number(None, unit="ratio^2", meaning=what, refused="there are no units")
@@ -329,11 +326,11 @@ def summarise(stats: RatioStats) -> Summary:
         >>> summarise(RatioStats.of(batch, SEQUENCE)).get("tv")
         0.0
     """
-    h = to_host(stats)
+    h = stats.host
     base = Summary(h.level, int(h.n), int(h.total("seqs")), int(h.total("tokens")), int(h.dropped))
     if h.n == 0:
         return replace(base, refusal="there are no units")
-    khat, note = tail_index(h)
+    khat = h.tail.khat
     means = _means(h)
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
     identity = identity_holds(h, khat)
@@ -345,7 +342,7 @@ def summarise(stats: RatioStats) -> Summary:
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
     numbers = means | _bounded(h) | _moments(h, refusal) | tail
     numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
-    notes = (note, drift_of(h, blocks))
+    notes = (h.tail.note, drift_of(h, blocks))
     return replace(base, numbers=numbers, identity=identity, refusal=refusal, note="; ".join(x for x in notes if x))
 
 
@@ -555,7 +552,7 @@ def _sequences(stats: RatioStats, length: float) -> HostSums:
         raise ValueError(f"renyi2_at: stats must be at SEQUENCE level, got {stats.level.name.upper()}")
     if not length > 0:
         raise ValueError(f"renyi2_at: length must be over 0, got {length}")
-    return to_host(stats)
+    return stats.host
 
 
 DRAWS = 1000  # the ends of a 95% interval then move by about 2% of its width from seed to seed (Efron 1987)
@@ -595,7 +592,7 @@ def bootstrap(stats: RatioStats, alpha: float = 0.05, draws: int = DRAWS, seed: 
 
     Source: Efron (1979); whole clusters as Davison and Hinkley (1997), section 3.8.
     """
-    h = to_host(stats)
+    h = stats.host
     scale = exp(h.shift_max)
     log_scale = h.shift_max
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from reweigh import seq_tis
 from reweigh.bounds import post_quadratic_bias
-from reweigh.caps import balance_cap
+from reweigh.caps import Balance
 from reweigh.lab.distances import ratio_law
 from reweigh.lab.exact import exact
 from reweigh.lab.figures.compared import (
@@ -66,7 +66,7 @@ def worst_cases(axes: "Axes", title: str, gap: tuple[tuple[float, ...], tuple[fl
     Line("largest gradient", "0.45", (0, (6, 2))).draw(axes, LENGTHS, [c.gradient for c in at])
     for order, e in enumerate(ORDERLESS):
         _draw(axes, e.line, LENGTHS, [c.extremes(e.estimator, e.loss).bias for c in at], order)
-    balanced = [c.extremes(seq_tis(balance_cap(c.law, BATCH))).bias for c in at]
+    balanced = [c.extremes(seq_tis(Balance(n=BATCH).of_law(c.law))).bias for c in at]
     _draw(axes, BALANCE, LENGTHS, balanced, len(ORDERLESS))
     by_length(axes, LENGTHS)
     axes.set_yscale("log")
@@ -77,7 +77,7 @@ def worst_cases(axes: "Axes", title: str, gap: tuple[tuple[float, ...], tuple[fl
 def random_worlds(axes: "Axes") -> None:
     """Of all estimators, where the bias depends on the reward: two rewards of each seed, over the gradient."""
     kinds: dict[Line, Callable[[World], float]] = {e.line: _bias_of(e) for e in (*ORDERLESS, *BY_POSITION)}
-    kinds[BALANCE] = lambda w: exact(w, seq_tis(balance_cap(ratio_law(w), BATCH))).bias_norm
+    kinds[BALANCE] = lambda w: exact(w, seq_tis(Balance(n=BATCH).of_law(ratio_law(w)))).bias_norm
     kinds[SNIS] = lambda w: exact_snis(w, BATCH).bias_norm
     at = {t: [random_world(3, t, memory=1, gap=0.3, reward="uniform", seed=s) for s in SEEDS] for t in SHORT_LENGTHS}
     for order, (line, bias) in enumerate(kinds.items()):

@@ -6,7 +6,7 @@ import numpy as np
 
 from reweigh import seq_mis, seq_tis
 from reweigh.bounds import tis_mse
-from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
+from reweigh.caps import Balance, Cubic, Post, PostBatch, SqrtN, Tradeoff, mis_balance_cap
 from reweigh.lab.distances import norms, ratio_law
 from reweigh.lab.exact import Reward, exact
 from reweigh.lab.figures.compared import SEQ_MIS, SEQ_TIS
@@ -60,11 +60,11 @@ def cap_figure() -> "Figure":
 def rule_caps(law: FiniteRatio, n: int) -> dict[str, float]:
     """The cap of every rule, of truncation first."""
     return {
-        "post": post_cap(law.chi2),
-        "post, for N": post_batch_cap(law.chi2, n),
-        "cubic": cubic_cap(law.chi2, n),
-        "√N": sqrt_n_cap(n),
-        "balance": balance_cap(law, n),
-        "tradeoff": tradeoff_cap(law, n),
+        "post": Post().of_chi2(law.chi2),
+        "post, for N": PostBatch(n=n).of_chi2(law.chi2),
+        "cubic": Cubic(n=n).of_chi2(law.chi2),
+        "√N": SqrtN(n=n).of_law(law),
+        "balance": Balance(n=n).of_law(law),
+        "tradeoff": Tradeoff(n=n).of_law(law),
         "balance of MIS": mis_balance_cap(law, n),
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reweigh import seq_tis
-from reweigh.caps import balance_cap, tradeoff_cap
+from reweigh.caps import Balance, Tradeoff
 from reweigh.lab.advantages import Advantage
 from reweigh.lab.distances import ratio_law
 from reweigh.lab.exact import Reward, exact
@@ -86,7 +86,7 @@ def by_sequence(world: World) -> Mapping[Line, Efficiency]:
     fixed = (NAIVE, *SEQUENCE_LEVEL, geo_rs_within(*BAND))
     return {
         **{e.line: exact(world, e.estimator, VALUE).efficiency for e in fixed},
-        BALANCE: lambda n: exact(world, seq_tis(balance_cap(law, n)), VALUE).efficiency(n),
-        TRADEOFF: lambda n: exact(world, seq_tis(tradeoff_cap(law, n)), VALUE).efficiency(n),
+        BALANCE: lambda n: exact(world, seq_tis(Balance(n=n).of_law(law)), VALUE).efficiency(n),
+        TRADEOFF: lambda n: exact(world, seq_tis(Tradeoff(n=n).of_law(law)), VALUE).efficiency(n),
         SNIS: lambda n: exact_snis(world, n, advantage=VALUE).efficiency,
     }

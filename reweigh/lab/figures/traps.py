@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from reweigh import seq_tis
-from reweigh.caps import balance_cap
+from reweigh.caps import Balance
 from reweigh.lab.distances import ratio_law
 from reweigh.lab.exact import Exact, Reward, exact
 from reweigh.lab.figures.compared import BALANCE, NAIVE, SEQUENCE_LEVEL, TOKEN_IS, geo_rs_within
@@ -48,4 +48,4 @@ def _by_length(worlds: list[World]) -> dict[Line, list[Exact]]:
         e.line: [exact(w, e.estimator, value) for w in worlds]
         for e in (NAIVE, TOKEN_IS, *SEQUENCE_LEVEL, geo_rs_within(*BAND))
     }
-    return {**found, BALANCE: [exact(w, seq_tis(balance_cap(ratio_law(w), BATCH)), value) for w in worlds]}
+    return {**found, BALANCE: [exact(w, seq_tis(Balance(n=BATCH).of_law(ratio_law(w))), value) for w in worlds]}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.caps import balance_cap, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap
+from reweigh.caps import Balance, Cubic, Post, PostBatch, SqrtN
 from reweigh.estimators import Estimator
 from reweigh.lab.advantages import Advantage, AnyAdvantage, Reward
 from reweigh.lab.distances import Distances, Norms, StateDistances, ratio_law
@@ -219,14 +219,14 @@ def caps(given: Mapping[str, Any], world: World, m2: float) -> dict[str, float]:
     n = float(given["N"])
     # Where mu is truncated m2 is below 1 and no chi-square; the rules that ask for one are functions of 1 + chi2 = m2.
     scale = min(1.0, m2)
-    chi2 = m2 / scale - 1
+    chi2, law = m2 / scale - 1, ratio_law(world)
     return {
         "N": n,
-        "C_post": post_cap(chi2) * math.sqrt(scale),
-        "C_post_N": post_batch_cap(chi2, n) * math.sqrt(scale),
-        "C_cubic": cubic_cap(chi2, n) * scale ** (2 / 3),
-        "C_balance": balance_cap(ratio_law(world), n),
-        "C_ionides_sqrtN": sqrt_n_cap(n),
+        "C_post": Post().of_chi2(chi2) * math.sqrt(scale),
+        "C_post_N": PostBatch(n=n).of_chi2(chi2) * math.sqrt(scale),
+        "C_cubic": Cubic(n=n).of_chi2(chi2) * scale ** (2 / 3),
+        "C_balance": Balance(n=n).of_law(law),
+        "C_ionides_sqrtN": SqrtN(n=n).of_law(law),
     }
 
 

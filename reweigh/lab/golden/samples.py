@@ -8,14 +8,13 @@ from typing import Any
 import torch
 
 from reweigh.batch import Batch
-from reweigh.caps import balance_cap, balance_cap_of_sample, mis_balance_cap
+from reweigh.caps import Balance, mis_balance_cap
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is, seq_mis, seq_tis
 from reweigh.planner import LogNormalRatio
 from reweigh.stats.intervals import bernoulli_kl, empirical_bernstein
 from reweigh.stats.summary import summarise
 from reweigh.stats.sums import RatioStats
-from reweigh.stats.tail import to_host
 
 SAMPLE_INPUTS = ("log_rho", "C")
 MODEL_INPUTS = ("s2", "C")
@@ -28,7 +27,7 @@ def sample_statistics(given: Mapping[str, Any]) -> dict[str, Any]:
     # Only the difference of the two is read, and with a log mu of 0 it is exact.
     batch = Batch.padded(log_ratio, torch.zeros_like(log_ratio), torch.ones_like(log_ratio))
     stats = RatioStats.of(batch, SEQUENCE)
-    host, summary = to_host(stats), summarise(stats)
+    host, summary = stats.host, summarise(stats)
     raw, truncated, rejected = (e(batch).per_unit for e in (seq_is(), seq_tis(cap), seq_mis(0.0, cap)))
     below = (1 - raw).clamp(min=0)
     mean, k1, tv = (float(summary[name].sample or 0.0) for name in ("mean_ratio", "kl_k1", "tv"))
@@ -51,7 +50,7 @@ def sample_statistics(given: Mapping[str, Any]) -> dict[str, Any]:
         "eb_ci95_tv": _uncut(empirical_bernstein(tv, float(below.var()), n), (float(low), float(high))),
         "kl_ci95_tv": list(bernoulli_kl(tv, n)),
         "kl_ci95_min2": list(bernoulli_kl(min1, n, cap)),  # of min(r, 2), and not of its square
-        "C_balance_hat": float(balance_cap_of_sample(log_ratio).exp()),
+        "C_balance_hat": float(Balance().log_cap(log_ratio, torch.ones_like(log_ratio, dtype=torch.bool)).exp()),
         "khat_psis": summary["khat"].sample,
         "logsumexp1": log1,
         "logsumexp2": log2,
@@ -76,7 +75,8 @@ def log_normal(given: Mapping[str, Any]) -> dict[str, float]:
     }
     for key in given:
         if match := re.fullmatch(r"C_(mis_)?opt_N(\d+)", key):
-            out[key] = (mis_balance_cap if match[1] else balance_cap)(law, float(match[2]))
+            n = float(match[2])
+            out[key] = mis_balance_cap(law, n) if match[1] else Balance(n=n).of_law(law)
     return out
 
 
