@@ -1,4 +1,4 @@
-"""The public names of `reweigh` and where each lives: read by type checkers, and by `__init__.py` when one is asked for."""
+"""The public names of `reweigh`, and the module that each lives in: read by type checkers and by `__init__.py`."""
 
 __version__: str
 

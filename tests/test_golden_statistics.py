@@ -41,8 +41,8 @@ def test_numbers(stats, name, expected):
 def test_moments_are_refused_for_the_tail(stats):
     summary = summarise(stats)
     assert "tail index 0.96" in summary.refusal
-    assert summary.get("renyi2") is None
-    assert summary.get("ess_fraction") is None
+    assert summary.value("renyi2") is None
+    assert summary.value("ess_fraction") is None
 
 
 def test_powers(stats):

@@ -51,7 +51,7 @@ def test_by_hand():
     assert s["hellinger"].value == pytest.approx(1 - (math.sqrt(0.5) + 2 + math.sqrt(1.5)) / 4)
     assert s["renyi2"].sample == pytest.approx(math.log(4.5 / 4))
     assert s.refusal == f"4 units are too few (at least {MIN_UNITS})"
-    assert s["renyi2"].value is s["ess_fraction"].value is s.get("renyi2") is None
+    assert s["renyi2"].value is s["ess_fraction"].value is s.value("renyi2") is None
     assert s["renyi2"].refused == s.refusal
 
 

@@ -110,7 +110,7 @@ def test_it_is_what_the_bounds_of_the_core_say():
     assert tis.bias.value == pytest.approx(lost.value, abs=1e-6)
     assert (tis.bias.low, tis.bias.high) == pytest.approx((lost.low, lost.high), abs=1e-2)
     assert tis.second.value == pytest.approx(left.value, rel=1e-6)
-    assert limits(naive(), batch).bias.value == pytest.approx(2 * summarise(stats).get("tv"), rel=1e-6)
+    assert limits(naive(), batch).bias.value == pytest.approx(2 * summarise(stats).value("tv"), rel=1e-6)
 
 
 def test_the_interval_covers_the_truth_of_a_known_law():

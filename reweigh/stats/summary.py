@@ -306,8 +306,8 @@ class Summary:
         """The number of that name."""
         return self.numbers[name]
 
-    def get(self, name: str) -> float | None:
-        """Its value, or None if refused."""
+    def value(self, name: str) -> float | None:
+        """The value of the number of that name, or None if it is refused."""
         return self.numbers[name].value
 
 
@@ -323,7 +323,7 @@ def summarise(stats: RatioStats) -> Summary:
         >>> import torch
         >>> from reweigh import SEQUENCE, Batch, RatioStats, summarise
         >>> batch = Batch.padded(torch.full((30, 4), -1.0), torch.full((30, 4), -1.0), torch.ones(30, 4))
-        >>> summarise(RatioStats.of(batch, SEQUENCE)).get("tv")
+        >>> summarise(RatioStats.of(batch, SEQUENCE)).value("tv")
         0.0
     """
     h = stats.host

@@ -1,4 +1,4 @@
-"""Sums over raw ratios that merge, over micro-batches, ranks and files, all with one `+`; and their copy on the host."""
+"""Sums over raw ratios that merge, over micro-batches, ranks and files, with one `+`; and their copy on the host."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -623,7 +623,7 @@ def _largest(l: Tensor) -> Tensor:
 
 
 def _rows_of(batch: Batch, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-    """Read some rows, `[R, 64]`: log ratios, 0 where there is no token; 1.0 where there is one; log mu, as it stands."""
+    """Read some rows, `[R, 64]`: log ratios, 0 where there is no token; 1.0 where there is one; log mu as it stands."""
     live = ones_of(tiles.take(batch.layout.mask), batch.dtype)
     log_mu = tiles.take(batch.log_mu).to(live.dtype)
     if batch.given is not None:

@@ -46,7 +46,7 @@ def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[fl
 
 
 def drift_of(h: HostSums, blocks: tuple[float, float] | None) -> str:
-    """Say if the sample's figure is far over that of blocks, and what that means: no refusal, as a sample is no model."""
+    """Say what it means if the sample's figure is far over that of blocks: no refusal, as a sample is no model."""
     most = math.inf if blocks is None else blocks[0] + 2 * blocks[1]
     if h.renyi2 <= 2 * most or h.renyi2 <= MIN_BLOCK_RENYI2 or blocks is None:
         return ""
