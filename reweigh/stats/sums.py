@@ -232,12 +232,12 @@ class HostSums:
     clusters: dict[str, Array]
     dropped: float
 
-    @property
+    @cached_property
     def n(self) -> float:
         """Number of units."""
         return float(self.moments["n"].sum())
 
-    @property
+    @cached_property
     def renyi2(self) -> float:
         """`log(n sum r^2 / (sum r)^2) = log(n / ESS)`, nats: log(1 + chi2), self-normalised.
 
@@ -248,12 +248,12 @@ class HostSums:
             return max(0.0, self.total("l2") / self.n - (self.total("l") / self.n) ** 2)
         return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
 
-    @property
+    @cached_property
     def tiny(self) -> bool:
         """Whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding."""
         return bool(max(self.peaks[0], self.peaks[1]) < SERIES_LIMIT)
 
-    @property
+    @cached_property
     def shift_max(self) -> float:
         """The largest shift, nats: what `clusters` is scaled by."""
         return float(self.shift.max())
