@@ -9,6 +9,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from conftest import HOOKED
+
 PACKAGE = Path(__file__).parents[1] / "reweigh"
 
 # From the bottom to the command line. A room is a package, or a file of the core or of `stats`; it imports from lines
@@ -256,6 +258,11 @@ def test_the_core_needs_torch_and_numpy_only():
 def test_only_one_module_talks_to_other_processes():
     talks = [name for name in files() for module, _, _ in imports(name) if module.startswith("torch.distributed")]
     assert set(talks) == {"distributed"}
+
+
+def test_annotations_are_checked_in_modules_that_are_there():
+    """A name that is gone would leave its module unchecked, and nobody would notice."""
+    assert [name for name in HOOKED if name.removeprefix("reweigh.") not in files()] == []
 
 
 def test_importing_the_package_loads_no_optional_dependency():
