@@ -142,7 +142,7 @@ class Batch:
         if log_pi.dim() != 2:
             raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
         _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
-        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], _column)
+        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], lambda x: x[:, None])
         _group_shape("Batch.padded", group, log_pi.shape[0])
         live, dropped = _live_of(log_pi, log_mu, mask)
         return cls(log_pi, log_mu, Padded(live, turn), advantage, group, dropped)
@@ -391,10 +391,6 @@ _finite_op = operator(
 
 def _cut(x: Tensor | None, where: slice) -> Tensor | None:
     return None if x is None else x[where]
-
-
-def _column(x: Tensor) -> Tensor:
-    return x[:, None]
 
 
 def _cat(parts: Sequence[Tensor], none: torch.dtype = torch.float32) -> Tensor:

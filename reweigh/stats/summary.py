@@ -597,7 +597,9 @@ def bootstrap(stats: RatioStats, alpha: float = 0.05, draws: int = DRAWS, seed: 
         return resample(h.clusters, h.clusters["n"], statistic, alpha, draws, seed)
 
     def renyi2(c: Columns) -> Array:
-        return np.maximum(0.0, _renyi2(h, c))
+        if h.tiny:
+            return np.maximum(0.0, c["l2"] / c["n"] - (c["l"] / c["n"]) ** 2)
+        return np.maximum(0.0, np.log(c["n"]) + np.log(c["w2"]) - 2 * np.log(c["w1"]))
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         out = {
@@ -663,9 +665,3 @@ def _times(groups: int, draws: int, seed: int) -> Array:
     """How often each cluster is drawn in each resample, `[draws, groups]`."""
     times = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, size=draws)
     return times.astype(np.float64)
-
-
-def _renyi2(h: HostSums, c: Columns) -> Array:
-    if h.tiny:
-        return c["l2"] / c["n"] - (c["l"] / c["n"]) ** 2
-    return np.log(c["n"]) + np.log(c["w2"]) - 2 * np.log(c["w1"])
