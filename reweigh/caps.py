@@ -149,7 +149,7 @@ class Balance(CapRule):
 
     Example:
         >>> import torch
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> print(f"{Balance(n=16).of_law(LogNormalRatio(4.0)):.1f}")
         5.9
         >>> l = torch.tensor([4.0, 1.0, 0.5]).log()
@@ -340,7 +340,7 @@ class SqrtN(CapRule):
         stats: read for their number of units only.
 
     Example:
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> SqrtN(n=64).of_law(LogNormalRatio(4.0))
         8.0
 
@@ -388,7 +388,7 @@ class Tradeoff(CapRule):
 
     Example:
         >>> import torch
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> print([f"{Tradeoff(n=n).of_law(LogNormalRatio(4.0)):.1f}" for n in (64, 1024)])
         ['1.0', '16.0']
         >>> l = torch.tensor([-0.1, 0.1, 3.0, 0.0, -0.1, 0.0, 0.1, -0.2])
@@ -457,7 +457,7 @@ def mis_balance_cap(law: RatioLaw, n: float) -> float:
         ValueError: if n is below 1.
 
     Example:
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> print(f"{mis_balance_cap(LogNormalRatio(1.0), 64):.1f}")
         7.8
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
 from reweigh.caps import Balance, Cubic, Post, PostBatch, SqrtN, mis_balance_cap
-from reweigh.planner import FiniteRatio, LogNormalRatio
+from reweigh.theory.laws import FiniteRatio, LogNormalRatio
 
 DATA = Path(__file__).parent / "data"
 GIVEN = json.loads((DATA / "golden_worlds.json").read_text())

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reweigh.planner import LogNormalRatio
 from reweigh.stats.intervals import (
     MANY,
     bernoulli_kl,
@@ -17,6 +16,7 @@ from reweigh.stats.intervals import (
     root_mean,
     t_quantile,
 )
+from reweigh.theory.laws import LogNormalRatio
 
 
 def kl(p, q):

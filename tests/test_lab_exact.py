@@ -23,7 +23,8 @@ from reweigh import (
     token_tis,
 )
 from reweigh.caps import Balance
-from reweigh.lab import (
+from reweigh.named import NAMED
+from reweigh.theory.lab import (
     Advantage,
     Policies,
     PPOClip,
@@ -38,8 +39,7 @@ from reweigh.lab import (
     token_bias,
     truncated_bias,
 )
-from reweigh.lab.golden.bounds import inequalities
-from reweigh.named import NAMED
+from reweigh.theory.lab.inequalities import inequalities
 
 A_PI, A_MU = Advantage("pi"), Advantage("mu")
 

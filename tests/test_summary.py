@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, summarise
-from reweigh.planner import LogNormalRatio
 from reweigh.stats.summary import excess
 from reweigh.stats.sums import MIN_UNITS
 from reweigh.stats.tail import (
@@ -20,6 +19,7 @@ from reweigh.stats.tail import (
     refusal_of,
     units_behind,
 )
+from reweigh.theory.laws import LogNormalRatio
 
 
 def batch_of(log_ratio, group=None):

@@ -16,11 +16,12 @@ from reweigh.audit.pack import pack, unpack
 from reweigh.audit.recommend import CORRECTABLE, progress, recommend
 from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
-from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
+from reweigh.doctor.causes import CAUSES
+from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.named import NAMED
 from reweigh.records import RecordWriter
-from reweigh.sga import Moments
 from reweigh.stats.summary import excess, min2
+from reweigh.theory.sga import Moments
 
 TRIED = Asked.of(all_estimators()).estimators
 

@@ -1,4 +1,4 @@
-"""Sums by cluster and cell: the one thing that every test of the doctor adds up, and what is read off it."""
+"""Adds up moments by cluster and cell, as every test of the doctor does, and reads estimates off the sums."""
 
 import math
 from collections.abc import Mapping
@@ -28,19 +28,19 @@ class Cells:
 
     @classmethod
     def of(cls, bucket: Ints, cell: Ints, cells: int, *moments: NDArray[Any]) -> "Cells":
-        """Add up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
+        """Adds up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
         where = bucket * cells + cell
         size = NUM_BUCKETS * cells
         sums = [np.bincount(where, weights=m, minlength=size).astype(np.float64) for m in moments]
         return cls(np.stack(sums, -1).reshape(NUM_BUCKETS, cells, len(moments)))
 
     def __add__(self, other: "Cells") -> "Cells":
-        """Both."""
+        """Adds the sums of other records."""
         return Cells(self.data + other.data)
 
     @property
     def total(self) -> Array:
-        """`[K, M]`: over all clusters."""
+        """Sums over all clusters, `[K, M]`."""
         return self.data.sum(0)
 
 
@@ -63,7 +63,7 @@ class Keyed:
 
     @classmethod
     def of(cls, bucket: Ints, step: Ints, lag: Ints, *moments: NDArray[Any]) -> "Keyed":
-        """Add up moments, each `[N]`, by step and lag, each `[N]`; a lag is below `LAGS`, or -1."""
+        """Adds up moments, each `[N]`, by step and lag, each `[N]`; a lag is below `LAGS`, or -1."""
         steps, of_step = np.unique(step, return_inverse=True)  # a step may be a time stamp, too large to multiply
         unique, code = np.unique(of_step.reshape(-1) * (cls.LAGS + 1) + lag + 1, return_inverse=True)
         cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)
@@ -71,7 +71,7 @@ class Keyed:
         return cls({key: cells.data[:, i] for i, key in enumerate(keys)})._narrow()
 
     def __add__(self, other: "Keyed") -> "Keyed":
-        """Both."""
+        """Adds the sums of other records, at the wider of the two ranges of steps."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
         return Keyed(_joined([*a.data.items(), *b.data.items()]), width)._narrow()
@@ -126,13 +126,13 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%."""
+        """95% interval, by Student's t."""
         half = t_quantile(0.975, max(self.df, 1)) * self.se
         return self.value - half, self.value + half
 
 
 def ratio(total: Array, count: Array, n: float | None = None) -> Estimate:
-    """`sum total / sum count` over clusters, `[64]` each, with a linearised (sandwich) error."""
+    """Divides `sum total` by `sum count` over clusters, `[64]` each, with a linearised (sandwich) error."""
     some = count != 0
     t, c = total[some], count[some]
     groups, whole = len(c), float(c.sum())
@@ -147,8 +147,9 @@ def ratio(total: Array, count: Array, n: float | None = None) -> Estimate:
 
 
 def contrast(a: Estimate, b: Estimate) -> Estimate:
-    """`log a - log b` of two estimates, by the delta method, as if they were independent (which overstates the error
-    where they share clusters that are high and low together)."""
+    """Takes `log a - log b` of two estimates, by the delta method, as if they were independent.
+
+    This overstates the error where they share clusters that are high and low together."""
     if not (a.value > 0 and b.value > 0):
         return Estimate(math.nan, math.inf, 0, a.n + b.n)
     se = math.hypot(a.se / a.value, b.se / b.value)

@@ -10,12 +10,11 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from reweigh.doctor.advice import ENGINES, TRAINERS, fix_for
+from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
 from reweigh.doctor.cells import Cells
-from reweigh.doctor.diagnosis import Diagnosis, InputNote
+from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.family import Case
-from reweigh.doctor.rank import diagnose
 from reweigh.doctor.slices import BYS, By, Slices, slices_of
 from reweigh.doctor.tokens import tokens_of
 from reweigh.doctor.visit import Visit, visit_tokens

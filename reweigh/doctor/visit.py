@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reweigh.doctor.cells import Cells, Keyed
+from reweigh.doctor.clean import clean
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.structure import structure
 from reweigh.doctor.tokens import Tokens
 from reweigh.records.schema import Tally, Violation
 
@@ -43,9 +43,9 @@ class Visit:
 
 def visit_tokens(tokens: Tokens) -> Visit:
     """Add up some tokens. Sequences without one of them do not count."""
-    found = structure(tokens)
-    sums: dict[str, AnySums] = dict(found.sums)
+    cleaned = clean(tokens)
+    sums: dict[str, AnySums] = dict(cleaned.sums)
     for family in FAMILIES:
-        sums.update(family.measure(found.clean))
+        sums.update(family.measure(cleaned.tokens))
     full = 0 if len(tokens) == 0 else int((tokens.seq[1:] != tokens.seq[:-1]).sum()) + 1
     return Visit(sums, full)
