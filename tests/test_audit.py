@@ -552,7 +552,7 @@ def test_tails_are_those_of_the_largest(rows, found):
     tail = found.tails["sequence"]
     assert tail.n == len(rows)
     assert list(tail.log_ratios[:5]) == pytest.approx(sums[:5], rel=1e-5)
-    assert tail.khat == found.levels["sequence"].get("khat")
+    assert tail.khat == found.levels["sequence"].value("khat")
     assert len(tail.fitted) == len(rows) // 5
     assert list(tail.fitted) == sorted(tail.fitted, reverse=True)
 
