@@ -21,22 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from reweigh import (
-    CapRule,
-    Estimator,
-    balance,
-    cubic,
-    naive,
-    post,
-    post_batch,
-    prefix_tis,
-    seq_mis,
-    seq_tis,
-    token_is,
-    token_tis,
-    tradeoff,
-)
-from reweigh.caps import balance_cap, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
+from reweigh import Estimator, naive, prefix_tis, seq_mis, seq_tis, token_is, token_tis
+from reweigh.caps import Balance, CapRule, Cubic, Post, PostBatch, SqrtN, Tradeoff
 from reweigh.theory.lab import Advantage, AnyAdvantage, Reward, World, exact, random_policies, random_world
 from reweigh.theory.laws import FiniteRatio
 
@@ -51,14 +37,14 @@ FIXED: dict[str, Callable[[], Estimator]] = {
     "seq_tis(2)": lambda: seq_tis(2.0),
 }
 OF_LAW: dict[str, Callable[[FiniteRatio, int], float]] = {
-    "post (law)": lambda law, n: post_cap(max(0.0, law.chi2)),
-    "post_batch (law)": lambda law, n: post_batch_cap(max(0.0, law.chi2), n),
-    "cubic (law)": lambda law, n: cubic_cap(max(0.0, law.chi2), n),
-    "sqrt_n": lambda law, n: sqrt_n_cap(n),
-    "balance (law)": balance_cap,
-    "tradeoff (law)": tradeoff_cap,
+    "post (law)": lambda law, n: Post().of_law(law),
+    "post_batch (law)": lambda law, n: PostBatch(n=n).of_law(law),
+    "cubic (law)": lambda law, n: Cubic(n=n).of_law(law),
+    "sqrt_n": lambda law, n: SqrtN(n=n).of_law(law),
+    "balance (law)": lambda law, n: Balance(n=n).of_law(law),
+    "tradeoff (law)": lambda law, n: Tradeoff(n=n).of_law(law),
 }
-OF_BATCH: tuple[CapRule, ...] = (post(), post_batch(), cubic(), balance(), tradeoff())
+OF_BATCH: tuple[CapRule, ...] = (Post(), PostBatch(), Cubic(), Balance(), Tradeoff())
 VALUE, CRITIC = Reward("value"), Advantage("pi")
 
 # A table of the same kind by other code, on worlds of its own, of which 1 + chi2, V, T and the baseline are known.

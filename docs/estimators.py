@@ -9,41 +9,10 @@ import re
 import sys
 from pathlib import Path
 
-from reweigh import NAMED
+from reweigh.named import FACTS, NAMED
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- estimators: made by docs/estimators.py -->", "<!-- /estimators -->"
-
-# Unbiased for the gradient of a terminal reward? Largest weight of a unit? Source, in short.
-FACTS = {
-    "naive": ("no", "1", "-"),
-    "seq_is": ("**yes**", "none", "Liu et al. 2025"),
-    "snis": ("as N grows", "N", "Owen; Swaminathan, Joachims 2015"),
-    "group_snis": ("as G grows", "G", "as `snis`, by prompt"),
-    "token_is": ("no", "none", "Li, Liu 2025"),
-    "prefix_is": ("with advantages of pi", "none", "Precup et al. 2000"),
-    "suffix_is": ("no", "none", "-"),
-    "geo_is": ("no", "none", "Zheng et al. 2025 (GSPO)"),
-    "token_tis": ("no", "cap", "Yao et al. 2025; Ionides 2008"),
-    "prefix_tis": ("no", "cap", "Precup et al. 2000; Ionides 2008"),
-    "turn_tis": ("no", "cap", "-"),
-    "seq_tis": ("as cap grows", "cap", "Li, Liu 2025"),
-    "cispo_cap": ("no", "high", "MiniMax 2025"),
-    "seq_mis": ("as high grows", "high", "Liu et al. 2025"),
-    "token_mis": ("no", "high", "Ling Team 2025 (IcePop)"),
-    "geo_rs": ("no", "1", "Li, Liu 2025, Part 3"),
-    "geo_mis": ("no", "high", "AReaL"),
-    "k1_rs": ("no", "1", "verl; Schulman 2020"),
-    "k3_rs": ("no", "1", "verl; Schulman 2020"),
-    "trm": ("no", "1", "Li et al. 2025 (TRM)"),
-    "opsm": ("no", "1", "DeepSeek-AI 2025 (V3.2)"),
-    "dppo_tv": ("no", "cap", "Qi et al. 2026 (DPPO)"),
-    "dppo_kl": ("no", "cap", "Qi et al. 2026 (DPPO)"),
-    "m2po": ("no", "1", "Zheng et al. 2025 (M2PO), AReaL"),
-    "psis": ("as N grows", "largest ratio", "Vehtari et al. 2024"),
-    "shrunk_seq_is": ("as lam grows", "sqrt(lam)/2", "Su et al. 2020"),
-    "vespo": ("no", "(a/b)^a e^(b-a)", "Shen et al. 2026"),
-}
 
 
 def first_formula(doc: str) -> str:
@@ -56,9 +25,10 @@ def table() -> str:
     rows = ["| name | weight | unbiased? | at most | source |", "|---|---|---|---|---|"]
     for name, make in NAMED.items():
         doc = inspect.getdoc(make)
-        unbiased, bound, source = FACTS[name]
+        facts = FACTS[name]
+        unbiased = "**yes**" if facts.unbiased == "yes" else facts.unbiased
         formula = first_formula(doc).replace("|", "\\|")
-        rows.append(f"| `{name}` | `{formula}` | {unbiased} | {bound} | {source} |")
+        rows.append(f"| `{name}` | `{formula}` | {unbiased} | {facts.bound} | {facts.source} |")
     return "\n".join(rows)
 
 

@@ -33,7 +33,7 @@ from reweigh import (
     token_mis,
     token_tis,
 )
-from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
+from reweigh.caps import Balance, Cubic, Post, PostBatch, SqrtN, Tradeoff, mis_balance_cap
 from reweigh.estimators import Estimator
 from reweigh.theory.bounds import post_m2, post_quadratic_bias, tis_mse
 from reweigh.theory.lab.closed_forms import RARE, SMOOTH, Counted, chain
@@ -221,12 +221,12 @@ def cap_figure() -> Figure:
 def rule_caps(law: FiniteRatio, n: int) -> dict[str, float]:
     """The cap of every rule, of truncation first."""
     return {
-        "post": post_cap(law.chi2),
-        "post, for N": post_batch_cap(law.chi2, n),
-        "cubic": cubic_cap(law.chi2, n),
-        "√N": sqrt_n_cap(n),
-        "balance": balance_cap(law, n),
-        "tradeoff": tradeoff_cap(law, n),
+        "post": Post().of_chi2(law.chi2),
+        "post, for N": PostBatch(n=n).of_chi2(law.chi2),
+        "cubic": Cubic(n=n).of_chi2(law.chi2),
+        "√N": SqrtN(n=n).of_law(law),
+        "balance": Balance(n=n).of_law(law),
+        "tradeoff": Tradeoff(n=n).of_law(law),
         "balance of MIS": mis_balance_cap(law, n),
     }
 
@@ -323,7 +323,7 @@ def worst_cases(axes: Axes, title: str, gap: tuple[tuple[float, ...], tuple[floa
     Line("largest gradient", "0.45", (0, (6, 2))).draw(axes, BIAS_LENGTHS, [c.gradient for c in at])
     for order, e in enumerate(ORDERLESS):
         _draw_bias(axes, e.line, BIAS_LENGTHS, [c.extremes(e.estimator, e.loss).bias for c in at], order)
-    balanced = [c.extremes(seq_tis(balance_cap(c.law, BIAS_BATCH))).bias for c in at]
+    balanced = [c.extremes(seq_tis(Balance(n=BIAS_BATCH).of_law(c.law))).bias for c in at]
     _draw_bias(axes, BALANCE, BIAS_LENGTHS, balanced, len(ORDERLESS))
     by_length(axes, BIAS_LENGTHS)
     axes.set_yscale("log")
@@ -334,7 +334,7 @@ def worst_cases(axes: Axes, title: str, gap: tuple[tuple[float, ...], tuple[floa
 def random_worlds(axes: Axes) -> None:
     """Of all estimators, where the bias depends on the reward: two rewards of each seed, over the gradient."""
     kinds: dict[Line, Callable[[World], float]] = {e.line: _bias_of(e) for e in (*ORDERLESS, *BY_POSITION)}
-    kinds[BALANCE] = lambda w: exact(w, seq_tis(balance_cap(ratio_law(w), BIAS_BATCH))).bias_norm
+    kinds[BALANCE] = lambda w: exact(w, seq_tis(Balance(n=BIAS_BATCH).of_law(ratio_law(w)))).bias_norm
     kinds[SNIS] = lambda w: exact_snis(w, BIAS_BATCH).bias_norm
     at = {
         t: [random_world(3, t, memory=1, gap=0.3, reward="uniform", seed=s) for s in BIAS_SEEDS]
@@ -503,8 +503,8 @@ def by_sequence(world: World) -> Mapping[Line, Efficiency]:
     fixed = (NAIVE, *SEQUENCE_LEVEL, geo_rs_within(*EFFICIENCY_BAND))
     return {
         **{e.line: exact(world, e.estimator, EFFICIENCY_VALUE).efficiency for e in fixed},
-        BALANCE: lambda n: exact(world, seq_tis(balance_cap(law, n)), EFFICIENCY_VALUE).efficiency(n),
-        TRADEOFF: lambda n: exact(world, seq_tis(tradeoff_cap(law, n)), EFFICIENCY_VALUE).efficiency(n),
+        BALANCE: lambda n: exact(world, seq_tis(Balance(n=n).of_law(law)), EFFICIENCY_VALUE).efficiency(n),
+        TRADEOFF: lambda n: exact(world, seq_tis(Tradeoff(n=n).of_law(law)), EFFICIENCY_VALUE).efficiency(n),
         SNIS: lambda n: exact_snis(world, n, advantage=EFFICIENCY_VALUE).efficiency,
     }
 
@@ -543,7 +543,7 @@ def _in_worlds(worlds: list[World]) -> dict[Line, list[Exact]]:
         e.line: [exact(w, e.estimator, value) for w in worlds]
         for e in (NAIVE, TOKEN_IS, *SEQUENCE_LEVEL, geo_rs_within(*TRAP_BAND))
     }
-    return {**found, BALANCE: [exact(w, seq_tis(balance_cap(ratio_law(w), TRAP_BATCH)), value) for w in worlds]}
+    return {**found, BALANCE: [exact(w, seq_tis(Balance(n=TRAP_BATCH).of_law(ratio_law(w))), value) for w in worlds]}
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {

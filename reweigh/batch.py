@@ -1,4 +1,4 @@
-"""What two policies said about the same tokens."""
+"""Batches: the log-probs that two policies gave the same sampled tokens, and which of them count."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,86 +14,19 @@ from reweigh.layout import CHUNK_SLOTS, Layout, Packed, Padded, in_a_graph, may_
 POSITIVE_TOLERANCE = 1e-4  # nats
 
 
-def same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
-    """Refuse what is not shaped as the log-probs are."""
-    for name, x in others.items():
-        if x is not None and x.shape != log_pi.shape:
-            raise ValueError(
-                f"{where}: {name} and log_pi must have one shape, got {tuple(x.shape)} and {tuple(log_pi.shape)}.\n"
-                "hint: log-probs, mask and turns are all of the response tokens, shifted the same way."
-            )
+def log_ratio_of(log_pi: Tensor, log_mu: Tensor, live: Tensor) -> Tensor:
+    """`log pi - log mu` where `live`, nats, detached; 0 elsewhere, whatever stands there.
 
+    The one place where the log-probs meet: precision is raised before the difference, and gradients stop.
 
-def per_token(
-    where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread: Callable[[Tensor], Tensor]
-) -> Tensor | None:
-    """The advantage of each token, from one a token or one a sequence."""
-    if advantage is None or advantage.shape == log_pi.shape:
-        return advantage
-    if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
-        return spread(advantage.flatten()).expand(log_pi.shape)
-    raise ValueError(
-        f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
-        f"got {tuple(advantage.shape)}"
-    )
-
-
-def group_shape(where: str, group: Tensor | None, num_seqs: int) -> None:
-    """Refuse a group that is not one integer a sequence."""
-    if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
-        raise ValueError(
-            f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
-        )
-
-
-def check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
-    """Refuse offsets that do not rise from 0 to the number of tokens; reads them."""
-    offsets = cu_seqlens.long()
-    falls = offsets.diff() < 0
-    if bool(falls.any()):
-        i = int(falls.nonzero()[0])
-        raise ValueError(
-            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} "
-            f"then {int(offsets[i + 1])} at index {i + 1}"
-        )
-    if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens:
-        raise ValueError(
-            f"Batch.packed: cu_seqlens must run from 0 to the number of tokens ({num_tokens}), "
-            f"got {int(offsets[0])} to {int(offsets[-1])}"
-        )
-
-
-def check_values(name: str, x: Tensor, mask: Tensor) -> None:
-    """Refuse what cannot be the log-probs of sampled tokens; reads them."""
-    total = int(mask.sum())
-    rules = (
-        (
-            torch.isnan(x),
-            "NaN",
-            "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
-        ),
-        (
-            torch.isinf(x),
-            "infinite",
-            "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
-            "one side only, a wrong token id, or a float16 overflow",
-        ),
-        (
-            x > POSITIVE_TOLERANCE,
-            "positive",
-            "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits",
-        ),
-    )
-    for rule, word, hint in rules:
-        bad = rule & mask
-        count = int(bad.sum())
-        if count:
-            first = tuple(int(i) for i in bad.nonzero()[0])
-            place = f"[{', '.join(map(str, first))}]"
-            raise ValueError(
-                f"Batch: {name} is {word} on {count} of {total} tokens in the mask, "
-                f"first {name}{place} = {float(x[first]):.6g}\nhint: {hint}."
-            )
+    Args:
+        log_pi: nats, any float type.
+        log_mu: nats, same shape.
+        live: 1.0 where there is a token that counts, else 0.0, in the type to compute in: float32 or better.
+    """
+    # `to` keeps a tensor that has the type already, and the difference is new memory, so that it may be written to.
+    difference = log_pi.detach().to(live.dtype) - log_mu.detach().to(live.dtype)
+    return tame(difference).mul_(live)
 
 
 def tame(x: Tensor) -> Tensor:
@@ -103,57 +36,9 @@ def tame(x: Tensor) -> Tensor:
     return x.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def dtype_of(log_pi: Tensor, log_mu: Tensor) -> torch.dtype:
-    """What a log ratio is computed in: float32, or float64 if a log-prob is."""
-    return torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
-
-
-def difference(log_pi: Tensor, log_mu: Tensor) -> Tensor:
-    """`log pi - log mu`, detached, after precision is raised."""
-    dtype = dtype_of(log_pi, log_mu)
-    return log_pi.detach().to(dtype) - log_mu.detach().to(dtype)
-
-
-def live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens that count, and those that would if their log-probs were finite: None if there are none."""
-    given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
-    if in_a_graph(log_pi):
-        return _finite_op(log_pi.detach(), log_mu.detach(), given)
-    if may_look(log_pi) and _all_finite(log_pi, log_mu):
-        return given, None
-    diff = difference(log_pi, log_mu)
-    live = given & (diff.abs() < torch.inf)  # False for NaN too; a difference of two finite log-probs is finite
-    return live, given ^ live
-
-
-def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    live, dropped = live_of(log_pi, log_mu, mask)
-    return (mask.clone(), torch.zeros_like(mask)) if dropped is None else (live, dropped)
-
-
-def _finite_shapes(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(mask), torch.empty_like(mask)
-
-
-# A compiled graph on a CPU calls it as one operator: there the compiler takes bools one at a time.
-_finite_op = operator(
-    "finite",
-    _finite_alone,
-    "(Tensor log_pi, Tensor log_mu, Tensor mask) -> (Tensor, Tensor)",
-    _finite_shapes,
-)
-
-
-def _all_finite(log_pi: Tensor, log_mu: Tensor) -> bool:
-    """Whether every difference is finite, masked ones too; a sum that overflows says no, which costs time only."""
-    step = max(1, CHUNK_SLOTS // max(1, log_pi[:1].numel()))
-    pairs = zip(log_pi.split(step), log_mu.split(step), strict=True)
-    return all(math.isfinite(float(difference(a, b).sum())) for a, b in pairs)
-
-
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What two policies said about the same sampled tokens.
+    """Two policies' log-probs of the same sampled tokens.
 
     `log_pi` is the policy that the loss is centred on; `log_mu` is the policy that sampled. Which is which is the
     caller's one decision: there is no mode flag. Both must be log-probs of the *sampled* token under the distribution
@@ -182,26 +67,27 @@ class Batch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What log ratios are computed in: float32, or float64 if a log-prob is."""
-        return dtype_of(self.log_pi, self.log_mu)
+        """The type that log ratios are computed in: float32, or float64 if a log-prob is."""
+        return _dtype_of(self.log_pi, self.log_mu)
 
     @property
     def log_ratio(self) -> Float[Tensor, "*tok"]:
         """`log pi - log mu` in nats, in float32 or better, detached; 0 off the mask.
 
-        Computed anew each time: a batch holds no more than it was given. Here precision is raised, and gradients stop.
+        Computed anew each time: a batch holds no more than it was given. `with_ratio` keeps it.
         """
         if self.given is not None:
             return self.given
-        diff = difference(self.log_pi, self.log_mu)
-        return tame(diff).mul_(ones_of(self.layout.mask, diff.dtype))
+        return log_ratio_of(self.log_pi, self.log_mu, ones_of(self.layout.mask, self.dtype))
 
     def with_ratio(self) -> "Batch":
-        """The same with its log ratio at hand, for what reads it more than once."""
+        """Keep the log ratio with the batch, for what reads it more than once; costs a token-shaped tensor."""
+        if self.given is not None:
+            return self
         return Batch(self.log_pi, self.log_mu, self.layout, self.advantage, self.group, self.dropped, self.log_ratio)
 
     def parts(self, slots: int = CHUNK_SLOTS) -> "list[Batch]":
-        """The same batch as parts of about that many slots, no sequence in two: what is made of one fits the cache.
+        """Cut between sequences into parts of about that many slots, so that what is made of one fits the cache.
 
         Views, not copies. There is one part where values may not be looked at, or if the batch is small.
         """
@@ -255,10 +141,10 @@ class Batch:
         """
         if log_pi.dim() != 2:
             raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
-        same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
-        advantage = per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], _column)
-        group_shape("Batch.padded", group, log_pi.shape[0])
-        live, dropped = live_of(log_pi, log_mu, mask)
+        _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
+        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], lambda x: x[:, None])
+        _group_shape("Batch.padded", group, log_pi.shape[0])
+        live, dropped = _live_of(log_pi, log_mu, mask)
         return cls(log_pi, log_mu, Padded(live, turn), advantage, group, dropped)
 
     @classmethod
@@ -299,12 +185,12 @@ class Batch:
             raise ValueError(
                 f"Batch.packed: cu_seqlens must be integers [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
             )
-        same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
+        _same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
         num_seqs = cu_seqlens.shape[0] - 1
-        live, dropped = live_of(log_pi, log_mu, mask)
+        live, dropped = _live_of(log_pi, log_mu, mask)
         layout = Packed(live, cu_seqlens, turn)
-        advantage = per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
-        group_shape("Batch.packed", group, num_seqs)
+        advantage = _per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
+        _group_shape("Batch.packed", group, num_seqs)
         return cls(log_pi, log_mu, layout, advantage, group, dropped)
 
     @classmethod
@@ -370,10 +256,10 @@ class Batch:
                 of the mask; a mask with no token. Each message has the count, the first place and a remedy.
         """
         if isinstance(self.layout, Packed):
-            check_offsets(self.layout.cu_seqlens, self.log_pi.shape[0])
+            _check_offsets(self.layout.cu_seqlens, self.log_pi.shape[0])
         mask = self.layout.mask if self.dropped is None else self.layout.mask | self.dropped
-        for name, x in (("log_pi", self.log_pi), ("log_mu", self.log_mu)):
-            check_values(name, x.detach(), mask)
+        for name, log_p in (("log_pi", self.log_pi), ("log_mu", self.log_mu)):
+            _check_log_probs(name, log_p.detach(), mask)
         if not bool(mask.any()):
             raise ValueError(
                 f"Batch: the mask is empty: 0 of {mask.numel()} tokens count.\n"
@@ -382,12 +268,129 @@ class Batch:
         return self
 
 
+def _same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
+    """Refuse what is not shaped as the log-probs are."""
+    for name, x in others.items():
+        if x is not None and x.shape != log_pi.shape:
+            raise ValueError(
+                f"{where}: {name} and log_pi must have one shape, got {tuple(x.shape)} and {tuple(log_pi.shape)}.\n"
+                "hint: log-probs, mask and turns are all of the response tokens, shifted the same way."
+            )
+
+
+def _per_token(
+    where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """The advantage of each token, from one a token or one a sequence."""
+    if advantage is None or advantage.shape == log_pi.shape:
+        return advantage
+    if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
+        return spread(advantage.flatten()).expand(log_pi.shape)
+    raise ValueError(
+        f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
+        f"got {tuple(advantage.shape)}"
+    )
+
+
+def _group_shape(where: str, group: Tensor | None, num_seqs: int) -> None:
+    """Refuse a group that is not one integer a sequence."""
+    if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
+        raise ValueError(
+            f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
+        )
+
+
+def _check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
+    """Refuse offsets that do not rise from 0 to the number of tokens; reads them."""
+    offsets = cu_seqlens.long()
+    falls = offsets.diff() < 0
+    if bool(falls.any()):
+        i = int(falls.nonzero()[0])
+        raise ValueError(
+            f"Batch.packed: cu_seqlens must not decrease, got {int(offsets[i])} "
+            f"then {int(offsets[i + 1])} at index {i + 1}"
+        )
+    if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens:
+        raise ValueError(
+            f"Batch.packed: cu_seqlens must run from 0 to the number of tokens ({num_tokens}), "
+            f"got {int(offsets[0])} to {int(offsets[-1])}"
+        )
+
+
+def _check_log_probs(name: str, log_p: Tensor, mask: Tensor) -> None:
+    """Refuse what cannot be the log-probs of sampled tokens; reads them."""
+    total = int(mask.sum())
+    rules = (
+        (
+            torch.isnan(log_p),
+            "NaN",
+            "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
+        ),
+        (
+            torch.isinf(log_p),
+            "infinite",
+            "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
+            "one side only, a wrong token id, or a float16 overflow",
+        ),
+        (
+            log_p > POSITIVE_TOLERANCE,
+            "positive",
+            "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits",
+        ),
+    )
+    for rule, word, hint in rules:
+        bad = rule & mask
+        count = int(bad.sum())
+        if count:
+            first = tuple(int(i) for i in bad.nonzero()[0])
+            place = f"[{', '.join(map(str, first))}]"
+            raise ValueError(
+                f"Batch: {name} is {word} on {count} of {total} tokens in the mask, "
+                f"first {name}{place} = {float(log_p[first]):.6g}\nhint: {hint}."
+            )
+
+
+def _dtype_of(log_pi: Tensor, log_mu: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
+
+
+def _live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tell tokens that count from those that would if their log-probs were finite: None if there are none of these."""
+    given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
+    log_pi, log_mu = log_pi.detach(), log_mu.detach()
+    if in_a_graph(log_pi):
+        return _finite_op(log_pi, log_mu, given)
+    dtype = _dtype_of(log_pi, log_mu)
+    if may_look(log_pi):
+        # A finite norm says that no number, masked ones included, is beyond the root of the largest: no difference
+        # overflows. One that overflows says nothing, which costs time only.
+        floats = [log_p if log_p.is_floating_point() else log_p.to(dtype) for log_p in (log_pi, log_mu)]
+        if math.isfinite(sum(float(torch.linalg.vector_norm(log_p, dtype=dtype)) for log_p in floats)):
+            return given, None
+    live = given & ((log_pi.to(dtype) - log_mu.to(dtype)).abs() < torch.inf)  # False for NaN too
+    return live, given ^ live
+
+
+def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    live, dropped = _live_of(log_pi, log_mu, mask)
+    return (mask.clone(), torch.zeros_like(mask)) if dropped is None else (live, dropped)
+
+
+def _finite_shapes(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mask), torch.empty_like(mask)
+
+
+# A compiled graph on a CPU calls it as one operator: there the compiler takes bools one at a time.
+_finite_op = operator(
+    "finite",
+    _finite_alone,
+    "(Tensor log_pi, Tensor log_mu, Tensor mask) -> (Tensor, Tensor)",
+    _finite_shapes,
+)
+
+
 def _cut(x: Tensor | None, where: slice) -> Tensor | None:
     return None if x is None else x[where]
-
-
-def _column(x: Tensor) -> Tensor:
-    return x[:, None]
 
 
 def _cat(parts: Sequence[Tensor], none: torch.dtype = torch.float32) -> Tensor:

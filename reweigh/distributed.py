@@ -1,4 +1,4 @@
-"""The same sums over many processes: two collectives of tens of kilobytes, whatever the batch."""
+"""Merging sums over many processes: two collectives of tens of kilobytes, whatever the batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -73,15 +73,15 @@ def log_normaliser(weights: Weights, process_group: dist.ProcessGroup | None = N
 
 
 class _Merge(ABC):
-    """What one part takes to both collectives, and makes of what comes back."""
+    """A part that goes into both collectives, and how it is made anew of what comes back."""
 
     @abstractmethod
     def maxima(self) -> list[Tensor]:
-        """For the maximum."""
+        """Tensors to take the maximum of over ranks."""
 
     @abstractmethod
     def sums(self, maxima: list[Tensor]) -> list[Tensor]:
-        """For the sum, given everybody's maxima."""
+        """Tensors to sum over ranks, given everybody's maxima."""
 
     @abstractmethod
     def merged(self, maxima: list[Tensor], sums: list[Tensor]) -> Part:

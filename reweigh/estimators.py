@@ -37,7 +37,7 @@ class Factor:
     scale: float = 1.0
 
     def __repr__(self) -> str:
-        """As one would write it."""
+        """The factor as one would write it."""
         extra = "" if self.of is log_ratio else f", of={self.of.__name__}"
         extra += f", scale={self.scale:g}" if self.scale != 1 else ""
         extra += f", sign={self.sign:+d}" if self.sign else ""
@@ -71,7 +71,7 @@ class Estimator:
 
     @property
     def unit(self) -> Unit:
-        """What a weight belongs to: the finest unit of any factor; a gate on the advantage's sign is per token."""
+        """The finest unit of any factor, to which a weight belongs; a gate on the advantage's sign is per token."""
         units = {"token" if f.sign else f.level.unit for f in self.factors} or {"token"}
         return "token" if "token" in units else "turn" if "turn" in units else "sequence"
 
@@ -114,29 +114,29 @@ class Estimator:
         return Weights(log_w - shift, weights.keep, weights.bounded, valid, unit, layout)
 
     def _units(self, batch: Batch) -> list[Tensor]:
-        """What each factor's level makes of its statistic."""
+        """Fold each factor's statistic to the factor's level."""
         whole = [i for i, f in enumerate(self.factors) if f.level.unit == "sequence"]
-        out: list[Tensor] = [batch.layout.lengths] * len(self.factors)
+        others = [i for i, f in enumerate(self.factors) if f.level.unit != "sequence"]
+        if others:  # values of the tokens' size come of it in any case, so the ratio is made once for all factors
+            batch = batch.with_ratio()
+        units = dict(zip(others, self._fold(batch, others), strict=True))
         # One value a sequence: nothing of the tokens' size is kept, so go part by part.
         parts = [self._fold(part, whole) for part in batch.parts()] if whole else []
         for i, *values in zip(whole, *parts, strict=True):
-            out[i] = values[0] if len(values) == 1 else torch.cat(values)
-        others = [i for i in range(len(out)) if i not in whole]
-        for i, x in zip(others, self._fold(batch, others), strict=True):
-            out[i] = x
-        return out
+            units[i] = values[0] if len(values) == 1 else torch.cat(values)
+        return [units[i] for i in range(len(self.factors))]
 
     def _fold(self, batch: Batch, which: list[int]) -> list[Tensor]:
         # Factors often share a statistic, and a log ratio is computed anew at each call.
         batch = batch.with_ratio() if which else batch
-        found: dict[Statistic, Tensor] = {}
-        out: list[Tensor] = []
+        values: dict[Statistic, Tensor] = {}
+        folded: list[Tensor] = []
         for f in (self.factors[i] for i in which):
-            if f.of not in found:
-                found[f.of] = f.of(batch)
-            x = found[f.of]
-            out.append(f.level.fold(x if f.scale == 1 else x * f.scale, batch.layout))
-        return out
+            if f.of not in values:
+                values[f.of] = f.of(batch)
+            x = values[f.of]
+            folded.append(f.level.fold(x if f.scale == 1 else x * f.scale, batch.layout))
+        return folded
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,7 +313,7 @@ class Normaliser:
         return cls(shift, torch.exp(log_w - _finite(shift)).sum(), units.sum().double())
 
     def __add__(self, other: "Normaliser") -> "Normaliser":
-        """The sums of both."""
+        """Merge the sums of two sets of weights."""
         shift = torch.maximum(self.shift, other.shift)
         a, b = self.scaled(shift), other.scaled(shift)
         return Normaliser(shift, a + b, self.count + other.count)

@@ -146,7 +146,7 @@ class Tiles:
         return len(self.start)
 
     def __getitem__(self, rows: slice | Tensor) -> "Tiles":
-        """Some of the rows."""
+        """Take some of the rows."""
         return Tiles(self.start[rows], self.seq[rows], self.place[rows], self.size[rows])
 
     def take(self, x: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Tiles:
         return torch.where(inside < self.size[:, None], values, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def map(self, of: Callable[["Tiles"], Tensor]) -> Tensor:
-        """What is made of each part, joined along the rows, which are the last axis."""
+        """Join what is made of each part along the rows, which are the last axis."""
         parts = [of(part) for part in self.parts]
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else of(self)
 
@@ -214,7 +214,7 @@ class Tiles:
 
 
 def _count_bytes(mask: Tensor) -> Tensor:
-    """Of each row of 64, how many are True: eight slots at a time, as a byte holds the count of 64."""
+    """Count the True of each row of 64, eight slots at a time: a byte holds the count of 64."""
     if mask.storage_offset() % 8:  # a view of what was given, and not where a number of eight bytes can begin
         mask = mask.clone()
     return mask.view(torch.int64).sum(1).view(torch.uint8).view(-1, 8).sum(1)
@@ -252,7 +252,7 @@ class Layout(ABC):
         """Give each token its sequence's value: `[S]` -> tokens."""
 
     def spread_zeroed(self, s: Tensor) -> Tensor:
-        """The same, but 0 off the mask."""
+        """Give each token of the mask its sequence's value, and the other slots 0."""
         out = self.spread(s)
         if may_look(s) and int(self.lengths.sum()) == self.mask.numel():
             return out
@@ -260,11 +260,11 @@ class Layout(ABC):
 
     @abstractmethod
     def masked(self, mask: Tensor) -> "Layout":
-        """The same tokens with another mask."""
+        """Give the same tokens another mask."""
 
     @abstractmethod
     def sequences(self, which: slice) -> "Layout":
-        """Some of the sequences alone."""
+        """Take some of the sequences alone."""
 
     @abstractmethod
     def parts(self, slots: int) -> list[tuple[slice, slice]]:
@@ -355,15 +355,15 @@ class Padded(Layout):
         return out
 
     def masked(self, mask: Tensor) -> "Padded":
-        """The same rows with another mask."""
+        """Give the same rows another mask."""
         return Padded(mask, self.turn)
 
     def sequences(self, which: slice) -> "Padded":
-        """Those rows alone."""
+        """Take those rows alone."""
         return Padded(self.mask[which], None if self.turn is None else self.turn[which])
 
     def parts(self, slots: int) -> list[tuple[slice, slice]]:
-        """Whole rows."""
+        """Cut between rows."""
         if not may_look(self.mask) or slots >= self.mask.numel():
             return [(slice(0, self.num_seqs), slice(0, self.num_seqs))]
         step = max(1, slots // max(1, self.mask.shape[1]))
@@ -441,18 +441,18 @@ class Packed(Layout):
         return s[owners(self.offsets[1:-1], self.mask.shape[0])]
 
     def masked(self, mask: Tensor) -> "Packed":
-        """The same runs with another mask."""
+        """Give the same runs of tokens another mask."""
         return Packed(mask, self.cu_seqlens, self.turn)
 
     def sequences(self, which: slice) -> "Packed":
-        """Those runs alone."""
+        """Take those runs of tokens alone."""
         offsets = self.offsets[which.start : which.stop + 1]
         tokens = slice(int(offsets[0]), int(offsets[-1]))
         turn = None if self.turn is None else self.turn[tokens]
         return Packed(self.mask[tokens], offsets - offsets[0], turn)
 
     def parts(self, slots: int) -> list[tuple[slice, slice]]:
-        """Whole runs of tokens."""
+        """Cut between runs of tokens."""
         if not may_look(self.mask) or slots >= self.mask.numel():
             return [(slice(0, self.mask.shape[0]), slice(0, self.num_seqs))]
         offsets, out, a = self.offsets, [], 0

@@ -1,4 +1,4 @@
-"""Values of single tokens, and the levels that fold them into one value for each unit that is weighted."""
+"""Values of single tokens, and the levels that fold them into one value for each unit that a weight belongs to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -168,4 +168,4 @@ WORST = Level("worst", "sequence", _worst)
 """The maximum over the sequence's tokens."""
 
 LEVELS = (TOKEN, PREFIX, SUFFIX, TURN, SEQUENCE, GEOMETRIC, WORST)
-"""All of them."""
+"""Every level, from the finest unit to the coarsest."""

@@ -179,7 +179,7 @@ def num_kept(weights: Weights) -> Tensor:
     return weights.keep_tokens.sum().clamp(min=1)
 
 
-def per_sequence_mean(layout: Layout, advantage: Tensor) -> Tensor:
+def advantage_over_length(layout: Layout, advantage: Tensor) -> Tensor:
     """The advantage over its sequence's length, token-shaped: with `num_sequences`, the mean of sequence means."""
     return _advantage(layout, advantage) / layout.spread(layout.lengths.clamp(min=1).to(advantage.dtype))
 

@@ -1,8 +1,11 @@
 """The field's names for estimators: one expression and one screen of docstring each."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec
 
-from reweigh.caps import CapRule, TruncateAt
+from reweigh.caps import CapRule
 from reweigh.estimators import Estimator, for_advantage, self_normalised, weigh
 from reweigh.levels import (
     GEOMETRIC,
@@ -19,9 +22,56 @@ from reweigh.levels import (
     prob_diff,
     signed_binary_kl,
 )
-from reweigh.transforms import AtMost, Clip, MeanAtMost, ParetoSmooth, Reject, Screen, Shrink, SoftKernel, Truncate
+from reweigh.transforms import (
+    AtMost,
+    Clip,
+    MeanAtMost,
+    ParetoSmooth,
+    Reject,
+    Screen,
+    Shrink,
+    SoftKernel,
+    Truncate,
+    TruncateAt,
+)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a named estimator, in the words of the table of estimators.
+
+    Attributes:
+        unbiased: whether, or when, its mean is the gradient of a terminal reward.
+        bound: the largest weight of a unit.
+        source: who proposed it, in short; the docstring has it whole. "-" if nobody is known to have.
+    """
+
+    unbiased: str
+    bound: str
+    source: str
+
+
+Made = ParamSpec("Made")
+
+NAMED: dict[str, Callable[..., Estimator]] = {}
+"""Every named estimator by its name, in the order of the table; each can be called without arguments."""
+FACTS: dict[str, Facts] = {}
+"""Facts of each by its name."""
+
+
+def _named(
+    *, unbiased: str, bound: str, source: str
+) -> Callable[[Callable[Made, Estimator]], Callable[Made, Estimator]]:
+    """Put a function that makes an estimator into `NAMED`, and what is known of it into `FACTS`."""
+
+    def keep(make: Callable[Made, Estimator]) -> Callable[Made, Estimator]:
+        NAMED[make.__name__], FACTS[make.__name__] = make, Facts(unbiased, bound, source)
+        return make
+
+    return keep
+
+
+@_named(unbiased="no", bound="1", source="-")
 def naive() -> Estimator:
     """`w = 1`: the gradient as if pi had sampled. Mean: `grad E_mu[R log pi]`, biased by up to O(T) in the mismatch.
 
@@ -38,6 +88,7 @@ def naive() -> Estimator:
     return Estimator()
 
 
+@_named(unbiased="yes", bound="none", source="Liu et al. 2025")
 def seq_is() -> Estimator:
     """`w = prod_t pi_t/mu_t`, the sequence ratio. Unbiased; its variance can grow exponentially with length.
 
@@ -54,6 +105,7 @@ def seq_is() -> Estimator:
     return weigh(SEQUENCE)
 
 
+@_named(unbiased="as N grows", bound="N", source="Owen; Swaminathan, Joachims 2015")
 def snis() -> Estimator:
     """`w_i = r_i / mean_j r_j` over the batch: bounded, with a bias of order `(1 + chi2) / N`.
 
@@ -66,6 +118,7 @@ def snis() -> Estimator:
     return self_normalised(seq_is())
 
 
+@_named(unbiased="as G grows", bound="G", source="as `snis`, by prompt")
 def group_snis() -> Estimator:
     """`w_i = r_i / mean_{j of its prompt} r_j`, over the responses to the same prompt; needs `Batch.group`.
 
@@ -78,6 +131,7 @@ def group_snis() -> Estimator:
     return self_normalised(seq_is(), by="prompt")
 
 
+@_named(unbiased="no", bound="none", source="Li, Liu 2025")
 def token_is() -> Estimator:
     """`w_t = pi_t/mu_t`, each token its own ratio. Variance linear in T; blind to how states and returns shift.
 
@@ -91,6 +145,7 @@ def token_is() -> Estimator:
     return weigh(TOKEN)
 
 
+@_named(unbiased="with advantages of pi", bound="none", source="Precup et al. 2000")
 def prefix_is() -> Estimator:
     """`w_t = prod_{s <= t} pi_s/mu_s`, the prefix ratio. Unbiased with an advantage of pi or with rewards per step.
 
@@ -102,6 +157,7 @@ def prefix_is() -> Estimator:
     return weigh(PREFIX)
 
 
+@_named(unbiased="no", bound="none", source="-")
 def suffix_is() -> Estimator:
     """`w_t = prod_{s >= t} pi_s/mu_s`: corrects returns but not states: its mean is token IS with the advantage of pi.
 
@@ -112,6 +168,7 @@ def suffix_is() -> Estimator:
     return weigh(SUFFIX)
 
 
+@_named(unbiased="no", bound="none", source="Zheng et al. 2025 (GSPO)")
 def geo_is() -> Estimator:
     """`w = exp(mean_t log pi_t/mu_t)`, the geometric ratio: near 1 at any length, and no importance weight of anything.
 
@@ -124,13 +181,14 @@ def geo_is() -> Estimator:
     return weigh(GEOMETRIC)
 
 
+@_named(unbiased="no", bound="cap", source="Yao et al. 2025; Ionides 2008")
 def token_tis(cap: float | CapRule = 2.0) -> Estimator:
     """`w_t = min(pi_t/mu_t, cap)`: token IS without its tail.
 
     When: the default of most frameworks; second moment at most `min(cap, 1 + chi2)` a token. Cost: one exp a token.
 
     Args:
-        cap: ratio pi/mu, or a rule such as `balance()`; 2 in verl, slime, SkyRL, ms-swift; 3 in TRL; 5 in AReaL and
+        cap: ratio pi/mu, or a rule such as `Balance()`; 2 in verl, slime, SkyRL, ms-swift; 3 in TRL; 5 in AReaL and
             OpenRLHF; 1.2 in ROLL.
 
     Also called: `rollout_is=token` (verl), `token_truncate` (TRL), `--use-tis` (slime), `tis` (NeMo-RL).
@@ -139,6 +197,7 @@ def token_tis(cap: float | CapRule = 2.0) -> Estimator:
     return _truncated(TOKEN, cap)
 
 
+@_named(unbiased="no", bound="cap", source="Precup et al. 2000; Ionides 2008")
 def prefix_tis(cap: float | CapRule = 2.0) -> Estimator:
     """`w_t = min(prod_{s <= t} pi_s/mu_s, cap)`: the prefix ratio with a cap.
 
@@ -146,7 +205,7 @@ def prefix_tis(cap: float | CapRule = 2.0) -> Estimator:
     `K sum_t E(r_{0:t} - cap)_+` with an advantage of pi. Cost: one running sum and an exp a token.
 
     Args:
-        cap: ratio pi/mu, or a rule such as `balance()`.
+        cap: ratio pi/mu, or a rule such as `Balance()`.
 
     Also called: close to V-trace's product of truncated ratios, which caps each factor and not the product.
     Source: Precup et al. (2000) for the ratio, Ionides (2008) for the cap.
@@ -154,6 +213,7 @@ def prefix_tis(cap: float | CapRule = 2.0) -> Estimator:
     return _truncated(PREFIX, cap)
 
 
+@_named(unbiased="no", bound="cap", source="-")
 def turn_tis(cap: float = 2.0) -> Estimator:
     """`w_t = min(prod_{s in turn of t} pi_s/mu_s, cap)`: one weight a turn; needs turns in the batch.
 
@@ -170,6 +230,7 @@ def turn_tis(cap: float = 2.0) -> Estimator:
     return weigh(TURN, Truncate(cap))
 
 
+@_named(unbiased="as cap grows", bound="cap", source="Li, Liu 2025")
 def seq_tis(cap: float | CapRule = 2.0) -> Estimator:
     """`w = min(prod_t pi_t/mu_t, cap)`: the sequence ratio with a cap; bias at most `K E(r - cap)_+`.
 
@@ -177,8 +238,8 @@ def seq_tis(cap: float | CapRule = 2.0) -> Estimator:
     look at what `reweigh audit` says is retained. Cost: one sum and an exp a sequence.
 
     Args:
-        cap: ratio pi/mu, or a rule that the data resolve, such as `tradeoff()` or `balance()`. `post_cap(chi2)` gives
-            the blog's rule, which ignores N.
+        cap: ratio pi/mu, or a rule that the data resolve, such as `Tradeoff()` or `Balance()`; `Post()` is the
+            blog's rule, which ignores N.
 
     Also called: `rollout_is=sequence` (verl), `sequence_truncate` (TRL), `tis_level=sequence` (slime), cap 5 in SkyRL.
     Source: Li and Liu (2025), Part 2, Trade-offs; the bound used here is sharper than the post's by at least 8.
@@ -186,6 +247,7 @@ def seq_tis(cap: float | CapRule = 2.0) -> Estimator:
     return _truncated(SEQUENCE, cap)
 
 
+@_named(unbiased="no", bound="high", source="MiniMax 2025")
 def cispo_cap(high: float = 5.0, low: float = 0.0) -> Estimator:
     """`w_t = min(max(pi_t/mu_t, low), high)`: the clipped, detached ratio of CISPO as a weight.
 
@@ -201,17 +263,7 @@ def cispo_cap(high: float = 5.0, low: float = 0.0) -> Estimator:
     return weigh(TOKEN, Clip(low, high))
 
 
-def _truncated(level: Level, cap: float | CapRule) -> Estimator:
-    if not isinstance(cap, CapRule):
-        return weigh(level, Truncate(cap))
-    if cap.stats is not None and cap.stats.level.name != level.name:
-        raise ValueError(
-            f"{type(cap).__name__}: the cap is of {level.name} ratios, and the stats are {cap.stats.level.name} stats\n"
-            "hint: RatioStats.of(batch, level) with the level of the estimator; a rule without stats reads the batch."
-        )
-    return weigh(level, TruncateAt(cap))
-
-
+@_named(unbiased="as high grows", bound="high", source="Liu et al. 2025")
 def seq_mis(low: float = 0.0, high: float = 2.0) -> Estimator:
     """`w = r 1{low <= r <= high}` with r the sequence ratio: outliers are dropped, survivors keep their ratio.
 
@@ -229,6 +281,7 @@ def seq_mis(low: float = 0.0, high: float = 2.0) -> Estimator:
     return weigh(SEQUENCE, Reject(low, high))
 
 
+@_named(unbiased="no", bound="high", source="Ling Team 2025 (IcePop)")
 def token_mis(low: float = 0.5, high: float = 5.0) -> Estimator:
     """`w_t = r_t 1{low <= r_t <= high}`: tokens outside the band are dropped, the others keep their ratio. IcePop.
 
@@ -245,6 +298,7 @@ def token_mis(low: float = 0.5, high: float = 5.0) -> Estimator:
     return weigh(TOKEN, Reject(low, high))
 
 
+@_named(unbiased="no", bound="1", source="Li, Liu 2025, Part 3")
 def geo_rs(low: float = 0.999, high: float = 1.001) -> Estimator:
     """`w = 1{low <= exp(mean log r_t) <= high}`: keep sequences whose geometric ratio is near 1, at weight 1.
 
@@ -263,6 +317,7 @@ def geo_rs(low: float = 0.999, high: float = 1.001) -> Estimator:
     return weigh(GEOMETRIC, Screen(low, high))
 
 
+@_named(unbiased="no", bound="high", source="AReaL")
 def geo_mis(low: float = 0.999, high: float = 1.001) -> Estimator:
     """`w = g 1{low <= g <= high}` with g the geometric ratio: as `geo_rs`, and survivors weigh g.
 
@@ -278,6 +333,7 @@ def geo_mis(low: float = 0.999, high: float = 1.001) -> Estimator:
     return weigh(GEOMETRIC, Reject(low, high))
 
 
+@_named(unbiased="no", bound="1", source="verl; Schulman 2020")
 def k1_rs(nats: float = 1e-3) -> Estimator:
     """`w = 1{|mean k1| <= nats}`: keep sequences whose mean log ratio is within +-nats; `geo_rs(e^-nats, e^nats)`.
 
@@ -292,6 +348,7 @@ def k1_rs(nats: float = 1e-3) -> Estimator:
     return geo_rs(math.exp(-nats), math.exp(nats))
 
 
+@_named(unbiased="no", bound="1", source="verl; Schulman 2020")
 def k3_rs(nats: float = 0.01) -> Estimator:
     """`w = 1{mean k3 <= nats}`, `k3 = r - 1 - log r`: keep sequences by an estimate of KL that cannot cancel.
 
@@ -306,6 +363,7 @@ def k3_rs(nats: float = 0.01) -> Estimator:
     return weigh(GEOMETRIC, AtMost(nats), of=k3)
 
 
+@_named(unbiased="no", bound="1", source="Li et al. 2025 (TRM)")
 def trm(worst: float | None = 0.1, mean: float | None = 0.002) -> Estimator:
     """`w = 1{max_t k2_t <= worst} 1{mean_t k3_t <= mean}`: trust region masking of whole sequences.
 
@@ -325,6 +383,7 @@ def trm(worst: float | None = 0.1, mean: float | None = 0.002) -> Estimator:
     return by_worst * by_mean
 
 
+@_named(unbiased="no", bound="1", source="DeepSeek-AI 2025 (V3.2)")
 def opsm(nats: float = 0.05) -> Estimator:
     """`w = 1 - 1{A < 0} 1{mean_t log(mu_t/pi_t) > nats}`: drop bad samples that pi has left behind.
 
@@ -340,6 +399,7 @@ def opsm(nats: float = 0.05) -> Estimator:
     return for_advantage(-1, weigh(GEOMETRIC, AtMost(nats), of=k1))
 
 
+@_named(unbiased="no", bound="cap", source="Qi et al. 2026 (DPPO)")
 def dppo_tv(up: float = 0.2, down: float = 0.2, cap: float = math.inf) -> Estimator:
     """`w_t = min(r_t, cap) 1{sign(A) (pi_t - mu_t) <= b}`, b = up where A > 0, down where A < 0: a bound on the move.
 
@@ -359,6 +419,7 @@ def dppo_tv(up: float = 0.2, down: float = 0.2, cap: float = math.inf) -> Estima
     return rise * fall * weigh(TOKEN, Truncate(cap))
 
 
+@_named(unbiased="no", bound="cap", source="Qi et al. 2026 (DPPO)")
 def dppo_kl(nats: float = 0.05, cap: float = math.inf) -> Estimator:
     """`w_t = min(r_t, cap) 1{binary_kl_t <= nats or A (r_t - 1) <= 0}`: a KL bound where r_t moves with the sign of A.
 
@@ -377,6 +438,7 @@ def dppo_kl(nats: float = 0.05, cap: float = math.inf) -> Estimator:
     return rise * fall * weigh(TOKEN, Truncate(cap))
 
 
+@_named(unbiased="no", bound="1", source="Zheng et al. 2025 (M2PO), AReaL")
 def m2po(bound: float = 0.04) -> Estimator:
     """`w_t = 1{(log r_t)^2 <= s}` with the largest s at which the mean of those that stay is at most bound.
 
@@ -393,6 +455,7 @@ def m2po(bound: float = 0.04) -> Estimator:
     return weigh(TOKEN, MeanAtMost(bound), of=k2, scale=2)
 
 
+@_named(unbiased="as N grows", bound="largest ratio", source="Vehtari et al. 2024")
 def psis() -> Estimator:
     """`w = min(Pareto(r), max r)`: the sequence ratio, its largest values replaced by those of a fitted Pareto tail.
 
@@ -404,6 +467,7 @@ def psis() -> Estimator:
     return weigh(SEQUENCE, ParetoSmooth())
 
 
+@_named(unbiased="as lam grows", bound="sqrt(lam)/2", source="Su et al. 2020")
 def shrunk_seq_is(lam: float = 16.0) -> Estimator:
     """`w = lam r / (r^2 + lam)` with r the sequence ratio: small ratios stay, large ones fall back to 0.
 
@@ -417,6 +481,7 @@ def shrunk_seq_is(lam: float = 16.0) -> Estimator:
     return weigh(SEQUENCE, Shrink(lam))
 
 
+@_named(unbiased="no", bound="(a/b)^a e^(b-a)", source="Shen et al. 2026")
 def vespo(
     rise: tuple[float, float] = (2.0, 3.0),
     fall: tuple[float, float] = (3.0, 2.0),
@@ -436,21 +501,12 @@ def vespo(
     return for_advantage(+1, weigh(SEQUENCE, SoftKernel(*rise))) * for_advantage(-1, weigh(SEQUENCE, SoftKernel(*fall)))
 
 
-NAMED = {
-    f.__name__: f
-    for f in (
-        *(naive, seq_is, snis, group_snis, token_is, prefix_is, suffix_is, geo_is),
-        *(token_tis, prefix_tis, turn_tis, seq_tis, cispo_cap),
-        *(seq_mis, token_mis, geo_rs, geo_mis, k1_rs, k3_rs, trm, opsm, dppo_tv, dppo_kl, m2po),
-        *(psis, shrunk_seq_is, vespo),
-    )
-}
-"""Every named estimator by its name; each can be called without arguments."""
-
-# fmt: off
-__all__ = [
-    "NAMED", "cispo_cap", "dppo_kl", "dppo_tv", "geo_is", "geo_mis", "geo_rs", "group_snis", "k1_rs", "k3_rs", "m2po",
-    "naive", "opsm", "prefix_is", "prefix_tis", "psis", "seq_is", "seq_mis", "seq_tis", "shrunk_seq_is", "snis",
-    "suffix_is", "token_is", "token_mis", "token_tis", "trm", "turn_tis", "vespo",
-]
-# fmt: on
+def _truncated(level: Level, cap: float | CapRule) -> Estimator:
+    if not isinstance(cap, CapRule):
+        return weigh(level, Truncate(cap))
+    if cap.stats is not None and cap.stats.level.name != level.name:
+        raise ValueError(
+            f"{type(cap).__name__}: the cap is of {level.name} ratios, and the stats are {cap.stats.level.name} stats\n"
+            "hint: RatioStats.of(batch, level) with the level of the estimator; a rule without stats reads the batch."
+        )
+    return weigh(level, TruncateAt(cap))

@@ -1,18 +1,20 @@
-"""Estimators as plain dicts, for YAML and JSON, and back; every error names the place and the nearest known word."""
+"""Estimators as plain dicts (YAML, JSON) and as text, and back; every error names the place and the nearest word."""
 
+import ast
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast, get_args
 
-from reweigh.caps import CapRule, TruncateAt, balance, cubic, post, post_batch, sqrt_n, tradeoff
+from reweigh.caps import Balance, CapRule, Cubic, Post, PostBatch, SqrtN, Tradeoff
 from reweigh.estimators import Estimator, Factor, Normalise, Statistic, for_advantage, self_normalised
 from reweigh.levels import LEVELS, binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 from reweigh.named import NAMED
 from reweigh.transforms import (
     AtMost,
+    Cap,
     Clip,
     Identity,
     MeanAtMost,
@@ -23,6 +25,7 @@ from reweigh.transforms import (
     Shrink,
     SoftKernel,
     Transform,
+    TruncateAt,
 )
 
 TRANSFORMS: Mapping[str, type[Transform]] = {
@@ -35,11 +38,15 @@ TRANSFORMS: Mapping[str, type[Transform]] = {
 STATISTICS: Mapping[str, Statistic] = {
     f.__name__: f for f in (log_ratio, k1, k2, k3, prob_diff, binary_kl, signed_binary_kl)
 }
-RULES: Mapping[str, type[CapRule]] = {r.__name__: r for r in (balance, cubic, post, post_batch, sqrt_n, tradeoff)}
+RULES: Mapping[str, type[CapRule]] = {r.__name__: r for r in (Balance, Cubic, Post, PostBatch, SqrtN, Tradeoff)}
 _LEVELS = {level.name: level for level in LEVELS}
 _FACTOR_KEYS = ("level", "transform", "of", "sign", "scale")
 _FORMS = ("name", "factors", "product", "self_normalised", "for_advantage")
 _EXAMPLE = "hint: {name: seq_tis, cap: 2}, or a list of such for their product; docs/trial.md has all forms."
+TEXT_HINT = 'hint: --estimators "seq_tis(2), geo_rs(0.99, 1.01) * token_tis(2)", all, or a YAML file.'
+_LEVEL_WORDS = {level.name.upper(): level.name for level in LEVELS}
+_MAKERS: Mapping[str, Callable[..., Any]] = {**TRANSFORMS, **RULES, **NAMED}
+_WORDS = (*NAMED, "weigh", "self_normalised", "for_advantage")
 
 
 def to_dict(estimator: Estimator) -> dict[str, Any]:
@@ -53,8 +60,8 @@ def to_dict(estimator: Estimator) -> dict[str, Any]:
         >>> to_dict(seq_tis(2.0))
         {'factors': [{'level': 'sequence', 'transform': {'name': 'Clip', 'low': 0.0, 'high': 2.0}}]}
     """
-    found: dict[str, Any] = {"factors": [_factor_dict(factor) for factor in estimator.factors]}
-    return found if estimator.normalise is None else found | {"normalise": estimator.normalise}
+    spec: dict[str, Any] = {"factors": [_factor_dict(factor) for factor in estimator.factors]}
+    return spec if estimator.normalise is None else spec | {"normalise": estimator.normalise}
 
 
 def from_dict(value: Any, where: str = "estimator") -> Estimator:
@@ -97,6 +104,32 @@ def from_dict(value: Any, where: str = "estimator") -> Estimator:
     return for_advantage(_integer(inner, f"{where}, for_advantage"), from_dict(given.get("estimator"), where))
 
 
+def parse(text: str, where: str = "estimators") -> dict[str, Estimator]:
+    """Estimators by the name to show, from an expression that is written as in Python; nothing in it is run.
+
+    Args:
+        text: estimators separated by commas: names of `NAMED` with their arguments, `weigh(...)`,
+            `self_normalised(...)`, `for_advantage(...)`, and products of them with `*`.
+        where: what errors call it.
+
+    Raises:
+        ValueError: no such estimator or argument, with the nearest known word.
+
+    Example:
+        >>> list(parse("seq_tis(2), geo_rs(0.99,1.01)*token_tis(cap=2)"))
+        ['seq_tis(2)', 'geo_rs(0.99, 1.01) * token_tis(cap=2)']
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as e:
+        at = f" at column {e.offset}" if isinstance(e, SyntaxError) and e.offset else ""
+        raise ValueError(f"{where}: cannot be read{at}: {text!r}\n{TEXT_HINT}") from None
+    nodes = tree.elts if isinstance(tree, ast.Tuple) else [tree]
+    if not nodes:
+        raise ValueError(f"{where}: names no estimator\n{TEXT_HINT}")
+    return {ast.unparse(node): from_dict(_parsed(node, where), where) for node in nodes}
+
+
 def nearest(word: object, known: Iterable[str]) -> str:
     """`did you mean seq_tis?`, or the list of known words."""
     words = list(known)
@@ -110,25 +143,25 @@ def _factor_dict(factor: Factor) -> dict[str, Any]:
         raise ValueError(f"to_dict: {factor.of!r} is not a statistic of this library, so no name says it")
     if factor.level.name not in _LEVELS:
         raise ValueError(f"to_dict: {factor.level!r} is not a level of this library, so no name says it")
-    found: dict[str, Any] = {"level": factor.level.name, "transform": _value_dict(factor.transform, TRANSFORMS)}
-    found |= {} if name == "log_ratio" else {"of": name}
-    found |= {} if factor.sign == 0 else {"sign": factor.sign}
-    return found if factor.scale == 1 else found | {"scale": _plain(factor.scale)}
+    spec: dict[str, Any] = {"level": factor.level.name, "transform": _value_dict(factor.transform, TRANSFORMS)}
+    spec |= {} if name == "log_ratio" else {"of": name}
+    spec |= {} if factor.sign == 0 else {"sign": factor.sign}
+    return spec if factor.scale == 1 else spec | {"scale": _plain(factor.scale)}
 
 
 def _value_dict(value: Any, known: Mapping[str, type]) -> dict[str, Any]:
     name = type(value).__name__
     if known.get(name) is not type(value):
         raise ValueError(f"to_dict: {value!r} is not of this library, so no name says it")
-    found: dict[str, Any] = {"name": name}
+    spec: dict[str, Any] = {"name": name}
     for field in fields(value):
         one = getattr(value, field.name)
         if field.name == "stats":
             if one is not None:
                 raise ValueError(f"to_dict: {name} holds stats, which are no part of a specification")
         else:
-            found[field.name] = _value_dict(one, RULES) if isinstance(one, CapRule) else _plain(one)
-    return found
+            spec[field.name] = _value_dict(one, RULES) if isinstance(one, CapRule) else _plain(one)
+    return spec
 
 
 def _plain(x: Any) -> Any:
@@ -138,10 +171,10 @@ def _plain(x: Any) -> Any:
 def _product(parts: Any, where: str) -> Estimator:
     if not isinstance(parts, list) or not parts:
         raise ValueError(f"{where}: a product must be a list of estimators, got {parts!r}\n{_EXAMPLE}")
-    found = Estimator()
+    product = Estimator()
     for i, part in enumerate(cast("list[Any]", parts), 1):
-        found = found * from_dict(part, f"{where}, part {i}")
-    return found
+        product = product * from_dict(part, f"{where}, part {i}")
+    return product
 
 
 def _of_factors(factors: Any, rest: Mapping[str, Any], where: str) -> Estimator:
@@ -201,7 +234,7 @@ def _called(make: Callable[..., Any], given: Mapping[str, Any], where: str) -> A
 
 def _argument(value: Any, annotation: Any, where: str) -> Any:
     kinds = get_args(annotation) or (annotation,)
-    rule = CapRule in kinds or annotation is CapRule
+    rule = CapRule in kinds or annotation is Cap
     if value is None and type(None) in kinds:
         return None
     if rule and (isinstance(value, Mapping) or (isinstance(value, str) and value in RULES)):
@@ -211,7 +244,7 @@ def _argument(value: Any, annotation: Any, where: str) -> Any:
         if len(values) != len(kinds):
             raise ValueError(f"{where}: must be {len(kinds)} numbers, got {value!r}")
         return tuple(_number(one, where) for one in values)
-    if annotation is CapRule or getattr(annotation, "__origin__", None) is tuple:
+    if annotation is Cap or getattr(annotation, "__origin__", None) is tuple:
         what = f"a rule ({', '.join(RULES)})" if rule else f"{len(kinds)} numbers"
         raise ValueError(f"{where}: must be {what}, got {value!r}")
     return _integer(value, where) if annotation is int else _number(value, where)
@@ -254,3 +287,88 @@ def _no_others(given: Mapping[str, Any], known: tuple[str, ...], what: str, wher
 
 def _listed(given: Mapping[str, Any]) -> str:
     return ", ".join(given) or "none"
+
+
+def _parsed(node: ast.expr, where: str) -> Any:
+    """Make of an expression what `from_dict` reads."""
+    if isinstance(node, ast.BinOp):
+        if not isinstance(node.op, ast.Mult):
+            raise ValueError(f"{where}: estimators are joined with *, got {ast.unparse(node)}\n{TEXT_HINT}")
+        return {"product": [_parsed(node.left, where), _parsed(node.right, where)]}
+    if isinstance(node, ast.Name):
+        return {"name": _named(node.id, _WORDS, where)}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise ValueError(f"{where}: not an estimator: {ast.unparse(node)}\n{TEXT_HINT}")
+    name, words = _named(node.func.id, _WORDS, where), _keywords(node, where)
+    if name == "weigh":
+        names = ("level", "transform", "of", "scale")
+        return {"factors": [_bound(name, names, node.args, words, where, _value)]}
+    if name == "self_normalised":
+        given = _bound(name, ("estimator", "by"), node.args, words, where, _mixed)
+        return {"self_normalised": given.pop("estimator", {}), **given}
+    if name == "for_advantage":
+        given = _bound(name, ("sign", "estimator"), node.args, words, where, _mixed)
+        return {"for_advantage": given.get("sign"), "estimator": given.get("estimator", {})}
+    return _call(name, node, where)
+
+
+def _call(name: str, node: ast.Call, where: str) -> dict[str, Any]:
+    names = [x for x in inspect.signature(_MAKERS[name]).parameters if x != "stats"]
+    return {"name": name, **_bound(name, names, node.args, _keywords(node, where), where, _value)}
+
+
+def _bound(
+    name: str,
+    names: Sequence[str],
+    positional: Sequence[ast.expr],
+    keywords: Mapping[str, ast.expr],
+    where: str,
+    read: Callable[[ast.expr, str], Any],
+) -> dict[str, Any]:
+    if len(positional) > len(names):
+        takes = ", ".join(names) or "no arguments"
+        raise ValueError(f"{where}: {name} takes {takes}, got {len(positional)} values\nhint: {name}({takes})")
+    given = dict(zip(names, positional, strict=False))
+    for key, one in keywords.items():
+        if key in given:
+            raise ValueError(f"{where}: {name} is given {key} twice\nhint: leave one of them out.")
+        given[key] = one
+    return {key: read(one, where) for key, one in given.items()}
+
+
+def _keywords(node: ast.Call, where: str) -> dict[str, ast.expr]:
+    if any(one.arg is None for one in node.keywords) or any(isinstance(x, ast.Starred) for x in node.args):
+        raise ValueError(f"{where}: write the arguments out: {ast.unparse(node)}\n{TEXT_HINT}")
+    return {str(one.arg): one.value for one in node.keywords}
+
+
+def _mixed(node: ast.expr, where: str) -> Any:
+    """An estimator, or a plain value beside it."""
+    plain = isinstance(node, ast.Constant | ast.UnaryOp)
+    return _value(node, where) if plain else _parsed(node, where)
+
+
+def _value(node: ast.expr, where: str) -> Any:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str | None):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        inner = _value(node.operand, where)
+        if isinstance(inner, int | float):
+            return -inner if isinstance(node.op, ast.USub) else inner
+    if isinstance(node, ast.Tuple | ast.List):
+        return [_value(one, where) for one in node.elts]
+    if isinstance(node, ast.Name):
+        if node.id == "inf":
+            return "inf"
+        return _LEVEL_WORDS.get(node.id, node.id)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "Truncate":
+            return {"name": "Clip", **_bound("Truncate", ("high",), node.args, _keywords(node, where), where, _value)}
+        return _call(_named(node.func.id, (*TRANSFORMS, *RULES), where), node, where)
+    raise ValueError(f"{where}: not a value: {ast.unparse(node)}\n{TEXT_HINT}")
+
+
+def _named(word: str, known: Sequence[str], where: str) -> str:
+    if word in known:
+        return word
+    raise ValueError(f"{where}: no estimator is called {word!r}\nhint: {nearest(word, known)}")

@@ -3,10 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class Identity(Transform):
     """The weight is the ratio: `log w = x`."""
 
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Change nothing."""
+        """Leave every ratio as it is."""
         return x, valid
 
 
@@ -234,16 +235,6 @@ class SoftKernel(Transform):
         return self.a * x - self.b * torch.expm1(x), valid
 
 
-def _check_bounds(name: str, low: float, high: float) -> None:
-    if not 0 <= low <= high:
-        rule = "low must be <= high" if low >= 0 else "low must be >= 0"
-        raise ValueError(f"{name}: {rule}, got low={low}, high={high}")
-
-
-def _log(ratio: float) -> float:
-    return -math.inf if ratio == 0 else math.log(ratio)
-
-
 @final
 @dataclass(frozen=True)
 class MeanAtMost(Transform):
@@ -277,6 +268,40 @@ class MeanAtMost(Transform):
         return torch.zeros_like(x), valid & keep
 
 
+@runtime_checkable
+class Cap(Protocol):
+    """Anything that chooses a cap in view of the units that it caps; `reweigh.caps` has the rules."""
+
+    def log_cap(self, log_ratio: Float[Tensor, "*unit"], valid: Bool[Tensor, "*unit"]) -> Float[Tensor, ""]:
+        """Log of the cap, nats, 0-d.
+
+        Args:
+            log_ratio: of each unit, nats.
+            valid: which of them are units.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class TruncateAt(Transform):
+    """A ratio over the rule's cap weighs the cap: `w = min(r, C)`, C being chosen on the batch or on the rule's stats.
+
+    At TURN level a turn counts once for each of its tokens; give the rule stats of that level to count it once.
+
+    Args:
+        rule: `Balance()`, `Tradeoff()`, `Post()`, `PostBatch()`, `Cubic()`, `SqrtN()` of `reweigh.caps`, or any other.
+    """
+
+    reads_batch: ClassVar[bool] = True
+    moves_to_bound: ClassVar[bool] = True
+    rule: Cap
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the cap, then truncate at it."""
+        return torch.minimum(x, self.rule.log_cap(x, valid).to(x.dtype)), valid
+
+
 @final
 @dataclass(frozen=True)
 class ParetoSmooth(Transform):
@@ -303,7 +328,7 @@ class ParetoSmooth(Transform):
 
 
 def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
-    """Log ratios with their upper tail smoothed, and its index; None if the tail has too many ties for a fit."""
+    """Smooth the upper tail of log ratios: these, and the tail's index; None if it has too many ties for a fit."""
     from arviz_stats.base.array import array_stats
 
     n = len(log_ratio)
@@ -319,3 +344,13 @@ def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     # to be back on the scale of ratios.
     lowest = log_ratio.argmin()
     return smoothed + (log_ratio[lowest] - smoothed[lowest]), float(index)
+
+
+def _check_bounds(name: str, low: float, high: float) -> None:
+    if not 0 <= low <= high:
+        rule = "low must be <= high" if low >= 0 else "low must be >= 0"
+        raise ValueError(f"{name}: {rule}, got low={low}, high={high}")
+
+
+def _log(ratio: float) -> float:
+    return -math.inf if ratio == 0 else math.log(ratio)

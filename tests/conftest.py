@@ -16,11 +16,8 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 CORE = (
-    *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses", "caps"),
-    *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
-    *("running_caps", "adaptive", "tradeoff_caps", "theory.laws", "theory.sga", "theory.bounds", "vocabulary"),
-    *("tiles", "finite", "batch_rules", "token_sums", "ratio_sums", "measure", "operator"),
-    *("number", "capped", "delta", "bootstrap", "extrapolate"),
+    *("layout", "batch", "levels", "transforms", "logits", "estimators", "named", "losses", "caps", "stats"),
+    *("distributed", "testing", "theory.laws", "theory.sga", "theory.bounds"),
 )
 HOOKED = [f"reweigh.{name}" for name in CORE]
 

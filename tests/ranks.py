@@ -21,7 +21,6 @@ from reweigh import (
     TOKEN,
     TURN,
     Batch,
-    MeanAtMost,
     RatioStats,
     Reject,
     all_reduce,
@@ -29,7 +28,6 @@ from reweigh import (
     geo_rs,
     group_snis,
     k3_rs,
-    log_normaliser,
     naive,
     opsm,
     policy_gradient,
@@ -43,8 +41,9 @@ from reweigh import (
     trm,
     weigh,
 )
-from reweigh.distributed import context_weights, whole_sequences
+from reweigh.distributed import context_weights, log_normaliser, whole_sequences
 from reweigh.estimators import Normaliser
+from reweigh.transforms import MeanAtMost
 
 LEVELS = (TOKEN, TURN, SEQUENCE)
 ROWS, COLUMNS, VOCABULARY = 13, 9, 11

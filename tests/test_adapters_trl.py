@@ -97,9 +97,9 @@ def test_what_is_logged_is_of_raw_ratios_and_of_the_weights_multiplied_in(tmp_pa
     token = summarise(RatioStats.of(batch, TOKEN))
     group = torch.arange(8) // 4
     grouped = Batch.padded(batch.log_pi, batch.log_mu, out["completion_mask"], group=group)
-    assert logs["reweigh/token/mean_ratio"] == token.get("mean_ratio")
+    assert logs["reweigh/token/mean_ratio"] == token.value("mean_ratio")
     assert logs["reweigh/token/n"] == out["completion_mask"].sum()
-    assert logs["reweigh/sequence/tv"] == summarise(RatioStats.of(grouped, SEQUENCE)).get("tv")
+    assert logs["reweigh/sequence/tv"] == summarise(RatioStats.of(grouped, SEQUENCE)).value("tv")
     ratio = out["importance_sampling_ratio"][out["completion_mask"].bool()]
     for name, value in (("min", ratio.min()), ("mean", ratio.mean()), ("max", ratio.max())):
         assert logs[f"sampling/importance_sampling_ratio/{name}"] == pytest.approx(value.item())

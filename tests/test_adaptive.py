@@ -11,43 +11,36 @@ import torch.multiprocessing as mp
 from batches import blind, packed, random_batch, rows_of
 from test_compile import NoSync, flatten, tensors
 
-import reweigh
 from reweigh import (
     SEQUENCE,
     TOKEN,
     Batch,
-    CapRule,
     RatioStats,
-    TruncateAt,
     all_reduce,
-    balance,
     check_estimator,
-    cubic,
-    post,
-    post_batch,
     prefix_tis,
     self_normalised,
     seq_tis,
-    sqrt_n,
     token_mis,
     token_tis,
-    tradeoff,
     weigh,
 )
-from reweigh.caps import balance_cap_of_sample, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
+from reweigh import caps as cap_rules
+from reweigh.caps import Balance, CapRule, Cubic, Post, PostBatch, SqrtN, Tradeoff
 from reweigh.stats.sums import CAPS
 from reweigh.theory.laws import FiniteRatio, LogNormalRatio
+from reweigh.transforms import TruncateAt
 
 
 def rules_of(a, stats=None):
     return (
-        *(a.balance(stats=stats), a.balance(n=64, stats=stats), a.post(stats=stats), a.post_batch(stats=stats)),
-        *(a.cubic(stats=stats), a.cubic(n=100.0, stats=stats), a.sqrt_n(stats=stats), a.tradeoff(stats=stats)),
-        a.tradeoff(2.0, n=7, stats=stats),
+        *(a.Balance(stats=stats), a.Balance(n=64, stats=stats), a.Post(stats=stats), a.PostBatch(stats=stats)),
+        *(a.Cubic(stats=stats), a.Cubic(n=100.0, stats=stats), a.SqrtN(stats=stats), a.Tradeoff(stats=stats)),
+        a.Tradeoff(2.0, n=7, stats=stats),
     )
 
 
-RULES = rules_of(reweigh)
+RULES = rules_of(cap_rules)
 rules = pytest.mark.parametrize("rule", RULES, ids=repr)
 CAPPED = (seq_tis, token_tis, prefix_tis)
 
@@ -84,18 +77,18 @@ def tradeoff_by_loops(l, noise, n):
 def test_rules_are_their_definitions(s, n):
     l = sample(200, s)
     chi2, units = max(0.0, float((2 * l).exp().mean()) - 1), 200 if n is None else n
-    assert cap(balance(n=n), l) == pytest.approx(float(balance_cap_of_sample(l, n=n).exp()), rel=1e-12)
-    assert cap(post(n=n), l) == pytest.approx(post_cap(chi2), rel=1e-12)
-    assert cap(post_batch(n=n), l) == pytest.approx(post_batch_cap(chi2, units), rel=1e-12)
-    assert cap(cubic(n=n), l) == pytest.approx(cubic_cap(chi2, units), rel=1e-12)
-    assert cap(sqrt_n(n=n), l) == pytest.approx(sqrt_n_cap(units), rel=1e-12)
+    assert units * np.maximum(np.exp(l.numpy()) - cap(Balance(n=n), l), 0).mean() == pytest.approx(cap(Balance(n=n), l))
+    assert cap(Post(n=n), l) == pytest.approx(Post().of_chi2(chi2), rel=1e-12)
+    assert cap(PostBatch(n=n), l) == pytest.approx(PostBatch(n=units).of_chi2(chi2), rel=1e-12)
+    assert cap(Cubic(n=n), l) == pytest.approx(Cubic(n=units).of_chi2(chi2), rel=1e-12)
+    assert cap(SqrtN(n=n), l) == pytest.approx(math.sqrt(units), rel=1e-12)
     for noise in (0.5, 16.0):
-        assert cap(tradeoff(noise, n=n), l) == pytest.approx(tradeoff_by_loops(l, noise, units), rel=1e-12)
+        assert cap(Tradeoff(noise, n=n), l) == pytest.approx(tradeoff_by_loops(l, noise, units), rel=1e-12)
 
 
 def test_the_tradeoff_finds_caps_between_1_and_the_top():
     """Else the comparison above would be of two constants."""
-    caps = {cap(tradeoff(noise, n=n), sample(200, 2.5)) for noise in (0.5, 16.0) for n in (30, 5000.0)}
+    caps = {cap(Tradeoff(noise, n=n), sample(200, 2.5)) for noise in (0.5, 16.0) for n in (30, 5000.0)}
     assert len(caps) > 2
 
 
@@ -105,16 +98,16 @@ def test_the_tradeoff_of_a_law_is_that_of_a_sample_which_is_the_law(n):
     law = FiniteRatio((l - l.exp().mean().log()).numpy(), np.full(400, 1 / 400))
     own = l - l.exp().mean().log()  # a mean ratio of 1, as a law has it
     for noise in (2.0, 16.0):
-        assert tradeoff_cap(law, n, noise) == pytest.approx(cap(tradeoff(noise, n=n), own), rel=1e-12)
+        assert Tradeoff(noise, n=n).of_law(law) == pytest.approx(cap(Tradeoff(noise, n=n), own), rel=1e-12)
 
 
 def test_the_tradeoff_of_a_law_grows_with_the_batch_and_the_gap():
-    assert tradeoff_cap(LogNormalRatio(4.0), 16) < tradeoff_cap(LogNormalRatio(4.0), 4096)
-    assert tradeoff_cap(LogNormalRatio(0.01), 1024) > 1
-    with pytest.raises(ValueError, match=r"^tradeoff_cap: n must be >= 1, got 0.5$"):
-        tradeoff_cap(LogNormalRatio(1.0), 0.5)
-    with pytest.raises(ValueError, match=r"^tradeoff_cap: noise must be > 0, got -1.0$"):
-        tradeoff_cap(LogNormalRatio(1.0), 64, -1.0)
+    assert Tradeoff(n=16).of_law(LogNormalRatio(4.0)) < Tradeoff(n=4096).of_law(LogNormalRatio(4.0))
+    assert Tradeoff(n=1024).of_law(LogNormalRatio(0.01)) > 1
+    with pytest.raises(ValueError, match=r"^Tradeoff: n must be >= 1, got 0.5$"):
+        Tradeoff(n=0.5)
+    with pytest.raises(ValueError, match=r"^Tradeoff: noise must be > 0, got -1.0$"):
+        Tradeoff(-1.0, n=64)
 
 
 @rules
@@ -125,7 +118,7 @@ def test_stats_give_the_cap_of_the_sample(rule, size, s):
     stats = RatioStats.of(batch_of(l[:half]), SEQUENCE) + RatioStats.of(batch_of(l[half:]), SEQUENCE)
     running = replace(rule, stats=stats)
     # Past 256 units the balance cap of stats lies in a range of the grid.
-    rel = 0.07 if isinstance(rule, balance) and size > 256 else 1e-9
+    rel = 0.07 if isinstance(rule, Balance) and size > 256 else 1e-9
     other = torch.tensor([5.0])
     assert float(running.log_cap(other, every(other)).exp()) == pytest.approx(cap(rule, l), rel=rel)
 
@@ -171,13 +164,13 @@ def test_a_rule_is_the_number_it_comes_to(rule, make):
 
 def test_something_is_bounded():
     batch = random_batch(0, 1.0, size=(40, 9))
-    assert int(seq_tis(balance())(batch).num_bounded) > 0
-    assert int(seq_tis(tradeoff())(batch).num_bounded) > 0
+    assert int(seq_tis(Balance())(batch).num_bounded) > 0
+    assert int(seq_tis(Tradeoff())(batch).num_bounded) > 0
 
 
 def test_the_tradeoff_leaves_equal_policies_alone():
     batch = random_batch(5, spread=0.0)
-    w = seq_tis(tradeoff())(batch)
+    w = seq_tis(Tradeoff())(batch)
     assert (w.per_token[batch.layout.mask] == 1).all()
     assert not w.bounded.any()
 
@@ -185,9 +178,9 @@ def test_the_tradeoff_leaves_equal_policies_alone():
 def test_numbers_are_as_they_were():
     assert repr(seq_tis(2.0).factors[0]) == "SEQUENCE Clip(low=0.0, high=2.0)"
     assert not seq_tis(2.0).reads_batch
-    assert repr(seq_tis(balance(n=64)).factors[0]) == "SEQUENCE TruncateAt(rule=balance(n=64))"
-    assert seq_tis(tradeoff()).reads_batch
-    assert seq_tis(balance()) == seq_tis(balance()) != seq_tis(balance(n=2))
+    assert repr(seq_tis(Balance(n=64)).factors[0]) == "SEQUENCE TruncateAt(rule=Balance(n=64))"
+    assert seq_tis(Tradeoff()).reads_batch
+    assert seq_tis(Balance()) == seq_tis(Balance()) != seq_tis(Balance(n=2))
 
 
 def worker(rank, world, out):
@@ -210,19 +203,19 @@ def test_ranks_agree_on_the_cap_of_all(tmp_path):
 
 
 def test_anyones_rule_will_do():
-    check_estimator(weigh(SEQUENCE, TruncateAt(balance(n=3))))
-    assert pickle.loads(pickle.dumps(tradeoff(3.0))) == tradeoff(3.0)
+    check_estimator(weigh(SEQUENCE, TruncateAt(Balance(n=3))))
+    assert pickle.loads(pickle.dumps(Tradeoff(3.0))) == Tradeoff(3.0)
     with pytest.raises(TypeError, match="abstract"):
         CapRule()
 
 
 REFUSED = [
-    (lambda: balance(n=0), r"^balance: n must be >= 1, got 0$"),
-    (lambda: tradeoff(n=math.nan), r"^tradeoff: n must be >= 1, got nan$"),
-    (lambda: tradeoff(0.0), r"^tradeoff: noise must be > 0, got 0.0$"),
+    (lambda: Balance(n=0), r"^Balance: n must be >= 1, got 0$"),
+    (lambda: Tradeoff(n=math.nan), r"^Tradeoff: n must be >= 1, got nan$"),
+    (lambda: Tradeoff(0.0), r"^Tradeoff: noise must be > 0, got 0.0$"),
     (
-        lambda: seq_tis(balance(stats=RatioStats.empty(TOKEN))),
-        r"^balance: the cap is of sequence ratios, and the stats are token stats\nhint: RatioStats.of",
+        lambda: seq_tis(Balance(stats=RatioStats.empty(TOKEN))),
+        r"^Balance: the cap is of sequence ratios, and the stats are token stats\nhint: RatioStats.of",
     ),
 ]
 
@@ -239,13 +232,13 @@ def test_what_means_nothing_is_refused(call, text):
 def test_one_graph_and_no_waiting(unchecked, place, kind, monkeypatch):
     """Of the batch, and of running stats that the step itself adds to."""
     rw = unchecked
-    rule = rules_of(rw)[place]
+    rule = rules_of(rw.caps)[place]
     x = tensors() if kind == "padded" else flatten(tensors())
     running = rw.RatioStats.of(rw.Batch.padded(**tensors(7)), rw.SEQUENCE)
 
     def step(**x):
         batch = getattr(rw.Batch, kind)(**x)
-        own, out = rules_of(rw, running + rw.RatioStats.of(batch, rw.SEQUENCE))[place], []
+        own, out = rules_of(rw.caps, running + rw.RatioStats.of(batch, rw.SEQUENCE))[place], []
         for estimator in (rw.seq_tis(rule), rw.token_tis(rule), rw.seq_tis(own)):
             w = estimator(batch)
             out += [w.per_token, w.num_bounded]

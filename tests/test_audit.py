@@ -71,10 +71,10 @@ def test_numbers_equal_plain_loops(rows, found):
     sums = [sum(live_log_ratios(row)) for row in rows]
     token, sequence = found.levels["token"], found.levels["sequence"]
     assert (token.n, sequence.n) == (len(tokens), len(rows))
-    assert token.get("mean_ratio") == pytest.approx(np.mean(np.exp(tokens)), rel=1e-6)
-    assert token.get("mean_abs") == pytest.approx(np.mean(np.abs(tokens)), rel=1e-6)
-    assert token.get("kl_k3") == pytest.approx(np.mean(np.exp(tokens) - 1 - tokens), rel=1e-4)
-    assert sequence.get("tv") == pytest.approx(np.mean([max(0, 1 - math.exp(s)) for s in sums]), rel=1e-6)
+    assert token.value("mean_ratio") == pytest.approx(np.mean(np.exp(tokens)), rel=1e-6)
+    assert token.value("mean_abs") == pytest.approx(np.mean(np.abs(tokens)), rel=1e-6)
+    assert token.value("kl_k3") == pytest.approx(np.mean(np.exp(tokens) - 1 - tokens), rel=1e-4)
+    assert sequence.value("tv") == pytest.approx(np.mean([max(0, 1 - math.exp(s)) for s in sums]), rel=1e-6)
     lost = 1 - np.mean([min(math.exp(s), 2) for s in sums])
     assert sequence["excess_2"].value == pytest.approx(max(0, lost), abs=2e-3)  # 2 is a cap of the grid
     turns = sum(len({t for t, m in zip(row["turns"], row["mask"], strict=True) if m}) for row in rows)
@@ -153,8 +153,8 @@ def test_slices_sum_to_the_whole(rows, found):
     token, sequence = found.levels["token"], found.levels["sequence"]
     for by, slices in found.slices.items():
         assert sum(row.token.n for row in slices) == token.n, by
-        total = sum(row.token.n * row.token.get("mean_abs") for row in slices)
-        assert total == pytest.approx(token.n * token.get("mean_abs"), rel=1e-6), by
+        total = sum(row.token.n * row.token.value("mean_abs") for row in slices)
+        assert total == pytest.approx(token.n * token.value("mean_abs"), rel=1e-6), by
         if by == "position":
             assert all(row.sequence is None for row in slices)
         else:
@@ -162,11 +162,11 @@ def test_slices_sum_to_the_whole(rows, found):
     by_env = {row.label: row for row in found.slices["env"]}
     code = [x for row in rows if row["env"] == "code" for x in live_log_ratios(row)]
     assert by_env["code"].token.n == len(code)
-    assert by_env["code"].token.get("mean_ratio") == pytest.approx(np.mean(np.exp(code)), rel=1e-6)
+    assert by_env["code"].token.value("mean_ratio") == pytest.approx(np.mean(np.exp(code)), rel=1e-6)
     at = [x for r in rows for t, x in enumerate(np.float64(r["log_pi"]) - r["log_mu"]) if 16 <= t < 32 and r["mask"][t]]
     second = found.slices["position"][1]
     assert second.label == "16-31"
-    assert (second.token.n, second.token.get("mean_abs")) == (len(at), pytest.approx(np.mean(np.abs(at)), rel=1e-5))
+    assert (second.token.n, second.token.value("mean_abs")) == (len(at), pytest.approx(np.mean(np.abs(at)), rel=1e-5))
     assert [row.label for row in found.slices["lag"]] == ["0", "1", "2"]
 
 
@@ -552,7 +552,7 @@ def test_tails_are_those_of_the_largest(rows, found):
     tail = found.tails["sequence"]
     assert tail.n == len(rows)
     assert list(tail.log_ratios[:5]) == pytest.approx(sums[:5], rel=1e-5)
-    assert tail.khat == found.levels["sequence"].get("khat")
+    assert tail.khat == found.levels["sequence"].value("khat")
     assert len(tail.fitted) == len(rows) // 5
     assert list(tail.fitted) == sorted(tail.fitted, reverse=True)
 

@@ -10,7 +10,7 @@ import torch
 from tabular import Tabular
 
 from reweigh import SEQUENCE, Batch, RatioStats
-from reweigh.caps import balance_cap, cubic_cap, post_cap
+from reweigh.caps import Balance, Cubic, Post
 from reweigh.stats.sums import MOMENTS
 from reweigh.theory import bounds
 from reweigh.theory.bounds import BOUNDS, about
@@ -44,7 +44,7 @@ def golden_rows(w, C, low, high):
     tok = {name: w.weighted(w.ratio, a) for name, a in advantage.items()}
     tok_r, clipped = w.weighted(w.ratio), w.weighted(np.minimum(w.ratio, C), advantage["Amu"])
     chi2, excess = n["chi2"], law.excess(C)
-    cap, cubic, post = balance_cap(law, 64), cubic_cap(chi2, 64), post_cap(chi2)
+    cap, cubic, post = Balance(n=64).of_law(law), Cubic(n=64).of_chi2(chi2), Post().of_chi2(chi2)
     tv, F_sum = n["tv"], (n["F_mu"], n["F_pi"])
     kl = n["kl_max"]
     seq = w.variance(rho[:, None] * f)
@@ -167,7 +167,7 @@ def rows(w, C, N):
     yield "post_tis_variance", w.variance(tis), b.post_tis_variance(K, C)
     yield "post_tis_bias", w.bias(tis), b.post_tis_bias(K, chi2, C)
     yield "post_tis_mse", seq_mse(w, np.minimum(rho, C), N), b.post_tis_mse(K, chi2, C, N)
-    yield "post_limit", seq_mse(w, np.minimum(rho, post_cap(chi2)), 1), b.post_limit(K, chi2)
+    yield "post_limit", seq_mse(w, np.minimum(rho, Post().of_chi2(chi2)), 1), b.post_limit(K, chi2)
     yield "tv_by_states", tv, b.tv_by_states(n["tv_t"])
     yield "tv_by_coupling", tv, b.tv_by_coupling(D, T)
     yield "tv_by_kl", tv, b.tv_by_kl(kl)
@@ -188,7 +188,7 @@ def rows(w, C, N):
     yield "tis_second_moment", w.second(tis), b.tis_second_moment(K, law.min2(C))
     yield "capped_second_moment", max(w.second(tis), w.second(mis)), b.capped_second_moment(C, n["F_pi"])
     yield "tis_mse", seq_mse(w, np.minimum(rho, C), N), b.tis_mse(K, law.excess(C), law.min2(C), N)
-    yield "tis_mse_cubic", seq_mse(w, np.minimum(rho, cubic_cap(chi2, N)), N), b.tis_mse_cubic(K, m2, N)
+    yield "tis_mse_cubic", seq_mse(w, np.minimum(rho, Cubic(n=N).of_chi2(chi2)), N), b.tis_mse_cubic(K, m2, N)
     yield "tis_mse_at_one", seq_mse(w, np.minimum(rho, 1), N), b.tis_mse_at_one(K, tv, N)
     yield "mis_bias", w.bias(mis), b.mis_bias(K, law.lost(C))
     yield "mis_bias", w.bias((band * rho)[:, None] * f), b.mis_bias(K, w.mean(rho * ~band))
@@ -227,7 +227,7 @@ def rows(w, C, N):
     yield "snis_bias", bias, b.snis_bias(K, m2, 2)
     yield "snis_mse", mse, b.snis_mse(K, m2, 2)
     # No estimator beats it: not even the best cap for the worst reward, whose error the balance cap attains.
-    cap = balance_cap(law, N)
+    cap = Balance(n=N).of_law(law)
     yield "minimax_mse", K**2 * law.minimax(N), b.tis_mse(K, law.excess(cap), law.min2(cap), N)
     mass = np.argsort(rho)[len(rho) // 2 :]
     yield "minimax_mse", b.minimax_mse(K, w.p_pi[mass].sum(), w.p_mu[mass].sum(), N), b.seq_is_mse(K, m2, N)
@@ -284,7 +284,7 @@ def test_the_posts_variance_of_seq_is_is_false():
 
 def test_the_posts_limit_is_four_times_the_bound_of_no_cap():
     assert b.post_limit(2.0, 3.0) == 4 * b.seq_is_mse(2.0, 4.0) == 64
-    assert b.post_tis_mse(2.0, 3.0, post_cap(3.0)) == pytest.approx(b.post_limit(2.0, 3.0))
+    assert b.post_tis_mse(2.0, 3.0, Post().of_chi2(3.0)) == pytest.approx(b.post_limit(2.0, 3.0))
     assert b.post_tis_bias(2.0, 3.0, 5.0) == pytest.approx(8 * b.tis_bias(2.0, b.excess_by_moment(5.0, 2, 4.0)))
 
 
@@ -324,7 +324,7 @@ def test_truncation_pays_up_to_64_27ths_of_the_second_moment():
 def test_the_balance_cap_is_near_what_no_estimator_can_beat():
     for s2, n, ratio in ((4, 16, 1.4), (4, 64, 1.7), (4, 1024, 2.8), (9, 16, 1.09), (9, 64, 1.16), (9, 1024, 1.40)):
         law = LogNormalRatio(s2)
-        cap = balance_cap(law, n)
+        cap = Balance(n=n).of_law(law)
         assert b.tis_mse(1.0, law.excess(cap), law.min2(cap), n) / law.minimax(n) == pytest.approx(ratio, rel=0.03)
 
 

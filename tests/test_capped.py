@@ -10,7 +10,6 @@ from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, summarise
 from reweigh.stats.intervals import bounded
 from reweigh.stats.summary import excess, excess_plain, lost, min2
 from reweigh.stats.sums import CAPS
-from reweigh.stats.tail import to_host
 from reweigh.theory.laws import LogNormalRatio
 
 ON_GRID, BETWEEN = (CAPS[0], 1.0, 2.0, 32.0, CAPS[-1]), (0.01, 0.9, 1.9, 2.1, 10.0, 2 * CAPS[-1])
@@ -49,7 +48,7 @@ def test_between_caps_the_interval_holds_that_of_the_exact_sample_mean(of, metho
     """What the grid hides can only widen it, and the value is close."""
     lr = log_normal(2.0, 5000)
     r, stats = lr.exp(), stats_of(lr)
-    n_eff = to_host(stats).effective_n
+    n_eff = stats.host.effective_n
     for cap in BETWEEN:
         z = {excess: r.clamp(max=cap), lost: torch.where(r <= cap, r, 0), min2: r.clamp(max=cap).square()}[of]
         top = cap * cap if of is min2 else cap

@@ -11,16 +11,7 @@ from tabular import Tabular
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
-from reweigh.caps import (
-    balance_cap,
-    balance_cap_of_sample,
-    balance_cap_of_stats,
-    cubic_cap,
-    mis_balance_cap,
-    post_batch_cap,
-    post_cap,
-    sqrt_n_cap,
-)
+from reweigh.caps import Balance, Cubic, Post, PostBatch, SqrtN, mis_balance_cap
 from reweigh.theory.laws import FiniteRatio, LogNormalRatio
 
 DATA = Path(__file__).parent / "data"
@@ -34,16 +25,21 @@ def law_of(w):
         return FiniteRatio(np.log(w.rho[seen]), w.p_mu[seen])
 
 
+def log_cap_of(log_ratio, valid=None, n=None):
+    """The balance cap of a sample, nats."""
+    return Balance(n=n).log_cap(log_ratio, torch.ones_like(log_ratio, dtype=torch.bool) if valid is None else valid)
+
+
 @pytest.mark.parametrize("given", GIVEN["instances"], ids=lambda x: x["name"])
 def test_given_caps_of_worlds(given):
     law, rules = law_of(Tabular.of_record(given)), given["C_rules"]
     n, chi2 = rules["N"], max(0.0, law.chi2) if given["mu_mask"] is None else law.chi2
     if given["mu_mask"] is None:
-        assert post_cap(chi2) == pytest.approx(rules["C_post"], rel=1e-11)
-        assert post_batch_cap(chi2, n) == pytest.approx(rules["C_post_N"], rel=1e-11)
-        assert cubic_cap(chi2, n) == pytest.approx(rules["C_cubic"], rel=1e-11)
-    assert balance_cap(law, n) == pytest.approx(rules["C_balance"], rel=1e-11)
-    assert sqrt_n_cap(n) == pytest.approx(rules["C_ionides_sqrtN"], rel=1e-12)
+        assert Post().of_chi2(chi2) == pytest.approx(rules["C_post"], rel=1e-11)
+        assert PostBatch(n=n).of_chi2(chi2) == pytest.approx(rules["C_post_N"], rel=1e-11)
+        assert Cubic(n=n).of_chi2(chi2) == pytest.approx(rules["C_cubic"], rel=1e-11)
+    assert Balance(n=n).of_law(law) == pytest.approx(rules["C_balance"], rel=1e-11)
+    assert SqrtN(n=n).of_law(law) == pytest.approx(rules["C_ionides_sqrtN"], rel=1e-12)
     weights, C = given["weights_at_C"], given["C"]
     found = {
         "E_excess": law.excess(C),
@@ -58,25 +54,25 @@ def test_given_caps_of_worlds(given):
 @pytest.mark.parametrize("given", GIVEN["lognormal"], ids=lambda x: f"{x['s2']}-{x['C']}")
 def test_given_caps_of_log_normal_ratios(given):
     law = LogNormalRatio(given["s2"])
-    assert balance_cap(law, 64) == pytest.approx(given["C_opt_N64"], rel=1e-11)
+    assert Balance(n=64).of_law(law) == pytest.approx(given["C_opt_N64"], rel=1e-11)
     assert mis_balance_cap(law, 64) == pytest.approx(given["C_mis_opt_N64"], rel=1e-11)
 
 
 @pytest.mark.parametrize(("n", "cap"), [(1, 0.73), (16, 5.9), (64, 14.5), (1024, 69.8)])
 def test_the_balance_cap_grows_with_the_batch(n, cap):
-    assert balance_cap(LogNormalRatio(4.0), n) == pytest.approx(cap, rel=5e-3)
-    assert post_cap(LogNormalRatio(4.0).chi2) == pytest.approx(10.45, abs=5e-3)  # for every batch
+    assert Balance(n=n).of_law(LogNormalRatio(4.0)) == pytest.approx(cap, rel=5e-3)
+    assert Post().of_chi2(LogNormalRatio(4.0).chi2) == pytest.approx(10.45, abs=5e-3)  # for every batch
 
 
 def test_given_cap_of_a_sample():
     log_ratio = torch.tensor(SAMPLE["log_rho"], dtype=torch.float64)
-    assert float(balance_cap_of_sample(log_ratio).exp()) == pytest.approx(SAMPLE["C_balance_hat"], rel=1e-12)
+    assert float(log_cap_of(log_ratio).exp()) == pytest.approx(SAMPLE["C_balance_hat"], rel=1e-12)
 
 
 def test_post_cap():
-    assert post_cap(0.0) == pytest.approx(math.sqrt(2))
-    assert post_cap(math.inf) == math.inf
-    assert post_batch_cap(1.0, 1) == post_cap(1.0)
+    assert Post().of_chi2(0.0) == pytest.approx(math.sqrt(2))
+    assert Post().of_chi2(math.inf) == math.inf
+    assert PostBatch(n=1).of_chi2(1.0) == Post().of_chi2(1.0)
 
 
 def minimiser(error):
@@ -87,10 +83,14 @@ def minimiser(error):
 def test_caps_minimise_what_they_say():
     law, n = LogNormalRatio(4.0), 16
     m2 = 1 + law.chi2
-    assert minimiser(lambda c: law.excess(c) ** 2 + law.min2(c) / n) == pytest.approx(balance_cap(law, n), rel=1e-3)
+    assert minimiser(lambda c: law.excess(c) ** 2 + law.min2(c) / n) == pytest.approx(
+        Balance(n=n).of_law(law), rel=1e-3
+    )
     assert minimiser(lambda c: law.lost(c) ** 2 + law.mis_m2(c) / n) == pytest.approx(mis_balance_cap(law, n), rel=1e-3)
-    assert minimiser(lambda c: (2 * m2 / c) ** 2 + c * c / n) == pytest.approx(post_batch_cap(law.chi2, n), rel=1e-3)
-    assert minimiser(lambda c: (m2 / 4 / c) ** 2 + c / n) == pytest.approx(cubic_cap(law.chi2, n), rel=1e-3)
+    assert minimiser(lambda c: (2 * m2 / c) ** 2 + c * c / n) == pytest.approx(
+        PostBatch(n=n).of_chi2(law.chi2), rel=1e-3
+    )
+    assert minimiser(lambda c: (m2 / 4 / c) ** 2 + c / n) == pytest.approx(Cubic(n=n).of_chi2(law.chi2), rel=1e-3)
 
 
 def test_no_other_weight_has_a_smaller_worst_case():
@@ -106,7 +106,7 @@ def test_no_other_weight_has_a_smaller_worst_case():
         optimiser.zero_grad()
         ((p @ (r - w).abs()) ** 2 + p @ w**2 / n).backward()
         optimiser.step()
-    cap = balance_cap(FiniteRatio(r.log().numpy(), p.numpy()), n)
+    cap = Balance(n=n).of_law(FiniteRatio(r.log().numpy(), p.numpy()))
     assert float(r.max()) > cap
     assert w.detach().numpy() == pytest.approx(r.clamp(max=cap).numpy(), abs=0.02)
 
@@ -135,26 +135,26 @@ def bisect(log_ratio, n):
 def test_cap_of_a_sample_is_the_root(size, s, n):
     l = torch.randn(size, dtype=torch.float64) * s - s * s / 2
     expected = bisect(l.numpy(), size if n is None else n)
-    assert float(balance_cap_of_sample(l, n=n).exp()) == pytest.approx(expected, rel=1e-9)
+    assert float(log_cap_of(l, n=n).exp()) == pytest.approx(expected, rel=1e-9)
 
 
 def test_cap_of_a_sample_reads_units_only_in_any_order_and_past_any_float():
     l = torch.tensor([700.0, -3.0, 0.2, 900.0, 0.1])
     valid = torch.tensor([False, True, True, False, True])
-    alone = balance_cap_of_sample(l[valid])
-    assert float(balance_cap_of_sample(l, valid)) == pytest.approx(float(alone), rel=1e-12)
-    assert float(balance_cap_of_sample(l.view(1, 5), valid.view(1, 5))) == float(balance_cap_of_sample(l, valid))
-    assert float(balance_cap_of_sample(l.flip(0), valid.flip(0))) == float(balance_cap_of_sample(l, valid))
-    assert float(balance_cap_of_sample(l)) == pytest.approx(900 - math.log(2))  # C = r / 2, in nats
-    assert float(balance_cap_of_sample(l, torch.zeros(5, dtype=torch.bool))) == -math.inf
-    assert float(balance_cap_of_sample(torch.zeros(0))) == -math.inf
-    assert float(balance_cap_of_sample(torch.full((3,), -torch.inf))) == -math.inf
+    alone = log_cap_of(l[valid])
+    assert float(log_cap_of(l, valid)) == pytest.approx(float(alone), rel=1e-12)
+    assert float(log_cap_of(l.view(1, 5), valid.view(1, 5))) == float(log_cap_of(l, valid))
+    assert float(log_cap_of(l.flip(0), valid.flip(0))) == float(log_cap_of(l, valid))
+    assert float(log_cap_of(l)) == pytest.approx(900 - math.log(2))  # C = r / 2, in nats
+    assert float(log_cap_of(l, torch.zeros(5, dtype=torch.bool))) == math.inf  # no units, no cap
+    assert float(log_cap_of(torch.zeros(0))) == math.inf
+    assert float(log_cap_of(torch.full((3,), -torch.inf))) == -math.inf
 
 
 def test_cap_of_a_large_sample_is_near_that_of_its_law():
     l = torch.randn(200_000, dtype=torch.float64) - 0.5
-    cap = float(balance_cap_of_sample(l, n=64).exp())
-    assert cap == pytest.approx(balance_cap(LogNormalRatio(1.0), 64), rel=0.02)
+    cap = float(log_cap_of(l, n=64).exp())
+    assert cap == pytest.approx(Balance(n=64).of_law(LogNormalRatio(1.0)), rel=0.02)
 
 
 def stats_of(l, level=SEQUENCE):
@@ -166,7 +166,7 @@ def stats_of(l, level=SEQUENCE):
 def test_cap_of_stats_is_exact_while_it_is_over_the_smallest_kept(n):
     for size, s in ((3, 1.0), (200, 0.5), (256, 0.01), (256, 20.0), (5000, 3.0)):
         l = torch.randn(size, dtype=torch.float64) * s - s * s / 2
-        found, expected = balance_cap_of_stats(stats_of(l), n), float(balance_cap_of_sample(l, n=n))
+        found, expected = Balance(n=n).range_of_stats(stats_of(l)), float(log_cap_of(l, n=n))
         if size <= 256 or expected >= float(l.sort(descending=True).values[255]):
             assert float(found.low) == float(found.high)
             assert float(found.log_cap) == pytest.approx(expected, rel=1e-12)
@@ -178,7 +178,7 @@ def test_cap_of_stats_is_in_its_range_and_near_the_middle(size, s):
     l = torch.randn(size, dtype=torch.float64) * s - s * s / 2
     stats = stats_of(l[: size // 2]) + stats_of(l[size // 2 :])
     for n in (None, 1, 7, 64, 1024):
-        found, expected = balance_cap_of_stats(stats, n), float(balance_cap_of_sample(l, n=n))
+        found, expected = Balance(n=n).range_of_stats(stats), float(log_cap_of(l, n=n))
         assert float(found.low) - 1e-9 <= expected <= float(found.high) + 1e-9
         assert float(found.log_cap) == pytest.approx(expected, abs=0.07)
 
@@ -188,7 +188,7 @@ def test_cap_of_stats_with_more_over_the_grid_than_are_kept():
     for low, high in ((20.0, 30.0), (20.0, 800.0)):
         l = torch.linspace(low, high, 1000, dtype=torch.float64)
         for n in (None, 2.0, 1e9):
-            found, expected = balance_cap_of_stats(stats_of(l), n), float(balance_cap_of_sample(l, n=n))
+            found, expected = Balance(n=n).range_of_stats(stats_of(l)), float(log_cap_of(l, n=n))
             assert float(found.low) - 1e-9 <= expected <= float(found.high) + 1e-9
             assert math.isfinite(float(found.log_cap))
 
@@ -196,10 +196,10 @@ def test_cap_of_stats_with_more_over_the_grid_than_are_kept():
 def test_cap_of_token_stats_and_of_nothing():
     l = torch.randn(40, 9)
     batch = Batch.padded(l - 20, torch.full_like(l, -20), torch.ones(40, 9))
-    found = balance_cap_of_stats(RatioStats.of(batch, TOKEN), 64)
-    expected = float(balance_cap_of_sample(batch.log_ratio, n=64))
+    found = Balance(n=64).range_of_stats(RatioStats.of(batch, TOKEN))
+    expected = float(log_cap_of(batch.log_ratio, n=64))
     assert float(found.low) - 1e-6 <= expected <= float(found.high) + 1e-6
-    nothing = balance_cap_of_stats(RatioStats.empty(SEQUENCE))
+    nothing = Balance().range_of_stats(RatioStats.empty(SEQUENCE))
     assert float(nothing.low) == float(nothing.high) == float(nothing.log_cap) == -math.inf
 
 
@@ -216,20 +216,21 @@ def test_caps_of_samples_and_stats_do_not_wait_for_the_device():
     l = torch.randn(300)
     stats = stats_of(l.double())
     with NoSync():
-        balance_cap_of_sample(l, l > -1, n=64)
-        _ = balance_cap_of_stats(stats, 64).log_cap
+        log_cap_of(l, l > -1, n=64)
+        _ = Balance(n=64).range_of_stats(stats).log_cap
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: post_cap(-0.1), "post_cap: chi2 must be >= 0, got -0.1"),
-        (lambda: post_cap(math.nan), "post_cap: chi2 must be >= 0, got nan"),
-        (lambda: cubic_cap(-0.1, 4), "cubic_cap: chi2 must be >= 0, got -0.1"),
-        (lambda: cubic_cap(1.0, 0), "cubic_cap: n must be >= 1, got 0"),
-        (lambda: post_batch_cap(1.0, 0.5), "post_batch_cap: n must be >= 1, got 0.5"),
-        (lambda: sqrt_n_cap(math.nan), "sqrt_n_cap: n must be >= 1, got nan"),
-        (lambda: balance_cap(LogNormalRatio(1.0), 0), "balance_cap: n must be >= 1, got 0"),
+        (lambda: Post().of_chi2(-0.1), "Post: chi2 must be >= 0, got -0.1"),
+        (lambda: Post().of_chi2(math.nan), "Post: chi2 must be >= 0, got nan"),
+        (lambda: Cubic(n=4).of_chi2(-0.1), "Cubic: chi2 must be >= 0, got -0.1"),
+        (lambda: Cubic(n=0), "Cubic: n must be >= 1, got 0"),
+        (lambda: PostBatch(n=0.5), "PostBatch: n must be >= 1, got 0.5"),
+        (lambda: SqrtN(n=math.nan), "SqrtN: n must be >= 1, got nan"),
+        (lambda: Balance(n=0), "Balance: n must be >= 1, got 0"),
+        (lambda: Cubic().of_chi2(1.0), "Cubic: the cap of a law needs n, the units averaged in one step\nhint: Cubic"),
         (lambda: mis_balance_cap(LogNormalRatio(1.0), 0), "mis_balance_cap: n must be >= 1, got 0"),
     ],
 )

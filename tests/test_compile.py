@@ -77,7 +77,7 @@ def fresh():
 def test_the_whole_step_is_one_graph(unchecked, kind):
     rw = unchecked
     x = tensors() if kind == "padded" else flatten(tensors())
-    run = step(rw, [rw.NAMED[name]() for name in TOGETHER], levels_of(rw), kind=kind)
+    run = step(rw, [rw.named.NAMED[name]() for name in TOGETHER], levels_of(rw), kind=kind)
     assert_equal(torch.compile(run, fullgraph=True, backend="eager", dynamic=False)(**x), run(**x))
 
 
@@ -85,8 +85,8 @@ def test_the_whole_step_is_one_graph(unchecked, kind):
 def test_every_estimator_is_one_graph(unchecked, kind):
     rw = unchecked
     x = tensors() if kind == "padded" else flatten(tensors())
-    names = [n for n in rw.NAMED if n != "psis"]  # its fit is NumPy's, on the host
-    run = step(rw, [rw.NAMED[n]() for n in names], [], losses=False, kind=kind)
+    names = [n for n in rw.named.NAMED if n != "psis"]  # its fit is NumPy's, on the host
+    run = step(rw, [rw.named.NAMED[n]() for n in names], [], losses=False, kind=kind)
     assert_equal(torch.compile(run, fullgraph=True, backend="eager")(**x), run(**x))
 
 
@@ -122,7 +122,7 @@ def test_generated_kernels_agree(unchecked, kind, what):
     rw = unchecked
     names, levels = GENERATED[what]
     x = tensors(s=14) if kind == "padded" else flatten(tensors(s=14))
-    run = step(rw, [rw.NAMED[n]() for n in names], [getattr(rw, level) for level in levels], kind=kind)
+    run = step(rw, [rw.named.NAMED[n]() for n in names], [getattr(rw, level) for level in levels], kind=kind)
     assert_equal(torch.compile(run, fullgraph=True, backend="inductor")(**x), run(**x))
 
 
@@ -202,7 +202,7 @@ def test_nothing_waits_for_the_device(unchecked, kind, monkeypatch):
     rw = unchecked
     blind(monkeypatch)
     x = tensors() if kind == "padded" else flatten(tensors())
-    run = step(rw, [f() for n, f in rw.NAMED.items() if n != "psis"], levels_of(rw), kind=kind)
+    run = step(rw, [f() for n, f in rw.named.NAMED.items() if n != "psis"], levels_of(rw), kind=kind)
     with NoSync():
         run(**x)
 
@@ -226,7 +226,7 @@ def test_without_values_there_is_nothing_to_wait_for(unchecked, kind):
     """On the meta device tensors have shapes only: whatever runs there reads no value."""
     rw = unchecked
     x = tensors() if kind == "padded" else flatten(tensors())
-    run = step(rw, [f() for n, f in rw.NAMED.items() if n != "psis"], levels_of(rw), kind=kind)
+    run = step(rw, [f() for n, f in rw.named.NAMED.items() if n != "psis"], levels_of(rw), kind=kind)
     expected = run(**x)
     got = run(**{k: v.to("meta") for k, v in x.items()})
     assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in expected]

@@ -7,9 +7,9 @@ import ranks
 import torch
 from batches import random_batch
 
-from reweigh import SEQUENCE, Batch, RatioStats, all_reduce, log_normaliser, seq_is, seq_tis, snis, turn_tis, weigh
+from reweigh import SEQUENCE, Batch, RatioStats, all_reduce, seq_is, seq_tis, snis, turn_tis, weigh
 from reweigh import distributed as merge
-from reweigh.distributed import context_weights, whole_sequences
+from reweigh.distributed import context_weights, log_normaliser, whole_sequences
 from reweigh.estimators import Normaliser
 from reweigh.named import geo_rs, prefix_tis, psis, token_tis
 

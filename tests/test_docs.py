@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import reweigh
-from reweigh import NAMED
+from reweigh.named import NAMED
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,115 +1,223 @@
-"""Who may import whom: a module imports only what stands above it, and the core nothing but torch and numpy."""
+"""Who may import whom, read off the files: floors, no cycle, one place that draws, one that talks to other processes.
+
+Every import counts, also one inside a function: what is imported late is needed all the same.
+"""
 
 import ast
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
-import pytest
+from conftest import HOOKED
 
 PACKAGE = Path(__file__).parents[1] / "reweigh"
 
-# From the bottom of the core to the command line; a line imports only lines above it.
-LAYERS = (
-    ("operator", "tiles", "batch_rules"),
-    ("layout", "finite"),
-    ("batch",),
-    ("divergences", "levels", "intervals", "number", "vocabulary"),
-    ("transforms", "sums"),
-    ("batchwise",),
-    ("token_sums",),
-    ("ratio_sums",),
-    ("measure",),
-    ("estimators", "stats", "caps"),
-    ("host", "running_caps"),
-    ("adaptive", "tail", "capped", "delta", "distributed"),
-    ("summary", "bootstrap", "extrapolate", "tradeoff_caps"),
-    ("verdict", "named", "losses"),
-    ("spec",),
-    ("testing",),
-    ("theory",),
-    ("_public",),
-    ("records", "rosetta"),  # never each other
-    ("readers", "conformance"),
-    ("probe", "processes"),
-    ("doctor",),
-    ("plan",),
-    ("audit", "adapters"),  # never each other
-    ("gate", "watch"),
+# From the bottom to the command line. A room is a package, or a file of the core or of `stats`; it imports from lines
+# above its own, or from itself. What stands on one line never imports each other.
+FLOORS = (
+    ("layout",),
+    ("batch", "transforms"),
+    ("levels", "logits"),
+    ("estimators",),
+    ("losses", "testing", "stats.intervals"),
+    ("stats.sums", "stats.numerals"),
+    ("stats.tail", "caps"),
+    ("stats.summary", "named", "distributed"),
+    ("stats.verdict", "spec"),
+    ("theory", "records"),
+    ("dumps",),
+    ("scan",),
+    ("doctor", "probe", "rosetta"),
+    ("audit",),
+    ("plan", "gate", "watch", "trainers", "conformance"),
     ("report",),
     ("cli",),
     ("__main__",),
 )
-CORE = {name for layer in LAYERS[: LAYERS.index(("theory",)) + 1] for name in layer}
-LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "reweigh"}
-# What a function of a core module may import when it is called, because the module says that it needs an extra.
-OPTIONAL = {"batchwise": {"arviz_stats"}}
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+CORE = {room for room in FLOOR if FLOOR[room] <= FLOOR["spec"]}
+
+# Files that are on their way to a room: they keep its rules already.
+BOUND_FOR = {"processes": "scan"}
+# Rooms that no file is in yet.
+COMING: set[str] = set()
+
+OUTSIDE_OF_CORE = {"torch", "numpy", "jaxtyping"}
+# What a function of the core may import when it is called, because its docstring says that it needs an extra.
+OPTIONAL_IN_CORE = {"transforms": {"arviz_stats"}}
+DRAWING = {"rich", "jinja2", "plotly", "typer"}
+DRAWS = {"report", "cli", "__main__"}
 
 
-def modules():
-    """Every file of the package with the first part of its name: `reweigh/records/files.py` is of `records`."""
+@cache
+def files():
+    """Every file of the package by the module's name, without `reweigh.`; the package's own `__init__` is left out."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        relative = path.relative_to(PACKAGE)
-        part = relative.parts[0].removesuffix(".py")
-        if relative != Path("__init__.py"):
-            yield pytest.param(path, part, id=str(relative))
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
 
 
-def imports(path):
-    """(name, whether inside a function) of everything a file imports."""
-    tree = ast.parse(path.read_text())
-    inner = {n for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
+@cache
+def public():
+    """The module that each public name lives in."""
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module.removeprefix("reweigh.") for node in imports for alias in node.names}
+
+
+@cache
+def imports(name):
+    """What a file imports: (module of the package or of another one, whether through the package, whether late)."""
+    tree = ast.parse(files()[name].read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    late = {node for function in functions for node in ast.walk(function)}
+    out = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node in inner
+            out += [(alias.name, False, node in late) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide what stands above what"
-            if node.module == "reweigh":
-                for alias in node.names:
-                    yield f"reweigh.{alias.name}", node in inner
-            else:
-                yield str(node.module), node in inner
+            assert node.level == 0, f"{name}: relative imports hide what stands above what"
+            for alias in node.names:
+                if node.module == "reweigh" and alias.name in public():
+                    out.append((f"reweigh.{public()[alias.name]}", True, node in late))
+                else:  # a module, or a name in one
+                    inner = f"{node.module}.{alias.name}"
+                    known = inner.removeprefix("reweigh.") in files()
+                    out.append((inner if known else str(node.module), False, node in late))
+    return tuple(dict.fromkeys(out))
 
 
-@pytest.mark.parametrize(("path", "part"), [*modules()])
-def test_imports_point_down(path, part):
-    assert part in LEVEL, f"{part} has no place in the order of layers: give it one, here and in docs/architecture.md"
-    for name, _ in imports(path):
-        if name.split(".")[0] != "reweigh" or name == "reweigh":
+def of_ours(name):
+    """Modules of the package that a file imports."""
+    ours = {module.removeprefix("reweigh.") for module, _, _ in imports(name) if module.startswith("reweigh.")}
+    return sorted(ours - {name})
+
+
+def room(name):
+    """The room that a module is in; `stats` alone is its `__init__`, which imports nothing."""
+    if name in FLOOR:
+        return name
+    top = name.split(".")[0]
+    return BOUND_FOR.get(top, top)
+
+
+def on_wrong_floor():
+    """Imports that do not point down, each as (file, module)."""
+    for name in files():
+        for other in of_ours(name):
+            here, there = room(name), room(other)
+            if here != there and not FLOOR.get(there, len(FLOORS)) < FLOOR.get(here, -1):
+                yield name, other
+
+
+def draws_elsewhere():
+    """Imports of what draws outside of the rooms that draw, each as (file, package)."""
+    for name in files():
+        if room(name) not in DRAWS:
+            yield from ((name, x) for x in sorted({module.split(".")[0] for module, _, _ in imports(name)} & DRAWING))
+
+
+def knots():
+    """Sets of files that import each other, however far around (Tarjan 1972)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(name):
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in of_ours(name):
+            if other not in files():
+                continue
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            knot = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(knot) > 1:
+                found.append(frozenset(knot))
+
+    for name in files():
+        if name not in index:
+            visit(name)
+    return set(found)
+
+
+def test_every_file_is_in_a_room():
+    homeless = [name for name in files() if name != "stats" and room(name) not in FLOOR]
+    assert not homeless, f"give them a line in FLOORS, here and in docs/architecture.md: {homeless}"
+    assert (PACKAGE / "stats" / "__init__.py").read_text().count("import") == 0
+    empty = set(FLOOR) - {room(name) for name in files()}
+    assert empty == COMING, "COMING is the set of rooms without a file"
+    assert {name.split(".")[0] for name in files()} >= set(BOUND_FOR), "a room is empty: take it out of BOUND_FOR"
+
+
+def test_imports_point_down():
+    assert set(on_wrong_floor()) == set()
+
+
+def test_no_file_is_in_a_cycle():
+    assert knots() == set()
+
+
+def test_only_the_report_and_the_command_line_draw():
+    assert set(draws_elsewhere()) == set()
+
+
+def test_the_checks_see_a_late_import_a_cycle_and_a_public_name(tmp_path, monkeypatch):
+    """Of three files that break a rule each: what reads the files would find it."""
+    (tmp_path / "stats").mkdir()
+    for name, text in {
+        "__init__.pyi": "from reweigh.named import seq_tis as seq_tis\n",
+        "layout.py": "def f():\n    from reweigh import seq_tis\n",
+        "batch.py": "import reweigh.levels\n",
+        "levels.py": "def f():\n    from reweigh.batch import Batch\n",
+        "named.py": "def f():\n    import rich.table\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    for each in (files, public, imports):
+        each.cache_clear()
+    try:
+        assert set(on_wrong_floor()) == {("layout", "named"), ("batch", "levels")}
+        assert knots() == {frozenset({"batch", "levels"})}
+        assert set(draws_elsewhere()) == {("named", "rich")}
+    finally:
+        for each in (files, public, imports):
+            each.cache_clear()
+
+
+def test_the_core_needs_torch_and_numpy_only():
+    for name in files():
+        if room(name) not in CORE:
             continue
-        other = name.split(".")[1]
-        if other not in LEVEL:  # `from reweigh import seq_tis`: the public names, for what stands above the core
-            assert part not in CORE, f"{path.name} imports {name} through the package: import it from its module"
-            continue
-        assert other == part or LEVEL[other] < LEVEL[part], f"{part} imports {other}, which stands beside or above it"
+        for module, through_the_package, late in imports(name):
+            top = module.split(".")[0]
+            assert not through_the_package, f"{name} imports a public name from reweigh: import it from its module"
+            if top in sys.stdlib_module_names or top in OUTSIDE_OF_CORE | {"reweigh"}:
+                continue
+            assert late, f"{name} imports {top}"
+            assert top in OPTIONAL_IN_CORE.get(room(name), ()), f"{name} imports {top}"
 
 
-@pytest.mark.parametrize(("path", "part"), [p for p in modules() if p.values[1] in CORE])
-def test_the_core_needs_torch_and_numpy_only(path, part):
-    for name, inside in imports(path):
-        top = name.split(".")[0]
-        if top in sys.stdlib_module_names or top in ALLOWED_IN_CORE:
-            continue
-        assert inside, f"{path.name} imports {top}"
-        assert top in OPTIONAL.get(part, ()), f"{path.name} imports {top}"
+def test_only_one_module_talks_to_other_processes():
+    talks = [name for name in files() for module, _, _ in imports(name) if module.startswith("torch.distributed")]
+    assert set(talks) == {"distributed"}
 
 
-@pytest.mark.parametrize(("path", "part"), [*modules()])
-def test_only_one_module_talks_to_other_processes(path, part):
-    if part != "distributed":
-        assert not any(name.startswith("torch.distributed") for name, _ in imports(path))
-
-
-def test_the_order_names_no_module_that_is_gone():
-    parts = {p.values[1] for p in modules()}
-    assert set(LEVEL) <= parts, set(LEVEL) - parts
+def test_annotations_are_checked_in_modules_that_are_there():
+    """A name that is gone would leave its module unchecked, and nobody would notice."""
+    assert [name for name in HOOKED if name.removeprefix("reweigh.") not in files()] == []
 
 
 def test_importing_the_package_loads_no_optional_dependency():
     """In a fresh interpreter: what an extra installs stays on the disk until it is asked for."""
-    import subprocess
-
     code = "import sys, reweigh; reweigh.Batch; print(sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     loaded = set(ast.literal_eval(out.stdout))
@@ -129,18 +237,9 @@ def test_importing_the_package_loads_no_optional_dependency():
 
 def test_help_loads_nothing_heavy():
     """In a fresh interpreter: what is heavy is loaded by the command that needs it."""
-    import subprocess
-
     code = "import sys; from reweigh.__main__ import main; main(['--help']); sys.stderr.write(' '.join(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert "audit" in out.stdout
     loaded = {name.split(".")[0] for name in out.stderr.split()}
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "arviz_stats", "jinja2", "plotly"}
-
-
-@pytest.mark.parametrize(("path", "part"), [*modules()])
-def test_only_reports_and_commands_draw(path, part):
-    if part not in ("report", "cli"):
-        drawn = {name for name, _ in imports(path) if name.split(".")[0] in ("rich", "jinja2", "plotly", "markupsafe")}
-        assert not drawn, f"{path.name} imports {drawn}: what is drawn belongs to reweigh.report"

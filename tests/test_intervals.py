@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reweigh import bernoulli_kl, clustered, empirical_bernstein
-from reweigh.stats.intervals import MANY, bounded, design_effect, root_mean, t_quantile
+from reweigh.stats.intervals import (
+    MANY,
+    bernoulli_kl,
+    bounded,
+    clustered,
+    design_effect,
+    empirical_bernstein,
+    root_mean,
+    t_quantile,
+)
 from reweigh.theory.laws import LogNormalRatio
 
 

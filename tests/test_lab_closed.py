@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reweigh import geo_is, geo_rs, naive, prefix_is, seq_is, seq_mis, seq_tis, snis, token_is, token_tis
-from reweigh.caps import balance_cap, post_cap
+from reweigh.caps import Balance, Post
 from reweigh.theory.lab import (
     Advantage,
     Group,
@@ -142,7 +142,7 @@ def test_trap_a_turns_token_level_weights_round():
     """Cosine and efficiency at 64 sequences, as found elsewhere to the digits shown."""
     world = trap_a(100)
     assert distances(world).m2 == pytest.approx(1.64, abs=0.005)
-    balanced = seq_tis(balance_cap(ratio_law(world), 64))
+    balanced = seq_tis(Balance(n=64).of_law(ratio_law(world)))
     cases = [
         (token_is(), VALUE, -0.23, 0.0),
         (geo_rs(), Reward(), -0.70, 0.0),
@@ -164,7 +164,7 @@ def test_trap_a_at_two_hundred_tokens():
     world = trap_a(200)
     chi2 = distances(world).chi2
     assert 1 + chi2 == pytest.approx(3.07, abs=0.005)
-    caps = {2.0: 0.347, post_cap(chi2): 0.440, balance_cap(ratio_law(world), 64): 0.708, math.inf: 0.717}
+    caps = {2.0: 0.347, Post().of_chi2(chi2): 0.440, Balance(n=64).of_law(ratio_law(world)): 0.708, math.inf: 0.717}
     for cap, efficiency in caps.items():
         assert exact(world, seq_tis(cap), VALUE).efficiency(64) == pytest.approx(efficiency, abs=6e-4)
 

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reweigh import (
-    NAMED,
     geo_rs,
     naive,
     policy_gradient,
@@ -23,7 +22,8 @@ from reweigh import (
     token_mis,
     token_tis,
 )
-from reweigh.caps import balance_cap
+from reweigh.caps import Balance
+from reweigh.named import NAMED
 from reweigh.theory.lab import (
     Advantage,
     Policies,
@@ -91,7 +91,7 @@ def test_prefix_is_needs_the_advantage_of_pi(world):
 def test_the_balance_cap_is_where_the_worst_case_error_is_stationary(world, n):
     """U(C) = (E (r - C)_+)^2 + E min(r, C)^2 / N, summed here: its slope is 2 P(r > C) (C / N - E (r - C)_+)."""
     mu, r = world.mu, (world.sampled.log_pi - world.sampled.log_mu).sum(-1).exp()
-    cap = balance_cap(ratio_law(world), n)
+    cap = Balance(n=n).of_law(ratio_law(world))
     assert cap == pytest.approx(n * float(mu @ (r - cap).clamp(min=0)), rel=1e-9)
 
     def worst(c):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from reweigh import (
     GEOMETRIC,
-    NAMED,
     PREFIX,
     SEQUENCE,
     SUFFIX,
@@ -26,20 +25,17 @@ from reweigh import (
     Reject,
     Screen,
     Shrink,
-    SoftKernel,
-    Transform,
     Truncate,
-    binary_kl,
     check_estimator,
     for_advantage,
-    k2,
-    k3,
     naive,
     self_normalised,
     weigh,
 )
-from reweigh.levels import heads
+from reweigh.levels import binary_kl, heads, k2, k3
+from reweigh.named import NAMED
 from reweigh.testing import odd_batch
+from reweigh.transforms import SoftKernel, Transform
 
 # The run-time type checks look at random members of a tuple, also while hypothesis builds one.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")

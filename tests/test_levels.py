@@ -6,25 +6,8 @@ import pytest
 import torch
 from batches import packed, random_batch, tight
 
-from reweigh import (
-    GEOMETRIC,
-    LEVELS,
-    PREFIX,
-    SEQUENCE,
-    SUFFIX,
-    TOKEN,
-    TURN,
-    WORST,
-    Batch,
-    binary_kl,
-    k1,
-    k2,
-    k3,
-    log_ratio,
-    prob_diff,
-    signed_binary_kl,
-)
-from reweigh.levels import heads
+from reweigh import GEOMETRIC, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, WORST, Batch
+from reweigh.levels import LEVELS, binary_kl, heads, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
 
 LR = torch.tensor([[1.0, -2.0, 4.0, 8.0], [16.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])

@@ -11,13 +11,13 @@ from reweigh import (
     TOKEN,
     Batch,
     Reject,
+    advantage_over_length,
     cispo,
     gspo,
     naive,
     num_kept,
     num_sequences,
     num_tokens,
-    per_sequence_mean,
     policy_gradient,
     ppo_clip,
     seq_tis,
@@ -206,7 +206,7 @@ def test_denominators_by_hand():
     assert int(num_tokens(batch)) == 4
     assert int(num_sequences(batch)) == 2
     assert int(num_kept(weigh(SEQUENCE, Reject(0.5, 2.0))(batch))) == 3
-    assert per_sequence_mean(batch.layout, torch.tensor([6.0, 5.0, 4.0])).tolist() == [
+    assert advantage_over_length(batch.layout, torch.tensor([6.0, 5.0, 4.0])).tolist() == [
         [2.0, 2.0, 2.0],
         [5.0, 0.0, 0.0],
         [0.0] * 3,

@@ -8,7 +8,8 @@ import reference
 import torch
 from batches import packed, random_batch, tight
 
-from reweigh import NAMED, Batch, naive, psis, seq_tis, token_mis, token_tis
+from reweigh import Batch, naive, psis, seq_tis, token_mis, token_tis
+from reweigh.named import NAMED
 
 BATCH_KINDS = [("near", 0.02), ("usual", 0.3), ("far", 2.0)]
 # With these the usual spread lies on both sides of the bounds; with the defaults nearly everything falls on one.

@@ -194,17 +194,17 @@ def test_caps_are_those_of_the_lab():
     (at,) = plan(1e-3, [300], batch=64).at
     caps = {c.rule: c.cap.value for c in at.caps}
     law = LogNormalRatio.of_length(1e-3, 300)
-    from reweigh.caps import balance_cap, cubic_cap, mis_balance_cap, post_batch_cap, post_cap, tradeoff_cap
+    from reweigh.caps import Balance, Cubic, Post, PostBatch, Tradeoff, mis_balance_cap
 
     assert caps == pytest.approx(
         {
-            "balance": balance_cap(law, 64),
+            "balance": Balance(n=64).of_law(law),
             "mis_balance": mis_balance_cap(law, 64),
-            "tradeoff": tradeoff_cap(law, 64),
+            "tradeoff": Tradeoff(n=64).of_law(law),
             "sqrt_n": 8.0,
-            "post": post_cap(law.chi2),
-            "post_batch": post_batch_cap(law.chi2, 64),
-            "cubic": cubic_cap(law.chi2, 64),
+            "post": Post().of_chi2(law.chi2),
+            "post_batch": PostBatch(n=64).of_chi2(law.chi2),
+            "cubic": Cubic(n=64).of_chi2(law.chi2),
         }
     )
 

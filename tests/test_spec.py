@@ -1,43 +1,46 @@
 """Estimators as dicts and as text: each comes back as it was, and what is wrong is named with its place."""
 
+import inspect
 import json
 import math
 
 import pytest
 
-import reweigh
 from reweigh import (
-    NAMED,
+    GEOMETRIC,
     SEQUENCE,
+    Batch,
     Estimator,
-    Transform,
+    RatioStats,
     Truncate,
-    TruncateAt,
-    balance,
+    caps,
     dppo_tv,
     for_advantage,
     geo_rs,
     group_snis,
     k3_rs,
-    log_ratio,
     naive,
     opsm,
     self_normalised,
     seq_tis,
     snis,
     token_tis,
-    tradeoff,
+    transforms,
     trm,
     vespo,
     weigh,
 )
 from reweigh.__main__ import main
-from reweigh.cli.estimators import asked, parse, read_estimators
-from reweigh.spec import RULES, STATISTICS, TRANSFORMS, from_dict, to_dict
+from reweigh.caps import Balance, CapRule, Tradeoff
+from reweigh.cli.estimators import asked, read_estimators
+from reweigh.levels import k1, log_ratio, prob_diff
+from reweigh.named import NAMED
+from reweigh.spec import RULES, STATISTICS, TRANSFORMS, from_dict, parse, to_dict
+from reweigh.transforms import Transform, TruncateAt
 
 COMPOSED = {
     "product": geo_rs(0.99, 1.01) * token_tis(2.0),
-    "rule": seq_tis(tradeoff(noise=8.0, n=64)),
+    "rule": seq_tis(Tradeoff(noise=8.0, n=64)),
     "normalised": self_normalised(seq_tis(3.0), by="prompt"),
     "signed": for_advantage(-1, k3_rs(0.02)) * token_tis(5.0),
 }
@@ -55,12 +58,13 @@ def test_a_name_alone_is_the_default(name):
 
 
 def test_every_transform_statistic_and_rule_of_the_library_has_its_name():
-    public = [getattr(reweigh, name) for name in dir(reweigh)]
-    transforms = {x for x in public if isinstance(x, type) and issubclass(x, Transform)} - {Transform}
-    assert transforms == set(TRANSFORMS.values())
-    rules = {x for x in public if isinstance(x, type) and issubclass(x, reweigh.CapRule)} - {reweigh.CapRule}
-    assert rules == set(RULES.values())
-    used = {factor.of for f in NAMED.values() for factor in f().factors} | {log_ratio, reweigh.prob_diff}
+    def concrete(module, base):
+        kinds = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, base)]
+        return {x for x in kinds if not inspect.isabstract(x)}
+
+    assert concrete(transforms, Transform) == set(TRANSFORMS.values())
+    assert concrete(caps, CapRule) == set(RULES.values())
+    used = {factor.of for f in NAMED.values() for factor in f().factors} | {log_ratio, prob_diff}
     assert used <= set(STATISTICS.values())
 
 
@@ -68,8 +72,8 @@ FORMS = [
     ({"name": "seq_tis", "cap": 2}, seq_tis(2.0)),
     ({"name": "seq_tis", "cap": "inf"}, seq_tis(math.inf)),
     ({"name": "seq_tis", "cap": "1e1"}, seq_tis(10.0)),
-    ({"name": "seq_tis", "cap": {"name": "balance", "n": 64}}, seq_tis(balance(n=64))),
-    ({"name": "seq_tis", "cap": "balance"}, seq_tis(balance())),
+    ({"name": "seq_tis", "cap": {"name": "Balance", "n": 64}}, seq_tis(Balance(n=64))),
+    ({"name": "seq_tis", "cap": "Balance"}, seq_tis(Balance())),
     ({"name": "trm", "worst": None}, trm(worst=None)),
     ({"name": "vespo", "rise": [1, 2]}, vespo(rise=(1.0, 2.0))),
     ([{"name": "geo_rs"}, {"name": "token_tis"}], geo_rs() * token_tis()),
@@ -81,7 +85,7 @@ FORMS = [
     ({"self_normalised": {"name": "seq_is"}}, snis()),
     (
         {"for_advantage": -1, "estimator": {"factors": [{"level": "geometric", "transform": "Identity", "of": "k1"}]}},
-        for_advantage(-1, weigh(reweigh.GEOMETRIC, of=reweigh.k1)),
+        for_advantage(-1, weigh(GEOMETRIC, of=k1)),
     ),
 ]
 
@@ -100,9 +104,9 @@ WRONG = [
     ({"name": "seq_tis", "cap": True}, "seq_tis, cap: must be a number, got True"),
     ({"name": "seq_tis", "cap": None}, "seq_tis, cap: must be a number, got None"),
     ({"name": "seq_tis", "cap": [2]}, "seq_tis, cap: must be a number, got [2]"),
-    ({"name": "seq_tis", "cap": {"name": "balanc"}}, "no rule is called 'balanc'\nhint: did you mean balance?"),
+    ({"name": "seq_tis", "cap": {"name": "Balanc"}}, "no rule is called 'Balanc'\nhint: did you mean Balance?"),
     ({"name": "seq_tis", "cap": {"n": 3}}, "a rule needs a name, got n"),
-    ({"name": "seq_tis", "cap": {"name": "balance", "n": 0}}, "balance: n must be >= 1, got 0.0"),
+    ({"name": "seq_tis", "cap": {"name": "Balance", "n": 0}}, "Balance: n must be >= 1, got 0.0"),
     ({"name": "geo_rs", "low": 2, "high": 1}, "geo_rs: Screen: low must be <= high, got low=2.0, high=1.0"),
     ({"name": "vespo", "rise": [1]}, "vespo, rise: must be 2 numbers, got [1]"),
     ({"name": "vespo", "rise": 1}, "vespo, rise: must be 2 numbers, got 1"),
@@ -114,7 +118,7 @@ WRONG = [
     ({"factors": [{"level": "token", "transform": "AtMost"}]}, "factor 1: AtMost: needs bound"),
     (
         {"factors": [{"level": "token", "transform": {"name": "TruncateAt", "rule": 2}}]},
-        "rule: must be a rule (balance",
+        "rule: must be a rule (Balance",
     ),
     ({"factors": {}}, "factors must be a list, got {}"),
     ({"factors": [3]}, "factor 1: must be a mapping, got 3"),
@@ -143,10 +147,10 @@ def test_what_no_name_says_is_refused():
         to_dict(weigh(SEQUENCE, Own()))
     with pytest.raises(ValueError, match="is not a statistic of this library"):
         to_dict(weigh(SEQUENCE, of=lambda batch: batch.log_ratio))
-    batch = reweigh.Batch.padded(*(reweigh_zeros() for _ in range(2)), reweigh_zeros() + 1)
-    stats = reweigh.RatioStats.of(batch, SEQUENCE)
-    with pytest.raises(ValueError, match="balance holds stats"):
-        to_dict(weigh(SEQUENCE, TruncateAt(balance(stats=stats))))
+    batch = Batch.padded(*(reweigh_zeros() for _ in range(2)), reweigh_zeros() + 1)
+    stats = RatioStats.of(batch, SEQUENCE)
+    with pytest.raises(ValueError, match="Balance holds stats"):
+        to_dict(weigh(SEQUENCE, TruncateAt(Balance(stats=stats))))
 
 
 def reweigh_zeros():
@@ -158,8 +162,8 @@ def reweigh_zeros():
 TEXTS = {
     "seq_tis(2)": seq_tis(2.0),
     "naive": naive(),
-    "seq_tis(balance())": seq_tis(balance()),
-    "seq_tis(cap=tradeoff(n=64))": seq_tis(tradeoff(n=64)),
+    "seq_tis(Balance())": seq_tis(Balance()),
+    "seq_tis(cap=Tradeoff(n=64))": seq_tis(Tradeoff(n=64)),
     "token_tis(2) * geo_rs * k3_rs(0.01)": token_tis(2.0) * geo_rs() * k3_rs(0.01),
     "weigh(SEQUENCE, Truncate(2))": seq_tis(2.0),
     "weigh(GEOMETRIC, AtMost(0.01), of=k3)": k3_rs(0.01),
@@ -207,7 +211,7 @@ BAD_TEXTS = {
 @pytest.mark.parametrize("text", BAD_TEXTS)
 def test_text_that_is_no_estimator_runs_nothing_and_says_why(text):
     with pytest.raises(ValueError, match=r"estimators|for_advantage") as caught:
-        parse(text)
+        parse(text, "--estimators")
     assert BAD_TEXTS[text] in str(caught.value)
 
 

@@ -11,10 +11,10 @@ from batches import blind, packed, random_batch, rows_of, tight
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, Batch, RatioStats, excess, summarise
+from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, Batch, RatioStats, summarise
 from reweigh import layout as tiles_module
+from reweigh.stats.summary import excess
 from reweigh.stats.sums import BLOCK_SIZES, CAPS, GRID_TOP, LENGTH_EDGES, MOMENTS, POWERS
-from reweigh.stats.tail import to_host
 
 LEVELS = pytest.mark.parametrize("level", [TOKEN, TURN, SEQUENCE], ids=lambda v: v.name)
 
@@ -307,6 +307,6 @@ def test_levels_that_are_no_ratio_of_what_was_sampled_are_refused():
 
 def test_the_host_has_the_same_sums():
     stats = RatioStats.of(random_batch(9), TOKEN)
-    h = to_host(stats)
+    h = stats.host
     assert h.n == stats.moments[0].sum().item()
     assert h.log_power(2.0) == pytest.approx(math.log((stats.powers[2] * torch.exp(2 * stats.shift)).sum().item()))

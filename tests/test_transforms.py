@@ -5,20 +5,9 @@ import math
 import pytest
 import torch
 
-from reweigh import (
-    AtMost,
-    Clip,
-    Identity,
-    MeanAtMost,
-    ParetoSmooth,
-    Power,
-    Reject,
-    Screen,
-    Shrink,
-    SoftKernel,
-    Truncate,
-    post_cap,
-)
+from reweigh import AtMost, Clip, Power, Reject, Screen, Shrink, Truncate
+from reweigh.caps import Post
+from reweigh.transforms import Identity, MeanAtMost, ParetoSmooth, SoftKernel
 
 RATIOS = (0.25, 1.0, 4.0)
 L4 = math.log(4)
@@ -122,8 +111,8 @@ def test_a_tail_that_cannot_be_fitted_is_left_as_it_is(tail):
         (lambda: Power(1.5), r"Power: alpha must be in \[0, 1\], got 1\.5"),
         (lambda: SoftKernel(0.0, 1.0), r"SoftKernel: a and b must be > 0, got a=0\.0, b=1\.0"),
         (lambda: MeanAtMost(-1.0), r"MeanAtMost: bound must be >= 0, got -1\.0"),
-        (lambda: post_cap(-0.5), r"post_cap: chi2 must be >= 0, got -0\.5"),
-        (lambda: post_cap(math.nan), r"post_cap: chi2 must be >= 0, got nan"),
+        (lambda: Post().of_chi2(-0.5), r"Post: chi2 must be >= 0, got -0\.5"),
+        (lambda: Post().of_chi2(math.nan), r"Post: chi2 must be >= 0, got nan"),
     ],
 )
 def test_bounds_that_mean_nothing_are_refused(build, text):
@@ -133,6 +122,6 @@ def test_bounds_that_mean_nothing_are_refused(build, text):
 
 def test_the_cap_of_the_post():
     """`sqrt(2 (1 + chi2))`: 2 at chi2 = 1, sqrt 2 on-policy, none if chi2 is infinite."""
-    assert post_cap(1.0) == 2.0
-    assert post_cap(0.0) == math.sqrt(2)
-    assert post_cap(math.inf) == math.inf
+    assert Post().of_chi2(1.0) == 2.0
+    assert Post().of_chi2(0.0) == math.sqrt(2)
+    assert Post().of_chi2(math.inf) == math.inf

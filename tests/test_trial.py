@@ -9,21 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reweigh import (
-    NAMED,
-    SEQUENCE,
-    Batch,
-    RatioStats,
-    excess,
-    geo_rs,
-    min2,
-    naive,
-    seq_is,
-    seq_tis,
-    summarise,
-    token_is,
-    token_tis,
-)
+from reweigh import SEQUENCE, Batch, RatioStats, geo_rs, naive, seq_is, seq_tis, summarise, token_is, token_tis
 from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.audit.pack import pack, unpack
@@ -32,7 +18,9 @@ from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
 from reweigh.doctor.causes import ABOUT, CAUSES
 from reweigh.doctor.diagnosis import Diagnosis, Finding
+from reweigh.named import NAMED
 from reweigh.records import RecordWriter
+from reweigh.stats.summary import excess, min2
 from reweigh.theory.sga import Moments
 
 TRIED = Asked.of(all_estimators()).estimators
@@ -123,7 +111,7 @@ def test_it_is_what_the_bounds_of_the_core_say():
     assert tis.bias.value == pytest.approx(lost.value, abs=1e-6)
     assert (tis.bias.low, tis.bias.high) == pytest.approx((lost.low, lost.high), abs=1e-2)
     assert tis.second.value == pytest.approx(left.value, rel=1e-6)
-    assert limits(naive(), batch).bias.value == pytest.approx(2 * summarise(stats).get("tv"), rel=1e-6)
+    assert limits(naive(), batch).bias.value == pytest.approx(2 * summarise(stats).value("tv"), rel=1e-6)
 
 
 def test_the_interval_covers_the_truth_of_a_known_law():

@@ -575,7 +575,7 @@ class NoWaiting(TorchDispatchMode):
 
 def test_nothing_waits_for_the_device():
     """What is an operator of its own hides its inside: its function is called on tensors without values instead."""
-    run, inputs, _ = cases(reweigh.vocabulary)["scores"]
+    run, inputs, _ = cases(reweigh.logits)["scores"]
     logits = inputs[0].requires_grad_()
     with NoWaiting():
         torch.autograd.grad(sum(x.sum() for x in run(logits)), logits)

@@ -14,8 +14,7 @@ from reweigh.audit.runs import Shared
 from reweigh.records import RecordBatch
 from reweigh.stats.summary import Summary
 from reweigh.stats.sums import RatioStats
-from reweigh.stats.tail import MAX_KHAT, MIN_UNITS
-from reweigh.transforms import smoothed_tail
+from reweigh.stats.tail import MAX_KHAT
 
 # A histogram has 32 equal bins in each octave of |x|, from 2^-30 to 2^14 nats: fine at every scale, and the bins of any
 # linear histogram of range 2^k nest in them, so the scale can be chosen when all has been read.
@@ -304,9 +303,6 @@ def _sequence(shared: Shared, log_ratio: float, part: RecordBatch, row: int) -> 
     )
 
 
-_KEPT = 7225  # units whose tail, 3 sqrt(n) of them, is as long as what is kept
-
-
 @dataclass(frozen=True)
 class Tail:
     """The largest ratios of one level.
@@ -329,17 +325,7 @@ class Tail:
 
 def tail_of(stats: RatioStats, summary: Summary) -> Tail:
     """The tail of some stats; `summary` is of them."""
-    top = stats.top.cpu().numpy()
-    top = top[np.isfinite(top)]
+    h = stats.host
+    top = h.top[np.isfinite(h.top)]
     limit = min(MAX_KHAT, 1 - 1 / math.log10(summary.n)) if summary.n > 1 else 0.0
-    khat = summary.numbers["khat"].value
-    fitted: tuple[float, ...] = ()
-    if khat is not None and summary.n >= MIN_UNITS:
-        n = min(summary.n, _KEPT)
-        body = np.full(n, top[-1] - 1.0)  # only the tail is read, so what stands for the rest may be anything below it
-        body[: min(n, len(top))] = top[:n]
-        length = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
-        fit = smoothed_tail(body)
-        if fit is not None:
-            fitted = tuple(np.sort(fit[0])[::-1][: min(length, len(top))].tolist())
-    return Tail(summary.n, tuple(top.tolist()), fitted, khat, limit)
+    return Tail(summary.n, tuple(top.tolist()), tuple(h.tail.smoothed.tolist()), h.tail.khat, limit)

@@ -382,7 +382,7 @@ def _state(audit: Judged) -> str:
         heavy = khat.value is not None and "tail index" in sequence.refusal
         why = f"tail {interval(khat)[0]}" if heavy else sequence.refusal
         return f"sequence ratios are untrustworthy: {why}, {said}"
-    if (token.get("kl_k3") or 0.0) > KL_LARGE:
+    if (token.value("kl_k3") or 0.0) > KL_LARGE:
         return f"the gap is larger than numerics explain: KL {two(token['kl_k3'].value or 0.0)} nats a token, {said}"
     word = "can be trusted" if (effective.value or 0.0) >= ESS_GOOD else "are weak"
     return f"sequence ratios {word}: {said}"

@@ -14,7 +14,6 @@ from reweigh.audit.where import Cut, Stratum, shown_cuts
 from reweigh.doctor.diagnosis import Diagnosis
 from reweigh.records import RunInfo
 from reweigh.stats.summary import Summary, excess, summarise
-from reweigh.stats.tail import to_host
 from reweigh.stats.verdict import Finding, Verdict, judge
 
 
@@ -111,7 +110,7 @@ def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
     for name, trial in sums.trials.items():
         by_bin = tuple(trial.by_bin())
         raw = levels[trial.unit]["ess_fraction"]
-        independent = to_host(sums.levels[trial.unit]).effective_n
+        independent = sums.levels[trial.unit].host.effective_n
         total, signs = sum(by_bin, Outcome()), trial.by_sign()
         limits = Limits.of(trial.limits, trial.range, wrong, levels["sequence"].refusal)
         trials.append(

@@ -18,8 +18,7 @@ from reweigh.records import RunInfo
 from reweigh.records.files import FilePart, Paths
 from reweigh.stats.intervals import Number, bernoulli_kl
 from reweigh.stats.summary import Summary, bootstrap, excess, summarise
-from reweigh.stats.sums import RatioStats
-from reweigh.stats.tail import HostSums, to_host
+from reweigh.stats.sums import HostSums, RatioStats
 from reweigh.stats.verdict import Verdict
 
 LevelName = Literal["token", "sequence", "turn"]
@@ -109,7 +108,7 @@ def measured(stats: RatioStats) -> tuple[Summary, dict[str, Number]]:
     summary = summarise(stats)
     if summary.n == 0:
         return summary, {}
-    h = to_host(stats)
+    h = stats.host
     found = dict(summary.numbers)
     cut = excess(stats, _CAP)
     if not summary.identity:  # it is what is missing from a mean of 1

@@ -15,6 +15,174 @@ from reweigh.layout import operator
 Place = tuple[int | slice, ...]
 
 LEAST = -1e30  # stands for a logit of -inf where 0 times it must be 0; no model's logit is near it
+CHUNK = 2**24  # logits that are there at once: 64 MB in float32, 335 tokens of a vocabulary of 50k
+LEAST_TILE = 256  # columns in a piece of the matrix; narrower ones leave a matrix product too little to do
+
+
+class TokenScores(NamedTuple):
+    """Log-prob of each sampled token, and entropy of what it was drawn from.
+
+    Attributes:
+        log_p: log-prob of each token, nats.
+        entropy: entropy of the distribution that the token was drawn from, nats.
+    """
+
+    log_p: Float[Tensor, "*tok"]
+    entropy: Float[Tensor, "*tok"]
+
+
+def log_probs(
+    logits: Float[Tensor, "*tok V"],
+    tokens: Int[Tensor, "*tok"],
+    *,
+    temperature: float = 1.0,
+    overwrite: bool = False,
+) -> TokenScores:
+    """`log_p = z_y - logsumexp(z)` and `H = -sum_v p_v log p_v`, of `z = logits / temperature`.
+
+    Reads the logits a few rows at a time, so that what is made from them stays in the processor's cache. Both outputs
+    are differentiable, once. The backward pass makes the gradient of the logits, and nothing else of their size.
+
+    Args:
+        logits: of any float type; a slice such as `logits[:, :-1]` is not copied.
+        tokens: ids. One outside the vocabulary, such as a label of -100, gets NaN: leave it off the mask.
+        temperature: of the sampler, over 0.
+        overwrite: the backward pass writes the gradient over the logits. The peak is then one array of logits instead
+            of two; autograd raises if anything else needs them afterwards.
+
+    Returns:
+        float32 or better.
+
+    Raises:
+        ValueError: if temperature is not over 0, or the shapes do not match.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.logits import log_probs
+        >>> log_p, entropy = log_probs(torch.zeros(2, 4), torch.tensor([0, 3]))
+        >>> print([round(x, 4) for x in (log_p / torch.tensor(4.0).log()).tolist() + entropy.tolist()])
+        [-1.0, -1.0, 1.3863, 1.3863]
+
+    Also called: `logprobs_from_logits` in verl, `selective_log_softmax` in TRL.
+    """
+    _check_scores("log_probs", logits.shape[:-1], tokens, temperature)
+    out = _LogProbs.apply(logits, tokens, temperature, overwrite)
+    return TokenScores(*out)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLogits:
+    """`z = softcap tanh((hidden weight^T + bias) / softcap)`, or without the softcap: logits that are made in blocks.
+
+    Attributes:
+        hidden: the last hidden states, after the final norm.
+        weight: the output matrix, one row a token of the vocabulary.
+        bias: one number a token of the vocabulary.
+        softcap: bound of a logit's size, as Gemma's models have.
+        multiply_in: dtype of the matrix product; None is the inputs' own, which is what the model does.
+    """
+
+    hidden: Float[Tensor, "*tok H"]
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None = None
+    softcap: float | None = None
+    multiply_in: torch.dtype | None = None
+
+    def at(self, place: Place) -> Tensor:
+        """Logits of the rows at a place, float32 or better."""
+        h = self.hidden[place]
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        if self.multiply_in is None:
+            z = (h @ self.weight.T).to(dtype)
+        else:  # the matrix is cast piece by piece: a copy of all of it may be larger than the logits
+            h, pieces = h.to(self.multiply_in), self.weight.split(4096)
+            z = torch.cat([(h @ w.to(self.multiply_in).T).to(dtype) for w in pieces], -1)
+        if self.bias is not None:
+            z += self.bias
+        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+def linear_log_probs(
+    hidden: Float[Tensor, "*tok H"],
+    weight: Float[Tensor, "V H"],
+    tokens: Int[Tensor, "*tok"],
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    multiply_in: torch.dtype | None = None,
+    chunk: int = CHUNK,
+) -> TokenScores:
+    """`log_probs(hidden @ weight.T + bias, tokens)` that holds at most `chunk` logits at a time.
+
+    The backward pass computes the logits again (a third more work in the matrix products: four of them instead of
+    three) and makes the gradients of `hidden`, `weight` and `bias` without an array of all logits. Any loss of
+    `reweigh` takes its `log_p`; so the loss is fused with the output layer by composition. Both outputs are
+    differentiable, once.
+
+    Args:
+        hidden: the last hidden states, after the final norm.
+        weight: the output matrix; a whole one (gather a sharded one first).
+        tokens: ids. One outside the vocabulary, such as a label of -100, gets NaN: leave it off the mask.
+        bias: added to the logits.
+        temperature: of the sampler, over 0.
+        softcap: `softcap tanh(z / softcap)` before the temperature, as Gemma's models have.
+        multiply_in: dtype of the matrix products. None is the inputs' own: with bfloat16 the logits are rounded to 8
+            bits as a model's forward pass rounds them. `torch.float32` is the float32 head.
+        chunk: how many logits are there at once.
+
+    Returns:
+        float32 or better.
+
+    Raises:
+        ValueError: if temperature or softcap is not over 0, chunk is below 1, or the shapes do not match.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.logits import linear_log_probs
+        >>> hidden, weight = torch.zeros(2, 3, requires_grad=True), torch.eye(4, 3)
+        >>> log_p, entropy = linear_log_probs(hidden, weight, torch.tensor([0, 1]))
+        >>> log_p.sum().backward()
+        >>> print(hidden.grad.tolist())
+        [[0.75, -0.25, -0.25], [-0.25, 0.75, -0.25]]
+
+    Also called: `FusedLinearForPPO` in verl, fused linear (scaled) cross entropy in Liger, `linear_cross_entropy` in
+    torch. Source: Wijmans et al. (2024), Cut your losses in large-vocabulary language models.
+    """
+    _check_scores("linear_log_probs", hidden.shape[:-1], tokens, temperature)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"linear_log_probs: softcap must be > 0, got {softcap}\nhint: leave it out for no cap")
+    if not chunk >= 1:
+        raise ValueError(f"linear_log_probs: chunk must be >= 1 logit, got {chunk}\nhint: the default is {CHUNK}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"linear_log_probs: weight must be [vocabulary, {hidden.shape[-1]}], got {tuple(weight.shape)}\n"
+            "hint: `model.lm_head.weight` is that way round"
+        )
+    hidden, weight = autocasted(hidden, weight, multiply_in)
+    with torch.autocast(hidden.device.type, enabled=False):
+        log_p, entropy, _ = _forward(
+            hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
+            weight,
+            bias,
+            tokens.flatten(),
+            temperature,
+            softcap,
+            multiply_in,
+            chunk,
+        )
+    return TokenScores(log_p.view(tokens.shape), entropy.view(tokens.shape))
+
+
+def _check_scores(name: str, lead: torch.Size, tokens: Tensor, temperature: float) -> None:
+    """Raise where tokens do not belong to the rows, or the temperature is no temperature."""
+    if not temperature > 0:
+        raise ValueError(f"{name}: temperature must be > 0, got {temperature}\nhint: for argmax no log-prob exists")
+    if tokens.shape != lead:
+        raise ValueError(
+            f"{name}: tokens must have one id a row {tuple(lead)}, got {tuple(tokens.shape)}\n"
+            "hint: the logits at position t are of token t + 1: pass logits[:, :-1] and ids[:, 1:]"
+        )
 
 
 def in_cache(device: torch.device) -> int:
@@ -99,68 +267,6 @@ def slope(
     )
 
 
-class TokenScores(NamedTuple):
-    """What a policy says about the sampled tokens.
-
-    Attributes:
-        log_p: log-prob of each token, nats.
-        entropy: entropy of the distribution that the token was drawn from, nats.
-    """
-
-    log_p: Float[Tensor, "*tok"]
-    entropy: Float[Tensor, "*tok"]
-
-
-def log_probs(
-    logits: Float[Tensor, "*tok V"],
-    tokens: Int[Tensor, "*tok"],
-    *,
-    temperature: float = 1.0,
-    overwrite: bool = False,
-) -> TokenScores:
-    """`log_p = z_y - logsumexp(z)` and `H = -sum_v p_v log p_v`, of `z = logits / temperature`.
-
-    Reads the logits a few rows at a time, so that what is made from them stays in the processor's cache. Both outputs
-    are differentiable, once. The backward pass makes the gradient of the logits, and nothing else of their size.
-
-    Args:
-        logits: of any float type; a slice such as `logits[:, :-1]` is not copied.
-        tokens: ids. One outside the vocabulary, such as a label of -100, gets NaN: leave it off the mask.
-        temperature: of the sampler, over 0.
-        overwrite: the backward pass writes the gradient over the logits. The peak is then one array of logits instead
-            of two; autograd raises if anything else needs them afterwards.
-
-    Returns:
-        float32 or better.
-
-    Raises:
-        ValueError: if temperature is not over 0, or the shapes do not match.
-
-    Example:
-        >>> import torch
-        >>> from reweigh.logits import log_probs
-        >>> log_p, entropy = log_probs(torch.zeros(2, 4), torch.tensor([0, 3]))
-        >>> print([round(x, 4) for x in (log_p / torch.tensor(4.0).log()).tolist() + entropy.tolist()])
-        [-1.0, -1.0, 1.3863, 1.3863]
-
-    Also called: `logprobs_from_logits` in verl, `selective_log_softmax` in TRL.
-    """
-    check_scores("log_probs", logits.shape[:-1], tokens, temperature)
-    out = _LogProbs.apply(logits, tokens, temperature, overwrite)
-    return TokenScores(*out)  # type: ignore[misc]
-
-
-def check_scores(name: str, lead: torch.Size, tokens: Tensor, temperature: float) -> None:
-    """Raise where tokens do not belong to the rows, or the temperature is no temperature."""
-    if not temperature > 0:
-        raise ValueError(f"{name}: temperature must be > 0, got {temperature}\nhint: for argmax no log-prob exists")
-    if tokens.shape != lead:
-        raise ValueError(
-            f"{name}: tokens must have one id a row {tuple(lead)}, got {tuple(tokens.shape)}\n"
-            "hint: the logits at position t are of token t + 1: pass logits[:, :-1] and ids[:, 1:]"
-        )
-
-
 class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, overwrite: bool) -> tuple[Tensor, Tensor]:
@@ -199,114 +305,6 @@ class _LogProbs(torch.autograd.Function):
             x = z[at].to(lse.dtype) / ctx.temperature
             grad[at] = slope(x, lse[at], entropy[at], ids[at], 0, g[at], None if h is None else h[at])
         return grad.view(logits.shape), None, None, None
-
-
-CHUNK = 2**24  # logits that are there at once: 64 MB in float32, 335 tokens of a vocabulary of 50k
-LEAST_TILE = 256  # columns in a piece of the matrix; narrower ones leave a matrix product too little to do
-
-
-@dataclass(frozen=True, eq=False)
-class LinearLogits:
-    """`z = softcap tanh((hidden weight^T + bias) / softcap)`, or without the softcap: logits that are made in blocks.
-
-    Attributes:
-        hidden: the last hidden states, after the final norm.
-        weight: the output matrix, one row a token of the vocabulary.
-        bias: one number a token of the vocabulary.
-        softcap: bound of a logit's size, as Gemma's models have.
-        multiply_in: dtype of the matrix product; None is the inputs' own, which is what the model does.
-    """
-
-    hidden: Float[Tensor, "*tok H"]
-    weight: Float[Tensor, "V H"]
-    bias: Float[Tensor, " V"] | None = None
-    softcap: float | None = None
-    multiply_in: torch.dtype | None = None
-
-    def at(self, place: Place) -> Tensor:
-        """Logits of the rows at a place, float32 or better."""
-        h = self.hidden[place]
-        dtype = torch.promote_types(h.dtype, torch.float32)
-        if self.multiply_in is None:
-            z = (h @ self.weight.T).to(dtype)
-        else:  # the matrix is cast piece by piece: a copy of all of it may be larger than the logits
-            h, pieces = h.to(self.multiply_in), self.weight.split(4096)
-            z = torch.cat([(h @ w.to(self.multiply_in).T).to(dtype) for w in pieces], -1)
-        if self.bias is not None:
-            z += self.bias
-        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
-
-
-def linear_log_probs(
-    hidden: Float[Tensor, "*tok H"],
-    weight: Float[Tensor, "V H"],
-    tokens: Int[Tensor, "*tok"],
-    *,
-    bias: Float[Tensor, " V"] | None = None,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    multiply_in: torch.dtype | None = None,
-    chunk: int = CHUNK,
-) -> TokenScores:
-    """`log_probs(hidden @ weight.T + bias, tokens)` that holds at most `chunk` logits at a time.
-
-    The backward pass computes the logits again (a third more work in the matrix products: four of them instead of
-    three) and makes the gradients of `hidden`, `weight` and `bias` without an array of all logits. Any loss of
-    `reweigh` takes its `log_p`; so the loss is fused with the output layer by composition. Both outputs are
-    differentiable, once.
-
-    Args:
-        hidden: the last hidden states, after the final norm.
-        weight: the output matrix; a whole one (gather a sharded one first).
-        tokens: ids. One outside the vocabulary, such as a label of -100, gets NaN: leave it off the mask.
-        bias: added to the logits.
-        temperature: of the sampler, over 0.
-        softcap: `softcap tanh(z / softcap)` before the temperature, as Gemma's models have.
-        multiply_in: dtype of the matrix products. None is the inputs' own: with bfloat16 the logits are rounded to 8
-            bits as a model's forward pass rounds them. `torch.float32` is the float32 head.
-        chunk: how many logits are there at once.
-
-    Returns:
-        float32 or better.
-
-    Raises:
-        ValueError: if temperature or softcap is not over 0, chunk is below 1, or the shapes do not match.
-
-    Example:
-        >>> import torch
-        >>> from reweigh.logits import linear_log_probs
-        >>> hidden, weight = torch.zeros(2, 3, requires_grad=True), torch.eye(4, 3)
-        >>> log_p, entropy = linear_log_probs(hidden, weight, torch.tensor([0, 1]))
-        >>> log_p.sum().backward()
-        >>> print(hidden.grad.tolist())
-        [[0.75, -0.25, -0.25], [-0.25, 0.75, -0.25]]
-
-    Also called: `FusedLinearForPPO` in verl, fused linear (scaled) cross entropy in Liger, `linear_cross_entropy` in
-    torch. Source: Wijmans et al. (2024), Cut your losses in large-vocabulary language models.
-    """
-    check_scores("linear_log_probs", hidden.shape[:-1], tokens, temperature)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"linear_log_probs: softcap must be > 0, got {softcap}\nhint: leave it out for no cap")
-    if not chunk >= 1:
-        raise ValueError(f"linear_log_probs: chunk must be >= 1 logit, got {chunk}\nhint: the default is {CHUNK}")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(
-            f"linear_log_probs: weight must be [vocabulary, {hidden.shape[-1]}], got {tuple(weight.shape)}\n"
-            "hint: `model.lm_head.weight` is that way round"
-        )
-    hidden, weight = autocasted(hidden, weight, multiply_in)
-    with torch.autocast(hidden.device.type, enabled=False):
-        log_p, entropy, _ = _forward(
-            hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
-            weight,
-            bias,
-            tokens.flatten(),
-            temperature,
-            softcap,
-            multiply_in,
-            chunk,
-        )
-    return TokenScores(log_p.view(tokens.shape), entropy.view(tokens.shape))
 
 
 def autocasted(hidden: Tensor, weight: Tensor, multiply_in: torch.dtype | None) -> tuple[Tensor, Tensor]:

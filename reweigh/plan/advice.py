@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, final
 
-from reweigh.caps import tradeoff_cap
+from reweigh.caps import Tradeoff
 from reweigh.named import geo_rs, seq_tis, token_tis
 from reweigh.plan.model import SMALLEST, Band, Figure, MixedRatio, expect, figure
 from reweigh.stats.verdict import ESS_GOOD, ESS_POOR, KL_LARGE
@@ -42,7 +42,7 @@ def advise(law: MixedRatio, n: float, band: Band, fault: str = "", refusal: str 
         refusal: why the records' sequence ratios are no weights, if they are not.
     """
     at = f"at KL {law.kl:.2g} and {law.length:,.0f} tokens"
-    ess, cap = law.ess_fraction, tradeoff_cap(law, n)
+    ess, cap = law.ess_fraction, Tradeoff(n=n).of_law(law)
     if fault:
         return Advice("none", f"fix the cause first: {fault}; what follows supposes that pi covers mu")
     if law.kl == 0:

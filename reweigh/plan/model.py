@@ -12,22 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.caps import (
-    CapRule,
-    balance,
-    balance_cap,
-    cubic,
-    cubic_cap,
-    mis_balance_cap,
-    post,
-    post_batch,
-    post_batch_cap,
-    post_cap,
-    sqrt_n,
-    sqrt_n_cap,
-    tradeoff,
-    tradeoff_cap,
-)
+from reweigh.caps import Balance, CapRule, Cubic, Post, PostBatch, SecondMomentRule, SqrtN, Tradeoff, mis_balance_cap
 from reweigh.estimators import Estimator, Factor, weigh
 from reweigh.layout import Layout
 from reweigh.levels import Level, log_ratio
@@ -514,36 +499,33 @@ def cappings(law: MixedRatio, n: float, log_ratio: NDArray[np.float64] | None = 
     Raises:
         ValueError: if n is below 1.
     """
-    chi2 = law.chi2
-    trust: Trust = "good" if chi2 <= CHI2_TRUSTED else "rough"
-    found: dict[str, Figure] = {
-        "balance": Figure(balance_cap(law, n), trust),
-        "mis_balance": Figure(mis_balance_cap(law, n), trust),
-        "tradeoff": Figure(tradeoff_cap(law, n), trust),
-        "sqrt_n": Figure(sqrt_n_cap(n)),
-        "post": _known(post_cap, chi2),
-        "post_batch": _known(lambda x: post_batch_cap(x, n), chi2),
-        "cubic": _known(lambda x: cubic_cap(x, n), chi2),
+    trust: Trust = "good" if law.chi2 <= CHI2_TRUSTED else "rough"
+    rules: Mapping[str, CapRule | None] = {
+        "balance": Balance(n=n),
+        "mis_balance": None,  # no sample can tell it
+        "tradeoff": Tradeoff(n=n),
+        "sqrt_n": SqrtN(n=n),
+        "post": Post(n=n),
+        "post_batch": PostBatch(n=n),
+        "cubic": Cubic(n=n),
     }
-    rules: Mapping[str, CapRule] = {
-        "balance": balance(n=n),
-        "tradeoff": tradeoff(n=n),
-        "sqrt_n": sqrt_n(n=n),
-        "post": post(n=n),
-        "post_batch": post_batch(n=n),
-        "cubic": cubic(n=n),
-    }
-    out: list[Capping] = []
-    for name, cap in found.items():
-        estimator = None if cap.value is None else (seq_mis(0.0, cap.value) if "mis" in name else seq_tis(cap.value))
+    cappings: list[Capping] = []
+    for name, rule in rules.items():
+        if rule is None:
+            cap = Figure(mis_balance_cap(law, n), trust)
+        elif isinstance(rule, SqrtN):
+            cap = Figure(rule.of_law(law))
+        elif isinstance(rule, SecondMomentRule):
+            # It follows from the chi-square itself, which the model does not know once it is over 1.
+            cap = Figure(None, "refused") if trust == "rough" else Figure(rule.of_law(law))
+        else:
+            cap = Figure(rule.of_law(law), trust)
+        estimator = None
+        if cap.value is not None:
+            estimator = seq_mis(0.0, cap.value) if rule is None else seq_tis(cap.value)
         on_data = None
-        if log_ratio is not None and name in rules:
+        if log_ratio is not None and rule is not None:
             l = torch.as_tensor(log_ratio, dtype=torch.float64)
-            on_data = float(rules[name].log_cap(l, torch.ones_like(l, dtype=torch.bool)).exp())
-        out.append(Capping(name, cap, None if estimator is None else expect(estimator, law), on_data))
-    return tuple(out)
-
-
-def _known(rule: Callable[[float], float], chi2: float) -> Figure:
-    """A cap that follows from the chi-square itself, which the model does not know once it is over 1."""
-    return Figure(rule(chi2)) if chi2 <= CHI2_TRUSTED else Figure(None, "refused")
+            on_data = float(rule.log_cap(l, torch.ones_like(l, dtype=torch.bool)).exp())
+        cappings.append(Capping(name, cap, None if estimator is None else expect(estimator, law), on_data))
+    return tuple(cappings)

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.stats.intervals import Interval, Method, Number, bernoulli_kl, bounded, clustered, root_mean, t_quantile
-from reweigh.stats.sums import BLOCK_SIZES, CAPS, RatioStats
+from reweigh.stats.sums import BLOCK_SIZES, CAPS, GRID_LOW, GRID_STEP, MIN_UNITS, HostSums, RatioStats
 from reweigh.stats.tail import (
     MAX_BLOCK_ERROR,
-    MIN_UNITS,
-    HostSums,
     block_rates,
     drift_of,
     exp,
@@ -25,8 +23,6 @@ from reweigh.stats.tail import (
     refusal_of,
     renyi2_by_blocks,
     renyi2_lower,
-    tail_index,
-    to_host,
     unseen_at_most,
 )
 
@@ -36,247 +32,7 @@ NO_UPPER_BOUND = (
 )
 
 
-def delta_max(h: HostSums) -> Number:
-    """`max_s TV(s) >= max_t |pi_t - mu_t|`: the largest total variation of a state, from below only.
-
-    At a visited state `|pi(y) - mu(y)| <= TV <= 1 - min(pi(y), mu(y))` for the token y that was drawn, and the latter
-    is nearly 1 unless the token is nearly certain. `max |r_t - 1| / 2` is no estimate: it can be over 1, and grows
-    with the number of tokens.
-
-    Source: the total variation is at least the gap on any event, and at most 1 less any overlap.
-    """
-    peak = float(h.peaks[2])
-    what = "Largest total variation of a state: at least the largest |pi - mu| of a sampled token."
-    return Number(None, peak, None, peak, "", what, NO_UPPER_BOUND)
-
-
-def states_beyond(stats: RatioStats, delta: float) -> Number:
-    """`P_mu(TV(s) > delta) <= mean TV / delta`: the share of visited states with a total variation over delta, at most.
-
-    It stands in for the largest total variation of a state, which no sample can bound: where a proof asks for that
-    maximum, this says how much of the sampled path can be beyond it.
-
-    Args:
-        stats: at TOKEN level.
-        delta: in (0, 1].
-
-    Returns:
-        value: the bound with the sample's mean; high: with the upper end of its 95% interval; low: 0.
-
-    Raises:
-        ValueError: at another level, or unless 0 < delta <= 1.
-
-    Example:
-        >>> import torch
-        >>> from reweigh import TOKEN, Batch, RatioStats
-        >>> log_mu = torch.full((100, 50), -3.0)
-        >>> log_ratio = torch.tensor([0.98, 1.02]).log().repeat(100, 25)
-        >>> batch = Batch.padded(log_mu + log_ratio, log_mu, torch.ones(100, 50))
-        >>> beyond = states_beyond(RatioStats.of(batch, TOKEN), 0.2)
-        >>> print(f"{beyond.value:.3f}, at most {beyond.high:.3f}")
-        0.050, at most 0.064
-
-    Source: Markov's inequality; `E (1 - r_t)_+` is the mean over visited states of their total variation.
-    """
-    if stats.level.name != "token":
-        raise ValueError(f"states_beyond: stats must be at TOKEN level, got {stats.level.name.upper()}")
-    if not 0 < delta <= 1:
-        raise ValueError(f"states_beyond: delta must be over 0 and at most 1, got {delta}")
-    h = to_host(stats)
-    what = f"Share of visited states with a total variation over {delta:g}, at most."
-    if not h.n:
-        return Number(None, meaning=what, refused="there are no units")
-    tv = h.total("tv") / h.n
-    value, high = (min(1.0, x / delta) for x in (tv, h.tv_interval[1]))
-    return Number(value, 0.0, high, value, "", what)
-
-
 Array = NDArray[np.float64]
-
-
-def excess(stats: RatioStats, cap: float, method: Method = "best") -> Number:
-    """`b(C) = E_mu (r - C)_+ = 1 - E_mu min(r, C)`, the weight that truncation at `cap` loses, with its interval.
-
-    The mean of min(r, C) is bounded, and so its interval is honest under any tail; it needs `E_mu r = 1`. At a cap of
-    1 it is the total variation. Between two caps of the grid (half octaves) the value is interpolated, exact to the
-    spread within half an octave, and the interval covers all that the cell of the grid could hide.
-
-    Args:
-        stats: at any level.
-        cap: C, a ratio pi/mu over 0.
-        method: as `reweigh.stats.intervals.bounded`: "best", "chernoff" or "bernstein". Choose before you look.
-
-    Returns:
-        A number in [0, 1]; refused without units.
-
-    Raises:
-        ValueError: unless 0 < cap < inf.
-
-    Example:
-        >>> import torch
-        >>> from reweigh import SEQUENCE, Batch, RatioStats, excess
-        >>> log_mu = torch.full((40, 1), -5.0)
-        >>> log_ratio = torch.tensor([0.25, 1.75]).log().repeat(20)[:, None]
-        >>> lost = excess(RatioStats.of(Batch.padded(log_mu + log_ratio, log_mu, torch.ones(40, 1)), SEQUENCE), 1.0)
-        >>> print(f"{lost.value:.3f} in [{lost.low:.3f}, {lost.high:.3f}]")
-        0.375 in [0.191, 0.589]
-
-    Also called: hockey-stick divergence of order C.
-
-    Source: `E_mu r = 1`; the interval as `bernoulli_kl`. Interpolation in C is from below, as min is concave.
-    """
-    h = to_host(stats)
-    what = f"Mean weight that truncation at {cap:g} cuts off."
-    return _missing(h, _truncated(h, _cap(cap), 1), method, what)
-
-
-def excess_plain(stats: RatioStats, cap: float) -> Number:
-    """`mean (r - C)_+` over the sample: less noisy than `excess` under a light tail, far too low under a heavy one.
-
-    It differs from `excess` by the mean ratio less 1, and so has no interval that holds under any tail. Where the two
-    disagree, trust `excess`.
-
-    Args:
-        stats: at any level.
-        cap: C, a ratio pi/mu over 0.
-    """
-    h = to_host(stats)
-    mean = _truncated(h, _cap(cap), 1)
-    what = f"Mean of (r - {cap:g})_+ in this sample; low under a heavy tail."
-    if not h.n:
-        return Number(None, meaning=what, refused="there are no units")
-    log_mean = h.log_power(1.0) - math.log(h.n)
-    value = max(0.0, (math.exp(log_mean) if log_mean < 709 else math.inf) - mean.value / h.n)
-    return Number(value, None, None, value, "ratio", what)
-
-
-def lost(stats: RatioStats, cap: float, method: Method = "best") -> Number:
-    """`P_pi(r > C) = 1 - E_mu r 1{r <= C}`, the weight that rejection over `cap` loses, with its interval.
-
-    Times sup |f| it bounds the bias of `seq_mis`. As `excess`, it needs `E_mu r = 1` and holds under any tail. A ratio
-    that equals the cap to the last bits may be counted on either side.
-
-    Args:
-        stats: at any level.
-        cap: C, a ratio pi/mu over 0.
-        method: as `excess`.
-
-    Raises:
-        ValueError: unless 0 < cap < inf.
-
-    Example:
-        >>> import torch
-        >>> from reweigh import SEQUENCE, Batch, RatioStats
-        >>> log_mu = torch.full((40, 1), -5.0)
-        >>> log_ratio = torch.tensor([0.25, 1.75]).log().repeat(20)[:, None]
-        >>> stats = RatioStats.of(Batch.padded(log_mu + log_ratio, log_mu, torch.ones(40, 1)), SEQUENCE)
-        >>> print(f"{lost(stats, 1.0).value:.3f} {lost(stats, 2.0).value:.3f}")
-        0.875 0.000
-    """
-    h = to_host(stats)
-    return _missing(h, _rejected(h, _cap(cap)), method, f"Mean weight that rejection over {cap:g} loses.")
-
-
-def min2(stats: RatioStats, cap: float, method: Method = "best") -> Number:
-    """`E_mu min(r, C)^2`, the second moment that truncation at `cap` leaves, with its interval.
-
-    With `excess` it is what the error of a truncated estimator is made of: `|f|^2 (b(C)^2 + E min^2 / N)` at most. Its
-    lower end bounds 1 + chi2 from below, for a cap that was chosen beforehand. It needs no `E_mu r = 1`.
-
-    Args:
-        stats: at any level.
-        cap: C, a ratio pi/mu over 0.
-        method: as `excess`; values are in [0, C^2], so that at large caps neither is narrow.
-
-    Raises:
-        ValueError: unless 0 < cap < inf.
-    """
-    h = to_host(stats)
-    what = f"Mean square of weights truncated at {cap:g}."
-    if not h.n:
-        return Number(None, unit="ratio^2", meaning=what, refused="there are no units")
-    mean = _truncated(h, _cap(cap), 2)
-    low, high = mean.interval(h, method)
-    value = mean.value / h.n
-    return Number(value, min(low, value), max(high, value), value, "ratio^2", what)
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """A sum over units of values in [0, top], between sums that the grid gives exactly, with bounds of the squares."""
-
-    value: float
-    least: float
-    most: float
-    least_squares: float
-    most_squares: float
-    top: float
-
-    def interval(self, h: HostSums, method: Method) -> tuple[float, float]:
-        """Of the mean: the lower end for the least values, the upper one for the most."""
-        n, n_eff, top = h.n, h.effective_n, self.top
-        low, high = bounded(min(self.least / n, top), self.least_squares / n, n, n_eff, top, method)
-        if self.most > self.least:
-            high = bounded(min(self.most / n, top), self.most_squares / n, n, n_eff, top, method)[1]
-        return low, high
-
-
-def _missing(h: HostSums, left: _Sum, method: Method, what: str) -> Number:
-    if not h.n:
-        return Number(None, unit="ratio", meaning=what, refused="there are no units")
-    low, high = left.interval(h, method)
-    value = max(0.0, 1 - left.value / h.n)
-    # A sample whose mean ratio is over 1 can leave 1 - low below 0, where nothing is missing.
-    return Number(value, max(0.0, 1 - high), max(0.0, 1 - low), value, "ratio", what)
-
-
-def _cap(cap: float) -> float:
-    if not 0 < cap < math.inf:
-        raise ValueError(f"cap must be over 0 and finite, got {cap}")
-    return cap
-
-
-def _split(h: HostSums, cap: float) -> tuple[int, float, float]:
-    """Cells wholly below the cap; the lower and upper edge of the next, which the cap is in or at the foot of."""
-    below = bisect.bisect_right(CAPS, cap * (1 + 1e-9))
-    edges = (0.0, *CAPS, math.inf)
-    return below, edges[below], edges[below + 1]
-
-
-def _truncated(h: HostSums, cap: float, power: Literal[1, 2]) -> _Sum:
-    """Sum of min(r, C)^power."""
-    counts, sums, squares = (g.sum(0) for g in h.grid)
-    rows = sums if power == 1 else squares
-    below, foot, head = _split(h, cap)
-    top, a, b = cap**power, foot**power, head**power
-    inside, over = float(counts[below]), float(counts[below + 1 :].sum())
-    known, rest = float(rows[:below].sum()), top * over
-    # In the cap's own cell min(x, top) lies above its chord from (a, a) to (b, top), and below top.
-    slope = max(0.0, top - a) / (b - a) if b < math.inf else 0.0
-    chord = inside * a + max(0.0, float(rows[below]) - inside * a) * slope
-    if power == 1:
-        known_squares = float(squares[:below].sum())
-    else:  # x^4 is at most x^2 times the square of its cell's upper edge
-        known_squares = float((squares[:below] * np.square(CAPS[:below])).sum())
-    tail_squares = top * rest + inside * top * top
-    value = known + chord + rest
-    return _Sum(
-        value, value, known + inside * top + rest, known_squares + tail_squares, known_squares + tail_squares, top
-    )
-
-
-def _rejected(h: HostSums, cap: float) -> _Sum:
-    """Sum of r 1{r <= C}."""
-    _, sums, squares = (g.sum(0) for g in h.grid)
-    counts = h.grid[0].sum(0)
-    below, foot, head = _split(h, cap)
-    known, known_squares = float(sums[:below].sum()), float(squares[:below].sum())
-    if cap <= foot * (1 + 1e-9):  # a cap of the grid
-        return _Sum(known, known, known, known_squares, known_squares, cap)
-    inside = float(counts[below])
-    share = math.log(cap / foot) / math.log(head / foot) if foot and head < math.inf else 0.0
-    value = known + share * min(float(sums[below]), inside * cap)
-    return _Sum(value, known, known + inside * cap, known_squares, known_squares + inside * cap * cap, cap)
 
 
 @dataclass(frozen=True)
@@ -309,8 +65,8 @@ class Summary:
         """The number of that name."""
         return self.numbers[name]
 
-    def get(self, name: str) -> float | None:
-        """Its value, or None if refused."""
+    def value(self, name: str) -> float | None:
+        """The value of the number of that name, or None if it is refused."""
         return self.numbers[name].value
 
 
@@ -326,14 +82,14 @@ def summarise(stats: RatioStats) -> Summary:
         >>> import torch
         >>> from reweigh import SEQUENCE, Batch, RatioStats, summarise
         >>> batch = Batch.padded(torch.full((30, 4), -1.0), torch.full((30, 4), -1.0), torch.ones(30, 4))
-        >>> summarise(RatioStats.of(batch, SEQUENCE)).get("tv")
+        >>> summarise(RatioStats.of(batch, SEQUENCE)).value("tv")
         0.0
     """
-    h = to_host(stats)
+    h = stats.host
     base = Summary(h.level, int(h.n), int(h.total("seqs")), int(h.total("tokens")), int(h.dropped))
     if h.n == 0:
         return replace(base, refusal="there are no units")
-    khat, note = tail_index(h)
+    khat = h.tail.khat
     means = _means(h)
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
     identity = identity_holds(h, khat)
@@ -345,7 +101,7 @@ def summarise(stats: RatioStats) -> Summary:
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
     numbers = means | _bounded(h) | _moments(h, refusal) | tail
     numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
-    notes = (note, drift_of(h, blocks))
+    notes = (h.tail.note, drift_of(h, blocks))
     return replace(base, numbers=numbers, identity=identity, refusal=refusal, note="; ".join(x for x in notes if x))
 
 
@@ -417,7 +173,7 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
 
 
 def _hybrid(h: HostSums, refusal: str) -> dict[str, Number]:
-    """What bounds the bias of token importance sampling, from sequences: see `bounds.token_is_bias_by_hybrids`."""
+    """Bound the bias of token importance sampling, from sequences: see `bounds.token_is_bias_by_hybrids`."""
     hybrid = h.total("hybrid") / h.n
     variance = max(0.0, h.total("hybrid2") / h.n - hybrid * hybrid)
     n_eff = h.effective_n
@@ -443,7 +199,9 @@ def _token(h: HostSums) -> dict[str, Number]:
     tv = h.total("tv") / h.n
     least, most = (length * x for x in h.tv_interval)
     counts = h.grid[0].sum(0)
-    far = float(counts[_cell_above(2.0) :].sum() + counts[: _cell_above(0.5)].sum()) / h.n
+    # The first cell of the grid over 1/2, and over 2.
+    half, two = (1 + round((math.log(cap) - GRID_LOW) / GRID_STEP) for cap in (0.5, 2.0))
+    far = float(counts[two:].sum() + counts[:half].sum()) / h.n
     return {
         "prob_gap": Number(
             low, None, None, low, "", "Mean |pi - mu| of sampled tokens: the mean TV of states is at least it."
@@ -454,7 +212,7 @@ def _token(h: HostSums) -> dict[str, Number]:
         "largest_gap": Number(
             peak, None, None, peak, "", "Largest |pi - mu|: the largest TV of a state is at least it."
         ),
-        "delta_max": delta_max(h),
+        "delta_max": _delta_max(h),
         "tv_sum": Number(
             tv * length,
             least,
@@ -469,9 +227,245 @@ def _token(h: HostSums) -> dict[str, Number]:
     }
 
 
-def _cell_above(cap: float) -> int:
-    """The first cell of the grid whose ratios are over the cap, which is one of the grid's."""
-    return 1 + min(range(len(CAPS)), key=lambda i: abs(CAPS[i] - cap))
+def _delta_max(h: HostSums) -> Number:
+    """`max_s TV(s) >= max_t |pi_t - mu_t|`: the largest total variation of a state, from below only.
+
+    At a visited state `|pi(y) - mu(y)| <= TV <= 1 - min(pi(y), mu(y))` for the token y that was drawn, and the latter
+    is nearly 1 unless the token is nearly certain. `max |r_t - 1| / 2` is no estimate: it can be over 1, and grows
+    with the number of tokens.
+
+    Source: the total variation is at least the gap on any event, and at most 1 less any overlap.
+    """
+    peak = float(h.peaks[2])
+    what = "Largest total variation of a state: at least the largest |pi - mu| of a sampled token."
+    return Number(None, peak, None, peak, "", what, NO_UPPER_BOUND)
+
+
+def excess(stats: RatioStats, cap: float, method: Method = "best") -> Number:
+    """`b(C) = E_mu (r - C)_+ = 1 - E_mu min(r, C)`, the weight that truncation at `cap` loses, with its interval.
+
+    The mean of min(r, C) is bounded, and so its interval is honest under any tail; it needs `E_mu r = 1`. At a cap of
+    1 it is the total variation. Between two caps of the grid (half octaves) the value is interpolated, exact to the
+    spread within half an octave, and the interval covers all that the cell of the grid could hide.
+
+    Args:
+        stats: at any level.
+        cap: C, a ratio pi/mu over 0.
+        method: as `reweigh.stats.intervals.bounded`: "best", "chernoff" or "bernstein". Choose before you look.
+
+    Returns:
+        A number in [0, 1]; refused without units.
+
+    Raises:
+        ValueError: unless 0 < cap < inf.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import SEQUENCE, Batch, RatioStats
+        >>> from reweigh.stats.summary import excess
+        >>> log_mu = torch.full((40, 1), -5.0)
+        >>> log_ratio = torch.tensor([0.25, 1.75]).log().repeat(20)[:, None]
+        >>> lost = excess(RatioStats.of(Batch.padded(log_mu + log_ratio, log_mu, torch.ones(40, 1)), SEQUENCE), 1.0)
+        >>> print(f"{lost.value:.3f} in [{lost.low:.3f}, {lost.high:.3f}]")
+        0.375 in [0.191, 0.589]
+
+    Also called: hockey-stick divergence of order C.
+
+    Source: `E_mu r = 1`; the interval as `bernoulli_kl`. Interpolation in C is from below, as min is concave.
+    """
+    h = stats.host
+    what = f"Mean weight that truncation at {cap:g} cuts off."
+    return _missing(h, _truncated(h, _cap(cap), 1), method, what)
+
+
+def excess_plain(stats: RatioStats, cap: float) -> Number:
+    """`mean (r - C)_+` over the sample: less noisy than `excess` under a light tail, far too low under a heavy one.
+
+    It differs from `excess` by the mean ratio less 1, and so has no interval that holds under any tail. Where the two
+    disagree, trust `excess`.
+
+    Args:
+        stats: at any level.
+        cap: C, a ratio pi/mu over 0.
+    """
+    h = stats.host
+    mean = _truncated(h, _cap(cap), 1)
+    what = f"Mean of (r - {cap:g})_+ in this sample; low under a heavy tail."
+    if not h.n:
+        return Number(None, meaning=what, refused="there are no units")
+    log_mean = h.log_power(1.0) - math.log(h.n)
+    value = max(0.0, (math.exp(log_mean) if log_mean < 709 else math.inf) - mean.value / h.n)
+    return Number(value, None, None, value, "ratio", what)
+
+
+def lost(stats: RatioStats, cap: float, method: Method = "best") -> Number:
+    """`P_pi(r > C) = 1 - E_mu r 1{r <= C}`, the weight that rejection over `cap` loses, with its interval.
+
+    Times sup |f| it bounds the bias of `seq_mis`. As `excess`, it needs `E_mu r = 1` and holds under any tail. A ratio
+    that equals the cap to the last bits may be counted on either side.
+
+    Args:
+        stats: at any level.
+        cap: C, a ratio pi/mu over 0.
+        method: as `excess`.
+
+    Raises:
+        ValueError: unless 0 < cap < inf.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import SEQUENCE, Batch, RatioStats
+        >>> log_mu = torch.full((40, 1), -5.0)
+        >>> log_ratio = torch.tensor([0.25, 1.75]).log().repeat(20)[:, None]
+        >>> stats = RatioStats.of(Batch.padded(log_mu + log_ratio, log_mu, torch.ones(40, 1)), SEQUENCE)
+        >>> print(f"{lost(stats, 1.0).value:.3f} {lost(stats, 2.0).value:.3f}")
+        0.875 0.000
+    """
+    h = stats.host
+    return _missing(h, _rejected(h, _cap(cap)), method, f"Mean weight that rejection over {cap:g} loses.")
+
+
+def min2(stats: RatioStats, cap: float, method: Method = "best") -> Number:
+    """`E_mu min(r, C)^2`, the second moment that truncation at `cap` leaves, with its interval.
+
+    With `excess` it is what the error of a truncated estimator is made of: `|f|^2 (b(C)^2 + E min^2 / N)` at most. Its
+    lower end bounds 1 + chi2 from below, for a cap that was chosen beforehand. It needs no `E_mu r = 1`.
+
+    Args:
+        stats: at any level.
+        cap: C, a ratio pi/mu over 0.
+        method: as `excess`; values are in [0, C^2], so that at large caps neither is narrow.
+
+    Raises:
+        ValueError: unless 0 < cap < inf.
+    """
+    h = stats.host
+    what = f"Mean square of weights truncated at {cap:g}."
+    if not h.n:
+        return Number(None, unit="ratio^2", meaning=what, refused="there are no units")
+    mean = _truncated(h, _cap(cap), 2)
+    low, high = mean.interval(h, method)
+    value = mean.value / h.n
+    return Number(value, min(low, value), max(high, value), value, "ratio^2", what)
+
+
+def states_beyond(stats: RatioStats, delta: float) -> Number:
+    """`P_mu(TV(s) > delta) <= mean TV / delta`: the share of visited states with a total variation over delta, at most.
+
+    It stands in for the largest total variation of a state, which no sample can bound: where a proof asks for that
+    maximum, this says how much of the sampled path can be beyond it.
+
+    Args:
+        stats: at TOKEN level.
+        delta: in (0, 1].
+
+    Returns:
+        value: the bound with the sample's mean; high: with the upper end of its 95% interval; low: 0.
+
+    Raises:
+        ValueError: at another level, or unless 0 < delta <= 1.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import TOKEN, Batch, RatioStats
+        >>> log_mu = torch.full((100, 50), -3.0)
+        >>> log_ratio = torch.tensor([0.98, 1.02]).log().repeat(100, 25)
+        >>> batch = Batch.padded(log_mu + log_ratio, log_mu, torch.ones(100, 50))
+        >>> beyond = states_beyond(RatioStats.of(batch, TOKEN), 0.2)
+        >>> print(f"{beyond.value:.3f}, at most {beyond.high:.3f}")
+        0.050, at most 0.064
+
+    Source: Markov's inequality; `E (1 - r_t)_+` is the mean over visited states of their total variation.
+    """
+    if stats.level.name != "token":
+        raise ValueError(f"states_beyond: stats must be at TOKEN level, got {stats.level.name.upper()}")
+    if not 0 < delta <= 1:
+        raise ValueError(f"states_beyond: delta must be over 0 and at most 1, got {delta}")
+    h = stats.host
+    what = f"Share of visited states with a total variation over {delta:g}, at most."
+    if not h.n:
+        return Number(None, meaning=what, refused="there are no units")
+    tv = h.total("tv") / h.n
+    value, high = (min(1.0, x / delta) for x in (tv, h.tv_interval[1]))
+    return Number(value, 0.0, high, value, "", what)
+
+
+@dataclass(frozen=True)
+class _GridSum:
+    """A sum over units of values in [0, top], between sums that the grid gives exactly, with bounds of the squares."""
+
+    value: float
+    least: float
+    most: float
+    least_squares: float
+    most_squares: float
+    top: float
+
+    def interval(self, h: HostSums, method: Method) -> tuple[float, float]:
+        """Interval of the mean: its lower end for the least values, its upper one for the most."""
+        n, n_eff, top = h.n, h.effective_n, self.top
+        low, high = bounded(min(self.least / n, top), self.least_squares / n, n, n_eff, top, method)
+        if self.most > self.least:
+            high = bounded(min(self.most / n, top), self.most_squares / n, n, n_eff, top, method)[1]
+        return low, high
+
+
+def _missing(h: HostSums, left: _GridSum, method: Method, what: str) -> Number:
+    if not h.n:
+        return Number(None, unit="ratio", meaning=what, refused="there are no units")
+    low, high = left.interval(h, method)
+    value = max(0.0, 1 - left.value / h.n)
+    # A sample whose mean ratio is over 1 can leave 1 - low below 0, where nothing is missing.
+    return Number(value, max(0.0, 1 - high), max(0.0, 1 - low), value, "ratio", what)
+
+
+def _cap(cap: float) -> float:
+    if not 0 < cap < math.inf:
+        raise ValueError(f"cap must be over 0 and finite, got {cap}")
+    return cap
+
+
+def _split(h: HostSums, cap: float) -> tuple[int, float, float]:
+    """Cells wholly below the cap; the lower and upper edge of the next, which the cap is in or at the foot of."""
+    below = bisect.bisect_right(CAPS, cap * (1 + 1e-9))
+    edges = (0.0, *CAPS, math.inf)
+    return below, edges[below], edges[below + 1]
+
+
+def _truncated(h: HostSums, cap: float, power: Literal[1, 2]) -> _GridSum:
+    """Sum of min(r, C)^power."""
+    counts, sums, squares = (g.sum(0) for g in h.grid)
+    rows = sums if power == 1 else squares
+    below, foot, head = _split(h, cap)
+    top, a, b = cap**power, foot**power, head**power
+    inside, over = float(counts[below]), float(counts[below + 1 :].sum())
+    known, rest = float(rows[:below].sum()), top * over
+    # In the cap's own cell min(x, top) lies above its chord from (a, a) to (b, top), and below top.
+    slope = max(0.0, top - a) / (b - a) if b < math.inf else 0.0
+    chord = inside * a + max(0.0, float(rows[below]) - inside * a) * slope
+    if power == 1:
+        known_squares = float(squares[:below].sum())
+    else:  # x^4 is at most x^2 times the square of its cell's upper edge
+        known_squares = float((squares[:below] * np.square(CAPS[:below])).sum())
+    tail_squares = top * rest + inside * top * top
+    value = known + chord + rest
+    return _GridSum(
+        value, value, known + inside * top + rest, known_squares + tail_squares, known_squares + tail_squares, top
+    )
+
+
+def _rejected(h: HostSums, cap: float) -> _GridSum:
+    """Sum of r 1{r <= C}."""
+    _, sums, squares = (g.sum(0) for g in h.grid)
+    counts = h.grid[0].sum(0)
+    below, foot, head = _split(h, cap)
+    known, known_squares = float(sums[:below].sum()), float(squares[:below].sum())
+    if cap <= foot * (1 + 1e-9):  # a cap of the grid
+        return _GridSum(known, known, known, known_squares, known_squares, cap)
+    inside = float(counts[below])
+    share = math.log(cap / foot) / math.log(head / foot) if foot and head < math.inf else 0.0
+    value = known + share * min(float(sums[below]), inside * cap)
+    return _GridSum(value, known, known + inside * cap, known_squares, known_squares + inside * cap * cap, cap)
 
 
 def renyi2_at(stats: RatioStats, length: float) -> Number:
@@ -555,7 +549,7 @@ def _sequences(stats: RatioStats, length: float) -> HostSums:
         raise ValueError(f"renyi2_at: stats must be at SEQUENCE level, got {stats.level.name.upper()}")
     if not length > 0:
         raise ValueError(f"renyi2_at: length must be over 0, got {length}")
-    return to_host(stats)
+    return stats.host
 
 
 DRAWS = 1000  # the ends of a 95% interval then move by about 2% of its width from seed to seed (Efron 1987)
@@ -595,7 +589,7 @@ def bootstrap(stats: RatioStats, alpha: float = 0.05, draws: int = DRAWS, seed: 
 
     Source: Efron (1979); whole clusters as Davison and Hinkley (1997), section 3.8.
     """
-    h = to_host(stats)
+    h = stats.host
     scale = exp(h.shift_max)
     log_scale = h.shift_max
 
@@ -603,7 +597,9 @@ def bootstrap(stats: RatioStats, alpha: float = 0.05, draws: int = DRAWS, seed: 
         return resample(h.clusters, h.clusters["n"], statistic, alpha, draws, seed)
 
     def renyi2(c: Columns) -> Array:
-        return np.maximum(0.0, _renyi2(h, c))
+        if h.tiny:
+            return np.maximum(0.0, c["l2"] / c["n"] - (c["l"] / c["n"]) ** 2)
+        return np.maximum(0.0, np.log(c["n"]) + np.log(c["w2"]) - 2 * np.log(c["w1"]))
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         out = {
@@ -669,9 +665,3 @@ def _times(groups: int, draws: int, seed: int) -> Array:
     """How often each cluster is drawn in each resample, `[draws, groups]`."""
     times = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, size=draws)
     return times.astype(np.float64)
-
-
-def _renyi2(h: HostSums, c: Columns) -> Array:
-    if h.tiny:
-        return c["l2"] / c["n"] - (c["l"] / c["n"]) ** 2
-    return np.log(c["n"]) + np.log(c["w2"]) - 2 * np.log(c["w1"])

@@ -1,17 +1,24 @@
-"""Sums over raw ratios that merge: over micro-batches, ranks and files, all with one `+`."""
+"""Sums over raw ratios that merge, over micro-batches, ranks and files, with one `+`; and their copy on the host."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.batch import Batch, tame
+from reweigh.batch import Batch, log_ratio_of, tame
 from reweigh.layout import CHUNK_ROWS, WIDTH, Packed, Padded, Tiles, in_a_graph, may_look, ones_of, operator
 from reweigh.levels import SEQUENCE, TOKEN, TURN, Level, heads
+from reweigh.stats.intervals import Interval, bounded, design_effect
+from reweigh.transforms import smoothed_tail
+
+Array = NDArray[np.float64]
 
 # The grid of caps: half octaves, 2^-4 to 2^20. Cell 0 is below the grid, the last cell above it.
 GRID_LOW, GRID_STEP, GRID_CELLS = -4 * math.log(2), math.log(2) / 2, 49
@@ -25,7 +32,11 @@ POWERS = (0.5, 1.0, 2.0, 3.0, 4.0)
 BLOCK_SIZES = (16, 128, 1024)  # tokens; for extrapolating the second moment to another length
 NUM_BUCKETS = 64  # clusters are hashed into this many; df of the clustered intervals is at most one less
 SHIFT_STEP = 16.0  # nats: shifts are multiples, so that as a rule they are 0 and merging rounds nothing
+SERIES_LIMIT = 0.01  # nats: the first term left out, l^3 / 6, is then at most a third of a percent of l^2 / 2
 TOP = 256  # largest log ratios kept, for the tail index: enough for 3 sqrt(n) up to n = 7,000, a fixed tail beyond
+
+MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
+TAIL_OF = 7225  # units whose tail, 3 sqrt(n) = 255 of them, is the one that was kept
 
 # Rows of `moments`: per length bin, float64, additive.
 MOMENTS = (
@@ -45,451 +56,6 @@ MOMENTS = (
 )
 # Columns of `clusters`: per bucket, additive after the shift.
 CLUSTER = ("n", "l", "abs", "l2", "tv", "w1", "w2")
-
-
-def length_bin(lengths: Tensor) -> Tensor:
-    """Length bin of each sequence."""
-    # Made on the device: a copy from the host would wait for it.
-    edges = 2 ** torch.arange(FIRST_EDGE, FIRST_EDGE + NUM_BINS - 1, device=lengths.device)
-    return (lengths[:, None] >= edges).sum(-1)
-
-
-def sum_by_bin(rows: Tensor, bins: Tensor) -> Tensor:
-    """Sum `[K, S]` over the sequences of each length bin: `[K, bins]`."""
-    return torch.zeros(rows.shape[0], NUM_BINS, dtype=torch.float64, device=rows.device).index_add(1, bins, rows)
-
-
-def bucket(batch: Batch) -> Tensor:
-    """Bucket of each sequence's cluster: by hash of its group, or by its place if it has none."""
-    key = batch.group
-    if key is None:
-        key = torch.arange(batch.layout.num_seqs, device=batch.log_pi.device)
-        return key % NUM_BUCKETS
-    # Multiplicative hashing (Knuth): the high bits of key times a large odd number.
-    return (key.long() * 0x9E3779B97F4A7C1 >> 40) % NUM_BUCKETS
-
-
-def exponents(device: torch.device) -> Tensor:
-    """`POWERS` as `[5, 1]`, made on the device."""
-    whole = torch.arange(len(POWERS), dtype=torch.float64, device=device)
-    return torch.where(whole > 0, whole, POWERS[0])[:, None]
-
-
-Rows = tuple[Tensor, Tensor]  # log ratios `[R, W]`, 0 where there is no unit; and 1.0 where there is one, else 0.0
-
-# What is summed over the units of each row; the powers are scaled down by `e^(k shift)`.
-PLAIN = ("n", "l", "l2", "abs", "tv", "tv2", "below")
-NUM_SUMS = len(PLAIN) + len(POWERS)
-
-# Copies of the grid that neighbouring units take turns in: most fall into a few cells, and adding to the same one again
-# and again would wait for the last sum each time.
-LANES = 8
-ONE = round(-GRID_LOW / GRID_STEP) + 1  # cell of the grid that a ratio of 1 begins
-NONE = 3e38  # what a row without a unit has in place of a largest log ratio, below 0
-NEAR = GRID_STEP * (1 - 1e-6)  # |log ratio| that is surely in one of the two cells around 1
-
-
-def row_sums(l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> tuple[list[Tensor], Tensor]:
-    """Of each row the sums, unscaled, then its largest and its smallest log ratio; and the ratios.
-
-    A sum that float32 cannot hold is infinite, as is such a ratio. A row without a unit has a top far below 0, and its
-    smallest is at most 0. A slot without a unit has a ratio of 1.
-    """
-    r = l.exp()
-    # Each of these works in memory that the one before has given back, which is still in the cache.
-    plain = [live.sum(-1), l.sum(-1), _squares(l), l.abs().sum(-1), *_below(r)]
-    return [*plain, *_powers(r * live), _top(l, live), l.amin(-1)], r
-
-
-def _top(l: Tensor, live: Tensor) -> Tensor:
-    return (live - 1).mul_(NONE).add_(l).amax(-1)
-
-
-def _below(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of (1 - r)_+, of its square, and of 1{r < 1}."""
-    below = (1 - r).relu_()  # 0 for an infinite ratio, as it should be
-    # 1 - r is exact near 1, so it is over 0 just where r < 1; a comparison that gives a bool is slow to sum.
-    return below.sum(-1), _squares(below), below.sign_().sum(-1)
-
-
-def _powers(e: Tensor) -> list[Tensor]:
-    half, one = e.sqrt().sum(-1), e.sum(-1)
-    e2 = e * e
-    return [half, one, e2.sum(-1), e.mul_(e2).sum(-1), _squares(e2)]
-
-
-def _squares(x: Tensor) -> Tensor:
-    """Sum of squares of each row."""
-    return torch.linalg.vector_norm(x, dim=-1).square_() if may_look(x) else (x * x).sum(-1)
-
-
-@dataclass(eq=False)
-class RatioSums:
-    """Running sums of ratios, by sequence and by cell of the grid.
-
-    Attributes:
-        by_seq: `[12, S]` float64: `PLAIN`, then the powers.
-        shift: `[S]` float64 nats: of the powers.
-        grid: `[3, lanes * bins * cells]` float64: what was sorted into cells one by one.
-        near: `[3, 2, bins]` float64: what is known to lie in the two cells around 1.
-        bins: `[S]`: length bin of each sequence.
-        low: 0-d: smallest log ratio so far, at most 0.
-    """
-
-    by_seq: Float[Tensor, "12 S"]
-    shift: Float[Tensor, " S"]
-    grid: Float[Tensor, "3 lanes_cells"]
-    near: Float[Tensor, "3 2 bins"]
-    bins: Int[Tensor, " S"]
-    low: Tensor
-
-    @classmethod
-    def zero(cls, bins: Tensor) -> "RatioSums":
-        """Of nothing yet, given the length bin of each sequence."""
-        by_seq = torch.zeros(NUM_SUMS, len(bins), dtype=torch.float64, device=bins.device)
-        grid = by_seq.new_zeros(3, LANES * NUM_BINS * (GRID_CELLS + 1))
-        near = by_seq.new_zeros(3, 2, NUM_BINS)
-        return cls(by_seq, torch.zeros_like(by_seq[0]), grid, near, bins, by_seq.new_zeros(()))
-
-    def add(self, sums: Float[Tensor, "14 R"], seq: Int[Tensor, " R"], rows: Callable[[Tensor | None], Rows]) -> None:
-        """Add rows, all those that their sequences have.
-
-        Args:
-            sums: what `row_sums` makes of them.
-            seq: sequence of each row.
-            rows: gives some of the rows again, or all for None, to look at closely.
-        """
-        top, low = sums[-2:]
-        near = (top < NEAR) & (low > -NEAR)
-        for which in _some(near.logical_not()):
-            l, _ = rows(which)
-            self._sort(l.exp(), seq if which is None else seq[which])
-        sums = sums[:-2].double()
-        if may_look(near):
-            n, below, tv, tv2, r, r2 = torch.where(near, sums[[0, 6, 4, 5, 8, 9]], 0).unbind()
-            less = torch.stack([below, below - tv, below - 2 * tv + tv2])
-            both = torch.stack([less, torch.stack([n, r, r2]) - less], 1)
-            self.near.index_add_(2, self.bins[seq], both)
-        self.by_seq.index_add_(1, seq, self._scaled(sums, top, seq, rows))
-        self.low = torch.minimum(self.low, low.amin().double())
-
-    def _scaled(self, sums: Tensor, top: Tensor, seq: Tensor, rows: Callable[[Tensor | None], Rows]) -> Tensor:
-        """Make the powers of rows again, where one could overflow, and give each sequence one shift."""
-        steps = (top.clamp(min=0) / SHIFT_STEP).floor_() * SHIFT_STEP
-        changed = False
-        for which in _some(steps > 0):
-            l, live = rows(which)
-            down = steps if which is None else steps[which]
-            sums[len(PLAIN) :, slice(None) if which is None else which] = torch.stack(
-                _powers((l - down[:, None]).exp_().mul_(live))
-            ).double()
-            changed = True
-        if not changed:
-            return sums
-        steps = steps.double()
-        self.shift = self.shift.scatter_reduce(0, seq, steps, "amax")
-        k = exponents(steps.device)
-        sums[len(PLAIN) :] *= torch.exp(k * (steps - self.shift[seq]))
-        return sums
-
-    def _sort(self, r: Tensor, seq: Tensor) -> None:
-        """Add ratios to the cell that each is in; a slot without a unit adds a ratio of 1."""
-        # The exponent of r^2 counts half octaves, exactly.
-        r2 = r * r
-        double = r.dtype == torch.float64
-        exponent, bias = (r2.view(torch.int64) >> 52, 1023) if double else (r2.view(torch.int32) >> 23, 127)
-        index = (exponent - (bias - ONE)).clamp_(0, GRID_CELLS)
-        lane = (torch.arange(r.shape[1], device=r.device) % LANES) * (self.grid.shape[1] // LANES)
-        index = index.add_((self.bins[seq] * (GRID_CELLS + 1)).to(index.dtype)[:, None]).long().add_(lane).view(-1)
-        r, r2 = r.double().view(-1), r2.double().view(-1)
-        self.grid[0].scatter_add_(0, index, torch.ones_like(r))
-        self.grid[1].scatter_add_(0, index, r)
-        self.grid[2].scatter_add_(0, index, r2)
-
-    def cells(self, units: Float[Tensor, " bins"]) -> Float[Tensor, "3 bins cells"]:
-        """The grid: counts, and sums of r and of r^2, these 0 in the cell over the top.
-
-        Args:
-            units: of each length bin.
-        """
-        grid = self.grid.view(3, LANES, NUM_BINS, GRID_CELLS + 1).sum(1)
-        grid[1:, :, -1] = 0
-        # What is left of a difference of equal sums is rounding.
-        grid[:, :, ONE - 1 : ONE + 1] += torch.where(self.near[0] > 0, self.near, 0).transpose(1, 2)
-        grid[:, :, ONE] -= grid[0].sum(-1) - units  # the slots without a unit
-        return grid
-
-
-def _some(flags: Tensor) -> list[Tensor | None]:
-    """Where the flags are set, a part at a time; all of them, as None, if values may not be looked at."""
-    if not may_look(flags):
-        return [None]
-    which = flags.nonzero().squeeze(1)
-    return [*which.split(CHUNK_ROWS)] if len(which) else []
-
-
-def rows_of(batch: Batch, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-    """Of some rows, `[R, 64]`: log ratios, 0 where there is no token; 1.0 where there is one; and log mu, as it stands.
-
-    Args:
-        batch: the tokens.
-        tiles: which rows.
-    """
-    dtype = batch.dtype
-    live = ones_of(tiles.take(batch.layout.mask), dtype)
-    log_mu = tiles.take(batch.log_mu).to(dtype)
-    if batch.given is not None:
-        return tiles.take(batch.given).to(dtype), live, log_mu
-    return tame(tiles.take(batch.log_pi).to(dtype) - log_mu).mul_(live), live, log_mu
-
-
-def turn_batch(batch: Batch) -> Batch:
-    """The batch whose tokens are the first of each turn, and whose log ratios are the turns'."""
-    first = heads(batch.layout)
-    values = torch.where(first, TURN.fold(batch.log_ratio, batch.layout), 0)
-    return Batch(batch.log_pi, batch.log_mu, batch.layout.masked(first), given=values)
-
-
-def gaps(log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> list[Tensor]:
-    """Bounds of the total variation at visited states: of each row the sums of |pi - mu| and 1 - min(pi, mu).
-
-    Returns:
-        The sums, each `[R]`, and each row's largest |pi - mu|.
-    """
-    log_mu = tame(log_mu * live)
-    pi, mu = (log_mu + l).exp_(), log_mu.exp_()  # both 1 where there is no token
-    most = torch.rsub(torch.minimum(pi, mu), 1).sum(-1)
-    gap = pi.sub_(mu).abs_()
-    return [gap.sum(-1), most, gap.amax(-1)]
-
-
-def over_sequence(
-    r: Float[Tensor, "R W"], live: Float[Tensor, "R W"], total: Float[Tensor, " R"]
-) -> Float[Tensor, " R"]:
-    """Of each row, the sum over its tokens of `(min(r_t, top of the grid) - r)_+`, r being the sequence's ratio.
-
-    Args:
-        r: token ratios.
-        live: 1.0 where there is a token.
-        total: log ratio of each row's sequence.
-    """
-    top = math.exp(GRID_TOP)
-    whole = total.clamp(max=GRID_TOP).exp().to(r.dtype)
-    return (r.clamp(max=top) - whole[:, None]).relu_().mul_(live).sum(-1)
-
-
-def smallest_blocks(l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> Float[Tensor, "R blocks"]:
-    """Log ratio of each block of 16 slots, -inf unless all of them are tokens."""
-    size = BLOCK_SIZES[0]
-    whole = live.view(len(l), -1, size).sum(-1) == size
-    return torch.where(whole, l.view(len(l), -1, size).sum(-1), -torch.inf)
-
-
-def blocks(smallest: Float[Tensor, "R blocks"], seq: Int[Tensor, " R"], place: Int[Tensor, " R"]) -> Tensor:
-    """For each block size: whole blocks, the shifted sums of their ratio's square and fourth power, and the shift.
-
-    Args:
-        smallest: what `smallest_blocks` made of all rows, in order.
-        seq: sequence of each row.
-        place: its number in the sequence.
-    """
-    rows, wide = [_block_sums(smallest)], smallest.double().sum(1)
-    for size in BLOCK_SIZES[1:]:
-        each = size // WIDTH
-        group = place // each
-        changes = (seq[1:] != seq[:-1]) | (group[1:] != group[:-1])
-        into = torch.cat([torch.zeros_like(seq[:1]), changes.long()]).cumsum(0)
-        whole = torch.isfinite(wide)
-        found = torch.zeros_like(wide).index_add_(0, into, whole.double())
-        total = torch.zeros_like(wide).index_add_(0, into, torch.where(whole, wide, 0))
-        rows.append(_block_sums(torch.where(found == each, total, -torch.inf)))
-    return torch.stack(rows)
-
-
-def _block_sums(x: Tensor) -> Tensor:
-    shift = x.amax().double().clamp(min=0)
-    e2 = (2 * (x - shift.to(x.dtype))).exp_()
-    squares, fourths = e2.sum(dtype=torch.float64), e2.square().sum(dtype=torch.float64)
-    return torch.stack([(x > -torch.inf).sum().double(), squares, fourths, shift])
-
-
-def largest(batch: Batch, tiles: Tiles, tops: Float[Tensor, " R"], count: int) -> Tensor:
-    """The `count` largest log ratios in falling order, -inf after the last.
-
-    Args:
-        batch: the tokens.
-        tiles: all of its rows.
-        tops: the largest log ratio of each.
-        count: how many.
-    """
-    if len(tops) > count:  # they lie in the rows with the largest maxima
-        tiles = tiles[tops.topk(count).indices.sort().values]
-    l, live, _ = rows_of(batch, tiles)
-    return top_of(torch.where(live > 0, l, -torch.inf), count)
-
-
-def top_of(l: Tensor, count: int) -> Tensor:
-    """The `count` largest in falling order, -inf after the last, float64."""
-    flat = l.flatten()
-    short = max(0, count - flat.numel())
-    flat = torch.cat([flat, flat.new_full((short,), -torch.inf)]) if short else flat
-    return flat.topk(count).values.double()
-
-
-HELD_ROWS = 8 * CHUNK_ROWS  # sums of rows that are held before they are brought to sequences
-NUM_SUMS_AND_ENDS = NUM_SUMS + 2
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What one level's stats are made of, by sequence where that is possible.
-
-    Attributes:
-        ratios: sums over the level's ratios.
-        top: `[256]`, the largest log ratios in falling order, -inf after the last.
-        gap: `[2, S]`: sums of |pi - mu| and of 1 - min(pi, mu); 0 but at TOKEN level.
-        largest_gap: 0-d, the largest |pi - mu|; -inf but at TOKEN level.
-        over: `[S]`: sum of `(min(r_t, top of the grid) - r)_+`; 0 but at SEQUENCE level, as is what follows.
-        longer: `[S]`: `(min(r, top of the grid) - 1)` times the length.
-        blocks: `[3, 4]`, see `RatioStats`.
-    """
-
-    ratios: RatioSums
-    top: Tensor
-    gap: Tensor
-    largest_gap: Tensor
-    over: Tensor
-    longer: Tensor
-    blocks: Tensor
-
-
-def measure(batch: Batch, *, token: bool, sequence: bool) -> dict[str, Measured]:
-    """Measure the levels asked for, by name, in one pass over the tokens.
-
-    Args:
-        batch: the tokens.
-        token: whether to measure token ratios.
-        sequence: whether to measure sequence ratios.
-    """
-    layout = batch.layout
-    tiles, _ = layout.tiles
-    bins = length_bin(layout.lengths)
-    none = torch.zeros(layout.num_seqs, dtype=torch.float64, device=bins.device)
-    total, over = none.clone(), none.clone()
-    sums: list[Tensor] = []
-    pending = _Pending(batch, tiles, bins)
-    small: list[Tensor] = []
-    for part in tiles.parts if token or sequence else ():
-        l, live, log_mu = rows_of(batch, part)
-        if token:
-            sums, r = row_sums(l, live)
-            pending.add([*sums, *gaps(log_mu, l, live)])
-        else:
-            r = l.exp()
-        if sequence:
-            total.index_add_(0, part.seq, (sums[1] if token else l.sum(-1)).double())
-            # No sequence is in two parts, so those of this one are summed by now.
-            over.index_add_(0, part.seq, over_sequence(r, live, total[part.seq]).double())
-            small.append(smallest_blocks(l, live))
-    out: dict[str, Measured] = {}
-    if token:
-        out["token"] = pending.measured()
-    if sequence:
-        some = layout.lengths > 0
-        l = torch.where(some, total, 0)
-        longer = (torch.exp(l.clamp(max=GRID_TOP)) - 1) * layout.lengths
-        top = top_of(torch.where(some, l, -torch.inf), TOP)
-        of_blocks = blocks(torch.cat(small), tiles.seq, tiles.place)
-        out["sequence"] = _of_units(_of_sequences(l, some, bins), top, over=over, longer=longer, blocks=of_blocks)
-    return out
-
-
-def measure_turns(batch: Batch) -> Measured:
-    """Measure the ratios of turns."""
-    bins, units = length_bin(batch.layout.lengths), turn_batch(batch)
-    tiles, _ = units.layout.tiles
-    pending = _Pending(units, tiles, bins)
-    for part in tiles.parts:
-        pending.add(row_sums(*rows_of(units, part)[:2])[0])
-    return pending.measured()
-
-
-class _Pending:
-    """What is summed by row, and brought to sequences some thousand rows at a time, so that little of it is held."""
-
-    def __init__(self, batch: Batch, tiles: Tiles, bins: Tensor) -> None:
-        self.batch, self.tiles = batch, tiles
-        self.ratios = RatioSums.zero(bins)
-        self.gap = self.ratios.shift.new_zeros(2, len(bins))
-        self.largest_gap = self.gap.new_full((), -torch.inf)
-        self.tops: list[Tensor] = []
-        self._columns: list[list[Tensor]] = []
-        self._held = self._done = 0
-
-    def add(self, columns: list[Tensor]) -> None:
-        """Add the rows of the next part: what `row_sums` gives, and then what `gaps` gives, if it is known."""
-        self._columns.append(columns)
-        self._held += len(columns[0])
-        if may_look(columns[0]) and self._held >= HELD_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        columns = [torch.cat(column) for column in zip(*self._columns, strict=True)]
-        # All rows are the tiles themselves, which know how to be read without an index an element.
-        whole = self._held == len(self.tiles)
-        group = self.tiles if whole else self.tiles[self._done : self._done + self._held]
-        sums, gap = columns[:NUM_SUMS_AND_ENDS], columns[NUM_SUMS_AND_ENDS:]
-        self.tops.append(sums[-2])
-        self.ratios.add(
-            torch.stack(sums), group.seq, lambda which: self._rows(group if which is None else group[which])
-        )
-        if gap:
-            *both, largest_of_rows = gap
-            self.gap.index_add_(1, group.seq, torch.stack(both).double())
-            self.largest_gap = torch.maximum(self.largest_gap, largest_of_rows.amax().double())
-        self._done, self._held, self._columns = self._done + self._held, 0, []
-
-    def _rows(self, tiles: Tiles) -> Rows:
-        l, live, _ = rows_of(self.batch, tiles)
-        return l, live
-
-    def measured(self) -> Measured:
-        """Of all rows that were added."""
-        if self._columns:
-            self._flush()
-        top = largest(self.batch, self.tiles, torch.cat(self.tops), TOP)
-        return _of_units(self.ratios, top, gap=self.gap, largest_gap=self.largest_gap)
-
-
-def _of_sequences(l: Tensor, some: Tensor, bins: Tensor) -> RatioSums:
-    """Sums of the sequences' own ratios: rows of one unit."""
-    l, live = l[:, None], some.double()[:, None]
-    ratios, everyone = RatioSums.zero(bins), torch.arange(len(l), device=l.device)
-    sums, _ = row_sums(l, live)
-    ratios.add(torch.stack(sums), everyone, lambda which: (l, live) if which is None else (l[which], live[which]))
-    return ratios
-
-
-def _of_units(
-    ratios: RatioSums,
-    top: Tensor,
-    *,
-    gap: Tensor | None = None,
-    largest_gap: Tensor | None = None,
-    over: Tensor | None = None,
-    longer: Tensor | None = None,
-    blocks: Tensor | None = None,
-) -> Measured:
-    none = torch.zeros_like(ratios.shift)
-    return Measured(
-        ratios,
-        top,
-        gap=none.new_zeros(2, len(none)) if gap is None else gap,
-        largest_gap=none.new_full((), -torch.inf) if largest_gap is None else largest_gap,
-        over=none if over is None else over,
-        longer=none if longer is None else longer,
-        blocks=none.new_zeros(len(BLOCK_SIZES), 4) if blocks is None else blocks,
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -583,45 +149,31 @@ class RatioStats:
         if in_a_graph(batch.log_pi):
             return _in_one_call(batch, levels)
         if batch.layout.num_seqs == 0 or batch.log_pi.numel() == 0 or len(batch.layout.tiles[0]) == 0:
-            empty = (cls.empty(level, batch.log_pi.device) for level in levels)
-            return tuple(replace(e, dropped=_count(batch.dropped, e.dropped)) for e in empty)
-        names = [level.name for level in levels]
-        passed = measure(batch, token="token" in names, sequence="sequence" in names)
-        return tuple(cls._made(batch, level, passed.get(level.name) or measure_turns(batch)) for level in levels)
+            return tuple(replace(cls.empty(x, batch.log_pi.device), dropped=_dropped(batch)) for x in levels)
+        names = {level.name for level in levels}
+        made = _in_one_pass(batch, token="token" in names, sequence="sequence" in names)
+        if "turn" in names:
+            made["turn"] = _of_turns(batch)
+        return tuple(made[level.name] for level in levels)
 
-    @classmethod
-    def _made(cls, batch: Batch, level: Level, m: Measured) -> "RatioStats":
-        """Bring what was measured by sequence to length bins and clusters."""
-        ratios, lengths, bins = m.ratios, batch.layout.lengths, m.ratios.bins
-        plain, powers = ratios.by_seq.split([len(PLAIN), len(POWERS)])
-        n, l1, l2, abs_l, tv, tv2, _ = plain
-        shift = n.new_zeros(NUM_BINS).scatter_reduce(0, bins, ratios.shift, "amax")
-        k = exponents(n.device)
-        seq_powers = powers * torch.exp(k * (ratios.shift - shift[bins]))
-        some = (n > 0).double()
-        moments = torch.stack(
-            [n, some, l1, l2, abs_l, tv, tv2, *m.gap, m.over, m.over * m.over, m.longer, lengths * some]
-        )
-        by_bin = sum_by_bin(torch.cat([moments, seq_powers]), bins)
-        moments, powers = by_bin.split([len(MOMENTS), len(POWERS)])
-        down = torch.exp(shift - shift.max())[bins]
-        per_cluster = torch.stack([n, l1, abs_l, l2, tv, seq_powers[1] * down, seq_powers[2] * down.square()], -1)
-        empty = cls.empty(level, n.device)
-        return cls(
-            level,
-            moments=moments,
-            shift=shift,
-            powers=powers,
-            grid=ratios.cells(moments[0]),
-            blocks=m.blocks,
-            peaks=torch.stack([m.top[0], torch.where(n.sum() > 0, -ratios.low, -torch.inf), m.largest_gap]),
-            top=m.top,
-            clusters=empty.clusters.index_add(0, bucket(batch), per_cluster),
-            dropped=_count(batch.dropped, empty.dropped),
+    @cached_property
+    def host(self) -> "HostSums":
+        """The sums as NumPy arrays on the host: one copy and one synchronisation, at the first call."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "level"}
+        flat = torch.cat([t.reshape(-1) for t in tensors.values()]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([t.numel() for t in tensors.values()])[:-1])
+        arrays = {name: part.reshape(tuple(tensors[name].shape)) for name, part in zip(tensors, parts, strict=True)}
+        moments, clusters, dropped = (arrays.pop(name) for name in ("moments", "clusters", "dropped"))
+        return HostSums(
+            self.level.name,
+            moments=dict(zip(MOMENTS, moments, strict=True)),
+            clusters=dict(zip(CLUSTER, clusters.T, strict=True)),
+            dropped=float(dropped),
+            **arrays,
         )
 
     def __add__(self, other: "RatioStats") -> "RatioStats":
-        """The stats of both, as if they had been one batch.
+        """Merge with other stats, as if both had been of one batch.
 
         Raises:
             ValueError: if the levels differ.
@@ -645,7 +197,7 @@ class RatioStats:
         )
 
     def rescaled(self, shift: Tensor, block_shift: Tensor) -> "RatioStats":
-        """The same stats written with other shifts: `[bins]` and `[3]`, nats, no smaller than its own."""
+        """Write the stats with other shifts: `[bins]` and `[3]`, nats, no smaller than its own."""
         k = exponents(shift.device)
         down = torch.exp(self.blocks[:, 3] - block_shift)
         largest = torch.exp(self.shift.max() - shift.max())
@@ -665,12 +217,513 @@ class RatioStats:
         )
 
 
-def _count(flags: Tensor | None, zero: Tensor) -> Tensor:
-    return zero if flags is None else flags.sum(dtype=torch.int32).double()
+@dataclass(frozen=True)
+class HostSums:
+    """`RatioStats` as NumPy arrays on the host; what is worked out of them alone is worked out once."""
+
+    level: str
+    moments: dict[str, Array]
+    shift: Array
+    powers: Array
+    grid: Array
+    blocks: Array
+    peaks: Array
+    top: Array
+    clusters: dict[str, Array]
+    dropped: float
+
+    @cached_property
+    def n(self) -> float:
+        """Number of units."""
+        return float(self.moments["n"].sum())
+
+    @cached_property
+    def renyi2(self) -> float:
+        """`log(n sum r^2 / (sum r)^2) = log(n / ESS)`, nats: log(1 + chi2), self-normalised.
+
+        Dividing by the sample's own mean ratio takes out most of the noise that the mean of r^2 shares with it, and
+        keeps the figure and the effective share of units one statement.
+        """
+        if self.tiny:  # the variance of the log ratio: float32 sums resolve it long after they have lost e^l - 1
+            return max(0.0, self.total("l2") / self.n - (self.total("l") / self.n) ** 2)
+        return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
+
+    @cached_property
+    def tiny(self) -> bool:
+        """Whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding."""
+        return bool(max(self.peaks[0], self.peaks[1]) < SERIES_LIMIT)
+
+    @cached_property
+    def shift_max(self) -> float:
+        """The largest shift, nats: what `clusters` is scaled by."""
+        return float(self.shift.max())
+
+    @cached_property
+    def effective_n(self) -> float:
+        """Number of independent units that would know the total variation as well as these clustered ones do."""
+        mean = self.total("tv") / self.n
+        variance = max(0.0, self.total("tv2") / self.n - mean * mean)
+        return self.n / design_effect(self.clusters["tv"], self.clusters["n"], self.n, variance)
+
+    @cached_property
+    def tv_interval(self) -> Interval:
+        """95% interval of the total variation."""
+        n = self.n
+        return bounded(self.total("tv") / n, self.total("tv2") / n, n, self.effective_n)
+
+    def total(self, name: str) -> float:
+        """A moment over all length bins."""
+        return float(self.moments[name].sum())
+
+    def log_power(self, k: float) -> float:
+        """log of the sum of r^k over all units, nats; -inf if there are none."""
+        row = self.powers[POWERS.index(k)]
+        top = k * self.shift_max
+        total = float((row * np.exp(k * self.shift - top)).sum())
+        if total > 0:
+            return math.log(total) + top
+        # Every ratio is below what a float64 can hold: the largest ones, kept as logs, are what there is to go by.
+        largest = k * self.top[np.isfinite(self.top)]
+        return float(np.logaddexp.reduce(largest)) if len(largest) else -math.inf
+
+    @cached_property
+    def tail(self) -> "TailFit":
+        """The fit of a Pareto tail to the largest ratios."""
+        top = self.top[np.isfinite(self.top)]
+        n = int(min(self.n, TAIL_OF))
+        if n < MIN_UNITS:
+            return TailFit()
+        # Only the tail is read, so what stands for the body may be anything below it.
+        sample = np.full(n, top[-1] - 1.0)
+        sample[: min(n, len(top))] = top[:n]
+        try:
+            fit = smoothed_tail(sample)
+        except ModuleNotFoundError:
+            return TailFit(note='the tail index needs arviz-stats: pip install "reweigh[audit]"')
+        if fit is None:
+            return TailFit()
+        length = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
+        return TailFit(fit[1], np.sort(fit[0])[::-1][: min(length, len(top))])
+
+
+@dataclass(frozen=True, eq=False)
+class TailFit:
+    """A generalised Pareto fit to the largest ratios.
+
+    Attributes:
+        khat: tail index; None if there is no fit: too few units, too many ties, or no package to fit with.
+        smoothed: log ratios that the fit has in place of the largest, in falling order, as far as its tail goes.
+        note: what is missing to make a fit; empty as a rule.
+    """
+
+    khat: float | None = None
+    smoothed: Array = field(default_factory=lambda: np.empty(0))
+    note: str = ""
+
+
+def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, RatioStats]:
+    """Sum token ratios, sequence ratios, or both in one pass over the tokens; by name of the level."""
+    layout = batch.layout
+    tiles, _ = layout.tiles
+    bins = length_bin(layout.lengths)
+    total = torch.zeros(layout.num_seqs, dtype=torch.float64, device=bins.device)  # log ratio of each sequence
+    over = torch.zeros_like(total)  # sum of (min(r_t, top of the grid) - r)_+
+    sums: list[Tensor] = []
+    blocks: list[Tensor] = []  # log ratio of each block of 16 slots, -inf unless all of them are tokens
+    pending = _Pending(batch, tiles, bins)
+    for part in tiles.parts if token or sequence else ():
+        l, live, log_mu = _rows_of(batch, part)
+        if token:
+            sums, r = _row_sums(l, live)
+            pending.add([*sums, *_gaps(log_mu, l, live)])
+        else:
+            r = l.exp()
+        if sequence:
+            total.index_add_(0, part.seq, (sums[1] if token else l.sum(-1)).double())
+            # No sequence is in two parts, so those of this one are summed by now.
+            whole = total[part.seq].clamp(max=GRID_TOP).exp().to(r.dtype)
+            above = (r.clamp(max=math.exp(GRID_TOP)) - whole[:, None]).relu_().mul_(live).sum(-1)
+            over.index_add_(0, part.seq, above.double())
+            full = live.view(len(l), -1, BLOCK_SIZES[0]).sum(-1) == BLOCK_SIZES[0]
+            blocks.append(torch.where(full, l.view(len(l), -1, BLOCK_SIZES[0]).sum(-1), -torch.inf))
+    made: dict[str, RatioStats] = {}
+    if token:
+        made["token"] = pending.stats(TOKEN, batch)
+    if sequence:
+        some = layout.lengths > 0
+        l, live = torch.where(some, total, 0)[:, None], some.double()[:, None]
+        # Sequences are rows of one unit.
+        ratios, everyone = RatioSums.zero(bins), torch.arange(len(l), device=l.device)
+        sums, _ = _row_sums(l, live)
+        ratios.add(torch.stack(sums), everyone, lambda which: (l, live) if which is None else (l[which], live[which]))
+        made["sequence"] = _stats_of(
+            batch,
+            SEQUENCE,
+            ratios,
+            _largest(torch.where(some, l[:, 0], -torch.inf)),
+            over=over,
+            longer=(torch.exp(l[:, 0].clamp(max=GRID_TOP)) - 1) * layout.lengths,
+            blocks=_larger_blocks(torch.cat(blocks), tiles),
+        )
+    return made
+
+
+def _of_turns(batch: Batch) -> RatioStats:
+    """Sum the ratios of turns, each standing on the first token of its turn."""
+    first = heads(batch.layout)
+    values = torch.where(first, TURN.fold(batch.log_ratio, batch.layout), 0)
+    turns = Batch(batch.log_pi, batch.log_mu, batch.layout.masked(first), given=values)
+    tiles, _ = turns.layout.tiles
+    pending = _Pending(turns, tiles, length_bin(batch.layout.lengths))
+    for part in tiles.parts:
+        l, live, _ = _rows_of(turns, part)
+        pending.add(_row_sums(l, live)[0])
+    return pending.stats(TURN, batch)
+
+
+def _stats_of(
+    batch: Batch,
+    level: Level,
+    ratios: "RatioSums",
+    top: Tensor,
+    *,
+    gap: Tensor | None = None,
+    largest_gap: Tensor | None = None,
+    over: Tensor | None = None,
+    longer: Tensor | None = None,
+    blocks: Tensor | None = None,
+) -> RatioStats:
+    """Bring what was summed by sequence to length bins and clusters.
+
+    Args:
+        batch: says lengths and clusters.
+        level: whose ratios these are.
+        ratios: sums over the level's ratios.
+        top: `[256]`, the largest log ratios in falling order, -inf after the last.
+        gap: `[2, S]`, sums of |pi - mu| and of 1 - min(pi, mu), at TOKEN level.
+        largest_gap: 0-d, the largest |pi - mu|, at TOKEN level.
+        over: `[S]`, sum of `(min(r_t, top of the grid) - r)_+`, at SEQUENCE level, as is what follows.
+        longer: `[S]`, `(min(r, top of the grid) - 1)` times the length.
+        blocks: `[3, 4]`, see `RatioStats`.
+    """
+    lengths, bins = batch.layout.lengths, ratios.bins
+    plain, powers = ratios.by_seq.split([len(PLAIN), len(POWERS)])
+    n, l1, l2, abs_l, tv, tv2, _ = plain
+    shift = n.new_zeros(NUM_BINS).scatter_reduce(0, bins, ratios.shift, "amax")
+    seq_powers = powers * torch.exp(exponents(n.device) * (ratios.shift - shift[bins]))
+    some, none = (n > 0).double(), torch.zeros_like(n)
+    gap = none.new_zeros(2, len(none)) if gap is None else gap
+    over, longer = none if over is None else over, none if longer is None else longer
+    moments = torch.stack([n, some, l1, l2, abs_l, tv, tv2, *gap, over, over * over, longer, lengths * some])
+    by_seq = torch.cat([moments, seq_powers])
+    by_bin = by_seq.new_zeros(len(by_seq), NUM_BINS).index_add(1, bins, by_seq)
+    moments, powers = by_bin.split([len(MOMENTS), len(POWERS)])
+    down = torch.exp(shift - shift.max())[bins]
+    per_cluster = torch.stack([n, l1, abs_l, l2, tv, seq_powers[1] * down, seq_powers[2] * down.square()], -1)
+    peak = none.new_full((), -torch.inf) if largest_gap is None else largest_gap
+    return RatioStats(
+        level,
+        moments=moments,
+        shift=shift,
+        powers=powers,
+        grid=ratios.cells(moments[0]),
+        blocks=none.new_zeros(len(BLOCK_SIZES), 4) if blocks is None else blocks,
+        peaks=torch.stack([top[0], torch.where(n.sum() > 0, -ratios.low, -torch.inf), peak]),
+        top=top,
+        clusters=none.new_zeros(NUM_BUCKETS, len(CLUSTER)).index_add(0, bucket(batch), per_cluster),
+        dropped=_dropped(batch),
+    )
+
+
+def _dropped(batch: Batch) -> Tensor:
+    if batch.dropped is None:
+        return torch.zeros((), dtype=torch.float64, device=batch.log_pi.device)
+    return batch.dropped.sum(dtype=torch.int32).double()
+
+
+# What is summed over the units of each row; the powers are scaled down by `e^(k shift)`.
+PLAIN = ("n", "l", "l2", "abs", "tv", "tv2", "below")
+NUM_SUMS = len(PLAIN) + len(POWERS)
+
+# Copies of the grid that neighbouring units take turns in: most fall into a few cells, and adding to the same one again
+# and again would wait for the last sum each time.
+LANES = 8
+ONE = round(-GRID_LOW / GRID_STEP) + 1  # cell of the grid that a ratio of 1 begins
+NONE = 3e38  # what a row without a unit has in place of a largest log ratio, below 0
+NEAR = GRID_STEP * (1 - 1e-6)  # |log ratio| that is surely in one of the two cells around 1
+
+
+Rows = tuple[Tensor, Tensor]  # log ratios `[R, W]`, 0 where there is no unit; and 1.0 where there is one, else 0.0
+
+
+@dataclass(eq=False)
+class RatioSums:
+    """Running sums of ratios, by sequence and by cell of the grid.
+
+    Attributes:
+        by_seq: `[12, S]` float64: `PLAIN`, then the powers.
+        shift: `[S]` float64 nats: of the powers.
+        grid: `[3, lanes * bins * cells]` float64: what was sorted into cells one by one.
+        near: `[3, 2, bins]` float64: what is known to lie in the two cells around 1.
+        bins: `[S]`: length bin of each sequence.
+        low: 0-d: smallest log ratio so far, at most 0.
+    """
+
+    by_seq: Float[Tensor, "12 S"]
+    shift: Float[Tensor, " S"]
+    grid: Float[Tensor, "3 lanes_cells"]
+    near: Float[Tensor, "3 2 bins"]
+    bins: Int[Tensor, " S"]
+    low: Tensor
+
+    @classmethod
+    def zero(cls, bins: Tensor) -> "RatioSums":
+        """Begin with nothing, given the length bin of each sequence."""
+        by_seq = torch.zeros(NUM_SUMS, len(bins), dtype=torch.float64, device=bins.device)
+        grid = by_seq.new_zeros(3, LANES * NUM_BINS * (GRID_CELLS + 1))
+        near = by_seq.new_zeros(3, 2, NUM_BINS)
+        return cls(by_seq, torch.zeros_like(by_seq[0]), grid, near, bins, by_seq.new_zeros(()))
+
+    def add(self, sums: Float[Tensor, "14 R"], seq: Int[Tensor, " R"], rows: Callable[[Tensor | None], Rows]) -> None:
+        """Add rows, all those that their sequences have.
+
+        Args:
+            sums: what `_row_sums` makes of them.
+            seq: sequence of each row.
+            rows: gives some of the rows again, or all for None, to look at closely.
+        """
+        top, low = sums[-2:]
+        near = (top < NEAR) & (low > -NEAR)
+        for which in _some(near.logical_not()):
+            l, _ = rows(which)
+            self._sort(l.exp(), seq if which is None else seq[which])
+        sums = sums[:-2].double()
+        if may_look(near):
+            n, below, tv, tv2, r, r2 = torch.where(near, sums[[0, 6, 4, 5, 8, 9]], 0).unbind()
+            less = torch.stack([below, below - tv, below - 2 * tv + tv2])
+            both = torch.stack([less, torch.stack([n, r, r2]) - less], 1)
+            self.near.index_add_(2, self.bins[seq], both)
+        self.by_seq.index_add_(1, seq, self._scaled(sums, top, seq, rows))
+        self.low = torch.minimum(self.low, low.amin().double())
+
+    def _scaled(self, sums: Tensor, top: Tensor, seq: Tensor, rows: Callable[[Tensor | None], Rows]) -> Tensor:
+        """Make the powers of rows again, where one could overflow, and give each sequence one shift."""
+        steps = (top.clamp(min=0) / SHIFT_STEP).floor_() * SHIFT_STEP
+        changed = False
+        for which in _some(steps > 0):
+            l, live = rows(which)
+            down = steps if which is None else steps[which]
+            sums[len(PLAIN) :, slice(None) if which is None else which] = torch.stack(
+                _powers((l - down[:, None]).exp_().mul_(live))
+            ).double()
+            changed = True
+        if not changed:
+            return sums
+        steps = steps.double()
+        self.shift = self.shift.scatter_reduce(0, seq, steps, "amax")
+        k = exponents(steps.device)
+        sums[len(PLAIN) :] *= torch.exp(k * (steps - self.shift[seq]))
+        return sums
+
+    def _sort(self, r: Tensor, seq: Tensor) -> None:
+        """Add ratios to the cell that each is in; a slot without a unit adds a ratio of 1."""
+        # The exponent of r^2 counts half octaves, exactly.
+        r2 = r * r
+        double = r.dtype == torch.float64
+        exponent, bias = (r2.view(torch.int64) >> 52, 1023) if double else (r2.view(torch.int32) >> 23, 127)
+        index = (exponent - (bias - ONE)).clamp_(0, GRID_CELLS)
+        lane = (torch.arange(r.shape[1], device=r.device) % LANES) * (self.grid.shape[1] // LANES)
+        index = index.add_((self.bins[seq] * (GRID_CELLS + 1)).to(index.dtype)[:, None]).long().add_(lane).view(-1)
+        r, r2 = r.double().view(-1), r2.double().view(-1)
+        self.grid[0].scatter_add_(0, index, torch.ones_like(r))
+        self.grid[1].scatter_add_(0, index, r)
+        self.grid[2].scatter_add_(0, index, r2)
+
+    def cells(self, units: Float[Tensor, " bins"]) -> Float[Tensor, "3 bins cells"]:
+        """The grid: counts, and sums of r and of r^2, these 0 in the cell over the top.
+
+        Args:
+            units: of each length bin.
+        """
+        grid = self.grid.view(3, LANES, NUM_BINS, GRID_CELLS + 1).sum(1)
+        grid[1:, :, -1] = 0
+        # What is left of a difference of equal sums is rounding.
+        grid[:, :, ONE - 1 : ONE + 1] += torch.where(self.near[0] > 0, self.near, 0).transpose(1, 2)
+        grid[:, :, ONE] -= grid[0].sum(-1) - units  # the slots without a unit
+        return grid
+
+
+def _some(flags: Tensor) -> list[Tensor | None]:
+    """Where the flags are set, a part at a time; all of them, as None, if values may not be looked at."""
+    if not may_look(flags):
+        return [None]
+    which = flags.nonzero().squeeze(1)
+    return [*which.split(CHUNK_ROWS)] if len(which) else []
+
+
+HELD_ROWS = 8 * CHUNK_ROWS  # sums of rows that are held before they are brought to sequences
+
+
+class _Pending:
+    """Holds sums of rows and brings them to sequences some thousand rows at a time, so that little of it is held."""
+
+    def __init__(self, batch: Batch, tiles: Tiles, bins: Tensor) -> None:
+        self.batch, self.tiles = batch, tiles
+        self.ratios = RatioSums.zero(bins)
+        self.gap = self.ratios.shift.new_zeros(2, len(bins))
+        self.largest_gap = self.gap.new_full((), -torch.inf)
+        self.tops: list[Tensor] = []
+        self._columns: list[list[Tensor]] = []
+        self._held = self._done = 0
+
+    def add(self, columns: list[Tensor]) -> None:
+        """Add the rows of the next part: what `_row_sums` gives, and then what `_gaps` gives, if it is known."""
+        self._columns.append(columns)
+        self._held += len(columns[0])
+        if may_look(columns[0]) and self._held >= HELD_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [torch.cat(column) for column in zip(*self._columns, strict=True)]
+        # All rows are the tiles themselves, which know how to be read without an index an element.
+        whole = self._held == len(self.tiles)
+        group = self.tiles if whole else self.tiles[self._done : self._done + self._held]
+        sums, gap = columns[: NUM_SUMS + 2], columns[NUM_SUMS + 2 :]  # the sums, and the top and the low of each row
+        self.tops.append(sums[-2])
+
+        def again(which: Tensor | None) -> tuple[Tensor, Tensor]:
+            l, live, _ = _rows_of(self.batch, group if which is None else group[which])
+            return l, live
+
+        self.ratios.add(torch.stack(sums), group.seq, again)
+        if gap:
+            *both, largest_of_rows = gap
+            self.gap.index_add_(1, group.seq, torch.stack(both).double())
+            self.largest_gap = torch.maximum(self.largest_gap, largest_of_rows.amax().double())
+        self._done, self._held, self._columns = self._done + self._held, 0, []
+
+    def stats(self, level: Level, batch: Batch) -> RatioStats:
+        """Make the stats of all rows that were added; the batch says lengths and clusters."""
+        if self._columns:
+            self._flush()
+        tiles, tops = self.tiles, torch.cat(self.tops)
+        if len(tops) > TOP:  # the largest log ratios lie in the rows with the largest maxima
+            tiles = tiles[tops.topk(TOP).indices.sort().values]
+        l, live, _ = _rows_of(self.batch, tiles)
+        top = _largest(torch.where(live > 0, l, -torch.inf))
+        return _stats_of(batch, level, self.ratios, top, gap=self.gap, largest_gap=self.largest_gap)
+
+
+def _largest(l: Tensor) -> Tensor:
+    """Find the 256 largest, in falling order, -inf after the last, float64."""
+    flat = l.flatten()
+    short = max(0, TOP - flat.numel())
+    flat = torch.cat([flat, flat.new_full((short,), -torch.inf)]) if short else flat
+    return flat.topk(TOP).values.double()
+
+
+def _rows_of(batch: Batch, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    """Read some rows, `[R, 64]`: log ratios, 0 where there is no token; 1.0 where there is one; log mu as it stands."""
+    live = ones_of(tiles.take(batch.layout.mask), batch.dtype)
+    log_mu = tiles.take(batch.log_mu).to(live.dtype)
+    if batch.given is not None:
+        return tiles.take(batch.given).to(live.dtype), live, log_mu
+    return log_ratio_of(tiles.take(batch.log_pi), log_mu, live), live, log_mu
+
+
+def _row_sums(l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> tuple[list[Tensor], Tensor]:
+    """Sum each row, unscaled: `PLAIN`, the powers, then its largest and its smallest log ratio; and give the ratios.
+
+    A sum that float32 cannot hold is infinite, as is such a ratio. A row without a unit has a top far below 0, and its
+    smallest is at most 0. A slot without a unit has a ratio of 1.
+    """
+    r = l.exp()
+    # Each of these works in memory that the one before has given back, which is still in the cache.
+    plain = [live.sum(-1), l.sum(-1), _squares(l), l.abs().sum(-1)]
+    below = (1 - r).relu_()  # (1 - r)_+: 0 for an infinite ratio, as it should be
+    # 1 - r is exact near 1, so it is over 0 just where r < 1; a comparison that gives a bool is slow to sum.
+    plain += [below.sum(-1), _squares(below), below.sign_().sum(-1)]
+    del below
+    powers = _powers(r * live)
+    return [*plain, *powers, (live - 1).mul_(NONE).add_(l).amax(-1), l.amin(-1)], r
+
+
+def _powers(e: Tensor) -> list[Tensor]:
+    half, one = e.sqrt().sum(-1), e.sum(-1)
+    e2 = e * e
+    return [half, one, e2.sum(-1), e.mul_(e2).sum(-1), _squares(e2)]
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sum of squares of each row."""
+    return torch.linalg.vector_norm(x, dim=-1).square_() if may_look(x) else (x * x).sum(-1)
+
+
+def _gaps(log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> list[Tensor]:
+    """Bound the total variation at visited states: sums of |pi - mu| and 1 - min(pi, mu) of each row.
+
+    Returns:
+        The sums, each `[R]`, and each row's largest |pi - mu|.
+    """
+    log_mu = tame(log_mu * live)
+    pi, mu = (log_mu + l).exp_(), log_mu.exp_()  # both 1 where there is no token
+    most = torch.rsub(torch.minimum(pi, mu), 1).sum(-1)
+    gap = pi.sub_(mu).abs_()
+    return [gap.sum(-1), most, gap.amax(-1)]
+
+
+def _larger_blocks(smallest: Float[Tensor, "R blocks"], tiles: Tiles) -> Float[Tensor, "3 4"]:
+    """For each block size: whole blocks, the shifted sums of their ratio's square and fourth power, and the shift.
+
+    Args:
+        smallest: log ratio of each block of 16 slots of all rows, in order; -inf unless all of them are tokens.
+        tiles: the rows.
+    """
+    rows, wide = [_block_sums(smallest)], smallest.double().sum(1)
+    for size in BLOCK_SIZES[1:]:
+        each = size // WIDTH
+        group = tiles.place // each
+        changes = (tiles.seq[1:] != tiles.seq[:-1]) | (group[1:] != group[:-1])
+        into = torch.cat([torch.zeros_like(tiles.seq[:1]), changes.long()]).cumsum(0)
+        whole = torch.isfinite(wide)
+        count = torch.zeros_like(wide).index_add_(0, into, whole.double())
+        total = torch.zeros_like(wide).index_add_(0, into, torch.where(whole, wide, 0))
+        rows.append(_block_sums(torch.where(count == each, total, -torch.inf)))
+    return torch.stack(rows)
+
+
+def _block_sums(x: Tensor) -> Tensor:
+    shift = x.amax().double().clamp(min=0)
+    e2 = (2 * (x - shift.to(x.dtype))).exp_()
+    squares, fourths = e2.sum(dtype=torch.float64), e2.square().sum(dtype=torch.float64)
+    return torch.stack([(x > -torch.inf).sum().double(), squares, fourths, shift])
+
+
+def length_bin(lengths: Tensor) -> Tensor:
+    """Length bin of each sequence."""
+    # Made on the device: a copy from the host would wait for it.
+    edges = 2 ** torch.arange(FIRST_EDGE, FIRST_EDGE + NUM_BINS - 1, device=lengths.device)
+    return (lengths[:, None] >= edges).sum(-1)
+
+
+def bucket(batch: Batch) -> Tensor:
+    """Bucket of each sequence's cluster: by hash of its group, or by its place if it has none."""
+    key = batch.group
+    if key is None:
+        key = torch.arange(batch.layout.num_seqs, device=batch.log_pi.device)
+        return key % NUM_BUCKETS
+    # Multiplicative hashing (Knuth): the high bits of key times a large odd number.
+    return (key.long() * 0x9E3779B97F4A7C1 >> 40) % NUM_BUCKETS
+
+
+def exponents(device: torch.device) -> Tensor:
+    """`POWERS` as `[5, 1]`, made on the device."""
+    whole = torch.arange(len(POWERS), dtype=torch.float64, device=device)
+    return torch.where(whole > 0, whole, POWERS[0])[:, None]
 
 
 def _in_one_call(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...]:
-    """The same from a compiled graph on a CPU, which calls it as one operator.
+    """Make stats from within a compiled graph on a CPU, which calls it as one operator.
 
     What is fast here, to look at values and to leave work out, a compiler cannot do.
     """
@@ -701,8 +754,8 @@ def _stats_alone(
     layout = Padded(mask, turn) if offsets is None else Packed(mask, offsets, turn)
     batch = Batch(log_pi, log_mu, layout, group=group, dropped=dropped, given=given)
     by_name = {level.name: level for level in (TOKEN, TURN, SEQUENCE)}
-    found = RatioStats.of_levels(batch, [by_name[name] for name in levels.split(",")])
-    return [x.clone() for stats in found for x in _tensors(stats)]  # no two may share memory
+    made = RatioStats.of_levels(batch, [by_name[name] for name in levels.split(",")])
+    return [x.clone() for stats in made for x in _tensors(stats)]  # no two may share memory
 
 
 def _shapes(log_pi: Tensor, *rest: Any) -> list[Tensor]:

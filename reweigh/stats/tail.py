@@ -1,114 +1,16 @@
-"""What the tail of the ratios allows one to say: its index, refusals, and bounds that hold under any tail."""
+"""Refusals where the tail of the ratios forbids an answer, and bounds that hold under any tail."""
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from reweigh.stats.intervals import Interval, bernoulli_kl_end, bounded, clustered, design_effect
+from reweigh.stats.intervals import bernoulli_kl_end, clustered
 from reweigh.stats.numerals import two
-from reweigh.stats.sums import BLOCK_SIZES, CAPS, CLUSTER, GRID_LOW, GRID_TOP, MOMENTS, POWERS, RatioStats
-from reweigh.transforms import smoothed_tail
+from reweigh.stats.sums import BLOCK_SIZES, CAPS, GRID_LOW, GRID_TOP, MIN_UNITS, HostSums
 
 Array = NDArray[np.float64]
-SERIES_LIMIT = 0.01  # nats: the first term left out, l^3 / 6, is then at most a third of a percent of l^2 / 2
 
-
-@dataclass(frozen=True)
-class HostSums:
-    """The sums as NumPy arrays on the host."""
-
-    level: str
-    moments: dict[str, Array]
-    shift: Array
-    powers: Array
-    grid: Array
-    blocks: Array
-    peaks: Array
-    top: Array
-    clusters: dict[str, Array]
-    dropped: float
-
-    @property
-    def n(self) -> float:
-        """Number of units."""
-        return float(self.moments["n"].sum())
-
-    @property
-    def renyi2(self) -> float:
-        """`log(n sum r^2 / (sum r)^2) = log(n / ESS)`, nats: log(1 + chi2), self-normalised.
-
-        Dividing by the sample's own mean ratio takes out most of the noise that the mean of r^2 shares with it, and
-        keeps the figure and the effective share of units one statement.
-        """
-        if self.tiny:  # the variance of the log ratio: float32 sums resolve it long after they have lost e^l - 1
-            return max(0.0, self.total("l2") / self.n - (self.total("l") / self.n) ** 2)
-        return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
-
-    @property
-    def tiny(self) -> bool:
-        """Whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding."""
-        return bool(max(self.peaks[0], self.peaks[1]) < SERIES_LIMIT)
-
-    @property
-    def shift_max(self) -> float:
-        """The largest shift, nats: what `clusters` is scaled by."""
-        return float(self.shift.max())
-
-    @cached_property
-    def effective_n(self) -> float:
-        """Number of independent units that would know the total variation as well as these clustered ones do."""
-        mean = self.total("tv") / self.n
-        variance = max(0.0, self.total("tv2") / self.n - mean * mean)
-        return self.n / design_effect(self.clusters["tv"], self.clusters["n"], self.n, variance)
-
-    @cached_property
-    def tv_interval(self) -> Interval:
-        """95% interval of the total variation."""
-        n = self.n
-        return bounded(self.total("tv") / n, self.total("tv2") / n, n, self.effective_n)
-
-    def total(self, name: str) -> float:
-        """A moment over all length bins."""
-        return float(self.moments[name].sum())
-
-    def log_power(self, k: float) -> float:
-        """log of the sum of r^k over all units, nats; -inf if there are none."""
-        row = self.powers[POWERS.index(k)]
-        top = k * self.shift_max
-        total = float((row * np.exp(k * self.shift - top)).sum())
-        if total > 0:
-            return math.log(total) + top
-        # Every ratio is below what a float64 can hold: the largest ones, kept as logs, are what there is to go by.
-        largest = k * self.top[np.isfinite(self.top)]
-        return float(np.logaddexp.reduce(largest)) if len(largest) else -math.inf
-
-
-def to_host(stats: RatioStats) -> HostSums:
-    """Bring the sums over: one copy, one synchronisation."""
-    names = ("moments", "shift", "powers", "grid", "blocks", "peaks", "top", "clusters", "dropped")
-    tensors = [getattr(stats, name) for name in names]
-    flat = torch.cat([t.reshape(-1) for t in tensors]).cpu().numpy()
-    parts = np.split(flat, np.cumsum([t.numel() for t in tensors])[:-1])
-    a = {name: part.reshape(tuple(t.shape)) for name, part, t in zip(names, parts, tensors, strict=True)}
-    return HostSums(
-        stats.level.name,
-        dict(zip(MOMENTS, a["moments"], strict=True)),
-        a["shift"],
-        a["powers"],
-        a["grid"],
-        a["blocks"],
-        a["peaks"],
-        a["top"],
-        dict(zip(CLUSTER, a["clusters"].T, strict=True)),
-        float(a["dropped"]),
-    )
-
-
-MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
 MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable
 MIN_BEHIND = 2  # units; with 5 it would refuse figures that are 0.8 to 0.9 of the truth (docs/intervals.md)
 MAX_SHARE = 0.2  # heuristic: one unit with a fifth of all weight decides the estimate
@@ -119,7 +21,7 @@ MIN_BLOCK_RENYI2 = 0.1  # nats: below it the sample and the blocks both say "sma
 
 
 def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[float, float] | None) -> str:
-    """Why moments of the ratio cannot be told from this sample; empty if they can (first reason found).
+    """Say why moments of the ratio cannot be told from this sample: the first reason there is; empty if they can.
 
     Args:
         h: the sums.
@@ -145,7 +47,7 @@ def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[fl
 
 
 def drift_of(h: HostSums, blocks: tuple[float, float] | None) -> str:
-    """What it means if the sample's figure is far over that of blocks: no refusal, as the sample is no model."""
+    """Say what it means if the sample's figure is far over that of blocks: no refusal, as a sample is no model."""
     most = math.inf if blocks is None else blocks[0] + 2 * blocks[1]
     if h.renyi2 <= 2 * most or h.renyi2 <= MIN_BLOCK_RENYI2 or blocks is None:
         return ""
@@ -156,7 +58,7 @@ def drift_of(h: HostSums, blocks: tuple[float, float] | None) -> str:
 
 
 def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
-    """What of the tail forbids moments, the mean ratio apart.
+    """Say what of the tail forbids moments, the mean ratio apart.
 
     All but `twice_kl`, 2 KL(mu||pi) by k1, is the same for ratios that are all multiplied by one number.
     """
@@ -179,7 +81,7 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
 
 
 def _variance(h: HostSums) -> float:
-    """Of the log ratio, nats squared."""
+    """Variance of the log ratio, nats squared."""
     return h.total("l2") / h.n - (h.total("l") / h.n) ** 2
 
 
@@ -325,19 +227,3 @@ def renyi2_lower(h: HostSums) -> float:
             break
     tv_low = bernoulli_kl_end(h.total("tv") / h.n, n_eff, 0.0, 1.0, 0.05 / tries)
     return max(best, math.log1p(4 * tv_low * tv_low))
-
-
-def tail_index(h: HostSums) -> tuple[float | None, str]:
-    """Tail index from the largest log ratios; None, and why, if it cannot be had."""
-    top = h.top[np.isfinite(h.top)]
-    n = int(min(h.n, 7225))  # the sample size whose tail, 3 sqrt(n) = 255 points, is the one that was kept
-    if n < MIN_UNITS:
-        return None, ""
-    # Only the tail is read, so what stands for the body may be anything below it.
-    body = np.full(n, top[-1] - 1.0)
-    body[: min(n, len(top))] = top[:n]
-    try:
-        fit = smoothed_tail(body)
-    except ModuleNotFoundError:
-        return None, 'the tail index needs arviz-stats: pip install "reweigh[audit]"'
-    return None if fit is None else fit[1], ""

@@ -83,13 +83,13 @@ def judge(*stats: RatioStats | Summary) -> Verdict:
         if any_level.dropped:
             nothing = replace(_dropped(any_level)[0], severity="fail")
         return Verdict(nothing.severity, nothing.reason, nothing.hint, (nothing,))
-    found = _dropped(any_level)
+    findings = _dropped(any_level)
     if "token" in levels:
-        found += _identity(levels["token"]) + _size(levels["token"])
+        findings += _identity(levels["token"]) + _size(levels["token"])
     if "sequence" in levels:
-        found += _trust(levels["sequence"])
-    found.sort(key=lambda f: -_ORDER[f.severity])
-    return Verdict(found[0].severity, found[0].reason, found[0].hint, tuple(found))
+        findings += _trust(levels["sequence"])
+    findings.sort(key=lambda f: -_ORDER[f.severity])
+    return Verdict(findings[0].severity, findings[0].reason, findings[0].hint, tuple(findings))
 
 
 def _dropped(s: Summary) -> list[Finding]:

@@ -178,7 +178,7 @@ def post_tis_bias(f_max: float, chi2: float, cap: float) -> float:
 def post_tis_mse(f_max: float, chi2: float, cap: float, n: float = 1) -> float:
     """`MSE(Seq-TIS) <= (2 K (1 + chi2) / C)^2 + K^2 C^2 / N`.
 
-    The post states this at N = 1, and it holds; its minimum over C is at `reweigh.caps.post_batch_cap`.
+    The post states this at N = 1, and it holds; its minimum over C is at `reweigh.caps.PostBatch`.
 
     Args:
         f_max: K, largest norm of R times the score of a sequence.

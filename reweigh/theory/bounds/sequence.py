@@ -141,7 +141,7 @@ def tis_bias(f_max: float, excess: float) -> float:
 
     Args:
         f_max: K.
-        excess: `E_mu (r - C)_+`; from divergences: `excess_at_most`; from a sample: `reweigh.excess`.
+        excess: `E_mu (r - C)_+`; from divergences: `excess_at_most`; from a sample: `reweigh.stats.summary.excess`.
 
     Assumes: mu covers pi.
 
@@ -186,7 +186,7 @@ def capped_second_moment(cap: float, second_pi: float) -> float:
 def tis_mse(f_max: float, excess: float, min2: float, n: float = 1) -> float:
     """`MSE(Seq-TIS) <= K^2 ((E_mu (r - C)_+)^2 + E_mu min(r, C)^2 / N)`.
 
-    Its minimum over C is at `reweigh.caps.balance_cap`, and no other function of the ratio has a smaller worst case.
+    Its minimum over C is at `reweigh.caps.Balance`, and no other function of the ratio has a smaller worst case.
 
     Args:
         f_max: K.
@@ -211,7 +211,7 @@ def tis_mse_cubic(f_max: float, m2: float, n: float = 1) -> float:
         m2: `E_mu r^2`.
         n: N, sequences of the batch.
 
-    Assumes: mu covers pi; the cap is `reweigh.caps.cubic_cap`.
+    Assumes: mu covers pi; the cap is `reweigh.caps.Cubic`.
 
     Source: `tis_mse` with `excess <= m2 / (4 C)` and `min2 <= C`; ours.
     """

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.caps import (
-    balance_cap,
-    balance_cap_of_sample,
-    cubic_cap,
+    Balance,
+    Cubic,
+    Post,
+    PostBatch,
+    SqrtN,
     mis_balance_cap,
-    post_batch_cap,
-    post_cap,
-    sqrt_n_cap,
 )
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE
@@ -39,7 +38,6 @@ from reweigh.named import (
 from reweigh.stats.intervals import bernoulli_kl, empirical_bernstein
 from reweigh.stats.summary import summarise
 from reweigh.stats.sums import RatioStats
-from reweigh.stats.tail import to_host
 from reweigh.theory.lab.distances import Distances, Norms, StateDistances, distances, norms, ratio_law
 from reweigh.theory.lab.exact import (
     Advantage,
@@ -234,14 +232,14 @@ def caps(given: Mapping[str, Any], world: World, m2: float) -> dict[str, float]:
     n = float(given["N"])
     # Where mu is truncated m2 is below 1 and no chi-square; the rules that ask for one are functions of 1 + chi2 = m2.
     scale = min(1.0, m2)
-    chi2 = m2 / scale - 1
+    chi2, law = m2 / scale - 1, ratio_law(world)
     return {
         "N": n,
-        "C_post": post_cap(chi2) * math.sqrt(scale),
-        "C_post_N": post_batch_cap(chi2, n) * math.sqrt(scale),
-        "C_cubic": cubic_cap(chi2, n) * scale ** (2 / 3),
-        "C_balance": balance_cap(ratio_law(world), n),
-        "C_ionides_sqrtN": sqrt_n_cap(n),
+        "C_post": Post().of_chi2(chi2) * math.sqrt(scale),
+        "C_post_N": PostBatch(n=n).of_chi2(chi2) * math.sqrt(scale),
+        "C_cubic": Cubic(n=n).of_chi2(chi2) * scale ** (2 / 3),
+        "C_balance": Balance(n=n).of_law(law),
+        "C_ionides_sqrtN": SqrtN(n=n).of_law(law),
     }
 
 
@@ -285,7 +283,7 @@ def sample_statistics(given: Mapping[str, Any]) -> dict[str, Any]:
     # Only the difference of the two is read, and with a log mu of 0 it is exact.
     batch = Batch.padded(log_ratio, torch.zeros_like(log_ratio), torch.ones_like(log_ratio))
     stats = RatioStats.of(batch, SEQUENCE)
-    host, summary = to_host(stats), summarise(stats)
+    host, summary = stats.host, summarise(stats)
     raw, truncated, rejected = (e(batch).per_unit for e in (seq_is(), seq_tis(cap), seq_mis(0.0, cap)))
     below = (1 - raw).clamp(min=0)
     mean, k1, tv = (float(summary[name].sample or 0.0) for name in ("mean_ratio", "kl_k1", "tv"))
@@ -308,7 +306,7 @@ def sample_statistics(given: Mapping[str, Any]) -> dict[str, Any]:
         "eb_ci95_tv": _uncut(empirical_bernstein(tv, float(below.var()), n), (float(low), float(high))),
         "kl_ci95_tv": list(bernoulli_kl(tv, n)),
         "kl_ci95_min2": list(bernoulli_kl(min1, n, cap)),  # of min(r, 2), and not of its square
-        "C_balance_hat": float(balance_cap_of_sample(log_ratio).exp()),
+        "C_balance_hat": float(Balance().log_cap(log_ratio, torch.ones_like(log_ratio, dtype=torch.bool)).exp()),
         "khat_psis": summary["khat"].sample,
         "logsumexp1": log1,
         "logsumexp2": log2,
@@ -333,7 +331,8 @@ def log_normal(given: Mapping[str, Any]) -> dict[str, float]:
     }
     for key in given:
         if match := re.fullmatch(r"C_(mis_)?opt_N(\d+)", key):
-            out[key] = (mis_balance_cap if match[1] else balance_cap)(law, float(match[2]))
+            n = float(match[2])
+            out[key] = mis_balance_cap(law, n) if match[1] else Balance(n=n).of_law(law)
     return out
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from reweigh.caps import balance_cap, cubic_cap, post_cap
+from reweigh.caps import Balance, Cubic, Post
 from reweigh.named import geo_rs, naive, seq_is, seq_mis, seq_tis, token_is, token_tis
 from reweigh.theory import bounds as b
 from reweigh.theory.lab.distances import Distances, Norms, StateDistances, ratio_law
@@ -175,19 +175,19 @@ def _sequence(world: World, d: Distances, k: Norms, cap: float, band: tuple[floa
 
 def _mse(world: World, d: Distances, k: Norms, n: float) -> dict[str, Sides]:
     law, f = ratio_law(world), k.integrand
-    balance = balance_cap(law, n)
+    balance = Balance(n=n).of_law(law)
 
     def mse(cap: float, n: float) -> float:
         return _at(world, cap).mse(n)
 
     return {
-        "POST MSE(C*)<=4K^2 m2 (N=1)": (mse(post_cap(d.chi2), 1), b.post_limit(f, d.chi2)),
+        "POST MSE(C*)<=4K^2 m2 (N=1)": (mse(Post().of_chi2(d.chi2), 1), b.post_limit(f, d.chi2)),
         "POST-bound vs Seq-IS bound: 4K^2m2 <= K^2m2": (b.post_limit(f, d.chi2), b.seq_is_mse(f, d.m2)),
         "balanced MSE_N<=K^2(b^2+Emin2/N)": (
             mse(balance, n),
             b.tis_mse(f, law.excess(balance), law.min2(balance), n),
         ),
-        "cubic MSE_N<=.75K^2(m2/N)^(2/3)": (mse(cubic_cap(d.chi2, n), n), b.tis_mse_cubic(f, d.m2, n)),
+        "cubic MSE_N<=.75K^2(m2/N)^(2/3)": (mse(Cubic(n=n).of_chi2(d.chi2), n), b.tis_mse_cubic(f, d.m2, n)),
         "seqTIS(C=1) MSE_N<=K^2(TV^2+1/N)": (mse(1.0, n), b.tis_mse_at_one(f, d.tv, n)),
     }
 

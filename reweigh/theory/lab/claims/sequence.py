@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.caps import balance_cap, post_batch_cap, post_cap
+from reweigh.caps import Balance, Post, PostBatch
 from reweigh.estimators import Estimator
 from reweigh.named import geo_rs, naive, seq_is, seq_mis, seq_tis, snis, token_is
 from reweigh.theory import bounds as b
@@ -362,15 +362,16 @@ def _optimal_cap() -> Evidence:
     far = 0.0
     for chi2, n in ((1.0, 1), (50.0, 1), (1.0, 1024), (50.0, 1024)):
         best = float(grid[np.argmin([b.post_tis_mse(1, chi2, float(c), n) for c in grid[::20]]) * 20])
-        far = max(far, abs(best / post_batch_cap(chi2, n) - 1))
+        far = max(far, abs(best / PostBatch(n=n).of_chi2(chi2) - 1))
     cost: dict[tuple[float, int], float] = {}
     for s2, n in ((9.0, 1), (4.0, 64), (4.0, 1024)):
         law = LogNormalRatio(s2)
-        post, best = (b.tis_mse(1, law.excess(c), law.min2(c), n) for c in (post_cap(law.chi2), balance_cap(law, n)))
+        caps = Post().of_law(law), Balance(n=n).of_law(law)
+        post, best = (b.tis_mse(1, law.excess(c), law.min2(c), n) for c in caps)
         cost[s2, n] = post / best
     beaten = 0
     for world in worlds():
-        caps = post_cap(distances(world).chi2), balance_cap(ratio_law(world), 1)
+        caps = Post().of_chi2(distances(world).chi2), Balance(n=1).of_law(ratio_law(world))
         post, other = (exact(world, seq_tis(c)).mse(1) for c in caps)
         beaten += other < post
     return Evidence(
@@ -389,7 +390,7 @@ def _limit() -> Evidence:
         k, d = norms(world).integrand, distances(world)
         limit, plain = b.post_limit(k, d.chi2), exact(world, seq_is()).mse(1)
         below += plain <= limit / 4 * (1 + 1e-9)
-        over += exact(world, seq_tis(post_cap(d.chi2))).mse(1) > limit
+        over += exact(world, seq_tis(Post().of_chi2(d.chi2))).mse(1) > limit
         worst = max(worst, exact(world, seq_tis(1.0)).mse(1) / limit)
     times = b.post_limit(1.0, 7.0) / b.seq_is_mse(1.0, 8.0)
     ratios: list[str] = []
@@ -397,7 +398,7 @@ def _limit() -> Evidence:
     for s2 in (4.0, 9.0):
         law = LogNormalRatio(s2)
         for n in (16, 64, 1024):
-            cap = balance_cap(law, n)
+            cap = Balance(n=n).of_law(law)
             ratio = b.tis_mse(1, law.excess(cap), law.min2(cap), n) / law.minimax(n)
             sound = sound and 1 <= ratio < 4
             ratios.append(f"{ratio:.2f}")
