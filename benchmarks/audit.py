@@ -101,8 +101,8 @@ def by_reweigh(path: Path, workers: int = 1) -> int:
     import pyarrow.parquet as pq
 
     from reweigh.audit import audit
-    from reweigh.audit.workers import Workers
-    from reweigh.processes import single_threaded
+    from reweigh.scan import Workers
+    from reweigh.scan.engines import single_threaded
 
     single_threaded()
     assert audit(path, engine=Workers(workers)).verdict

@@ -20,7 +20,7 @@ from reweigh.doctor.diagnosis import CauseId
 from reweigh.doctor.faults import World, commit, find, pair, world_of
 from reweigh.doctor.inject.fault import Fault, Level
 from reweigh.doctor.inject.worlds import WorldName
-from reweigh.processes import in_order, single_threaded
+from reweigh.scan.engines import in_order, single_threaded
 
 P = TypeVar("P")
 R = TypeVar("R")

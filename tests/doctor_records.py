@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reweigh.doctor import doctor
-from reweigh.doctor.run import conclude
-from reweigh.doctor.tokens import tokens_of
-from reweigh.doctor.visit import visit_tokens
+from reweigh.doctor.diagnose import conclude, visit_tokens
 from reweigh.records.schema import BY_NAME, Origin, RunInfo, fail
 from reweigh.records.table import conform
+from reweigh.scan.tokens import tokens_of
 
 VOCABULARY = 48
 

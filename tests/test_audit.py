@@ -10,9 +10,9 @@ import torch
 from reweigh import Batch, m2po, seq_tis, snis, token_tis
 from reweigh.audit import Audit, audit
 from reweigh.audit.pictures import Density, Histogram
-from reweigh.audit.runs import Shared
 from reweigh.audit.where import TokenRows, position_start
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.scan.tokens import Shared
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import interval, of_log, share, two
 
@@ -128,7 +128,7 @@ def test_result_does_not_depend_on_how_records_are_cut(rows, found, tmp_path, mo
     write(tmp_path / "a.parquet", [rows[i] for i in order[:17]], group=5)
     write(tmp_path / "b.jsonl", [rows[i] for i in order[17:40]])
     write(tmp_path / "c.jsonl.gz", [rows[i] for i in order[40:]])
-    monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 200)
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 200)
     seen = []
     other = audit(tmp_path, by=BY, on_progress=seen.append)
     assert len(seen) > 10
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr("reweigh.audit.run.conclude", spy)
-    monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 1500)
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 1500)
     # 32 steps each, so that the ranges of steps are the same
     for n in (64, 256):
         rows = [row | {"step": i % 32} for i, row in enumerate(make_rows(n))]

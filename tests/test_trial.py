@@ -26,12 +26,12 @@ from reweigh import (
 )
 from reweigh.__main__ import main
 from reweigh.audit import audit
-from reweigh.audit.pack import pack, unpack
 from reweigh.audit.recommend import CORRECTABLE, progress, recommend
-from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
 from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
 from reweigh.records import RecordWriter
+from reweigh.scan.measure import pack, unpack
+from reweigh.scan.tokens import Shared
 from reweigh.sga import Moments
 
 TRIED = Asked.of(all_estimators()).estimators

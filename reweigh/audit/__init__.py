@@ -1,11 +1,10 @@
 """Audit of records: how large the gap between sampler and trainer is, and what estimators would do about it."""
 
-from reweigh.audit.on_ray import OnRay
-from reweigh.audit.result import Audit, FileRead, TrialRow
-from reweigh.audit.run import Progress, Report, audit
-from reweigh.audit.slices import By, SliceRow
+from reweigh.audit.result import Audit, TrialRow
+from reweigh.audit.run import answer, audit, question
+from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import Outcome, default_estimators
-from reweigh.audit.workers import Workers
+from reweigh.scan import By, FileRead, OnRay, Progress, Report, Workers
 
 __all__ = [
     "Audit",
@@ -18,6 +17,8 @@ __all__ = [
     "SliceRow",
     "TrialRow",
     "Workers",
+    "answer",
     "audit",
     "default_estimators",
+    "question",
 ]

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from reweigh.audit.accumulate import Sums
 from reweigh.audit.pictures import tail_of
-from reweigh.audit.result import Audit, FileRead, TrialRow
-from reweigh.audit.slices import COLUMNS_OF
+from reweigh.audit.result import Audit, TrialRow
 from reweigh.audit.trial import Limits, Outcome
 from reweigh.audit.where import shown_cuts
+from reweigh.scan.cuts import COLUMNS_OF
+from reweigh.scan.run import FileRead
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.tail import to_host
 from reweigh.stats.verdict import Finding, Verdict, judge
@@ -16,13 +17,18 @@ from reweigh.stats.verdict import Finding, Verdict, judge
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 
 
-def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
-    """The audit of what was read.
+def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[str, ...] = ()) -> Audit:
+    """Make the audit of what was read.
+
+    Args:
+        sums: of all of it.
+        files: what was read.
+        left_out: which rows were not, and why.
 
     Raises:
         ValueError: nothing in it counts.
     """
-    _refuse_nothing(files, sums)
+    _refuse_nothing(files, sums, left_out)
     levels: dict[str, Summary] = {}
     for name, stats in sums.levels.items():
         summary = summarise(stats)
@@ -56,15 +62,20 @@ def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
         {name: tail_of(sums.levels[name], summary) for name, summary in levels.items()},
         tuple(sums.worst.found),
         sums.positive,
-        _notes(files, levels, sums),
+        (*left_out, *_notes(files, levels, sums)),
     )
 
 
-def _refuse_nothing(files: tuple[FileRead, ...], sums: Sums) -> None:
+def _refuse_nothing(files: tuple[FileRead, ...], sums: Sums, left_out: tuple[str, ...]) -> None:
     if sum(file.tokens for file in files):
         return
     rows = sum(file.rows for file in files)
     where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
+    if rows == 0 and left_out:
+        raise ValueError(
+            f"{where}: nothing to judge: {'; '.join(left_out)}\n"
+            "hint: `reweigh records validate` says what to do about each."
+        )
     if rows == 0:
         raise ValueError(f"{where}: there are no records\nhint: did the run that wrote it get to its first response?")
     dropped = int(sums.levels["token"].dropped) + sums.positive
@@ -104,5 +115,10 @@ def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sum
         if set(slices.token) == {None}:
             columns = " and ".join(COLUMNS_OF.get(by, ()))
             notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
+    if sums.steps_stand_in:
+        notes[
+            f"the lag of {sums.steps_stand_in:,} rows is counted from their step, as they do not record the "
+            "trainer's version"
+        ] = None
     notes.update(dict.fromkeys(summary.note for summary in levels.values() if summary.note))
     return tuple(notes)

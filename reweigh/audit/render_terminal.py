@@ -27,7 +27,8 @@ from reweigh.audit.labels import (
 from reweigh.audit.lengths import LengthColumn, length_columns
 from reweigh.audit.render_more import by_sign, causes, effective, table_of, where, worst
 from reweigh.audit.result import Audit
-from reweigh.audit.slices import By, SliceRow
+from reweigh.audit.slices import SliceRow
+from reweigh.scan.cuts import By
 from reweigh.stats.numerals import of_log, share, two
 from reweigh.stats.summary import Summary
 from reweigh.stats.verdict import Finding, Verdict

@@ -2,31 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence
-from reweigh.audit.slices import By, SliceRow
+from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import Limits, Outcome, Sign
 from reweigh.audit.where import Cut, Stratum
 from reweigh.doctor.diagnosis import Diagnosis
 from reweigh.levels import Unit
 from reweigh.records import RunInfo
+from reweigh.scan.cuts import By
+from reweigh.scan.run import FileRead
 from reweigh.stats.intervals import Number
 from reweigh.stats.summary import Summary
 from reweigh.stats.verdict import Verdict
-
-
-@dataclass(frozen=True)
-class FileRead:
-    """One file: how many rows and counted tokens it had, and what it says about its run."""
-
-    path: Path
-    rows: int
-    tokens: int
-    info: RunInfo
 
 
 @dataclass(frozen=True)

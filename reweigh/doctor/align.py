@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.doctor.cells import Array, Cells, Ints
-from reweigh.doctor.tokens import Tokens, windows
+from reweigh.scan.tokens import Tokens, windows
 
 WINDOW = 16  # tokens
 _FEWEST = 8  # tokens of a window that says anything

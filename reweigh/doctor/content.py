@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reweigh.doctor.cells import Array, Cells, Estimate, jackknife
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 # Edges of -log pi, nats, and of the entropy: finer where a temperature acts most.
 SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7, 6.0, 8.0])

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 from reweigh.doctor.cells import Cells, Estimate, Keyed
 from reweigh.doctor.diagnosis import CannotTell, CauseId, Evidence
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 Sums = Mapping[str, Cells | Keyed | Prompts]
 

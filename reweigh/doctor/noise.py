@@ -8,7 +8,7 @@ from reweigh.doctor.content import explained
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.normalisation import SQUARES, N, improper
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 BINS = np.array([0.05, 0.15, 0.35, 0.7, 1.2, 2.7, 4.7, 7.0])  # edges of -log p, nats
 NUM = len(BINS) + 1

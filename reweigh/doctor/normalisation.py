@@ -6,7 +6,7 @@ from reweigh.doctor.cells import Array, Cells, Estimate, ratio
 from reweigh.doctor.content import Explained, content, cut_off, explained, tail
 from reweigh.doctor.diagnosis import CannotTell, Evidence
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above, p_below
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 WIDEST = 10.0  # nats: a ratio counts at most e^10 in the means, so that one token cannot make them
 IDENTITY = (

@@ -6,7 +6,7 @@ from reweigh.doctor.cells import Array, Cells, Estimate, contrast, jackknife, ra
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
 from reweigh.doctor.noise import far_of, matters, together_of
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
 MOMENTS = ("n", "size", "gap^2", "room")

@@ -7,7 +7,7 @@ from reweigh.doctor.content import explained
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
 from reweigh.doctor.normalisation import FORWARD, GAP, N
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 _BINS = np.array([0.05, 0.35, 1.2, 2.7, 4.7])  # edges of -log p, nats, p between both policies
 _NUM = len(_BINS) + 1

@@ -10,7 +10,7 @@ from reweigh.doctor.content import explained
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above
 from reweigh.doctor.normalisation import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
 from reweigh.doctor.structure import KINDS, PLACES
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 _CERTAIN = 1e-12  # p-value of what was found token by token
 _WRONG_BINS = 3  # of surprise under pi: less than the entropy, up to 1.5 nats more, beyond

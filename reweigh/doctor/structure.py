@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from reweigh.batch import POSITIVE_TOLERANCE
 from reweigh.doctor.align import realigned
 from reweigh.doctor.cells import Array, Cells, Ints
-from reweigh.doctor.tokens import Tokens, windows
+from reweigh.scan.tokens import Tokens, windows
 
 Bools = NDArray[np.bool_]
 

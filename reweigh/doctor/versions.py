@@ -11,7 +11,7 @@ from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, ev
 from reweigh.doctor.noise import matters
 from reweigh.doctor.places import part, ratio_of, sized
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.tokens import UNKNOWN, Tokens
+from reweigh.scan.tokens import MISSING, Tokens
 
 _FARTHEST = 8  # lags from here on are counted together
 _TRIFLE = 0.003  # nats over 1 - p: a growth below it does nothing to any ratio
@@ -22,15 +22,16 @@ _MIXED = ("one version", "before the change", "after the change")
 def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums: dict[str, Cells | Keyed | Prompts] = {}
-    lag, step = tokens.lag, tokens.step
+    step = tokens.step
+    lag = None if tokens.lag is None else np.maximum(tokens.lag, -1)  # a later version than the trainer's is not old
     if step is not None:
         late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
-        sums["lag"] = Keyed.of(*_where(step != UNKNOWN, bucket, step, late, *moments))
+        sums["lag"] = Keyed.of(*_where(step != MISSING, bucket, step, late, *moments))
     version = _used(tokens.version, step)
     if version is not None:
         responses = len(rows.sizes)
         lowest, _ = _range(version, tokens.seq, responses)
-        some = (np.bincount(tokens.seq, minlength=responses) > 0) & (lowest > UNKNOWN)
+        some = (np.bincount(tokens.seq, minlength=responses) > 0) & (lowest > MISSING)
         by_row = [np.bincount(tokens.seq, m, minlength=responses)[some].astype(np.float64) for m in moments]
         sums["prompts"] = Prompts.of(rows.group[some], lowest[some], *by_row)
     if lag is not None and tokens.version is not None:
@@ -46,7 +47,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
 def _used(version: Ints | None, step: Ints | None) -> Ints | None:
     """Which weights sampled a token, or when: its version, or its step where it has none."""
     if version is None or step is None:
-        return step if version is None else np.where(version >= 0, version, UNKNOWN)
+        return step if version is None else np.where(version >= 0, version, MISSING)
     return np.where(version >= 0, version, step)
 
 

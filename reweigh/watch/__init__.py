@@ -1,8 +1,8 @@
 """Watch a run: follow a folder of dumps that grows, and keep the audit of it up to date."""
 
-from reweigh.watch.looking import Look, look
+from reweigh.watch.folder import Look, look
 from reweigh.watch.show import dashboard, document, line, metrics
-from reweigh.watch.state import Memory, Read, Trouble, Watched, write_whole
+from reweigh.watch.state import Memory, Read, Trouble, Watched
 
 __all__ = [
     "Look",
@@ -15,5 +15,4 @@ __all__ = [
     "line",
     "look",
     "metrics",
-    "write_whole",
 ]

@@ -14,7 +14,7 @@ from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import two
 from reweigh.stats.summary import Summary
 from reweigh.trainers.seen import Seen
-from reweigh.watch.looking import Look
+from reweigh.watch.folder import Look
 
 WATCH_VERSION = 1
 MAX_SHOWN = 5  # files in trouble, and steps
@@ -36,8 +36,11 @@ _LABELS = {
 
 def metrics(found: Look) -> dict[str, float]:
     """The numbers by the names that `reweigh.trainers` gives them in training; empty while nothing counts."""
-    levels = found.watched.total.sums.levels
-    return Seen(levels["token"], levels["sequence"]).flat() if found.watched.total.tokens else {}
+    total = found.watched.total
+    if not total.tokens:
+        return {}
+    levels = total.sums["audit"].levels
+    return Seen(levels["token"], levels["sequence"]).flat()
 
 
 def document(found: Look, audit: Audit | None) -> dict[str, Any]:
