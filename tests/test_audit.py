@@ -202,7 +202,7 @@ def test_many_steps_become_ranges_and_many_envs_are_merged(tmp_path):
 def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch):
     held = []
 
-    def spy(sums, files):
+    def spy(sums, files, left_out):
         tensors = [x for part in (sums.levels, sums.trials, sums.histograms) for x in part.values()]
         tensors += [x for s in sums.slices.values() for d in (s.token, s.sequence) for x in d.values()]
         held.append(sum(v.numel() for x in tensors for v in vars(x).values() if isinstance(v, torch.Tensor)))
@@ -341,7 +341,9 @@ def test_rollouts_need_rescoring(tmp_path):
 
 
 def test_arguments_are_checked_before_anything_is_read():
-    with pytest.raises(ValueError, match="by must be one of step, env, length, position, lag, got 'colour'"):
+    with pytest.raises(
+        ValueError, match="by must be one of step, env, length, position, lag, turn, source, got 'colour'"
+    ):
         audit("/nonexistent", by=["colour"])
     for estimator in (snis(), m2po()):
         with pytest.raises(ValueError, match="audit: mine looks at a whole batch"):

@@ -38,9 +38,11 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     seq_of = np.zeros(count, np.int64)
     seq_of[window] = tokens.seq
     n = np.bincount(window, minlength=count)
-    here = _mean(np.abs(tokens.gap), window, n)
-    varied, _ = _at_offset(tokens, tokens.log_pi, 1, window, count)
-    apart = np.stack([_at_offset(tokens, tokens.log_mu, k, window, count)[0] for k in OFFSETS])
+    here = _mean(tokens.distance, window, n)
+    place = WINDOW * _number_in_response(seq_of)
+    pairs = {k: _pairs(tokens, k, n, place, tokens.counts[seq_of]) for k in range(1, FARTHEST + 1)}
+    varied = _at_offset(tokens, tokens.log_pi, 1, pairs[1], window, count)
+    apart = np.stack([_at_offset(tokens, tokens.log_mu, k, pairs[abs(k)], window, count) for k in OFFSETS])
     best = apart.argmin(0)
     least = apart.min(0)
     telling = (n >= _FEWEST) & (varied > _VARIED) & np.isfinite(varied)
@@ -78,16 +80,36 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     return clean, Cells.of(tokens.rows.bucket[some], cell[some], len(CELLS), *sums)
 
 
-def _at_offset(tokens: Tokens, other: Array, k: int, window: Ints, count: int) -> tuple[Array, Ints]:
+Pairs = tuple[NDArray[np.bool_], Ints, Ints]
+"""Which tokens have a partner some places on; and by window, how many have one that far on, and that far back."""
+
+
+def _number_in_response(seq: Ints) -> Ints:
+    """Count windows from the first of their response."""
+    begins = np.concatenate([[True], seq[1:] != seq[:-1]])
+    at = np.arange(len(seq))
+    return at - np.maximum.accumulate(np.where(begins, at, 0))
+
+
+def _pairs(tokens: Tokens, k: int, n: Ints, place: Ints, length: Ints) -> Pairs:
+    """Find partners, given of each window its tokens, the place of its first, and the length of its response."""
+    return (
+        tokens.seq[:-k] == tokens.seq[k:],
+        np.clip(length - k - place, 0, n),
+        n - np.clip(k - place, 0, n),
+    )
+
+
+def _at_offset(tokens: Tokens, other: Array, k: int, pairs: Pairs, window: Ints, count: int) -> Array:
     """Mean distance of log_pi to `other` k places on, window by window; infinite where few tokens have a partner."""
-    near = np.zeros(len(tokens))
-    there = np.zeros(len(tokens), np.bool_)
+    there, *numbers = pairs
+    n = numbers[k < 0]
     a, b = (slice(None, -k), slice(k, None)) if k > 0 else (slice(-k, None), slice(None, k))
-    there[a] = tokens.seq[a] == tokens.seq[b]
-    near[a] = np.where(there[a], np.abs(tokens.log_pi[a] - other[b]), 0.0)
-    n = np.bincount(window, there, minlength=count)
-    total = np.bincount(window, near, minlength=count)
-    return np.where(n >= _FEWEST - FARTHEST, total / np.maximum(n, 1), np.inf), n
+    near = np.subtract(tokens.log_pi[a], other[b])
+    np.abs(near, out=near)
+    near[~there] = 0.0
+    total = np.bincount(window[a], near, minlength=count)
+    return np.where(n >= _FEWEST - FARTHEST, total / np.maximum(n, 1), np.inf)
 
 
 def _mean(x: Array, window: Ints, n: Ints) -> Array:

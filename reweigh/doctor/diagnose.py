@@ -110,17 +110,19 @@ class Read:
     """What was added up of record files; `a + b` is of both.
 
     Attributes:
-        whole: of all.
+        whole: of all that was looked at.
         slices: of what was asked for.
+        share: of the records that is looked at.
     """
 
     whole: Visit = field(default_factory=Visit)
     slices: tuple[Slices, ...] = ()
+    share: float = 1.0
 
     def __add__(self, other: "Read") -> "Read":
         """Add up both."""
         slices = tuple(a + b for a, b in zip(self.slices, other.slices, strict=True)) if self.slices else other.slices
-        return Read(self.whole + other.whole, slices)
+        return Read(self.whole + other.whole, slices, min(self.share, other.share))
 
 
 def visit_tokens(tokens: Tokens) -> Visit:
@@ -240,7 +242,7 @@ def conclude(
 
 
 def _measure(by: tuple[By, ...], share: float, part: Part) -> Read:
-    total = Read(slices=tuple(Slices(name) for name in by))
+    total = Read(slices=tuple(Slices(name) for name in by), share=share)
     for tokens in part.pieces(share):
         whole = replace(visit_tokens(tokens), sequences=len(tokens.rows.sizes))
         total += Read(whole, tuple(_sliced(name, tokens, part) for name in by))
@@ -301,10 +303,9 @@ def _reasons(notes: Mapping[str, Violation]) -> str:
 
 def _notes(found: Scanned, read: Read) -> tuple[InputNote, ...]:
     notes = [InputNote(v.rule, v.count, v.counted, v.place, v.hint) for v in found.notes.values()]
-    rows = sum(file.rows for file in found.files)
-    if read.whole.sequences < rows:
-        hint = "`reweigh doctor` looks at all of them."
+    if read.share < 1:
+        rows, hint = sum(file.rows for file in found.files), "`reweigh doctor` looks at all of them."
         notes.append(
-            InputNote("looked at a sample", read.whole.sequences, f"of {rows} rows", str(found.files[0].path), hint)
+            InputNote("looked at a sample", read.whole.sequences, f"of {rows:,} rows", str(found.files[0].path), hint)
         )
     return tuple(notes)

@@ -31,7 +31,8 @@ _LEAST = 1e-3  # of the mean ratio: less is no matter
 def _measure(tokens: Tokens) -> dict[str, Cells]:
     gap = tokens.gap
     bounded = np.clip(gap, -WIDEST, WIDEST)
-    squares = gap**2
+    squares = tokens.squares
+    more = np.expm1(bounded)
     if tokens.entropy is None:
         known = surprise = np.zeros(len(gap))
     else:
@@ -42,18 +43,18 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
         np.zeros(len(gap), np.int64),
         1,
         np.ones(len(gap)),
-        np.expm1(bounded),
+        more,
         np.expm1(-bounded),
         gap,
         squares,
-        np.abs(gap),
+        tokens.distance,
         np.where(gap > 0, squares, 0.0),
         known,
         surprise,
         surprise**2,
-        ((tokens.log_mu > -1e-6) & (tokens.log_pi < -2e-3)) * 1.0,
-        np.minimum(np.expm1(bounded), 19.0),
-        np.where(np.abs(gap) > 1.0, squares, 0.0),
+        (tokens.log_mu > -1e-6) & (tokens.log_pi < -2e-3),
+        np.minimum(more, 19.0),
+        np.where(tokens.distance > 1.0, squares, 0.0),
     )
     return {"identity": cells, "content": content(tokens), "tail": tail(tokens)}
 

@@ -21,7 +21,7 @@ _LONGEST = 1 << 40  # tokens: no prompt is longer
 def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
     """The moments, token by token."""
     gap, scale = tokens.gap, tokens.scale
-    size = np.minimum(np.abs(gap) / scale, CAP)
+    size = np.minimum(tokens.relative, CAP)
     return np.ones(len(gap)), size, (size * scale) ** 2, scale**2
 
 
@@ -34,7 +34,16 @@ def part(squares: float, total: Array) -> float:
 
 def half_octave(position: np.ndarray) -> np.ndarray:
     """0, 1, 2, ... at 0, 1, 2, 3, 4, 6, 8, 12, ...: bins of a place."""
+    if len(position) and position.max() < len(_HALF_OCTAVE):
+        return _HALF_OCTAVE.take(position)
+    return _half_octave(position)
+
+
+def _half_octave(position: np.ndarray) -> np.ndarray:
     return np.minimum((2 * np.log2(position + 1)).astype(np.int64), PLACES - 1)
+
+
+_HALF_OCTAVE = _half_octave(np.arange(1 << 16))  # of the places that most tokens have
 
 
 def _measure(tokens: Tokens) -> dict[str, Cells]:

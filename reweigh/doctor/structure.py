@@ -49,7 +49,7 @@ def structure(tokens: Tokens) -> Structure:
     broken_at, broken = _broken(tokens, filler)
     seen = filler | ~broken_at
     gap = _gap(tokens)
-    whole = Cells.of(tokens.bucket, zero_of(tokens), 1, seen * 1.0, np.where(seen, gap**2, 0.0))
+    whole = Cells.of(tokens.bucket, zero_of(tokens), 1, seen, np.where(seen, gap**2, 0.0))
     left = tokens.take(~filler & ~broken_at)
     foreign, surprise = _surprises(left)
     aligned, alignment = realigned(left.take(~foreign))
@@ -85,7 +85,7 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
     certain = zeros & (log_pi >= np.log(0.5)) & (log_pi < np.log(0.98))
-    doubt = Cells.of(tokens.bucket, zero_of(tokens), 1, (proof & zeros) * 1.0, certain * 1.0)
+    doubt = Cells.of(tokens.bucket, zero_of(tokens), 1, proof & zeros, certain)
     # By response, so that the same is found however records are cut into batches.
     responses = len(tokens.rows.sizes)
     proofs, others = (np.bincount(tokens.seq, x, minlength=responses)[tokens.seq] for x in (proof & zeros, certain))
@@ -126,6 +126,9 @@ def _runs(tokens: Tokens, which: Bools) -> tuple[Ints, int]:
 def _broken(tokens: Tokens, filler: Bools) -> tuple[Bools, Cells]:
     """Tokens that no test can use, by what is wrong with them; a placeholder that is not finite is counted here too."""
     log_pi, log_mu = tokens.log_pi, tokens.log_mu
+    if all(bool((x <= POSITIVE_TOLERANCE).all() and (x > -np.inf).all()) for x in (log_pi, log_mu)):  # a NaN is neither
+        none = np.zeros(0, np.int64)
+        return np.zeros(len(tokens), np.bool_), Cells.of(none, none, len(BROKEN), np.zeros(0))
     kind = np.select(
         [
             ~np.isfinite(log_mu) | (log_mu > POSITIVE_TOLERANCE),

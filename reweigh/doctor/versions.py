@@ -52,14 +52,18 @@ def _used(version: Ints | None, step: Ints | None) -> Ints | None:
 
 
 def _where(which: NDArray[np.bool_], *columns: NDArray[Any]) -> list[NDArray[Any]]:
-    return [column[which] for column in columns]
+    if which.all():
+        return list(columns)
+    at = np.flatnonzero(which)
+    return [column.take(at) for column in columns]
 
 
 def _range(version: np.ndarray, seq: np.ndarray, responses: int) -> tuple[np.ndarray, np.ndarray]:
     low = np.full(responses, np.iinfo(np.int64).max)
     high = np.full(responses, np.iinfo(np.int64).min)
-    np.minimum.at(low, seq, version)
-    np.maximum.at(high, seq, version)
+    if len(seq):  # tokens stand in the order of their responses
+        begins = np.flatnonzero(np.concatenate([[True], seq[1:] != seq[:-1]]))
+        low[seq[begins]], high[seq[begins]] = np.minimum.reduceat(version, begins), np.maximum.reduceat(version, begins)
     return low, high
 
 

@@ -116,25 +116,21 @@ class Part:
         before = np.concatenate([[0], count])[runs.starts]
         return np.maximum(count - np.repeat(before, runs.sizes) - 1, 0)
 
-    @cached_property
-    def tokens(self) -> "Tokens":
-        """See the tokens in the mask as they are, of rows in which no column is out of step."""
-        table = self.table if self._whole is None or self._whole.all() else self.table.filter(pa.array(self._whole))
-        return tokens_of(table)
-
     def pieces(self, share: float = 1.0) -> Iterator["Tokens"]:
-        """Cut `tokens` into pieces of whole responses, of at most `PIECE_TOKENS` tokens unless one response has more.
+        """See the tokens in the mask as they are, of rows in which no column is out of step, a piece at a time: some
+        whole responses of at most `PIECE_TOKENS` tokens, unless one response has more.
 
         Args:
             share: of the pieces, spread evenly over all records; which ones does not depend on what reads them.
         """
-        whole, tokens = self.tokens, PIECE_TOKENS
-        sizes = np.concatenate([[0], np.cumsum(whole.rows.sizes)])
-        cuts = list(slices_of(whole.counts, tokens)) if len(whole) > tokens else [(0, len(whole.rows.sizes))]
-        for first, count in cuts:
-            begin, end = ((self.before + int(sizes[i])) * share / tokens for i in (first, first + count))
-            if share >= 1 or int(end) > int(begin):
-                yield whole if len(cuts) == 1 else whole.of_rows(first, first + count)
+        table = self.table if self._whole is None else self.table.filter(pa.array(self._whole))
+        ends = np.concatenate([[0], np.cumsum(lengths_of(single(table, "log_mu")))]) + self.before
+        pack = _pack_order(_row_numbers(table, "pack_index"))
+        for first, count in slices_of(np.diff(ends), PIECE_TOKENS):
+            begin, end = (int(ends[row] * share / PIECE_TOKENS) for row in (first, first + count))
+            if share >= 1 or end > begin:
+                packed = None if pack is None else pack[first : first + count]
+                yield tokens_of(table.slice(first, count), packed)
 
 
 def _without_positive(batch: Batch) -> tuple[Batch, int]:
@@ -380,11 +376,6 @@ class Rows:
     pack: Ints | None
     env: NDArray[Any] | None
 
-    def some(self, first: int, end: int) -> "Rows":
-        """Keep some consecutive responses."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rows(**{name: None if x is None else x[first:end] for name, x in columns.items()})
-
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -427,17 +418,8 @@ class Tokens:
         if which.all():
             return self
         at = np.flatnonzero(which)
-        return self._each(lambda x: x.take(at))
-
-    def of_rows(self, first: int, end: int) -> "Tokens":
-        """Keep those of some consecutive responses, without a copy of what is read from the file."""
-        low, high = np.searchsorted(self.seq, [first, end])
-        some = self._each(lambda x: x[low:high])
-        return replace(some, seq=some.seq - first, rows=self.rows.some(first, end))
-
-    def _each(self, of: Callable[[Any], Any]) -> "Tokens":
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
-        return replace(self, **{name: None if x is None else of(x) for name, x in columns.items()})
+        return replace(self, **{name: None if x is None else x.take(at) for name, x in columns.items()})
 
     @cached_property
     def gap(self) -> Array:
@@ -448,6 +430,16 @@ class Tokens:
     def squares(self) -> Array:
         """The square of `gap`."""
         return self.gap**2
+
+    @cached_property
+    def distance(self) -> Array:
+        """`|gap|`, nats."""
+        return np.abs(self.gap)
+
+    @cached_property
+    def relative(self) -> Array:
+        """`distance` over `scale`."""
+        return self.distance / self.scale
 
     @cached_property
     def bucket(self) -> Ints:
@@ -493,8 +485,13 @@ class Tokens:
         return None if self.version is None or now is None else now.lags(self.seq, self.version)
 
 
-def tokens_of(table: pa.Table) -> Tokens:
-    """The tokens in the mask of a canonical table whose lists line up."""
+def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
+    """Read the tokens in the mask of a canonical table whose lists line up.
+
+    Args:
+        table: some rows.
+        pack: place of each in its packed row, where it is known.
+    """
     sizes = lengths_of(single(table, "log_mu"))
     seq = np.repeat(np.arange(len(sizes)), sizes)
     first = np.cumsum(sizes) - sizes
@@ -519,7 +516,7 @@ def tokens_of(table: pa.Table) -> Tokens:
         _row_numbers(table, "step"),
         _row_numbers(table, "trainer_version"),
         _row_numbers(table, "prompt_length"),
-        _pack_order(_row_numbers(table, "pack_index")),
+        pack,
         _names(table, "env"),
     )
     whole = Tokens(
