@@ -29,7 +29,8 @@ LAYERS = (
     ("_public",),
     ("lab", "records", "rosetta"),  # never each other
     ("readers",),
-    ("probe", "processes"),
+    ("scan",),
+    ("probe",),
     ("doctor",),
     ("plan",),
     ("audit", "adapters"),  # never each other

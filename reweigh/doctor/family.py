@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from reweigh.doctor.cells import Cells, Estimate, Keyed
 from reweigh.doctor.diagnosis import CannotTell, CauseId, Evidence
@@ -115,12 +115,12 @@ def _share(part: float, whole: float) -> float:
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:
     """One-sided p-value of the estimate being above a bound."""
-    return float(student.sf(estimate.above(bound), max(estimate.df, 1)))
+    return float(stdtr(max(estimate.df, 1), -estimate.above(bound)))
 
 
 def p_below(estimate: Estimate, bound: float = 0.0) -> float:
     """One-sided p-value of the estimate being below a bound."""
-    return float(student.cdf(estimate.above(bound), max(estimate.df, 1)))
+    return float(stdtr(max(estimate.df, 1), estimate.above(bound)))
 
 
 def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:

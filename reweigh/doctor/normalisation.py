@@ -8,6 +8,7 @@ from reweigh.doctor.diagnosis import CannotTell, Evidence
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, counted, evidence, p_above, p_below
 from reweigh.scan.tokens import Tokens
 
+CLEAN_MEAN = "mean_ratio_of_clean_tokens"  # another number than the audit's mean ratio, which is of all tokens
 WIDEST = 10.0  # nats: a ratio counts at most e^10 in the means, so that one token cannot make them
 IDENTITY = (
     "n",
@@ -66,7 +67,10 @@ def _examine(case: Case) -> Findings:
         return []
     forward, backward, gap, least = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP, BOUNDED))
     mean = evidence(
-        "mean_ratio", _plus(forward, 1), "mean of pi/mu over sampled tokens: 1 if log_mu is of what was sampled"
+        CLEAN_MEAN,
+        _plus(forward, 1),
+        "mean of pi/mu without the tokens that a finding above takes out, a ratio counted as at most e^10: 1 if log_mu "
+        "is of what was sampled",
     )
     back = evidence("mean_inverse_ratio", _plus(backward, 1), "mean of mu/pi: 1 if pi is what was sampled from")
     shift = evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled")

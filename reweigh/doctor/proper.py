@@ -6,7 +6,7 @@ from reweigh.doctor.cells import Array, Cells, Estimate, Ints, binned, jackknife
 from reweigh.doctor.content import explained
 from reweigh.doctor.diagnosis import CannotTell
 from reweigh.doctor.family import Case, Family, Findings, Suspicion, evidence, p_above, p_below
-from reweigh.doctor.normalisation import FORWARD, GAP, N
+from reweigh.doctor.normalisation import CLEAN_MEAN, FORWARD, GAP, N
 from reweigh.scan.tokens import Tokens
 
 _BINS = np.array([0.05, 0.35, 1.2, 2.7, 4.7])  # edges of -log p, nats, p between both policies
@@ -65,7 +65,9 @@ def _temperature(case: Case) -> Findings:
             "slope", slope, "of the log ratio on log pi + entropy: 1 - 1/T where the trainer leaves out a temperature T"
         ),
         evidence(
-            "mean_ratio", Estimate(forward.value + 1, forward.se, forward.df, forward.n), "mean of pi/mu: stays 1"
+            CLEAN_MEAN,
+            Estimate(forward.value + 1, forward.se, forward.df, forward.n),
+            "mean of pi/mu without the tokens that a finding above takes out: stays 1",
         ),
     )
     p = p_above(share, 0.1)
