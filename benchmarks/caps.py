@@ -5,9 +5,10 @@
     python benchmarks/caps.py --reference         # ten times 30 worlds, beside what was found elsewhere; three minutes
 
 Each world: V = 3, T = 7, Markov policies, a binary reward, baseline J(mu). Gamma_N is the share of the progress of the
-true gradient that a step over N sequences can promise (`reweigh.sga.Moments.efficiency`). A rule marked "law" is given
-the exact law of the sequence ratio, which nobody has, and its Gamma is exact; a rule marked "batch" chooses its cap on
-the N sequences that it weighs, as `seq_tis(cap=rule)` does, and its Gamma is from `--draws` batches of each world.
+true gradient that a step over N sequences can promise (`reweigh.theory.sga.Moments.efficiency`). A rule marked "law" is
+given the exact law of the sequence ratio, which nobody has, and its Gamma is exact; a rule marked "batch" chooses its
+cap on the N sequences that it weighs, as `seq_tis(cap=rule)` does, and its Gamma is from `--draws` batches of each
+world.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from reweigh import (
     tradeoff,
 )
 from reweigh.caps import balance_cap, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
-from reweigh.lab import Advantage, AnyAdvantage, Reward, World, exact, random_policies, random_world
-from reweigh.planner import FiniteRatio
+from reweigh.theory.lab import Advantage, AnyAdvantage, Reward, World, exact, random_policies, random_world
+from reweigh.theory.laws import FiniteRatio
 
 GAPS = (0.18, 0.9, 1.33)  # nats between the logits of pi and mu
 BATCHES = (64, 1024)

@@ -5,7 +5,7 @@
     python benchmarks/coverage.py --s2 2 --n 256       # another cell
 
 Each draw is a batch of N sequences with `log r ~ N(-s2/2, s2)` under mu, whose every truth has a closed form
-(`reweigh.planner.LogNormalRatio`). It goes the way that a user's batch goes: Batch, RatioStats, and from there
+(`reweigh.theory.laws.LogNormalRatio`). It goes the way that a user's batch goes: Batch, RatioStats, and from there
 `summarise`, `excess`, `lost`, `min2` and `bootstrap`.
 """
 
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 
 from reweigh import SEQUENCE, Batch, RatioStats, summarise
-from reweigh.planner import LogNormalRatio
 from reweigh.stats.intervals import Number
 from reweigh.stats.summary import bootstrap, excess, lost, min2
+from reweigh.theory.laws import LogNormalRatio
 
 S2 = (0.25, 1.0, 4.0, 9.0)
 UNITS = (64, 1024)

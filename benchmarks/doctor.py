@@ -9,7 +9,7 @@
     python benchmarks/doctor.py generate --seeds 1 0 0 --only raw_logprobs --tokens 2000     # a look
 
 A case is a run of eight training steps with one fault: 50,000 tokens that an engine really sampled and logged and a
-trainer really scored (`reweigh.doctor.faults`). Smaller samples are all responses to some of a run's prompts. Cases are
+trainer really scored (`faults`). Smaller samples are all responses to some of a run's prompts. Cases are
 kept as record files, by default under ~/.cache/reweigh/doctor-benchmark; results go to its folder `results` as JSON,
 Markdown and pictures, and Markdown to the standard output. Progress goes to the standard error.
 """
@@ -39,8 +39,7 @@ from doctor_cases import LEVEL_ORDER, TOKENS, Run, generate, runs_of
 from doctor_score import SIZES, VIEWS, load, save, score
 from doctor_tables import heat_map, markdown, summary
 
-from reweigh.doctor.faults import FAULTS
-from reweigh.doctor.inject.fault import Fault
+from faults import FAULTS, Fault
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh" / "doctor-benchmark"
 
@@ -50,7 +49,7 @@ def chosen(names: Sequence[str] | None) -> list[Fault]:
     known = {f.id for f in FAULTS} | {f.name for f in FAULTS}
     for name in names or ():
         if name not in known:
-            raise SystemExit(f"error: no fault {name!r}\nhint: python -m reweigh.doctor.faults --list")
+            raise SystemExit(f"error: no fault {name!r}\nhint: python -m faults --list")
     return [f for f in FAULTS if not names or f.id in names or f.name in names]
 
 

@@ -16,10 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reweigh.doctor.diagnosis import CauseId
-from reweigh.doctor.faults import World, commit, find, pair, world_of
-from reweigh.doctor.inject.fault import Fault, Level
-from reweigh.doctor.inject.worlds import WorldName
+from faults import Fault, Level, World, WorldName, commit, find, pair, world_of
+from reweigh.doctor import CauseId
 from reweigh.scan.engines import in_order, single_threaded
 
 P = TypeVar("P")

@@ -11,9 +11,8 @@ from doctor_cases import same_as_medium
 from doctor_score import APART, Answer, exact_interval, smallest
 from matplotlib import pyplot as plt
 
-from reweigh.doctor.diagnosis import CAUSES
-from reweigh.doctor.faults import find
-from reweigh.doctor.inject.fault import LEVELS
+from faults import LEVELS, find
+from reweigh.doctor import CAUSES
 
 mpl.use("Agg")
 WAYS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from reweigh.lab.claims import CLAIMS, MEANING, Checked, check_claims
+from reweigh.theory.lab.claims import CLAIMS, MEANING, Checked, check_claims
 
 PAGE = Path(__file__).parent / "claims.md"
 

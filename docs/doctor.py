@@ -10,53 +10,24 @@ import re
 import sys
 from pathlib import Path
 
-from reweigh.doctor.advice import ADVICE
-from reweigh.doctor.diagnosis import CAUSES
+from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.families import FAMILIES
 
 PAGE = Path(__file__).parent / "doctor.md"
 RESULTS = ("scores", "clean", "pairs", "martingale", "speed")
-
-# What each test looks at, in short; the evidence of a diagnosis has the numbers.
-STATISTICS = {
-    "placeholder_logprob": "tokens with log_mu of 0, 1, -9999 or NaN that log_pi contradicts",
-    "unmasked_context": "runs of such tokens inside a response; windows far more surprising than the entropy",
-    "retokenisation": "responses in which the two log-probs lose step part of the way",
-    "shift": "responses in which log_pi fits log_mu of a neighbour; squares that undoing it saves",
-    "wrong_token": "rare tokens of pi that log_mu puts at the likeliest's level; mean ratio over 1, unlike any law",
-    "raw_logprobs": "mean ratio over 1 with mean log ratio over 0, while the mean inverse ratio is 1",
-    "truncated_sampling": "mean ratio under 1 with log ratios all on one side, and no rare tokens",
-    "vocab_padding": "the same, while rare tokens are as frequent as their entropy says",
-    "both_raw": "mean of -log_pi less the entropy, where the log ratio shows nothing",
-    "trainer_temperature": "share of squares that token probability and entropy explain, with a mean ratio of 1",
-    "repetition_penalty": "mean log ratio of tokens whose id stood before, less that of new ones of like probability",
-    "template_prefix": "fall of the gap's size along the response",
-    "packing_leak": "size in later responses of a packed row over that in first ones",
-    "position_encoding": "growth of the gap's size along the context",
-    "stale_weights": "size on tokens of older weights over that on newer ones of the same step",
-    "weight_sync": "growth of the size along the steps at one lag, by 2.5 times and more",
-    "update_below_precision": "the same growth, but slower",
-    "stale_kv": "size after a change of weights inside a response, or on prompts that older weights had answered",
-    "dropout": "distance of two passes of the trainer; without them, large noise that is fresh at every token",
-    "moe_routing": "tokens over twelve times the median size, one by one, on a floor of rounding",
-    "quantised_rollout": "median size over that of bfloat16, of the baseline, or of the engine's own noise",
-    "engine_decode": "distance of the engine's decode to its own prefill over the trainer's distance to it",
-    "numerics": "what is left",
-    "none": "no gap",
-}
 
 
 def causes() -> str:
     """The table of causes, in the order in which they are tested."""
     family = {cause: one.name for one in FAMILIES for cause in one.causes}
     rows = [
-        "| cause | what it is | family | looked at | helped by columns | it is not this if |",
-        "|---|---|---|---|---|---|",
+        "| cause | what it is | family | looked at | helped by columns | it is not this if | also looks like |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for cause in CAUSES:
-        advice = ADVICE[cause]
-        needs = ", ".join(f"`{name}`" for name in advice.needs)
-        cells = (f"`{cause}`", advice.title, family.get(cause, ""), STATISTICS[cause], needs, advice.rules_out)
+    for cause, known in ABOUT.items():
+        needs = ", ".join(f"`{name}`" for name in known.needs)
+        like = "; ".join(f"`{name}`: {why}" for name, why in known.looks_like.items())
+        cells = (f"`{cause}`", known.title, family.get(cause, ""), known.looked_at, needs, known.rules_out, like)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 

@@ -7,9 +7,8 @@ python docs/rosetta.py --check    # says whether it is up to date; exit code 1 i
 import sys
 from pathlib import Path
 
-from reweigh.rosetta.catalogue import PROFILES
-from reweigh.rosetta.formula import SYMBOLS
-from reweigh.rosetta.words import RATIOS, all_words, meanings
+from reweigh.rosetta.frameworks import PROFILES
+from reweigh.rosetta.words import RATIOS, SYMBOLS, all_words, meanings
 
 PAGE = Path(__file__).parent / "rosetta.md"
 

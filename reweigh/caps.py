@@ -148,7 +148,7 @@ def balance_cap(law: RatioLaw, n: float) -> float:
         ValueError: if n is below 1.
 
     Example:
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> print(f"{balance_cap(LogNormalRatio(4.0), 16):.1f}")
         5.9
 
@@ -175,7 +175,7 @@ def mis_balance_cap(law: RatioLaw, n: float) -> float:
         ValueError: if n is below 1.
 
     Example:
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> print(f"{mis_balance_cap(LogNormalRatio(1.0), 64):.1f}")
         7.8
 
@@ -623,7 +623,7 @@ def tradeoff_cap(law: RatioLaw, n: float, noise: float = NOISE) -> float:
         ValueError: if n is below 1 or noise is not over 0.
 
     Example:
-        >>> from reweigh.planner import LogNormalRatio
+        >>> from reweigh.theory.laws import LogNormalRatio
         >>> print([f"{tradeoff_cap(LogNormalRatio(4.0), n):.1f}" for n in (64, 1024)])
         ['1.0', '16.0']
 

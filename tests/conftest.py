@@ -3,8 +3,11 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A pool of compile workers is a child that outlives the test that started it, and is complained about in another.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import importlib
+import signal
 import sys
 
 import pytest
@@ -15,7 +18,7 @@ from jaxtyping import install_import_hook
 CORE = (
     *("layout", "batch", "divergences", "levels", "transforms", "batchwise", "estimators", "named", "losses", "caps"),
     *("sums", "stats", "host", "tail", "summary", "intervals", "verdict", "distributed", "testing"),
-    *("running_caps", "adaptive", "tradeoff_caps", "planner", "sga", "bounds", "vocabulary"),
+    *("running_caps", "adaptive", "tradeoff_caps", "theory.laws", "theory.sga", "theory.bounds", "vocabulary"),
     *("tiles", "finite", "batch_rules", "token_sums", "ratio_sums", "measure", "operator"),
     *("number", "capped", "delta", "bootstrap", "extrapolate"),
 )
@@ -48,6 +51,46 @@ def seeded():
 def no_terminal(monkeypatch):
     """Output is as wide as it is in a pipe, whatever terminal the tests run in."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C arrives, here and in the processes that a test starts, as in a terminal.
+
+    A shell that starts the tests in the background has SIGINT ignored, and whoever is started inherits that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+COSTLY = {"browser", "site"}  # fixtures: what they start or build takes longer than a fast set may
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if COSTLY & set(item.fixturenames):
+            item.add_marker("slow")
+
+
+def _failed(report):
+    """Under CI a test that is skipped has not been run, so that it fails, with its reason."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        path, line, reason = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{path}:{line}: {reason}\nhint: under CI (the variable CI is set) nothing may be skipped"
+    return report
+
+
+if os.environ.get("CI"):
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport():
+        return _failed((yield))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report():
+        return _failed((yield))
 
 
 @pytest.fixture(scope="module")

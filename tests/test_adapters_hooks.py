@@ -1,6 +1,5 @@
 """Each framework's hook, called as the framework calls it: losses, masks, metrics, refusals."""
 
-import importlib.util
 import json
 import math
 import os
@@ -438,18 +437,29 @@ def test_the_plain_loop_learns():
     assert rewards[-1] > rewards[0] + 0.5
 
 
-def doctor(*arguments, **environment):
+def doctor(*arguments, start=("-m", "reweigh"), **environment):
     root = Path(__file__).parents[1]
     env = {**os.environ, "PYTHONPATH": str(root)} | environment
-    run = [sys.executable, "-m", "reweigh", "doctor-install", *arguments]
+    run = [sys.executable, *start, "doctor-install", *arguments]
     return subprocess.run(run, capture_output=True, text=True, check=False, env=env)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("verl") is not None, reason="verl is there: tests/frameworks/check_verl.py"
-)
+WITHOUT_VERL = """
+import importlib.metadata as metadata, sys
+there = metadata.version
+def version(package):
+    if package == "verl":
+        raise metadata.PackageNotFoundError(package)
+    return there(package)
+metadata.version = version
+from reweigh.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_doctor_install_without_verl_says_so():
-    done = doctor("verl")
+    """With it: tests/frameworks/check_verl.py."""
+    done = doctor("verl", start=("-c", WITHOUT_VERL))
     assert done.returncode == 1
     assert "FAIL  version: reweigh.trainers.verl: verl is not installed; known versions are 0.9.1" in done.stdout
     assert 'hint: pip install "verl==0.9.1"' in done.stderr

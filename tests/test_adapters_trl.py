@@ -1,7 +1,6 @@
 """TRL's real trainer with our ratio: it enters the loss, is logged, and records of it are kept."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -260,20 +259,17 @@ def test_the_example_learns_and_its_records_pass_the_audit(tmp_path):
 def test_a_prompt_whose_responses_are_on_two_ranks_is_one_group(tmp_path):
     """The weights are those of the whole batch, to the bit: normalised over a prompt that no rank has whole."""
     outs = [tmp_path / f"{rank}.json" for rank in range(2)]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "trl_ranks.py"), str(out)],
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "trl_ranks.py"), str(out), str(tmp_path / "meet")],
             env=_environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank, out in enumerate(outs)
     ]
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors[0][-1500:] + errors[1][-1500:]
     parts = [json.loads(out.read_text()) for out in outs]
     assert [part["n"] for part in parts] == [8, 8]  # what is logged is of the whole batch, on each

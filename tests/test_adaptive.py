@@ -2,7 +2,6 @@
 
 import math
 import pickle
-import socket
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +35,8 @@ from reweigh import (
     weigh,
 )
 from reweigh.caps import balance_cap_of_sample, cubic_cap, post_batch_cap, post_cap, sqrt_n_cap, tradeoff_cap
-from reweigh.planner import FiniteRatio, LogNormalRatio
 from reweigh.stats.sums import CAPS
+from reweigh.theory.laws import FiniteRatio, LogNormalRatio
 
 
 def rules_of(a, stats=None):
@@ -191,9 +190,9 @@ def test_numbers_are_as_they_were():
     assert seq_tis(balance()) == seq_tis(balance()) != seq_tis(balance(n=2))
 
 
-def worker(rank, world, port, out):
+def worker(rank, world, out):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=world)
     try:
         part = rows_of(random_batch(11, 1.0, size=(13, 9)), torch.arange(*((0, 4), (4, 13))[rank]))
         stats = all_reduce(RatioStats.of(part, SEQUENCE))
@@ -202,14 +201,8 @@ def worker(rank, world, port, out):
         torch.distributed.destroy_process_group()
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def test_ranks_agree_on_the_cap_of_all(tmp_path):
-    mp.spawn(worker, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
     parts = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
     whole = random_batch(11, 1.0, size=(13, 9))
     for rule, part in zip(RULES, parts, strict=True):
@@ -241,7 +234,7 @@ def test_what_means_nothing_is_refused(call, text):
 
 
 # Last, for it swaps the modules that the tests above have imported.
-@pytest.mark.parametrize("kind", ["padded", "packed"])
+@pytest.mark.parametrize("kind", ["padded", pytest.param("packed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", range(len(RULES)), ids=lambda i: repr(RULES[i]))
 def test_one_graph_and_no_waiting(unchecked, place, kind, monkeypatch):
     """Of the batch, and of running stats that the step itself adds to."""

@@ -145,7 +145,10 @@ def test_a_bad_file_is_refused_before_the_work_begins(folder, tmp_path):
 # the same result
 
 
-@pytest.mark.parametrize(("tokens", "batch_tokens"), [(500, 150), (10**9, 10**9), (10**9, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "batch_tokens"),
+    [(500, 150), *(pytest.param(10**9, n, marks=pytest.mark.slow) for n in (10**9, 1))],
+)
 def test_sums_do_not_depend_on_the_partition(folder, rows, tmp_path, tokens, batch_tokens):
     order = np.random.default_rng(1).permutation(len(rows))
     whole = write(tmp_path / "whole.parquet", [rows[i] for i in order])
@@ -328,7 +331,7 @@ def stop_after(k):
     return report
 
 
-@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize("k", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 9))])
 def test_resumed_audit_is_bit_equal(folder, tmp_path, small_parts, k):
     whole = audit(folder, by=BY).to_dict()
     state = tmp_path / "new" / "audit.state"
@@ -343,6 +346,7 @@ def test_resumed_audit_is_bit_equal(folder, tmp_path, small_parts, k):
     assert not state.exists()
 
 
+@pytest.mark.slow
 def test_resume_twice_and_without_a_state(folder, tmp_path, small_parts):
     whole, state = audit(folder).to_dict(), tmp_path / "audit.state"
     for _ in range(3):

@@ -17,9 +17,9 @@ pytest.importorskip("matplotlib")
 
 from test_doctor_faults import small_world
 
+from faults import FAULTS, find
 from reweigh.doctor import CAUSES
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.faults import FAULTS, find
 from reweigh.records import validate
 
 ROOT = Path(__file__).parents[1]
@@ -265,6 +265,7 @@ def test_the_command_says_what_it_lacks(parts, tmp_path, monkeypatch):
             command.main()
 
 
+@pytest.mark.slow
 def test_the_table_of_causes_is_that_of_the_code():
     script, env = ROOT / "docs" / "doctor.py", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

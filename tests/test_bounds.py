@@ -9,11 +9,12 @@ import pytest
 import torch
 from tabular import Tabular
 
-from reweigh import SEQUENCE, Batch, RatioStats, bounds
-from reweigh.bounds import BOUNDS, about
+from reweigh import SEQUENCE, Batch, RatioStats
 from reweigh.caps import balance_cap, cubic_cap, post_cap
-from reweigh.planner import FiniteRatio, LogNormalRatio
 from reweigh.stats.sums import MOMENTS
+from reweigh.theory import bounds
+from reweigh.theory.bounds import BOUNDS, about
+from reweigh.theory.laws import FiniteRatio, LogNormalRatio
 
 GIVEN = json.loads((Path(__file__).parent / "data" / "golden_worlds.json").read_text())["instances"]
 b = bounds

@@ -7,11 +7,11 @@ import torch
 from batches import random_batch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, summarise
-from reweigh.planner import LogNormalRatio
 from reweigh.stats.intervals import bounded
 from reweigh.stats.summary import excess, excess_plain, lost, min2
 from reweigh.stats.sums import CAPS
 from reweigh.stats.tail import to_host
+from reweigh.theory.laws import LogNormalRatio
 
 ON_GRID, BETWEEN = (CAPS[0], 1.0, 2.0, 32.0, CAPS[-1]), (0.01, 0.9, 1.9, 2.1, 10.0, 2 * CAPS[-1])
 

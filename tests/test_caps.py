@@ -21,7 +21,7 @@ from reweigh.caps import (
     post_cap,
     sqrt_n_cap,
 )
-from reweigh.planner import FiniteRatio, LogNormalRatio
+from reweigh.theory.laws import FiniteRatio, LogNormalRatio
 
 DATA = Path(__file__).parent / "data"
 GIVEN = json.loads((DATA / "golden_worlds.json").read_text())

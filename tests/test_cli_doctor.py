@@ -12,7 +12,7 @@ from doctor_records import every_column, log_softmax, noisy, temperature, top_p,
 
 from reweigh.__main__ import main
 from reweigh.doctor import CAUSES
-from reweigh.doctor.advice import ADVICE
+from reweigh.doctor.causes import ABOUT
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "records"
 FINDING = {"id", "confidence", "explained_share", "evidence", "rules_out", "fix"}
@@ -103,7 +103,7 @@ def test_the_verdict_comes_first_with_its_reason(which, verdict, files, capsys):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith(f"verdict: {verdict}  ")
-    assert ADVICE[verdict].title in lines[0]
+    assert ABOUT[verdict].title in lines[0]
     assert "\x1b" not in out
     order = [out.index("verdict:"), out.index("confidence"), out.index("cannot tell")]
     assert order == sorted(order)

@@ -71,14 +71,10 @@ def arguments(path, tmp_path, model):
             whole = json.loads((DATA / "golden_worlds.json").read_text())
             (tmp_path / "golden.json").write_text(json.dumps({**whole, "instances": whole["instances"][:1]}))
             return [tmp_path / "golden.json"]
-        case ("lab", "table"):
+        case ("lab", "table") | ("lab", "all"):
             return []
-        case ("lab", "figures"):
-            return ["--out", tmp_path / "figures", "traps"]
         case ("lab", "claims"):
             return [6]
-        case ("lab", "all"):
-            return ["--out", tmp_path / "figures"]
         case ("explain",):
             return ["sequence_mask"]
         case ("conformance",):
@@ -92,7 +88,7 @@ def arguments(path, tmp_path, model):
     raise AssertionError(f"{path}: say here how to run it")
 
 
-SLOW = {("lab", "table"), ("lab", "all")}
+SLOW = {("lab", "table"), ("lab", "all"), ("lab", "figures")}
 PATHS = [pytest.param(path, marks=pytest.mark.slow if path in SLOW else ()) for path in COMMANDS]
 
 
@@ -224,7 +220,13 @@ def test_what_nobody_expected_is_told_in_a_line_and_shown_with_debug(capsys, mon
         main(["explain", "--debug"])
 
 
-@pytest.mark.parametrize("args", [["explain"], ["audit", RECORDS, "--json"], ["audit", "--help"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["explain"],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (["audit", RECORDS, "--json"], ["audit", "--help"])),
+    ],
+)
 def test_a_reader_that_goes_away_is_no_error(args):
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does, only surely before anything is written
@@ -233,7 +235,7 @@ def test_a_reader_that_goes_away_is_no_error(args):
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("args", [["explain"], ["lab", "claims", "6"]])
+@pytest.mark.parametrize("args", [["explain"], pytest.param(["lab", "claims", "6"], marks=pytest.mark.slow)])
 def test_ctrl_c_is_130_and_a_word(args):
     """Raised in the middle of the work, as the signal's handler does."""
     code = (
@@ -281,6 +283,7 @@ def completed(*words):
     return done.stdout.split(), set(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_completion_knows_commands_options_and_values():
     found, loaded = completed("do")
     assert found == ["doctor", "doctor-install"]

@@ -52,6 +52,7 @@ def test_an_audit_of_a_dump_is_that_of_its_records(capsys, folder, tmp_path):
     assert flat(there.to_dict()["levels"]) == pytest.approx(flat(here.to_dict()["levels"]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_parts_travel_to_other_processes():
     alone, together = audit(DATA / "prime_rl"), audit(DATA / "prime_rl", engine=Workers(2))
     assert alone.to_dict() == together.to_dict()

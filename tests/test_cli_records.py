@@ -171,6 +171,7 @@ def test_wrong_usage(capsys):
     assert "PATHS" in err
 
 
+@pytest.mark.slow
 def test_python_m_is_the_console_script(records):
     command = [sys.executable, "-m", "reweigh", "records", "validate", str(records)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})

@@ -5,6 +5,7 @@ import torch
 from batches import blind
 from torch.utils._python_dispatch import TorchDispatchMode
 
+layouts = pytest.mark.parametrize("kind", ["padded", pytest.param("packed", marks=pytest.mark.slow)])
 TOGETHER = ["seq_tis", "turn_tis", "dppo_kl", "group_snis"]
 
 
@@ -72,7 +73,7 @@ def fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed"])
+@layouts
 def test_the_whole_step_is_one_graph(unchecked, kind):
     rw = unchecked
     x = tensors() if kind == "padded" else flatten(tensors())
@@ -80,7 +81,7 @@ def test_the_whole_step_is_one_graph(unchecked, kind):
     assert_equal(torch.compile(run, fullgraph=True, backend="eager", dynamic=False)(**x), run(**x))
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed"])
+@layouts
 def test_every_estimator_is_one_graph(unchecked, kind):
     rw = unchecked
     x = tensors() if kind == "padded" else flatten(tensors())
@@ -89,7 +90,7 @@ def test_every_estimator_is_one_graph(unchecked, kind):
     assert_equal(torch.compile(run, fullgraph=True, backend="eager")(**x), run(**x))
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed"])
+@layouts
 def test_other_shapes_need_no_other_graph(unchecked, kind):
     """Every batch of rollouts has another length; a compilation for each would cost more than it saves.
 

@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reweigh.rosetta.catalogue import PROFILES, profile_of
-from reweigh.rosetta.conformance import check, check_case
-from reweigh.rosetta.losses import loss_of
-from reweigh.rosetta.plan import Plan, Tensors, run
-from reweigh.rosetta.profile import Reading, RefusedError, Situation
-from reweigh.rosetta.recorded import matrix, read_recording
+from reweigh.conformance import check, check_case, loss_of, matrix, read_recording
+from reweigh.rosetta import PROFILES, Plan, Reading, RefusedError, Situation, Tensors, profile_of, run
 
 FILE = Path(__file__).parent / "data" / "conformance.json"
 RECORDING = read_recording(str(FILE))
@@ -91,7 +87,7 @@ def test_the_mean_over_all_units_counts_what_a_band_zeroed():
     reading = verl.read(options)
     quirk = next(q for q in verl.quirks if q.name == "mean_of_all")
     torch.testing.assert_close(run(reading.plan, tensors).per_token, torch.tensor([[1.0, 0.0, 1.0, 1.0]]))
-    switched = quirk.apply(reading.plan, Situation(options, tensors, reading))
+    switched = quirk.apply(reading.plan, Situation(verl.given(options), tensors, reading))
     torch.testing.assert_close(run(switched, tensors).per_token, torch.tensor([[4 / 3, 0.0, 4 / 3, 4 / 3]]))
 
 
@@ -108,7 +104,7 @@ def test_a_clamped_probability_can_pass_where_ours_is_infinitely_far():
     log_pi[0, 0] = 1.0
     tensors = Tensors(log_pi.log(), log_mu.log(), torch.ones(1, 2, dtype=torch.bool), torch.ones(1))
     quirk = next(q for q in openrlhf.quirks if q.name == "probabilities_clamped")
-    switched = quirk.apply(reading.plan, Situation(options, tensors, reading))
+    switched = quirk.apply(reading.plan, Situation(openrlhf.given(options), tensors, reading))
     assert run(switched, tensors).keep.tolist() == [[False, True]]
     assert switched.estimator != reading.plan.estimator
 
@@ -124,7 +120,7 @@ def test_a_clamp_of_the_losss_own_ratio_ends_its_gradient(framework):
     outcome = run(plan, tensors)
     value, grad = loss_of(loss, plan, outcome, tensors.mask, tensors.advantage, live, tensors.log_pi)
     torch.testing.assert_close(grad, -torch.exp(live + 1))
-    switched = quirk.apply(plan, Situation({}, tensors, Reading(plan)))
+    switched = quirk.apply(plan, Situation(profile.given({}), tensors, Reading(plan)))
     value, grad = loss_of(loss, switched, outcome, tensors.mask, tensors.advantage, live, tensors.log_pi)
     torch.testing.assert_close(grad, torch.tensor([[0.0, -math.exp(-1)]]))
     torch.testing.assert_close(value, torch.tensor(-math.exp(-20) - math.exp(-1)))

@@ -28,6 +28,7 @@ def check(coverage, cell):
     assert cell.alarms <= max(1, 0.005 * cell.draws)
 
 
+@pytest.mark.slow
 def test_a_light_tail_is_told(coverage):
     """Variance 0.25 and 64 units: the tail index alone refuses one batch in six."""
     cell = coverage.run(0.25, 64, 200)
@@ -37,6 +38,7 @@ def test_a_light_tail_is_told(coverage):
     assert cell.width("TV") == pytest.approx(0.26, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_heavy_tail_is_refused_and_its_bounds_still_hold(coverage):
     """Variance 4 and 64 units: the plug-in is a tenth of the truth, and is never told."""
     cell = coverage.run(4.0, 64, 200)

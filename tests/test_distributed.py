@@ -13,7 +13,7 @@ from reweigh.distributed import context_weights, whole_sequences
 from reweigh.estimators import Normaliser
 from reweigh.named import geo_rs, prefix_tis, psis, token_tis
 
-every_world = pytest.mark.parametrize("world", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+every_world = pytest.mark.parametrize("world", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 TOP = RatioStats.empty(SEQUENCE).top.numel()
 
 

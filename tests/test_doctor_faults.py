@@ -9,20 +9,31 @@ import torch
 
 pytest.importorskip("transformers")
 
-from reweigh.doctor import faults
-from reweigh.doctor.diagnosis import CAUSES
-from reweigh.doctor.inject.case import run_table
-from reweigh.doctor.inject.decoder import Decoder, Options, Shape
-from reweigh.doctor.inject.engine import Models, sample
-from reweigh.doctor.inject.experts import keep_bits
-from reweigh.doctor.inject.flight import Job
-from reweigh.doctor.inject.formats import in_format
-from reweigh.doctor.inject.sampling import processed
-from reweigh.doctor.inject.smollm2 import decoder_of
-from reweigh.doctor.inject.specs import EngineSpec, LogSpec, Specs, TrainerSpec
-from reweigh.doctor.inject.trainer import Row, prefill, score
-from reweigh.doctor.inject.versions import versions
-from reweigh.doctor.inject.worlds import Prompt, World
+import faults
+from faults import (
+    Decoder,
+    EngineSpec,
+    Job,
+    LogSpec,
+    Models,
+    Options,
+    Prompt,
+    Row,
+    Shape,
+    Specs,
+    TrainerSpec,
+    World,
+    decoder_of,
+    in_format,
+    keep_bits,
+    prefill,
+    processed,
+    run_table,
+    sample,
+    score,
+    versions,
+)
+from reweigh.doctor import CAUSES
 from reweigh.records import RecordWriter, validate
 
 EXACT = EngineSpec(weights="float32")

@@ -38,6 +38,7 @@ def cut(rows, n):
 # -- columns ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_each_optional_column_may_be_missing_or_null(name, tmp_path):
     gone = diagnosis(tmp_path, without(name), by=BYS)
@@ -206,12 +207,14 @@ def test_a_column_of_one_value_is_no_crash(name, value, tmp_path):
         diagnosis(tmp_path, rows, by=BYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "trainer_version", "prompt_length", "pack_index"])
 @pytest.mark.parametrize("value", [-1, 0, 2**62, -(2**63), 2**63 - 1])
 def test_any_whole_number_of_a_row_is_no_crash(name, value, tmp_path):
     diagnosis(tmp_path, [{**r, name: value if i % 2 else r[name]} for i, r in enumerate(ROWS)], by=BYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["versions", "turns", "token_ids"])
 @pytest.mark.parametrize("value", [-1, 0, 2**31 - 1, -(2**31)])
 def test_any_whole_number_of_a_token_is_no_crash(name, value, tmp_path):

@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from reweigh.doctor.advice import ADVICE
-from reweigh.doctor.diagnosis import CAUSES, CannotTell, Evidence
+from reweigh.doctor.causes import ABOUT, CAUSES
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Evidence, Suspicion, adjusted, confidence, diagnose
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.family import Suspicion
-from reweigh.doctor.rank import NAMED, adjusted, confidence, diagnose
 
 FLOOR = ("moe_routing", "quantised_rollout", "numerics", "none")
 NAMES = [cause for cause in CAUSES if cause not in FLOOR]
@@ -119,7 +117,7 @@ def test_what_is_named_is_not_also_undecided():
     assert diagnose([suspicion("stale_kv"), doubt], 10_000).cannot_tell == ()
     left = diagnose([suspicion("stale_kv", p=0.9), doubt], 10_000).cannot_tell
     assert [x.id for x in left] == ["stale_kv"]
-    assert left[0].experiment == ADVICE["stale_kv"].experiment
+    assert left[0].experiment == ABOUT["stale_kv"].experiment
 
 
 def test_a_share_that_is_not_known_does_not_upset_the_order():
@@ -146,8 +144,8 @@ def test_each_cause_can_be_named_and_has_a_family_and_advice(cause):
     assert verdict(suspicion(cause, proven=True)) == cause
     assert [f.name for f in FAMILIES if cause in f.causes]
     found = diagnose([suspicion(cause)], 10_000).causes[0]
-    assert found.rules_out == ADVICE[cause].rules_out
-    assert dict(found.fix) == dict(ADVICE[cause].fix)
+    assert found.rules_out == ABOUT[cause].rules_out
+    assert dict(found.fix) == dict(ABOUT[cause].fix)
 
 
 def test_every_fix_is_in_the_words_that_were_asked_for():

@@ -15,8 +15,7 @@ from doctor_records import (
     world,
 )
 
-from reweigh.doctor.align import CELLS, FARTHEST, OFFSETS
-from reweigh.doctor.structure import BROKEN, KINDS, LONG_RUN, PLACES, structure
+from reweigh.doctor.clean import CELLS, FARTHEST, KINDS, LONG_RUN, OFFSETS, PLACES, clean
 
 
 def quiet(**options):
@@ -48,7 +47,7 @@ def put(where, value):
 
 def placeholders(rows):
     """`[kind, place]` tokens and runs."""
-    return structure(tokens(rows)).sums["placeholder"].total.reshape(len(KINDS), len(PLACES), 3)
+    return clean(tokens(rows)).sums["placeholder"].total.reshape(len(KINDS), len(PLACES), 3)
 
 
 # -- placeholders -----------------------------------------------------------------------------------------------------
@@ -77,10 +76,10 @@ def test_a_placeholder_is_counted_where_it_is_and_taken_out(kind, value, place, 
     cell = found[KINDS.index(kind), PLACES.index(place)]
     assert cell[0] == marked == found[:, :, 0].sum()
     assert cell[1] == len(rows) == found[:, :, 1].sum()
-    clean = structure(tokens(put(where, value)(rows))).clean
+    rest = clean(tokens(put(where, value)(rows))).tokens
     left = sum(len(r["log_mu"]) for r in rows) - marked
-    assert len(clean) == left
-    assert np.abs(clean.gap).max() < 1.0
+    assert len(rest) == left
+    assert np.abs(rest.gap).max() < 1.0
 
 
 def test_a_zero_that_both_sides_agree_on_is_a_certain_token():
@@ -130,16 +129,17 @@ def test_with_the_text_of_tools_masked_there_is_nothing_to_find():
     assert placeholders(rows).sum() == 0
 
 
-def test_what_is_broken_is_counted_by_kind():
+def test_what_is_no_log_prob_is_left_out():
     rows = quiet()
     values = {"log_pi": (np.nan, 0.5, -np.inf), "log_mu": (0.5,)}
     for name, bad in values.items():
         for i, x in enumerate(bad):
             for r in rows[: 3 + i]:
                 r[name][5 + 2 * i + (name == "log_mu")] = x
-    found = dict(zip(BROKEN, structure(tokens(rows)).sums["broken"].total[:, 0].tolist(), strict=True))
-    assert found == {"log_mu is no log-prob": 3, "log_pi is no log-prob": 3 + 4, "log_pi is -inf": 5}
-    assert len(structure(tokens(rows)).clean) == sum(len(r["log_mu"]) for r in rows) - 15
+    rest = clean(tokens(rows)).tokens
+    assert len(rest) == sum(len(r["log_mu"]) for r in rows) - 15
+    assert np.isfinite(rest.gap).all()
+    assert max(rest.log_pi.max(), rest.log_mu.max()) <= 0
 
 
 # -- alignment --------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def moved(log_mu, k):
 @pytest.mark.parametrize("k", OFFSETS)
 def test_a_shift_is_undone_exactly(k):
     rows = quiet()
-    found = structure(tokens(with_mu(rows, lambda i, x: moved(x, k) if i % 2 else x)))
+    found = clean(tokens(with_mu(rows, lambda i, x: moved(x, k) if i % 2 else x)))
     total = found.sums["alignment"].total[:, 0]
     shifted = len(rows) // 2
     assert total[CELLS.index(str(k))] == shifted
@@ -161,9 +161,9 @@ def test_a_shift_is_undone_exactly(k):
     assert total.sum() == len(rows)
     straight = tokens(rows)
     at = {(s, p): x for s, p, x in zip(straight.seq, straight.position, straight.log_mu, strict=True)}
-    clean = found.clean
-    assert [at[s, p] for s, p in zip(clean.seq, clean.position, strict=True)] == clean.log_mu.tolist()
-    assert len(clean) == len(straight) - abs(k) * shifted
+    rest = found.tokens
+    assert [at[s, p] for s, p in zip(rest.seq, rest.position, strict=True)] == rest.log_mu.tolist()
+    assert len(rest) == len(straight) - abs(k) * shifted
 
 
 @pytest.mark.parametrize("k", [1, -1, FARTHEST])
@@ -178,7 +178,7 @@ def test_a_shift_comes_first_and_what_it_explains_goes_away(k):
 
 
 def test_a_shift_beyond_what_is_looked_for_is_not_put_right():
-    found = structure(tokens(with_mu(quiet(), lambda i, x: moved(x, FARTHEST + 3))))
+    found = clean(tokens(with_mu(quiet(), lambda i, x: moved(x, FARTHEST + 3))))
     assert found.sums["alignment"].total[: len(OFFSETS), 0].sum() == 0
 
 
@@ -189,31 +189,31 @@ def test_where_step_is_lost_part_of_the_way_the_rest_is_left_out(length):
     def lose(i, x):
         return np.concatenate([x[:48], x[49:], x[:1]]) if i % 4 == 0 else x
 
-    found = structure(tokens(with_mu(rows, lose)))
+    found = clean(tokens(with_mu(rows, lose)))
     total = found.sums["alignment"].total[:, 0]
     assert total[CELLS.index("part of the way")] == len(rows) // 4
     assert total[CELLS.index("in place")] == len(rows) - len(rows) // 4
-    clean = found.clean
-    cut = clean.seq % 4 == 0
-    assert clean.position[cut].max() < 48
-    assert np.bincount(clean.seq[~cut])[1::4].tolist() == [len(r["log_mu"]) for r in rows[1::4]]
-    assert np.abs(clean.gap).max() < 1.0
+    rest = found.tokens
+    cut = rest.seq % 4 == 0
+    assert rest.position[cut].max() < 48
+    assert np.bincount(rest.seq[~cut])[1::4].tolist() == [len(r["log_mu"]) for r in rows[1::4]]
+    assert np.abs(rest.gap).max() < 1.0
     assert diagnosed(with_mu(rows, lose)).verdict == "retokenisation"
 
 
 def test_healthy_responses_are_left_as_they_are():
     for rows in (quiet(), quiet(pi=log_softmax), quiet(sample=temperature(0.7)), quiet(sample=top_p(0.9))):
         whole = tokens(rows)
-        clean = structure(whole).clean
-        assert len(clean) == len(whole)
-        assert np.array_equal(clean.log_mu, whole.log_mu)
+        rest = clean(whole).tokens
+        assert len(rest) == len(whole)
+        assert np.array_equal(rest.log_mu, whole.log_mu)
 
 
 def test_even_or_short_responses_count_as_in_place():
     even = [{**r, "log_mu": 0 * r["log_mu"] - 1.0, "log_pi": 0 * r["log_pi"] - 1.01} for r in quiet()]
     short = [{**r, **{k: r[k][:3] for k in ("token_ids", "log_mu", "log_pi", "entropy_pi")}} for r in quiet()]
     for rows in (even, short):
-        total = structure(tokens(rows)).sums["alignment"].total[:, 0]
+        total = clean(tokens(rows)).sums["alignment"].total[:, 0]
         assert total[CELLS.index("in place")] == total.sum() == len(rows)
 
 
@@ -229,15 +229,15 @@ def test_text_that_neither_side_would_have_sampled_is_found_by_its_entropies():
         r["entropy_pi"] = np.where(there, 0.3, r["entropy_pi"])
         r["log_pi"] = np.where(there, -g.uniform(5, 9, n), r["log_pi"])
         r["log_mu"] = np.where(there, r["log_pi"] + 0.01, r["log_mu"])
-    found = structure(tokens(rows))
+    found = clean(tokens(rows))
     assert found.sums["surprise"].total[0, 0] == 16 * len(rows)
-    assert not (found.clean.position // 16 == 1).any()
+    assert not (found.tokens.position // 16 == 1).any()
     assert diagnosed(rows).verdict == "unmasked_context"
 
 
 def test_sampled_text_is_not_foreign_even_when_rare():
     """5,000 tokens in flat and in sharp contexts: whatever was sampled from pi is as surprising as its entropy."""
-    assert structure(tokens(quiet(pi=log_softmax))).sums["surprise"].total[0, 0] == 0
+    assert clean(tokens(quiet(pi=log_softmax))).sums["surprise"].total[0, 0] == 0
 
 
 # -- identities -------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def number(found, cause, name):
 def means(rows):
     """Mean of pi/mu and of mu/pi over all tokens, with their standard errors."""
     from reweigh.doctor.cells import ratio
-    from reweigh.doctor.normalisation import BACKWARD, FORWARD, N
+    from reweigh.doctor.families.distribution import BACKWARD, FORWARD, N
 
     m = visited(rows).sums["identity"].data[:, 0]
     return ratio(m[:, FORWARD], m[:, N]), ratio(m[:, BACKWARD], m[:, N])

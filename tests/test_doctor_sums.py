@@ -248,7 +248,9 @@ def small_batches(monkeypatch):
     monkeypatch.setattr("reweigh.scan.tokens.PIECE_TOKENS", 120)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("late") else ()) for name in CASES]
+)
 def test_row_groups_parts_and_batches_do_not_matter(name, tmp_path, small_batches, monkeypatch):
     """A packed row is told from the rows beside it, so that row must not be cut: pack_index has its own test."""
     rows = [{k: v for k, v in r.items() if k != "pack_index"} for r in CASES[name]]

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from reweigh import bernoulli_kl, clustered, empirical_bernstein
-from reweigh.planner import LogNormalRatio
 from reweigh.stats.intervals import MANY, bounded, design_effect, root_mean, t_quantile
+from reweigh.theory.laws import LogNormalRatio
 
 
 def kl(p, q):

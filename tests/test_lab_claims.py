@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reweigh.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
-from reweigh.lab.claims.material import exponent, iid_law, tiny
+from reweigh.theory.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
+from reweigh.theory.lab.claims.material import exponent, iid_law, tiny
 
 pytest.importorskip("typer")
 
@@ -84,6 +84,7 @@ def test_the_power_of_a_power():
     assert (tiny(3e-16), tiny(2e-3)) == ("1e-11", "2e-03")
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_was_asked():
     done = run("8", "--json")
     assert done.returncode == 0, done.stderr
@@ -115,6 +116,7 @@ def test_the_command_fails_if_a_verdict_falls(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("fail: the verdict on 4 does not hold, of 2 claims")
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_the_code():
     script, path = ROOT / "docs" / "claims.py", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

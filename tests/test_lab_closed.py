@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reweigh import geo_is, geo_rs, naive, prefix_is, seq_is, seq_mis, seq_tis, snis, token_is, token_tis
 from reweigh.caps import balance_cap, post_cap
-from reweigh.lab import (
+from reweigh.theory.lab import (
     Advantage,
     Group,
     Policies,
@@ -199,7 +199,7 @@ def test_traps_need_chances(chance):
 @pytest.mark.parametrize("trap", [trap_a, trap_b])
 def test_traps_at_a_thousand_tokens_and_at_too_many(trap):
     assert exact(trap(1000), seq_is(), VALUE).bias_norm < 1e-12
-    with pytest.raises(ValueError, match=r"length must be at most 2,047, got 2,048.*\nhint: reweigh.lab.chain"):
+    with pytest.raises(ValueError, match=r"at most 2,047, got 2,048.*\nhint: reweigh.theory.lab.chain"):
         trap(2048)
     with pytest.raises(ValueError, match=r"length must be >= 1, got 0"):
         trap(0)

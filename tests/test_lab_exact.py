@@ -24,7 +24,7 @@ from reweigh import (
     token_tis,
 )
 from reweigh.caps import balance_cap
-from reweigh.lab import (
+from reweigh.theory.lab import (
     Advantage,
     Policies,
     PPOClip,
@@ -39,7 +39,7 @@ from reweigh.lab import (
     token_bias,
     truncated_bias,
 )
-from reweigh.lab.golden.bounds import inequalities
+from reweigh.theory.lab.inequalities import inequalities
 
 A_PI, A_MU = Advantage("pi"), Advantage("mu")
 

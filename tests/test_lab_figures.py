@@ -1,26 +1,46 @@
-"""`lab figures`: every figure is drawn, has units on its axes, and differs in more than colour."""
+"""Figures of the lab: every one is drawn, has units on its axes, and differs in more than colour."""
 
+import importlib.util
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from reweigh import seq_is, seq_tis
-from reweigh.cli.lab import lab
-from reweigh.lab import random_world
-from reweigh.lab.figures import FIGURES, draw_figures
-from reweigh.lab.figures.mass import retained_mass
+from reweigh.theory.lab import random_world
 
 pytest.importorskip("matplotlib")
 
+SCRIPT = Path(__file__).parents[1] / "docs" / "lab_figures.py"
 
-@pytest.mark.parametrize("figure", FIGURES)
+
+def load():
+    """The script as a module, without its folder on the path: other scripts there have names of modules."""
+    spec = importlib.util.spec_from_file_location("lab_figures", SCRIPT)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules["lab_figures"] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+figures = load()
+
+
+def draw(*args):
+    path = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, check=False, env=path
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("figure", figures.FIGURES)
 def test_figure(figure):
-    drawn = FIGURES[figure]()
+    drawn = figures.FIGURES[figure]()
     drawn.draw_without_rendering()
     legend = drawn.legends[0].get_window_extent()
     assert legend.x0 >= 0
@@ -41,14 +61,14 @@ def test_figure(figure):
 
 def test_retained_mass():
     world = random_world(3, 4, memory=1, eos=2)
-    assert retained_mass(world, seq_is()) == pytest.approx([1.0] * 4)
-    assert retained_mass(world, seq_tis(1.1))[-1] < 1
+    assert figures.retained_mass(world, seq_is()) == pytest.approx([1.0] * 4)
+    assert figures.retained_mass(world, seq_tis(1.1))[-1] < 1
 
 
 def test_command(tmp_path):
     out = tmp_path / "new" / "figures"
-    found = CliRunner().invoke(lab, ["figures", "--out", str(out), "second-moment"])
-    assert found.exit_code == 0, found.output
+    found = draw("--out", out, "second-moment")
+    assert (found.returncode, found.stderr) == (0, "")
     paths = [Path(line) for line in found.stdout.splitlines()]
     assert paths == [out / "second-moment.svg", out / "second-moment.png"]
     assert paths[0].read_text().startswith("<?xml")
@@ -56,23 +76,32 @@ def test_command(tmp_path):
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(ValueError, match=r"no figure 'cap'.\nhint: one of mse-of-cap, "):
-        draw_figures(tmp_path / "none", ["cap"])
+    found = draw("--out", tmp_path / "none", "cap")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: lab_figures: there is no figure 'cap'.\nhint: one of mse-of-cap, ")
     assert not (tmp_path / "none").exists()
 
 
-def test_matplotlib_is_loaded_when_a_figure_is_drawn_and_not_before():
-    code = "import sys, reweigh.cli.lab; print('matplotlib' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout == "False\n"
+def test_figures_come_one_by_one(tmp_path):
+    drawn = figures.draw_figures(tmp_path, ["second-moment", "snis"])
+    assert [*tmp_path.iterdir()] == []
+    assert [p.name for p in next(drawn)] == ["second-moment.svg", "second-moment.png"]
+    assert len([*tmp_path.iterdir()]) == 2
 
 
+def test_those_of_the_pages_are_there():
+    assert all((SCRIPT.parent / "images" / f"{name}.png").is_file() for name in figures.ON_PAGES)
+
+
+@pytest.mark.slow
 def test_no_global_state(tmp_path):
-    code = (
-        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from reweigh.lab.figures import draw_figures; from pathlib import Path\n"
-        f"list(draw_figures(Path({str(tmp_path)!r}), ['second-moment']))\n"
-        "print(before == matplotlib.rcParams.copy(), 'matplotlib.pyplot' in sys.modules)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout == "True False\n"
+    import matplotlib
+
+    before = matplotlib.rcParams.copy()
+    list(figures.draw_figures(tmp_path, ["second-moment"]))
+    assert before == matplotlib.rcParams.copy()
+
+
+def test_the_package_draws_nothing():
+    package = SCRIPT.parents[1] / "reweigh"
+    assert [path for path in package.rglob("*.py") if "matplotlib" in path.read_text()] == []

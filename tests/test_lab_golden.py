@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reweigh.cli.lab import lab
-from reweigh.lab.golden import check_golden
+from reweigh.theory.lab.golden import check_golden
 
 GOLDEN = Path(__file__).parent / "data" / "golden_worlds.json"
 
@@ -104,6 +104,7 @@ NUDGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", NUDGES)
 def test_a_number_that_is_a_little_off_is_found(group, changed):
     def nudge(copy):

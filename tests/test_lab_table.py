@@ -11,12 +11,10 @@ from typer.testing import CliRunner
 
 from reweigh import geo_rs, naive, prefix_is, seq_is, seq_mis, seq_tis, snis, token_is, token_tis
 from reweigh.cli.lab import lab
-from reweigh.lab import PerSequence, Policies, PPOClip, World, exact, worst_case
-from reweigh.lab.counts import farthest
-from reweigh.lab.exact import reinforce
-from reweigh.lab.fits import fit, slope, spread
-from reweigh.lab.iid import RARE, Counted
-from reweigh.lab.table import STEPS, post_table
+from reweigh.theory.lab import PerSequence, Policies, PPOClip, World, exact, worst_case
+from reweigh.theory.lab.closed_forms import RARE, Counted, farthest
+from reweigh.theory.lab.exact import reinforce
+from reweigh.theory.lab.table import STEPS, fit, post_table, slope, spread
 
 PI, MU = np.array([0.6, 0.3, 0.1]), np.array([0.4, 0.35, 0.25])
 
@@ -108,6 +106,7 @@ def test_fits():
     assert math.isnan(spread((1.0, math.nan)).median)
 
 
+@pytest.mark.slow
 def test_exponents_are_those_of_the_theory(rows):
     for name in ("Naive", "Token-IS", "Token-TIS(2)", "PPO-clip(.2)"):
         assert rows[name, "bias"].smooth.exponent == pytest.approx(1.0, abs=0.02)
@@ -127,6 +126,7 @@ def test_every_bound_of_the_post_holds_in_the_table(rows):
             assert row.rare.slack >= 1
 
 
+@pytest.mark.slow
 def test_command():
     text = CliRunner().invoke(lab, ["table"])
     assert text.exit_code == 0, text.output

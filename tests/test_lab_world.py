@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from reweigh.lab import Policies, Sequences, World, random_policies, random_world
-from reweigh.lab.policies import MAX_SLOTS
+from reweigh.theory.lab import Policies, Sequences, World, random_policies, random_world
+from reweigh.theory.lab.world import MAX_SLOTS
 
 SHAPES = [(2, 1, None, None), (3, 3, None, None), (2, 4, 1, None), (3, 4, 2, 1), (2, 5, 0, None), (3, 3, None, 0)]
 

@@ -17,8 +17,8 @@ from reweigh.plan import Band, MixedRatio, expect, length_band, plan, plan_recor
 from reweigh.plan.measured import Tally
 from reweigh.plan.model import figure
 from reweigh.plan.modes import defaults
-from reweigh.planner import LogNormalRatio
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.theory.laws import LogNormalRatio
 from reweigh.transforms import Clip, Screen
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "records"

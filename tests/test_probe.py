@@ -1,13 +1,12 @@
 """The probe: engine against scorer on a tiny model, a server on loopback, prompts, files, and what a stop leaves."""
 
 import json
+import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -303,23 +302,32 @@ def test_models_that_are_not_there(tmp_path, monkeypatch):
 def test_parallel_work_gives_each_result_or_the_first_error():
     assert sorted(in_parallel(lambda x: x * x, range(20), 4)) == [(x, x * x) for x in range(20)]
     assert list(in_parallel(lambda x: x, [], 4)) == []
+
+
+@pytest.mark.parametrize("failing", [True, False], ids=["failed", "closed"])
+def test_no_job_is_begun_after_an_error_or_the_end(failing: bool):
+    """Each of the two workers ends the job that it is at, held here until nobody wants results any more."""
     begun: list[int] = []
+    held, before = threading.Event(), set(threading.enumerate())
 
     def work(x: int) -> None:
         begun.append(x)
-        time.sleep(0.001)
-        if x == 3:
+        if x == 3 and failing:
             raise ProbeError("three")
+        if x >= 3:
+            held.wait()
 
-    with pytest.raises(ProbeError, match="three"):
-        list(in_parallel(work, range(1000), 2))
-    assert len(begun) < 1000
-    begun.clear()
-    results = in_parallel(work, range(4, 1000), 2)
-    next(results)
-    results.close()
-    time.sleep(0.01)
-    assert len(begun) < 100
+    results = in_parallel(work, range(1000), 2)
+    if failing:
+        with pytest.raises(ProbeError, match="three"):
+            list(results)
+    else:
+        next(results)
+        results.close()
+    held.set()
+    for worker in set(threading.enumerate()) - before:
+        worker.join()
+    assert len(begun) <= 6
 
 
 # a server on loopback ----------------------------------------------------------------------------------------------
@@ -337,7 +345,7 @@ class Behaviour:
     ids: str = "token_ids"  # or "tokens", or "none"
     raw: bool = False  # log-probs before temperature and top-p
     short: bool = False  # one log-prob too few
-    seconds: float = 0.0  # before each completion
+    held: threading.Event | None = None  # what each completion waits for
     dropped_of: int = 1_000_000  # completions that this happens to
     dropped: tuple[int, ...] = ()  # positions without log-probs, as llama.cpp has where a character is not yet whole
     bodies: list[dict] = field(default_factory=list)
@@ -381,7 +389,8 @@ def serve(folder: Path) -> Iterator[Serve]:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                time.sleep(behaviour.seconds)
+                if behaviour.held is not None:
+                    behaviour.held.wait()
                 with lock:
                     behaviour.bodies.append(body)
                     if behaviour.always is not None:
@@ -533,9 +542,11 @@ def test_finding_the_model_at_a_server(serve, connect):
 
 
 def test_server_that_does_not_answer_in_time(serve, connect):
-    client = connect(serve(Behaviour(seconds=1.0)), timeout=0.2)
-    with pytest.raises(ProbeError, match=r"POST .*/v1/completions gave no answer within 0.2 s\nhint: a lower"):
+    told = Behaviour(held=threading.Event())
+    client = connect(serve(told), timeout=2.5)  # the list of models has to come within it
+    with pytest.raises(ProbeError, match=r"POST .*/v1/completions gave no answer within 2.5 s\nhint: a lower"):
         list(client.sample([[1]], SamplingSettings(max_tokens=2, n=1)))
+    told.held.set()
 
 
 def test_server_that_is_not_there(connect):
@@ -654,8 +665,8 @@ def test_command_refuses(run, folder, tmp_path, args, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
-def test_command_without_vllm(run, small, tmp_path):
+def test_command_without_vllm(run, small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
     result = run(*small, "--engine", "vllm", "--out", tmp_path / "r.parquet")
     assert result.exit_code == 2
     assert "error: --engine vllm: cannot import vllm here" in result.stderr

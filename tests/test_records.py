@@ -480,18 +480,19 @@ def test_rows_written_before_an_error_stay_readable(tmp_path, ending):
 def test_ctrl_c_leaves_a_readable_file(tmp_path):
     path = tmp_path / "x.parquet"
     code = f"""
-import time
+import sys
 from reweigh.records import RecordWriter
 with RecordWriter({str(path)!r}) as writer:
     writer.write([{{"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0]}}])
     print("written", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert child.stdout.readline() == "written\n"
-    child.send_signal(signal.SIGINT)
-    assert child.wait(20) != 0
-    child.stdout.close()
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout.readline() == "written\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(300) == -signal.SIGINT
     assert whole(path).batch.log_mu.tolist() == [-1.0]
 
 

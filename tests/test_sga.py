@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tabular import Tabular, softmax
 
-from reweigh.sga import Moments, softmax_smoothness
+from reweigh.theory.sga import Moments, softmax_smoothness
 
 
 def test_terms_by_hand():

@@ -141,7 +141,7 @@ def test_opened_from_a_folder_it_shows_and_searches(site):
 def public_names():
     """What each package says is public."""
     packages = ["reweigh", *(m.name for m in pkgutil.walk_packages(reweigh.__path__, "reweigh.") if m.ispkg)]
-    for package in (*packages, "reweigh.doctor.advice", "reweigh.doctor.faults"):
+    for package in (*packages, "reweigh.doctor.causes"):
         names = getattr(importlib.import_module(package), "__all__", ())
         yield from (f"{package}.{name}" for name in names)
 
@@ -272,7 +272,7 @@ def wrong(line):
             return f"no command {' '.join(command)}"
         return ", ".join(sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)) - known))
     if program == "make" and rest:
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
         return "" if rest[0] in targets else f"no target {rest[0]}"
     if program == "python" and rest and rest[0].startswith(tuple(f"{x}/" for x in NEAR)):
         return "" if (ROOT / rest[0]).exists() else f"no file {rest[0]}"

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, excess, summarise
-from reweigh.planner import LogNormalRatio
 from reweigh.stats.tail import (
     MAX_SHARE,
     MIN_BEHIND,
@@ -20,6 +19,7 @@ from reweigh.stats.tail import (
     to_host,
     units_behind,
 )
+from reweigh.theory.laws import LogNormalRatio
 
 
 def batch_of(log_ratio, group=None):

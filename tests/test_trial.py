@@ -28,11 +28,12 @@ from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.audit.recommend import CORRECTABLE, progress, recommend
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
-from reweigh.doctor.diagnosis import CAUSES, Diagnosis, Finding
+from reweigh.doctor.causes import CAUSES
+from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.records import RecordWriter
 from reweigh.scan.measure import pack, unpack
 from reweigh.scan.tokens import Shared
-from reweigh.sga import Moments
+from reweigh.theory.sga import Moments
 
 TRIED = Asked.of(all_estimators()).estimators
 

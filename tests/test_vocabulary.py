@@ -550,7 +550,7 @@ def cases(vocabulary):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["head", "scores", "states"])
+@pytest.mark.parametrize("name", ["head", *(pytest.param(x, marks=pytest.mark.slow) for x in ("scores", "states"))])
 def test_compiles_to_one_graph(unchecked, name, backend):
     torch._dynamo.reset()
     run, inputs, num = cases(importlib.import_module("reweigh.logits"))[name]

@@ -379,7 +379,7 @@ def test_the_dashboard_has_verdict_numbers_steps_and_bad_files(seen):
     console.file.close()
     text = console.export_text()
     for part in (
-        "dumps  3 files, 36 rows, 1,080 tokens, 1 still being written, 1 bad; looked 2 times, every 5 s",
+        "dumps 3 files, 36 rows, 1,080 tokens, 1 still being written, 1 bad; looked 2 times, every 5 s",
         seen.watched.audit().verdict.reason,
         "KL(mu||pi), nats",
         "effective share",
@@ -387,7 +387,7 @@ def test_the_dashboard_has_verdict_numbers_steps_and_bad_files(seen):
         "bad, tried 1 time:",
         "truncated or not closed",
     ):
-        assert part in text.replace(" \n", " "), part  # a line is as wide as the terminal
+        assert part in " ".join(text.split()), part  # lines are broken where the terminal ends
     assert [row.split()[0] for row in text.splitlines() if row[:1] in ("0", "1", "2")] == ["0", "1", "2"]
 
 
@@ -464,7 +464,7 @@ def test_ctrl_c_ends_it_cleanly_with_a_summary_and_a_state(tmp_path):
     parquet(tmp_path / "hidden.parquet", 1).rename(folder / "b.parquet")
     assert json.loads(process.stdout.readline())["rows"] == 24
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out == ""
     assert "2 files, 24 rows, 720 tokens read" in err

@@ -13,6 +13,8 @@ from reweigh import group_snis
 if __name__ == "__main__":
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
+    # They meet at a file: a port that is free now may not be when the other process comes to it.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
     made = trainer(tempfile.mkdtemp(), group_snis(), per_device_train_batch_size=4, num_generations=8)
     made.rollout_func = noisy(made.rollout_func, 0.2 + 0.1 * rank)
     out = quietly(scored, made)

@@ -18,6 +18,8 @@ from reweigh.scan.measure import Family
 from reweigh.scan.tokens import Part
 from reweigh.stats.sums import RatioStats
 
+COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,7 +100,7 @@ def family(estimators: Mapping[str, Estimator] | None = None, by: tuple[By, ...]
     return Family(
         "audit",
         partial(Sums.of, plan),
-        (*CUT_COLUMNS, *WORST_COLUMNS),
+        COLUMNS,
         (Sums, Trial, Histogram, Density, Strata, Worst, WorstSequence, Slices),
         {
             "estimators": "default" if estimators is None else {name: repr(e) for name, e in estimators.items()},

@@ -1,40 +1,11 @@
-"""A doctor's causes in plain words, and its diagnosis in the order in which a reader needs it."""
+"""Puts a diagnosis into sentences, in the order in which a reader needs them."""
 
 import math
-from collections.abc import Mapping
 
-from reweigh.doctor.diagnosis import CauseId, Diagnosis, Evidence, Finding
+from reweigh.doctor.causes import ABOUT
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import interval
-
-NAMED_FROM = 0.5  # confidence from which a cause is named and not only suspected; as `Finding.confidence` says
-
-CAUSE_WORDS: Mapping[CauseId, str] = {
-    "placeholder_logprob": "placeholders stand where log-probs should",
-    "unmasked_context": "tokens that nobody sampled are in the mask",
-    "retokenisation": "text was tokenised again and the tokens differ",
-    "shift": "log-probs are shifted by one token",
-    "wrong_token": "the log-probs are of another token than the sampled one",
-    "raw_logprobs": "the engine logs before temperature",
-    "truncated_sampling": "sampling was truncated (top-p, top-k, min-p) on one side only",
-    "vocab_padding": "padding of the vocabulary takes mass on one side",
-    "both_raw": "both sides log before temperature, and what was sampled is neither",
-    "trainer_temperature": "the trainer scores at another temperature",
-    "repetition_penalty": "a repetition penalty was applied on one side only",
-    "template_prefix": "the two sides see different prompts",
-    "packing_leak": "packed sequences see each other in the trainer",
-    "position_encoding": "positions are encoded differently",
-    "stale_weights": "the engine samples with old weights",
-    "weight_sync": "some weights never reach the engine",
-    "update_below_precision": "updates are smaller than the engine's number type can hold",
-    "stale_kv": "the engine's cache outlives a change of weights",
-    "dropout": "dropout is on while the trainer scores",
-    "moe_routing": "experts are chosen differently on the two sides",
-    "quantised_rollout": "the engine's weights or cache are quantised",
-    "engine_decode": "the engine's decoding differs from its own prefill",
-    "numerics": "rounding of number types and kernels",
-    "none": "no gap that needs a cause",
-}
 
 
 def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
@@ -48,9 +19,9 @@ def cause_sentence(diagnosis: Diagnosis) -> str:
     """`likely cause: the engine logs before temperature`."""
     found = first_cause(diagnosis)
     if diagnosis.verdict == "none":
-        return CAUSE_WORDS["none"]
-    sure = found is None or found.confidence >= NAMED_FROM
-    return f"{'likely' if sure else 'possible'} cause: {CAUSE_WORDS[diagnosis.verdict]}"
+        return ABOUT["none"].title
+    sure = found is None or found.confidence >= NAMED
+    return f"{'likely' if sure else 'possible'} cause: {ABOUT[diagnosis.verdict].title}"
 
 
 def evidence_value(one: Evidence) -> tuple[str, str]:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from reweigh.audit.causes import CAUSE_WORDS, NAMED_FROM, cause_sentence, evidence_sentence, first_cause
+from reweigh.audit.causes import cause_sentence, evidence_sentence, first_cause
 from reweigh.audit.recommend import CORRECTABLE, recommend
 from reweigh.audit.result import Audit, TrialRow
-from reweigh.doctor.diagnosis import BENIGN, Finding
+from reweigh.doctor.causes import ABOUT, BENIGN
+from reweigh.doctor.diagnosis import NAMED, Finding
 from reweigh.stats.numerals import interval, of_log, share, two
 from reweigh.stats.verdict import ESS_GOOD, KL_LARGE
 
@@ -55,7 +56,7 @@ def recommended(audit: Audit) -> TrialRow | None:
 def _named(audit: Audit) -> Finding | None:
     """The cause that a doctor is sure of, unless nothing need be done about it."""
     cause = first_cause(audit.diagnosis)
-    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED_FROM
+    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED
     return cause if sure else None
 
 
@@ -86,7 +87,7 @@ def _todo(audit: Audit, trial: TrialRow | None) -> tuple[str, ...]:
         verb = "Lessen the cause" if cause.id in CORRECTABLE else "Remove the cause"
         if not known:
             verb = "Nothing need be removed" if cause.id in BENIGN else "Look into"
-        found[f"{verb} ({CAUSE_WORDS[cause.id]}){': ' + _small(fix) if fix else ''}"] = None
+        found[f"{verb} ({ABOUT[cause.id].title}){': ' + _small(fix) if fix else ''}"] = None
         if cause.rules_out:
             found[f"It is something else if {_small(cause.rules_out)}"] = None
     if known:

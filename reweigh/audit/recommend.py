@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.audit.causes import CAUSE_WORDS, NAMED_FROM, first_cause
+from reweigh.audit.causes import first_cause
 from reweigh.audit.result import Audit, TrialRow
 from reweigh.audit.trial import Asked, Limits, needs
 from reweigh.batch import Batch
-from reweigh.doctor.diagnosis import CauseId
+from reweigh.doctor.causes import ABOUT, CauseId
+from reweigh.doctor.diagnosis import NAMED
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is
@@ -66,7 +67,7 @@ def progress(batch: Batch, estimators: Mapping[str, Estimator], gradients: Tenso
         >>> print(ranked[0].name, round(ranked[0].gamma.value, 3))
         naive 1.0
 
-    Source: `reweigh.sga.Moments.efficiency`; Li and Liu (2025), Part 1, for the lemma.
+    Source: `reweigh.theory.sga.Moments.efficiency`; Li and Liu (2025), Part 1, for the lemma.
     """
     layout = batch.layout
     if gradients.dim() != layout.mask.dim() + 1 or gradients.shape[:-1] != layout.mask.shape:
@@ -146,9 +147,7 @@ def _terms(batch: Batch, estimator: Estimator, gradients: Tensor) -> Array:
     return torch.stack(columns, -1).cpu().numpy()
 
 
-CORRECTABLE: frozenset[CauseId] = frozenset(
-    {"stale_weights", "moe_routing", "quantised_rollout", "engine_decode", "numerics", "none"}
-)
+CORRECTABLE: frozenset[CauseId] = frozenset(cause for cause, known in ABOUT.items() if known.correctable)
 """Causes that leave the log-probs right and make the sampler another policy: weights are made for those."""
 NO_GRADIENT = 1.0  # K: the worst error of an estimator that gives no gradient at all
 NOTHING_SURE = 0.9  # K: from here on the worst case is no guide, as nine tenths of a gradient may be lost
@@ -296,9 +295,9 @@ def _by_token(audit: Audit, best: Ranked) -> tuple[str | None, str]:
 
 def _blocked(audit: Audit) -> str:
     cause = first_cause(audit.diagnosis)
-    named = cause is not None and cause.confidence >= NAMED_FROM
+    named = cause is not None and cause.confidence >= NAMED
     if cause is not None and named and cause.id not in CORRECTABLE:
-        return f"{_FIRST}: {CAUSE_WORDS[cause.id]}, and no weight mends that"
+        return f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
     if not all(level.identity for level in audit.levels.values()):
         return f"{_FIRST}: the mean ratio is not 1, so the log-probs are not of what was sampled and no weight is right"
     if audit.verdict.level == "fail" and not (named and cause is not None):

@@ -6,12 +6,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reweigh.audit.causes import CAUSE_WORDS, NAMED_FROM, evidence_sentence
+from reweigh.audit.causes import evidence_sentence
 from reweigh.audit.labels import CUT_WORDS
 from reweigh.audit.result import Audit
 from reweigh.audit.trial import SIGNS, Sign
 from reweigh.audit.where import Cut, Stratum
-from reweigh.doctor.diagnosis import Diagnosis, Finding
+from reweigh.doctor.causes import ABOUT
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding
 from reweigh.records import RunInfo
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import digits, interval, of_log, share, two
@@ -41,13 +42,13 @@ def causes(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[str]:
         diagnosis: what a doctor said.
         info: what the files say of their run: of the fixes, the general one and those of its programs are shown.
     """
-    named = [one for one in diagnosis.causes if one.confidence >= NAMED_FROM]
+    named = [one for one in diagnosis.causes if one.confidence >= NAMED]
     shown = named or list(diagnosis.causes[:1])
     yield ""
     yield "Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Suspicion"
     for i, one in enumerate(shown, 1):
         explained = "" if one.explained_share is None else f", {share(one.explained_share)} of the squared log ratios"
-        yield f"{i}. {CAUSE_WORDS[one.id]} ({one.id}): confidence {two(one.confidence)}{explained}"
+        yield f"{i}. {ABOUT[one.id].title} ({one.id}): confidence {two(one.confidence)}{explained}"
         yield from (f"   {evidence_sentence(e)}" for e in one.evidence[:1])
         if fix := _fix(one, info):
             yield f"   fix: {fix}"

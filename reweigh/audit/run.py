@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from os import PathLike
 
-from reweigh.audit.accumulate import Sums, family
+from reweigh.audit.accumulate import COLUMNS, Sums, family
 from reweigh.audit.conclude import conclude
 from reweigh.audit.result import Audit
 from reweigh.audit.trial import refuse_batch_readers
 from reweigh.estimators import Estimator
-from reweigh.records.files import Paths
+from reweigh.records.files import OF_BATCH, Paths
 from reweigh.scan.cuts import By, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
@@ -88,4 +88,4 @@ def answer(found: Scanned) -> Audit:
         ValueError: nothing in it counts.
     """
     sums: Sums = found.sums.get("audit", Sums())
-    return conclude(sums, found.files, tuple(found.left_out()))
+    return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))

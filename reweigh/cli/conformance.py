@@ -8,8 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from reweigh.cli.output import Form, Quiet, print_json, progress, stdout
-from reweigh.rosetta.conformance import Checked, check
-from reweigh.rosetta.recorded import read_recording
+from reweigh.conformance import Checked, check, read_recording
 
 
 def conformance(

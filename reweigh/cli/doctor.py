@@ -80,7 +80,7 @@ def doctor(
     if (paths is None or not paths) == (metrics is None):
         raise ValueError("doctor: give records or --metrics, one of them\nhint: reweigh doctor runs/step_10.parquet")
     if metrics is not None:
-        from reweigh.doctor.lite import diagnose_metrics
+        from reweigh.doctor.metrics import diagnose_metrics
 
         with progress("reading metrics", quiet=quiet):
             found = diagnose_metrics(metrics, framework)

@@ -7,10 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from reweigh.doctor.advice import ADVICE
-from reweigh.doctor.diagnosis import BENIGN, Diagnosis, Evidence, Finding
+from reweigh.doctor.causes import ABOUT, BENIGN
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
 
-NAMED = 0.5  # confidence from which a cause is said to be there
 _BAR = 20  # characters
 
 
@@ -31,12 +30,12 @@ def headline(found: Diagnosis) -> Text:
     color = "green" if found.benign else "red"
     sure = next((one.confidence for one in found.causes if one.id == found.verdict), 0.0)
     word = "verdict: " if sure >= NAMED or found.benign else "suspicion: "
-    return Text.assemble((word, "bold"), (found.verdict, f"bold {color}"), f"  {ADVICE[found.verdict].title}")
+    return Text.assemble((word, "bold"), (found.verdict, f"bold {color}"), f"  {ABOUT[found.verdict].title}")
 
 
 def _verdict(found: Diagnosis, console: Console) -> None:
     console.print(headline(found))
-    console.print(ADVICE[found.verdict].meaning, markup=False)
+    console.print(ABOUT[found.verdict].meaning, markup=False)
     if found.source == "records":
         console.print(f"{found.sequences:,} responses, {found.tokens:,} tokens", style="dim")
     console.print()
@@ -59,7 +58,7 @@ def _causes(found: Diagnosis, console: Console) -> None:
             f"{one.confidence:.2f}",
             "-" if share is None else f"{share:.0%}",
             "" if share is None else "█" * round(share * _BAR),
-            escape(ADVICE[one.id].title),
+            escape(ABOUT[one.id].title),
             style=None if one.confidence >= NAMED else "dim",
         )
     console.print(table)

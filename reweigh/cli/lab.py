@@ -1,8 +1,5 @@
 """`reweigh lab`: exact results on worlds small enough to enumerate, and what they are checked against."""
 
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -10,10 +7,9 @@ import typer
 
 from reweigh.cli.lab_tables import print_check, print_claims, print_table
 from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
-from reweigh.lab.claims import Checked, check_claims, select_claims
-from reweigh.lab.figures import FIGURES, draw_figures, select_figures
-from reweigh.lab.golden import GoldenCheck, check_golden
-from reweigh.lab.table import LENGTHS, STEPS, Row, post_table
+from reweigh.theory.lab.claims import Checked, check_claims, select_claims
+from reweigh.theory.lab.golden import GoldenCheck, check_golden
+from reweigh.theory.lab.table import LENGTHS, STEPS, Row, post_table
 
 lab = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +18,6 @@ lab = typer.Typer(
     help="Exact bias, variance and bounds of estimators, on worlds small enough to enumerate.\n\n"
     "\b\nExamples:\n  reweigh lab claims 6 29\n  reweigh lab table --format json",
 )
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where to write the figures; made if it is not there.")]
 
 
 @lab.callback()
@@ -77,34 +72,6 @@ def summary_table(form: Form = "text", as_json: Json = False, quiet: Quiet = Fal
         print_table(rows)
 
 
-@lab.command(short_help="Draw what the lab computes, as SVG and PNG.")
-def figures(
-    out: Out,
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(FIGURES)}; all if none.")
-    ] = None,
-    form: Form = "text",
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Draw figures that a paper could use, as NAME.svg and NAME.png, and print the path of each. Needs matplotlib.
-
-    Exit code 0; 2 if there is no figure of a name, or DIR cannot be written to.
-
-    \b
-    Examples:
-      reweigh lab figures --out figures
-      reweigh lab figures --out figures traps bias
-    """
-    paths: list[str] = []
-    for path in _draw(out, names or (), quiet):
-        paths.append(str(path))
-        if not as_json and form == "text":
-            stdout().print(path, markup=False, soft_wrap=True)
-    if as_json or form == "json":
-        print_json({"figures": paths})
-
-
 @lab.command(short_help="Go through the post claim by claim, with evidence computed on the spot.")
 def claims(
     numbers: Annotated[
@@ -134,9 +101,8 @@ def claims(
         raise typer.Exit(1)
 
 
-@lab.command("all", short_help="Everything above in one go: check, claims, table and figures.")
+@lab.command("all", short_help="Everything above in one go: check, claims and table.")
 def everything(
-    out: Out,
     golden: Annotated[
         str | None, typer.Option(metavar="FILE", help="A golden file to check; without it nothing is checked.")
     ] = None,
@@ -144,17 +110,16 @@ def everything(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a golden file, go through the claims, measure the table and draw the figures: about a minute.
+    """Check a golden file, go through the claims and measure the table: half a minute.
 
     Exit code 0 if all is well, 1 if a quantity of the file is off or a verdict of ours does not hold, 2 if the file
     cannot be read.
 
     \b
     Examples:
-      reweigh lab all --golden golden.json --out figures
-      reweigh lab all --out figures --json
+      reweigh lab all --golden golden.json
+      reweigh lab all --json
     """
-    import_module("matplotlib.figure")  # so that without it nothing is computed
     text = not as_json and form == "text"
     found = None if golden is None else _check(golden, quiet)
     if found is None:
@@ -170,17 +135,10 @@ def everything(
     if text and not quiet:
         stdout().print("\n[bold]The post's table, measured[/]")
         print_table(rows)
-        stdout().print("\n[bold]Figures[/]")
-    paths: list[str] = []
-    for path in _draw(out, (), quiet):
-        paths.append(str(path))
-        if text:
-            stdout().print(path, markup=False, soft_wrap=True)
     ok = (found is None or found.ok) and _all_hold(verdicts)
     if not text:
         checked = None if found is None else found.to_dict()
-        parts = {"check": checked, "claims": _claims_json(verdicts), "table": _table_json(rows), "figures": paths}
-        print_json({"ok": ok, **parts})
+        print_json({"ok": ok, "check": checked, "claims": _claims_json(verdicts), "table": _table_json(rows)})
     if not ok:
         raise typer.Exit(1)
 
@@ -199,17 +157,6 @@ def _claims(numbers: list[int] | tuple[()], quiet: bool) -> tuple[Checked, ...]:
 def _table(quiet: bool) -> list[Row]:
     with progress("table: measuring", STEPS, quiet) as count:
         return post_table(count)
-
-
-def _draw(out: Path, names: list[str] | tuple[()], quiet: bool) -> Iterator[Path]:
-    """The paths of each figure as soon as it is drawn."""
-    chosen = select_figures(names)
-    drawn = draw_figures(out, chosen)
-    for i, figure in enumerate(chosen):
-        with progress(f"figures: {figure}", len(chosen), quiet) as count:
-            count(i)
-            paths = next(drawn)
-        yield from paths
 
 
 def _all_hold(found: tuple[Checked, ...]) -> bool:

@@ -6,10 +6,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from reweigh.cli.output import stdout
-from reweigh.lab.claims import Checked
-from reweigh.lab.fits import ROUNDING, Fit
-from reweigh.lab.golden import GoldenCheck
-from reweigh.lab.table import Row
+from reweigh.theory.lab.claims import Checked
+from reweigh.theory.lab.golden import GoldenCheck
+from reweigh.theory.lab.table import ROUNDING, Fit, Row
 
 
 def print_check(found: GoldenCheck, quiet: bool = False) -> None:

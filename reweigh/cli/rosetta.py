@@ -7,11 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from reweigh.cli.output import Form, FormName, Quiet, print_json, stderr, stdout
-from reweigh.rosetta.catalogue import PROFILES, profile_of
-from reweigh.rosetta.config import Translated, parse_pairs, read_config, translate
-from reweigh.rosetta.formula import SYMBOLS, code, formula
-from reweigh.rosetta.nearest import Nearest, nearest
-from reweigh.rosetta.words import RATIOS, Meaning, all_words, meanings, weights_of
+from reweigh.rosetta.config import Nearest, Translated, nearest, parse_pairs, read_config, translate
+from reweigh.rosetta.frameworks import PROFILES, profile_of
+from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of
 
 
 def explain(

@@ -1,4 +1,4 @@
-"""Sums by cluster and cell: the one thing that every test of the doctor adds up, and what is read off it."""
+"""Adds up moments by cluster and cell, as every test of the doctor does, and reads estimates off the sums."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Cells:
 
     @classmethod
     def of(cls, bucket: Ints, cell: Ints, cells: int, *moments: NDArray[Any]) -> "Cells":
-        """Add up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
+        """Adds up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
         where = bucket if cells == 1 else bucket * cells + cell
         data, counts = np.empty((NUM_BUCKETS * cells, len(moments))), None
         for i, m in enumerate(moments):
@@ -42,23 +42,23 @@ class Cells:
         return cls(data.reshape(NUM_BUCKETS, cells, len(moments)))
 
     def __add__(self, other: "Cells") -> "Cells":
-        """Both."""
+        """Adds the sums of other records."""
         return Cells(self.data + other.data)
 
     @property
     def total(self) -> Array:
-        """`[K, M]`: over all clusters."""
+        """Sums over all clusters, `[K, M]`."""
         return self.data.sum(0)
 
 
 def _constant(m: NDArray[Any]) -> float | None:
-    """0 or 1 if that is all there is, as of a moment that counts, or of a column that is not recorded."""
+    """Returns 0 or 1 if that is all there is, as of a moment that counts, or of a column that is not recorded."""
     first = float(m[0]) if len(m) else 0.0
     return first if first in (0.0, 1.0) and bool((m == first).all()) else None
 
 
 def binned(edges: Array, x: Array) -> Ints:
-    """Count the edges below each value, as `np.searchsorted(edges, x)` does: faster where there are few."""
+    """Counts the edges below each value, as `np.searchsorted(edges, x)` does: faster where there are few."""
     found = np.zeros(len(x), np.int8)
     for edge in edges:
         found += x > edge
@@ -84,7 +84,7 @@ class Keyed:
 
     @classmethod
     def of(cls, bucket: Ints, step: Ints, lag: Ints, *moments: NDArray[Any]) -> "Keyed":
-        """Add up moments, each `[N]`, by step and lag, each `[N]`; a lag is below `LAGS`, or -1."""
+        """Adds up moments, each `[N]`, by step and lag, each `[N]`; a lag is below `LAGS`, or -1."""
         steps, of_step = np.unique(step, return_inverse=True)  # a step may be a time stamp, too large to multiply
         unique, code = np.unique(of_step.reshape(-1) * (cls.LAGS + 1) + lag + 1, return_inverse=True)
         cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)
@@ -92,7 +92,7 @@ class Keyed:
         return cls({key: cells.data[:, i] for i, key in enumerate(keys)})._narrow()
 
     def __add__(self, other: "Keyed") -> "Keyed":
-        """Both."""
+        """Adds the sums of other records, at the wider of the two ranges of steps."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
         return Keyed(_joined([*a.data.items(), *b.data.items()]), width)._narrow()
@@ -147,13 +147,13 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%."""
+        """95% interval, by Student's t."""
         half = t_quantile(0.975, max(self.df, 1)) * self.se
         return self.value - half, self.value + half
 
 
 def ratio(total: Array, count: Array, n: float | None = None) -> Estimate:
-    """`sum total / sum count` over clusters, `[64]` each, with a linearised (sandwich) error."""
+    """Divides `sum total` by `sum count` over clusters, `[64]` each, with a linearised (sandwich) error."""
     some = count != 0
     t, c = total[some], count[some]
     groups, whole = len(c), float(c.sum())
@@ -168,8 +168,9 @@ def ratio(total: Array, count: Array, n: float | None = None) -> Estimate:
 
 
 def contrast(a: Estimate, b: Estimate) -> Estimate:
-    """`log a - log b` of two estimates, by the delta method, as if they were independent (which overstates the error
-    where they share clusters that are high and low together)."""
+    """Takes `log a - log b` of two estimates, by the delta method, as if they were independent.
+
+    This overstates the error where they share clusters that are high and low together."""
     if not (a.value > 0 and b.value > 0):
         return Estimate(math.nan, math.inf, 0, a.n + b.n)
     se = math.hypot(a.se / a.value, b.se / b.value)

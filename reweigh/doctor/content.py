@@ -1,4 +1,4 @@
-"""How the gap depends on what a token's own distribution is like: sums by its probability and entropy."""
+"""Says how the gap depends on what a token's own distribution is like: sums by its probability and entropy."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ MOMENTS = ("n", "gap", "gap^2", "x", "x^2", "x gap")  # x: log pi + entropy, 0 o
 
 
 def content(tokens: Tokens) -> Cells:
-    """`[64, surprisal x entropy, MOMENTS]`; without entropies all tokens are in the first entropy bin, with x = 0."""
+    """Adds up `[64, surprisal x entropy, MOMENTS]`; without entropies all are in the first entropy bin, with x = 0."""
     gap = tokens.gap
     s = binned(SURPRISAL_EDGES, -tokens.log_pi)
     entropy = tokens.entropy
@@ -41,7 +41,7 @@ def content(tokens: Tokens) -> Cells:
 
 
 def tail(tokens: Tokens) -> Cells:
-    """`[64, entropy, (n, far)]`: tokens, and those more than `FAR` nats more surprising than the entropy."""
+    """Counts `[64, entropy, (n, far)]`: tokens, and those more than `FAR` nats more surprising than the entropy."""
     if tokens.entropy is None:
         known = np.zeros(len(tokens), np.bool_)
         entropy = np.zeros(len(tokens))
@@ -53,7 +53,7 @@ def tail(tokens: Tokens) -> Cells:
 
 
 def cut_off(cells: Cells) -> bool:
-    """True if rare tokens are missing where the distribution is flat, as when sampling keeps the likeliest only."""
+    """Tells whether rare tokens are missing where the distribution is flat, as if sampling kept the likeliest only."""
     total = cells.total
     flat, middle = total[ENTROPY_EDGES.searchsorted(3.0) :].sum(0), total[4:6].sum(0)
     if flat[0] < 50 or middle[0] < 50:
@@ -78,7 +78,7 @@ class Explained:
 
 
 def explained(cells: Cells) -> Explained:
-    """Read the sums."""
+    """Reads how much of the gap is explained off the sums of `content`."""
     return Explained(jackknife(_share, cells.data), jackknife(_linear, cells.data), jackknife(_slope, cells.data))
 
 

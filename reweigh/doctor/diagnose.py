@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from reweigh.doctor.advice import ENGINES, TRAINERS, fix_for
+from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
 from reweigh.doctor.cells import Cells, Keyed
-from reweigh.doctor.diagnosis import Diagnosis, InputNote
+from reweigh.doctor.clean import clean
+from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.family import Case
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.rank import diagnose
-from reweigh.doctor.structure import structure
 from reweigh.records.files import Paths
 from reweigh.records.schema import RunInfo, Violation
 from reweigh.scan.cuts import (
@@ -127,10 +126,10 @@ class Read:
 
 def visit_tokens(tokens: Tokens) -> Visit:
     """Add up some tokens. Sequences without one of them do not count."""
-    found = structure(tokens)
-    sums: dict[str, AnySums] = dict(found.sums)
+    cleaned = clean(tokens)
+    sums: dict[str, AnySums] = dict(cleaned.sums)
     for family in FAMILIES:
-        sums.update(family.measure(found.clean))
+        sums.update(family.measure(cleaned.tokens))
     return Visit(sums, int((tokens.counts > 0).sum()))
 
 

@@ -1,39 +1,20 @@
-"""What one family of causes is: what it adds up from tokens, and what it concludes from the sums."""
+"""Describes a family of causes: what it adds up from tokens, and what it concludes from the sums."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from scipy.special import stdtr
 
+from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, Keyed
-from reweigh.doctor.diagnosis import CannotTell, CauseId, Evidence
+from reweigh.doctor.content import Explained, explained
+from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.doctor.prompts import Prompts
 from reweigh.scan.tokens import Tokens
 
 Sums = Mapping[str, Cells | Keyed | Prompts]
-
-
-@dataclass(frozen=True)
-class Suspicion:
-    """What one test has to say for a cause.
-
-    Attributes:
-        id: the cause.
-        p_value: of seeing this much if the cause were not there.
-        effect: size in units of the least size that matters: from 1 on it is worth naming.
-        share: of the squared log ratios that it explains: of all if it is structural, of those that are left without
-            such faults otherwise; None if they do not show it.
-        evidence: the weightiest first.
-        proven: found token by token, not by a statistic: it comes before all that is not.
-    """
-
-    id: CauseId
-    p_value: float
-    effect: float
-    share: float | None
-    evidence: tuple[Evidence, ...]
-    proven: bool = False
 
 
 Findings = list[Suspicion | CannotTell]
@@ -60,7 +41,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Case:
-    """What the families' `examine` reads.
+    """The sums that the families' `examine` reads.
 
     Attributes:
         sums: of all records, by name.
@@ -73,16 +54,21 @@ class Case:
     baseline: Sums | None = None
 
     def cells(self, name: str) -> Cells:
-        """Sums on a fixed grid."""
+        """Returns sums on a fixed grid."""
         found = self.sums[name]
         assert isinstance(found, Cells)
         return found
 
     def keyed(self, name: str) -> Keyed:
-        """Sums by key."""
+        """Returns sums by step and lag."""
         found = self.sums[name]
         assert isinstance(found, Keyed)
         return found
+
+    @cached_property
+    def by_content(self) -> Explained:
+        """How much of the gap the token's own probability and entropy explain: asked for by several families."""
+        return explained(self.cells("content"))
 
     @property
     def tokens(self) -> float:
@@ -96,15 +82,15 @@ class Case:
 
     @property
     def clean_squares(self) -> float:
-        """The same of the tokens that could be compared."""
+        """Sum of squared log ratios of the tokens that could be compared."""
         return float(self.cells("identity").total[0, 4])
 
     def share(self, squares: float) -> float:
-        """Of the squared log ratios that are left when what is structurally wrong has been taken out."""
+        """Returns the share of the squared log ratios of the tokens that could be compared."""
         return _share(squares, self.clean_squares)
 
     def share_of_all(self, squares: float) -> float:
-        """Of all squared log ratios."""
+        """Returns the share of all squared log ratios."""
         return _share(squares, self.squares)
 
 
@@ -114,22 +100,22 @@ def _share(part: float, whole: float) -> float:
 
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:
-    """One-sided p-value of the estimate being above a bound."""
+    """Returns the one-sided p-value of the estimate being above a bound."""
     return float(stdtr(max(estimate.df, 1), -estimate.above(bound)))
 
 
 def p_below(estimate: Estimate, bound: float = 0.0) -> float:
-    """One-sided p-value of the estimate being below a bound."""
+    """Returns the one-sided p-value of the estimate being below a bound."""
     return float(stdtr(max(estimate.df, 1), estimate.above(bound)))
 
 
 def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:
-    """A number with its interval."""
+    """Puts an estimate into words, with its interval."""
     low, high = estimate.interval
     ends = (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
     return Evidence(name, estimate.value, meaning, *ends, n=estimate.n or None)
 
 
 def counted(name: str, value: float, n: float, meaning: str) -> Evidence:
-    """A number that is exact."""
+    """Puts a number without an interval into words."""
     return Evidence(name, float(value), meaning, n=int(n))

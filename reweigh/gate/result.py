@@ -386,10 +386,10 @@ def compared(check: Check) -> str:
     if x is None or kind == "value":
         return ""
     if kind == "ratio":
-        return f"{_interval(x)} times as bad"
+        return f"{_words_interval(x)} times as bad"
     if bound.rule == "no_worse_than_baseline":
-        return f"{_interval(x)} over {bound.limit:g} times the baseline"
-    return f"{'a fall' if bound.rule == 'fall_at_most' else 'a rise'} of {_interval(x)}"
+        return f"{_words_interval(x)} over {bound.limit:g} times the baseline"
+    return f"{'a fall' if bound.rule == 'fall_at_most' else 'a rise'} of {_words_interval(x)}"
 
 
 def outcome(check: Check) -> str:

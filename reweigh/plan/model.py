@@ -32,9 +32,9 @@ from reweigh.estimators import Estimator, Factor, weigh
 from reweigh.layout import Layout
 from reweigh.levels import Level, log_ratio
 from reweigh.named import geo_rs, seq_mis, seq_tis, token_is
-from reweigh.planner import LogNormalRatio
-from reweigh.rosetta.catalogue import PROFILES
-from reweigh.rosetta.nearest import nearest
+from reweigh.rosetta.config import nearest
+from reweigh.rosetta.frameworks import PROFILES
+from reweigh.theory.laws import LogNormalRatio
 from reweigh.transforms import Clip, Identity, Reject, Screen, Transform
 
 # Three rates with the mean and the variance of a log-normal one: Gauss-Hermite nodes and weights.

@@ -6,8 +6,8 @@ from typing import Any
 
 from reweigh.estimators import Estimator
 from reweigh.named import geo_rs, prefix_tis, seq_is, seq_mis, seq_tis, snis, token_mis, token_tis, turn_tis
-from reweigh.rosetta.catalogue import profile_of
-from reweigh.rosetta.formula import formula
+from reweigh.rosetta.frameworks import profile_of
+from reweigh.rosetta.words import formula
 
 
 @dataclass(frozen=True)

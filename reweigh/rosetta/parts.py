@@ -1,4 +1,4 @@
-"""What frameworks compute and the core has no name for: rules for log ratios, statistics, levels and transforms."""
+"""Parts of compositions that the core has no name for: rules for log ratios, statistics, levels and transforms."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from reweigh.levels import GEOMETRIC, TURN, Level, prob_diff, signed_binary_kl
 from reweigh.transforms import Transform
 
 Rule = Callable[[Tensor], Tensor]
-"""What a framework makes of the raw log ratio of each token, before anything else sees it."""
+"""A framework's treatment of the raw log ratio of each token, before anything else sees it."""
 
 _OVERFLOW = math.log(torch.finfo(torch.float32).max)  # nats: the largest log ratio whose ratio float32 holds
 
@@ -180,12 +180,7 @@ class Within(Transform):
 @final
 @dataclass(frozen=True)
 class BandAboveZero(Transform):
-    """A unit whose statistic is over 0 and outside [low, high] is dropped; the others weigh 1.
-
-    Args:
-        low: in the statistic's unit.
-        high: in the statistic's unit.
-    """
+    """A unit whose statistic is over 0 and not `Within` the bounds is dropped; the others weigh 1."""
 
     low: float
     high: float

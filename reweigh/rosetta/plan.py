@@ -1,24 +1,81 @@
-"""A translated option, and how to run it: what multiplies the loss, what drops, in which order."""
+"""A set of options as a composition: what multiplies the loss, what drops, in which order, of which two policies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.estimators import Estimator, Factor, Weights
+from reweigh.estimators import Estimator, Factor, Statistic, Weights
 from reweigh.layout import Padded
-from reweigh.rosetta.parts import Rule, as_it_comes
+from reweigh.levels import prob_diff, signed_binary_kl
+from reweigh.rosetta.parts import (
+    Rule,
+    as_it_comes,
+    prob_diff_from_probs,
+    prob_gap,
+    prob_gap_from_probs,
+    signed_binary_kl_from_probs,
+)
 
 Mean = Literal["kept", "all", "rows"]
+Field = Literal["log_pi", "log_mu", "log_live"]
+Over = Literal["tokens", "means", "sums", "row_means", "sum"]
 _ONE = Estimator()  # weighs everything 1
+
+
+class RefusedError(ValueError):
+    """A combination of options, or a batch, that the framework refuses or fails on."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options as they were given, over the framework's defaults.
+
+    `options[name]` is the value that holds; `name in options` and `options.get(name)` are of what was given alone.
+
+    Attributes:
+        framework: its name, for what it refuses.
+        given: by name.
+        defaults: of every option that the framework has.
+        values: the words that an option takes, of those that take words.
+    """
+
+    framework: str
+    given: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    values: Mapping[str, tuple[str, ...]]
+
+    def __getitem__(self, name: str) -> Any:
+        """Give the value given, or the default."""
+        return self.given[name] if name in self.given else self.defaults[name]
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether it was given."""
+        return name in self.given
+
+    def get(self, name: str, otherwise: Any = None) -> Any:
+        """Give the value given, or `otherwise`, whatever the default is."""
+        return self.given.get(name, otherwise)
+
+    def word(self, name: str) -> Any:
+        """Give the value of an option that takes words.
+
+        Raises:
+            RefusedError: if it is none of them; None is one where it is the default.
+        """
+        value, words = self[name], self.values[name]
+        if value in words or (value is None and self.defaults[name] is None):
+            return value
+        known = ", ".join(words) if self.defaults[name] is not None else f"{', '.join(words)} or null"
+        raise RefusedError(f"{self.framework}: no {name} {value!r}\nhint: {known}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an option does to the loss, as compositions of ours.
+    """The work of an option on the loss, as compositions of ours.
 
     Attributes:
         weights: what multiplies; it may drop, too.
@@ -60,7 +117,7 @@ class Plan:
         return replace(product, normalise="batch") if self.normalise else product
 
     def mapped(self, change: Callable[[Factor], Factor]) -> "Plan":
-        """The same plan with each factor changed."""
+        """Change each factor of the plan."""
         parts = {
             name: Estimator(tuple(map(change, e.factors)), e.normalise)
             for name, e in (("weights", self.weights), ("screens", self.screens), ("then", self.then))
@@ -68,7 +125,7 @@ class Plan:
         return replace(self, **parts)
 
     def flagged(self, *flags: str) -> "Plan":
-        """The same plan with these switches on."""
+        """Switch these on."""
         return replace(self, flags=self.flags | set(flags))
 
 
@@ -93,7 +150,7 @@ class Tensors:
         return self.log_pi - self.log_mu
 
     def batch(self, rule: Rule | None = None, mask: Tensor | None = None, zero_advantage: int = 0) -> Batch:
-        """A batch; with a rule, one whose log ratios are what the rule makes of them and that no token leaves."""
+        """Make a batch; with a rule, one whose log ratios are what the rule makes of them and that no token leaves."""
         mask = self.mask if mask is None else mask
         advantage = torch.where(self.advantage == 0, float(zero_advantage), self.advantage)
         turn = (~self.mask).cumsum(-1)  # a run of tokens of the mask is a turn, as far as a mask can tell
@@ -108,7 +165,7 @@ class Tensors:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a plan made of a batch.
+    """The result of a plan on a batch.
 
     Attributes:
         per_token: the weight of each token, 0 if dropped.
@@ -130,7 +187,7 @@ class Outcome:
 
 
 def run(plan: Plan, tensors: Tensors) -> Outcome:
-    """Weights and keeps of a plan."""
+    """Compute the weights and keeps of a plan."""
     zero = plan.zero_advantage
     of_screens = tensors.log_pi if tensors.log_pi_of_screens is None else tensors.log_pi_of_screens
     screened = plan.screens(replace(tensors, log_pi=of_screens).batch(plan.screen_rule, None, zero))
@@ -162,11 +219,125 @@ def _mean(weights: Weights, per_token: Tensor, over: Mean) -> Tensor:
     return total / per_token.shape[0] if weights.unit == "sequence" else total / weights.layout.mask.sum()
 
 
-def keep_infinite(plan: Plan) -> Plan:
-    """A switch: infinite log ratios stay in, and so do the metrics' own rules for them."""
+@dataclass(frozen=True)
+class Loss:
+    """A framework's loss: which of ours it is, and its constants.
+
+    Attributes:
+        kind: `ppo_clip`, `cispo`, `gspo` or `policy_gradient`; `ratio` is `ppo_clip` without a clip: `-w r A`, with
+            gradient through r.
+        live: the policy with gradient.
+        centre: the policy that its ratio is divided by.
+        low: clip below 1.
+        high: clip above 1.
+        dual: dual clip, or None.
+        over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens), all rows
+            (of means), or nothing.
+        survivors: whether tokens and sequences are counted after screens.
+        penalty: coefficient of a squared log ratio that is added, over all tokens of the mask; None if it has no such.
+        clamp: the framework's own clamp of the live log ratio, nats; read by a quirk.
+        scale: multiplies the advantage.
+    """
+
+    kind: Literal["ppo_clip", "cispo", "gspo", "policy_gradient", "ratio"]
+    live: Field = "log_live"
+    centre: Field = "log_pi"
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+    over: Over = "tokens"
+    survivors: bool = False
+    penalty: float | None = None
+    clamp: float | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A set of options, read: a plan, of which two policies, and inside which loss.
+
+    Attributes:
+        plan: what multiplies and drops.
+        pi: the policy on top of the ratio.
+        mu: the policy below.
+        loss: the loss around the weights, if the options say.
+        notes: what a plan cannot say.
+        screen_pi: the policy on top in screens, if it is another one than in weights.
+        inside: whether the framework's loss does it all inside, so that no mask or weight of its own shows it.
+    """
+
+    plan: Plan
+    pi: Field = "log_pi"
+    mu: Field = "log_mu"
+    loss: Loss | None = None
+    notes: tuple[str, ...] = ()
+    screen_pi: Field | None = None
+    inside: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """All that a quirk may depend on."""
+
+    options: Options
+    tensors: Tensors
+    reading: Reading
+
+
+Apply = Callable[[Plan, Situation], Plan]
+"""A quirk's switch: the plan with the quirk in it. Raises `RefusedError` where the framework fails."""
+
+
+# Switches that several frameworks share, under the names of their quirks.
+
+
+def infinite_kept(plan: Plan, _: Situation) -> Plan:
+    """Keep infinite log ratios, and the metrics' own rules for them."""
     return replace(plan, rule=as_it_comes, screen_rule=as_it_comes, metrics_as_they=True)
 
 
-def count_empty_rows(plan: Plan) -> Plan:
-    """A switch: metrics count a sequence with no token."""
+def empty_rows_count(plan: Plan, _: Situation) -> Plan:
+    """Count a sequence with no token in metrics."""
     return replace(plan, empty_rows=True)
+
+
+def loss_clamps_ratio(plan: Plan, _: Situation) -> Plan:
+    """Clamp the loss's own log ratio."""
+    return plan.flagged("clamp_live")
+
+
+def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
+    """Multiply what the loss drops by 0."""
+    return plan.flagged("infinity_times_zero")
+
+
+def infinity_times_padding(plan: Plan, _: Situation) -> Plan:
+    """Multiply values of a sequence by the mask."""
+    return plan.flagged("infinity_times_padding")
+
+
+SWITCHES: Mapping[str, Apply] = {
+    f.__name__: f
+    for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, infinity_times_padding)
+}
+
+
+_FROM_PROBABILITIES: Mapping[Statistic, Statistic] = {
+    prob_gap: prob_gap_from_probs,
+    prob_diff: prob_diff_from_probs,
+    signed_binary_kl: signed_binary_kl_from_probs,
+}
+
+
+def probabilities_as_they_are(plan: Plan) -> Plan:
+    """Take statistics of probabilities from the probabilities themselves, one of which may be 0."""
+    return swapped(plan, _FROM_PROBABILITIES)
+
+
+def swapped(plan: Plan, statistics: Mapping[Statistic, Statistic]) -> Plan:
+    """Replace statistics of the plan's factors."""
+
+    def change(f: Factor) -> Factor:
+        return replace(f, of=statistics.get(f.of, f.of))
+
+    return plan.mapped(change)

@@ -1,22 +1,33 @@
-"""What is known of a framework: its options, its conventions, its words, its quirks and its metrics, as data."""
+"""Knowledge of a framework, read from its data file: options, conventions, words, quirks and metrics.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+A data file is TOML beside the module of the same name in `frameworks/`. Its keys:
 
-from torch import Tensor
+    name, version, section      texts; `section` is where the options stand in a configuration, "" for the top
+    known, aliases              versions that the same holds for; other names, and forks with the same options
+    [options]                   NAME = { default, says, values }: no default is null; values are the words that it takes
+    [conventions]               the attributes of `Conventions`
+    [words.WORD]                says, options, metric
+    [presets]                   NAME = options that the framework sets under that name
+    [quirks]                    NAME = text: a switch of the module, or one that frameworks share (`plan.SWITCHES`)
+    [metrics]                   PATTERN = { equal, says, also }: `equal` is a function of the module, or a shared one
+                                (`metrics.EQUALS`), none where there is no equal; `also` are more patterns
+    [[templates]]               makes, options: see `Template`
 
-from reweigh.batch import Batch
-from reweigh.rosetta.parts import Rule, as_it_comes
-from reweigh.rosetta.plan import Outcome, Plan, Tensors
+All that is wrong in one is told with the file and the key.
+"""
 
-Options = Mapping[str, Any]
-Field = Literal["log_pi", "log_mu", "log_live"]
-Over = Literal["tokens", "means", "sums", "row_means", "sum"]
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, cast
 
+from reweigh.rosetta.metrics import EQUALS, Equal
+from reweigh.rosetta.plan import SWITCHES, Apply, Options, Reading
 
-class RefusedError(ValueError):
-    """A combination of options, or a batch, that the framework refuses or fails on."""
+FOLDER = Path(__file__).parent / "frameworks"
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Conventions:
-    """How a framework does what everyone does somehow. Each in a few words, for tables.
+    """A framework's way of doing what every framework does, each in a few words, for tables.
 
     Attributes:
         ratio: whose probabilities are divided.
@@ -66,105 +77,18 @@ class Conventions:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Which of our losses a framework's is, and its constants.
-
-    Attributes:
-        kind: `ppo_clip`, `cispo`, `gspo` or `policy_gradient`; `ratio` is `ppo_clip` without a clip: `-w r A`, with
-            gradient through r.
-        live: the policy with gradient.
-        centre: the policy that its ratio is divided by.
-        low: clip below 1.
-        high: clip above 1.
-        dual: dual clip, or None.
-        over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens), all rows
-            (of means), or nothing.
-        survivors: whether tokens and sequences are counted after screens.
-        penalty: coefficient of a squared log ratio that is added, over all tokens of the mask; None if it has no such.
-        clamp: the framework's own clamp of the live log ratio, nats; read by a quirk.
-        scale: multiplies the advantage.
-    """
-
-    kind: Literal["ppo_clip", "cispo", "gspo", "policy_gradient", "ratio"]
-    live: Field = "log_live"
-    centre: Field = "log_pi"
-    low: float = 0.2
-    high: float = 0.2
-    dual: float | None = None
-    over: Over = "tokens"
-    survivors: bool = False
-    penalty: float | None = None
-    clamp: float | None = None
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A set of options, read: a plan, of which two policies, and inside which loss.
-
-    Attributes:
-        plan: what multiplies and drops.
-        pi: the policy on top of the ratio.
-        mu: the policy below.
-        loss: the loss around the weights, if the options say.
-        notes: what a plan cannot say.
-        screen_pi: the policy on top in screens, if it is another one than in weights.
-        inside: whether the framework's loss does it all inside, so that no mask or weight of its own shows it.
-    """
-
-    plan: Plan
-    pi: Field = "log_pi"
-    mu: Field = "log_mu"
-    loss: Loss | None = None
-    notes: tuple[str, ...] = ()
-    screen_pi: Field | None = None
-    inside: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Situation:
-    """What a quirk may depend on."""
-
-    options: Options
-    tensors: Tensors
-    reading: Reading
-
-
-@dataclass(frozen=True)
 class Quirk:
     """Something that the framework does and a plan, as we run it, does not; switched on, its numbers come out.
 
     Attributes:
         name: short, unique in the profile.
         says: what the framework does, and what we do.
-        apply: the switch: the plan with the quirk in it. Raises `RefusedError` where the framework fails.
+        apply: the switch.
     """
 
     name: str
     says: str
-    apply: Callable[[Plan, Situation], Plan] = field(repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What a metric is computed from: the batch, the plan that ran, and what came out."""
-
-    situation: Situation
-    plan: Plan
-    outcome: Outcome
-
-    @property
-    def tensors(self) -> Tensors:
-        """The recorded log-probs and mask."""
-        return self.situation.tensors
-
-    def batch(self, rule: Rule = as_it_comes) -> Batch:
-        """The batch: ours, or under a quirk the framework's, by the rule that it has for this metric."""
-        return self.tensors.batch(rule if self.plan.metrics_as_they else None)
-
-    def mean_over_rows(self, rows: Tensor, batch: Batch) -> Tensor:
-        """Mean of `[S]` over sequences with a token; under a quirk over all rows, empty ones as they are."""
-        return rows.mean() if self.plan.empty_rows else rows[batch.layout.lengths > 0].mean()
+    apply: Apply = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -178,7 +102,7 @@ class Metric:
     """
 
     names: tuple[str, ...]
-    equal: Callable[[View, str], Tensor | float] | None = field(repr=False)
+    equal: Equal | None = field(repr=False)
     says: str
 
 
@@ -195,25 +119,50 @@ class Word:
 
     word: str
     says: str
-    options: Options | None = None
+    options: Mapping[str, Any] | None = None
     metric: str = ""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What fills a template: bounds on pi/mu, and one in the unit of a divergence."""
+    """Filling of a template: bounds on pi/mu, and one in the unit of a divergence."""
 
     low: float
     high: float
     bound: float
 
 
+_FAR = 1e9  # a ratio that stands for no bound
+_SLOTS: Mapping[str, Callable[[Bounds], Any]] = {
+    "<low>": lambda b: b.low,
+    "<high>": lambda b: b.high,
+    "<bound>": lambda b: b.bound,
+    "<low or none>": lambda b: b.low or None,
+    "<low or 1e-9>": lambda b: b.low or 1e-9,
+    "<high or none>": lambda b: None if math.isinf(b.high) else b.high,
+    "<high or 0>": lambda b: 0.0 if math.isinf(b.high) else b.high,
+    "<low>_<high>": lambda b: f"{b.low:g}_{b.high:g}",
+    "<1/high>_<1/low>": lambda b: f"{1 / min(b.high, _FAR):.12g}_{min(1 / max(b.low, 1e-300), _FAR):.12g}",
+}
+
+
 @dataclass(frozen=True)
 class Template:
-    """Options of a framework with bounds left open; `kind` says what they make."""
+    """Options of a framework with bounds left open.
 
-    kind: Literal["weights", "screens"]
-    options: Callable[[Bounds], Options] = field(repr=False)
+    In a data file, `{ any = [...] }` stands for each of its values: one template for each.
+
+    Attributes:
+        makes: what they make.
+        options: with slots such as "<high>" where a bound goes.
+    """
+
+    makes: Literal["weights", "screens"]
+    options: Mapping[str, Any]
+
+    def fill(self, bounds: Bounds) -> dict[str, Any]:
+        """Put these bounds in the slots."""
+        return _filled(self.options, bounds)
 
 
 @dataclass(frozen=True)
@@ -227,8 +176,8 @@ class Profile:
         section: where its options stand in a configuration; "" for the top.
         options: what it takes.
         conventions: see there.
-        read: options, those given, to a reading.
-        words: its meanings of words that others use too.
+        compose: options, those given over the defaults, to a reading.
+        words: its meanings of words that others use too, and its presets.
         quirks: what our plans do not do.
         metrics: what it logs.
         templates: for finding its nearest option to someone else's.
@@ -239,7 +188,7 @@ class Profile:
     section: str
     options: tuple[Option, ...]
     conventions: Conventions
-    read: Callable[[Options], Reading] = field(repr=False)
+    compose: Callable[[Options], Reading] = field(repr=False)
     words: tuple[Word, ...]
     quirks: tuple[Quirk, ...]
     metrics: tuple[Metric, ...]
@@ -247,14 +196,259 @@ class Profile:
     aliases: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
 
-    def option(self, name: str) -> Option | None:
-        """The option of that name."""
-        return next((o for o in self.options if o.name == name), None)
+    def given(self, options: Mapping[str, Any]) -> Options:
+        """Put options over the defaults; those of the framework's section are lifted out of it."""
+        section = self.section.rpartition(".")[2]
+        flat = dict(options)
+        if section in flat and isinstance(flat[section], (Mapping, type(None))):
+            flat |= flat.pop(section) or {}
+        defaults = {o.name: o.default for o in self.options}
+        return Options(self.name, flat, defaults, {o.name: o.values for o in self.options})
+
+    def read(self, options: Mapping[str, Any]) -> Reading:
+        """Read what options compute; those not given are the framework's defaults.
+
+        Raises:
+            RefusedError: if the framework refuses them.
+        """
+        return self.compose(self.given(options))
 
 
-def flat(options: Options, *sections: str) -> dict[str, Any]:
-    """Options with those of nested sections lifted to the top."""
-    out = {k: v for k, v in options.items() if k not in sections}
-    for s in sections:
-        out |= options.get(s) or {}
-    return out
+def read_profile(
+    name: str,
+    compose: Callable[[Options], Reading],
+    quirks: Iterable[Apply] = (),
+    equals: Mapping[str, Equal] | None = None,
+    folder: Path = FOLDER,
+) -> Profile:
+    """Read the data file of a framework and join it with what computes.
+
+    Args:
+        name: of the file, without its ending.
+        compose: options to a reading.
+        quirks: switches of this framework alone, named as their quirks.
+        equals: metrics of this framework alone, by the name that the data file calls them by.
+        folder: where the file is.
+
+    Raises:
+        ValueError: if something of the file is missing, unknown or of another type, or if a function has no entry; the
+            message names the file and the key.
+        ModuleNotFoundError: on Python 3.10, which reads no TOML.
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "rosetta: profiles are TOML, which needs Python 3.11\nhint: use a newer Python"
+        ) from None
+    path = folder / f"{name}.toml"
+    try:
+        top = _Table(str(path), "", tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f"{path}: is not TOML: {e}\nhint: {_FORM}") from None
+    options = tuple(
+        Option(name, t.anything("default"), t.text("says"), t.texts("values")) for name, t in top.tables("options")
+    )
+    metrics = tuple(_metrics(top, equals or {}))
+    profile = Profile(
+        name=top.text("name"),
+        version=top.text("version"),
+        section=top.text("section"),
+        options=options,
+        conventions=_conventions(top),
+        compose=compose,
+        words=(*_words(top, options, metrics), *_presets(top, options)),
+        quirks=tuple(_quirks(top, {f.__name__: f for f in quirks})),
+        metrics=metrics,
+        templates=tuple(_templates(top, options)),
+        aliases=top.texts("aliases"),
+        known=top.texts("known"),
+    )
+    for option in options:
+        if option.values and option.default is not None and option.default not in option.values:
+            raise top.error(f"options.{option.name}.default", f"{option.default!r} is not of its values", _FORM)
+    top.end()
+    return profile
+
+
+_FORM = "see reweigh/rosetta/profile.py for its form"
+
+
+class _Table:
+    """A table of a data file that knows where it stands and which of its keys were asked for."""
+
+    def __init__(self, file: str, path: str, values: Mapping[str, Any]) -> None:
+        self.file, self.path, self.values = file, path, values
+        self.asked: dict[str, None] = {}
+        self.inner: list[_Table] = []
+
+    def error(self, key: str, says: str, hint: str) -> ValueError:
+        return ValueError(f"{self.file}: {self.path}{key}: {says}\nhint: {hint}")
+
+    def take(self, key: str, kind: type, told: str, otherwise: Any = None) -> Any:
+        """A value of this type; it has to be there if there is no `otherwise`."""
+        self.asked[key] = None
+        value = self.values.get(key, otherwise)
+        if value is None:
+            raise self.error(key, "is missing", f"give {told}")
+        if not isinstance(value, kind):
+            raise self.error(key, f"must be {told}, got {value!r}", _FORM)
+        return value
+
+    def text(self, key: str, otherwise: str | None = None) -> str:
+        return self.take(key, str, "a text", otherwise)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """An array of texts, empty if it is not there."""
+        values = self.take(key, list, "an array of texts", [])
+        for v in values:
+            if not isinstance(v, str):
+                raise self.error(key, f"must be an array of texts, got {v!r} in it", "put each in quotes")
+        return tuple(values)
+
+    def anything(self, key: str) -> Any:
+        """A value of any type, None if it is not there."""
+        self.asked[key] = None
+        return _settled(self.values.get(key))
+
+    def table(self, key: str, otherwise: Mapping[str, Any] | None = None) -> "_Table":
+        self.inner.append(_Table(self.file, f"{self.path}{key}.", self.take(key, dict, "a table", otherwise)))
+        return self.inner[-1]
+
+    def tables(self, key: str) -> Iterator[tuple[str, "_Table"]]:
+        """Each table of a table of tables, with its key; none if it is not there."""
+        outer = self.table(key, {})
+        return ((k, outer.table(k)) for k in outer.values)
+
+    def options(self, key: str, known: Iterable[Option]) -> dict[str, Any]:
+        """Options of the framework as they stand; where one takes words, each must be its own."""
+        table, by_name = self.table(key), {o.name: o for o in known}
+        for name, value in table.values.items():
+            table.asked[name] = None
+            if name not in by_name:
+                raise table.error(name, "is no option of the framework", _like(name, by_name))
+            words = by_name[name].values
+            for v in _each(value) if words else ():
+                if v not in words:
+                    raise table.error(name, f"does not take {v!r}", _like(str(v), words))
+        return dict(table.values)
+
+    def end(self) -> None:
+        """Refuse keys that nobody asked for, here and inside."""
+        for key in self.values:
+            if key not in self.asked:
+                raise self.error(key, "is not known", _like(key, self.asked))
+        for table in self.inner:
+            table.end()
+
+
+def _conventions(top: _Table) -> Conventions:
+    table = top.table("conventions")
+    return Conventions(**{f.name: table.text(f.name) for f in fields(Conventions)})
+
+
+def _words(top: _Table, options: Iterable[Option], metrics: Iterable[Metric]) -> Iterator[Word]:
+    names = [n for m in metrics for n in m.names]
+    for word, t in top.tables("words"):
+        metric = t.text("metric", "")
+        if metric and metric not in names:
+            raise t.error("metric", f"no metric {metric!r}", _like(metric, names))
+        yield Word(
+            word, t.text("says"), _settled(t.options("options", options)) if "options" in t.values else None, metric
+        )
+
+
+def _presets(top: _Table, options: Iterable[Option]) -> Iterator[Word]:
+    presets = top.table("presets", {})
+    return (Word(name, "a preset", _settled(presets.options(name, options))) for name in presets.values)
+
+
+def _quirks(top: _Table, own: Mapping[str, Apply]) -> Iterator[Quirk]:
+    quirks = top.table("quirks")
+    for name in quirks.values:
+        yield Quirk(name, quirks.text(name), _function(quirks, name, name, own, SWITCHES))
+    _all_used(top, "quirks", own, quirks.values)
+
+
+def _metrics(top: _Table, own: Mapping[str, Equal]) -> Iterator[Metric]:
+    used: list[str] = []
+    for name, t in top.tables("metrics"):
+        told = t.text("equal", "")
+        equal = _function(t, "equal", told, own, EQUALS) if told else None
+        used.append(told)
+        yield Metric((name, *t.texts("also")), equal, t.text("says"))
+    _all_used(top, "metrics", own, used)
+
+
+def _templates(top: _Table, options: Iterable[Option]) -> Iterator[Template]:
+    for i, row in enumerate(top.take("templates", list, "an array of tables", [])):
+        t = _Table(top.file, f"templates[{i}].", row)
+        makes = t.text("makes")
+        if makes not in ("weights", "screens"):
+            raise t.error("makes", f"must be weights or screens, got {makes!r}", _FORM)
+        for alternative in _each(t.options("options", options)):
+            for slot in _slots(alternative):
+                if slot not in _SLOTS:
+                    raise t.error("options", f"no slot {slot!r}", ", ".join(_SLOTS))
+            yield Template(makes, alternative)
+        t.end()
+
+
+def _function(table: _Table, key: str, name: str, own: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
+    """The function that a data file names: the framework's own before a shared one."""
+    known = {**shared, **own}
+    if name not in known:
+        raise table.error(key, f"nothing computes {name!r}", _like(name, known))
+    return known[name]
+
+
+def _all_used(top: _Table, key: str, own: Iterable[str], used: Iterable[str]) -> None:
+    for name in own:
+        if name not in used:
+            raise top.error(key, f"nothing names {name!r}, which the module has", "name it, or delete the function")
+
+
+def _each(value: Any) -> list[Any]:
+    """Each alternative of a value in which `{ any = [...] }` stands for several, in the order of the keys."""
+    if isinstance(value, dict):
+        table = cast("dict[str, Any]", value)
+        if [*table] == ["any"]:
+            return table["any"]
+        return [dict(zip(table, values, strict=True)) for values in product(*map(_each, table.values()))]
+    if isinstance(value, list):
+        return [list(values) for values in product(*map(_each, cast("list[Any]", value)))]
+    return [value]
+
+
+def _filled(value: Any, bounds: Bounds) -> Any:
+    if isinstance(value, dict):
+        return {k: _filled(v, bounds) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_filled(v, bounds) for v in cast("list[Any]", value)]
+    return _SLOTS[value](bounds) if value in _SLOTS else value
+
+
+def _slots(value: Any) -> Iterator[str]:
+    """Each text in which something stands in angle brackets."""
+    if isinstance(value, (dict, list)):
+        inner = cast("dict[str, Any]", value).values() if isinstance(value, dict) else cast("list[Any]", value)
+        for v in inner:
+            yield from _slots(v)
+    elif isinstance(value, str) and "<" in value:
+        yield value
+
+
+def _settled(value: Any) -> Any:
+    """A value in which arrays of numbers or texts are tuples, as Python's own options have them."""
+    if isinstance(value, dict):
+        return {k: _settled(v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        values = cast("list[Any]", value)
+        return [_settled(v) for v in values] if any(isinstance(v, dict) for v in values) else tuple(values)
+    return value
+
+
+def _like(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}"

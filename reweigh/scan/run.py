@@ -1,6 +1,6 @@
 """Scan record files: cut them into parts, measure the families of sums of each in one pass, and merge them in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from os import PathLike
@@ -106,10 +106,10 @@ class Scanned:
             merged = merged.merged(file.info)
         return merged
 
-    def left_out(self) -> Iterator[str]:
-        """Say which rows were left out, and why."""
+    def left_out(self, columns: Collection[str]) -> Iterator[str]:
+        """Say which rows were left out because of these columns, and why."""
         for one in self.notes.values():
-            if one.counted == "rows" and one.rule != NO_TOKEN:
+            if one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns:
                 yield f"{one.count:,} row{'' if one.count == 1 else 's'} left out: {one.rule}, first in {one.place}"
 
     def done(self) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from reweigh.audit.causes import CAUSE_WORDS, cause_sentence, evidence_value
+from reweigh.audit.causes import cause_sentence, evidence_value
 from reweigh.audit.labels import CUT_WORDS
 from reweigh.audit.page.cells import Cell
 from reweigh.audit.where import Cut
-from reweigh.doctor.diagnosis import CannotTell, CauseId, Diagnosis, Evidence, Finding
+from reweigh.doctor.causes import ABOUT, CauseId
+from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding
 from reweigh.stats.numerals import share, two
 
 MAX_EVIDENCE = 12  # of a cause
@@ -15,38 +16,11 @@ MAX_SLICES = 60
 _SHARE = "Share of the sum of squared log ratios that this cause accounts for."
 _CONFIDENCE = "How sure the doctor is: from 0.5 on a cause is named, below it is a suspicion."
 
-_PICTURES = {
+_PICTURES = {  # by what `Cause.seen_in` calls them
     "identity": "mean ratio",
     "histogram": "log ratios",
     "tail": "the tail",
     "density": "log ratio by token probability",
-}
-# Cuts and pictures in which a cause has a shape, the plainest first; a cut only if the records tell it.
-SEEN_IN: Mapping[CauseId, tuple[str, ...]] = {
-    "placeholder_logprob": ("density", "histogram"),
-    "unmasked_context": ("turn", "identity"),
-    "retokenisation": ("worst", "density"),
-    "shift": ("density", "identity"),
-    "wrong_token": ("density", "identity"),
-    "raw_logprobs": ("identity", "density"),
-    "truncated_sampling": ("identity", "density"),
-    "vocab_padding": ("identity",),
-    "both_raw": ("identity",),
-    "trainer_temperature": ("density", "probability"),
-    "repetition_penalty": ("position", "identity"),
-    "template_prefix": ("position",),
-    "packing_leak": ("position",),
-    "position_encoding": ("position", "length"),
-    "stale_weights": ("lag", "step"),
-    "weight_sync": ("step", "lag"),
-    "update_below_precision": ("step",),
-    "stale_kv": ("position", "step"),
-    "dropout": ("histogram", "density"),
-    "moe_routing": ("tail", "worst"),
-    "quantised_rollout": ("density", "histogram"),
-    "engine_decode": ("position",),
-    "numerics": ("density",),
-    "none": ("histogram",),
 }
 
 
@@ -102,7 +76,7 @@ def cause_section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> CauseSect
     """The section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
     slices = [
-        (by, label, CAUSE_WORDS[one.verdict]) for by, cut in diagnosis.slices.items() for label, one in cut.items()
+        (by, label, ABOUT[one.verdict].title) for by, cut in diagnosis.slices.items() for label, one in cut.items()
     ]
     notes = tuple(
         f"{note.rule}: {note.count:,} {note.counted}{f', first at {note.place}' if note.place else ''}"
@@ -126,7 +100,7 @@ def _card(one: Finding, cuts: Collection[Cut]) -> CauseCard:
     said = "not in the log ratio" if explained is None else share(min(1.0, max(0.0, explained)))
     return CauseCard(
         one.id,
-        CAUSE_WORDS[one.id],
+        ABOUT[one.id].title,
         Cell(two(one.confidence), f"{two(one.confidence)}\nno interval: a judgement{counted}\n{_CONFIDENCE}"),
         round(100 * min(1.0, max(0.0, one.confidence))),
         Cell(said, f"{said}\nno interval: a fact about these records{counted}\n{_SHARE}"),
@@ -141,7 +115,7 @@ def _card(one: Finding, cuts: Collection[Cut]) -> CauseCard:
 def _places(cause: CauseId, cuts: Collection[Cut]) -> Iterator[tuple[str, str]]:
     """Anchor and words of each picture in which the cause shows."""
     words: Mapping[str, str] = {cut: CUT_WORDS[cut] for cut in cuts}
-    for name in SEEN_IN[cause]:
+    for name in ABOUT[cause].seen_in:
         if name in _PICTURES:
             yield f"fig-{name}", _PICTURES[name]
         elif name == "worst":
@@ -158,4 +132,4 @@ def _evidence(one: Evidence) -> EvidenceRow:
 
 
 def _tell(one: CannotTell) -> TellRow:
-    return TellRow(CAUSE_WORDS[one.id], one.reason, ", ".join(one.needs), one.experiment)
+    return TellRow(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment)

@@ -1,0 +1,283 @@
+"""Recompute what frameworks' own functions returned, from our compositions, and tell what differs and why."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from reweigh.conformance.recorded import Case, RecordedBatch, Recording, matrix, scalar, vector
+from reweigh.estimators import Weights
+from reweigh.layout import Padded
+from reweigh.levels import GEOMETRIC
+from reweigh.losses import cispo, gspo, policy_gradient, ppo_clip
+from reweigh.rosetta.frameworks import profile_of
+from reweigh.rosetta.metrics import View
+from reweigh.rosetta.plan import Field, Loss, Outcome, Plan, Reading, RefusedError, Situation, Tensors, run
+from reweigh.rosetta.profile import Metric, Profile, Quirk
+
+Status = Literal["agrees", "explained", "differs"]
+# Float32 throughout, in sums of another order. A sum of log ratios rounds with its largest partial sum, so that where
+# +60 and -60 nats cancel, a weight is good to 1e-5 only: both grow by that rounding.
+WEIGHT_TOLERANCE, TOLERANCE = 3e-6, 2e-5
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One case, recomputed.
+
+    Attributes:
+        case: which.
+        status: whether ours are their numbers, whether named quirks make them so, or neither.
+        differing: what differs from ours without quirks.
+        quirks: the quirks that reproduce it; empty if it agrees.
+        unexplained: what differs even with every quirk of the profile switched on.
+        compared: names of what was compared.
+        no_equal: metrics that have no equal, and why.
+    """
+
+    case: Case
+    status: Status
+    differing: tuple[str, ...]
+    quirks: tuple[Quirk, ...]
+    unexplained: tuple[str, ...]
+    compared: tuple[str, ...]
+    no_equal: tuple[tuple[str, str], ...]
+
+
+def check(recording: Recording, step: Callable[[int], None] = lambda n: None) -> tuple[Checked, ...]:
+    """Recompute every case of a recording; none is skipped.
+
+    Raises:
+        ValueError: if a case is of a framework that has no profile.
+    """
+    out: list[Checked] = []
+    for case in recording.cases:
+        out.append(check_case(case, recording.batches[case.batch]))
+        step(1)
+    return tuple(out)
+
+
+def check_case(case: Case, batch: RecordedBatch) -> Checked:
+    """Recompute one case."""
+    profile = profile_of(case.framework)
+    named = _Comparison(profile, case, batch)
+    differing, compared = named.differences(())
+    no_equal = tuple(named.no_equal())
+    if not differing:
+        return Checked(case, "agrees", (), (), (), compared, no_equal)
+    quirks = profile.quirks
+    left, _ = named.differences(quirks)
+    if left:
+        return Checked(case, "differs", differing, (), left, compared, no_equal)
+    for q in profile.quirks:  # drop those that it does not take
+        fewer = tuple(x for x in quirks if x is not q)
+        if not named.differences(fewer)[0]:
+            quirks = fewer
+    return Checked(case, "explained", differing, quirks, (), compared, no_equal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    profile: Profile
+    case: Case
+    batch: RecordedBatch
+
+    def differences(self, quirks: Iterable[Quirk]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Compare with these quirks on: what differs, and what was compared."""
+        raises = "raises" in self.case.outputs
+        try:
+            reading = self.profile.read(options_of(self.case))
+            tensors = self.batch.tensors(reading, _mask(self.case, self.batch))
+            situation = Situation(self.profile.given(options_of(self.case)), tensors, reading)
+            plan = reading.plan
+            for q in quirks:
+                plan = q.apply(plan, situation)
+        except RefusedError:
+            return (() if raises else ("refused by us",)), ("refusal",)
+        if raises:
+            return ("refused by them, not by us",), ("refusal",)
+        pairs = [*self._pairs(reading, plan, situation)]
+        if not pairs:
+            return ("nothing to compare",), ()
+        rounding = _rounding(tensors)
+        differing = tuple(n for n, ours, theirs, t in pairs if not _close(ours, theirs, t, rounding))
+        return differing, tuple(n for n, *_ in pairs)
+
+    def no_equal(self) -> Iterable[tuple[str, str]]:
+        """Recorded metrics that are not compared, each with its reason."""
+        for name in _metrics(self.case.outputs):
+            known = metric_of(self.profile, name)
+            if known is None:
+                yield name, "the profile does not name it"
+            elif known.equal is None:
+                yield name, known.says
+
+    def _pairs(self, reading: Reading, plan: Plan, situation: Situation) -> Iterable[tuple[str, Any, Any, float]]:
+        outcome, out, mask = run(plan, situation.tensors), self.case.outputs, situation.tensors.mask
+        theirs = their_weights(out, mask)
+        if theirs is not None and not reading.inside:
+            if "weight_per_token" in out or "weight_per_sequence" in out or "loss" not in out:
+                yield "weights", torch.where(outcome.keep, outcome.per_token, 0), theirs[0], WEIGHT_TOLERANCE
+            yield "mask", outcome.keep.float(), theirs[1].float(), 0.0
+        if reading.loss is not None and "loss" in out:
+            live, centre = self.batch.fields[live_of(self.case, reading)], self.batch.fields[reading.loss.centre]
+            value, grad = loss_of(reading.loss, plan, outcome, mask, self.batch.advantage, live, centre)
+            yield "loss", value, torch.tensor(scalar(out["loss"])), TOLERANCE
+            if "grad_per_token" in out:
+                their_grad = matrix(out["grad_per_token"])
+                missing = torch.isnan(their_grad) & ~mask
+                yield "gradient", grad, torch.where(missing, 0, their_grad), TOLERANCE
+        view = View(situation, plan, outcome)
+        for name, value in _metrics(out).items():
+            known = metric_of(self.profile, name)
+            if known is not None and known.equal is not None:
+                told = vector(value) if isinstance(value, list) else torch.tensor(scalar(value))
+                yield name, torch.as_tensor(known.equal(view, name)).detach(), told, TOLERANCE
+
+
+def metric_of(profile: Profile, name: str) -> Metric | None:
+    """Find the profile's entry for a metric's name, or None."""
+    return next((m for m in profile.metrics if any(fnmatchcase(name, p) for p in m.names)), None)
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    """Collect the recorded options, and the function where a framework chooses by it."""
+    return {"function": case.function, **case.option}
+
+
+def live_of(case: Case, reading: Reading) -> Field:
+    """Tell which recorded log-prob the loss is differentiated by."""
+    assert reading.loss is not None
+    arguments = ("log_prob", "log_probs", "logprobs", "next_token_logprobs", "per_token_logps", "trainer_logprobs")
+    told = [str(case.inputs[a]).split(" ")[0] for a in arguments if a in case.inputs]
+    return cast("Field", told[0]) if told else reading.loss.live
+
+
+def their_weights(out: Any, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(weight, keep) of each token: where it multiplies the loss, and where it is 0, by a mask or by itself."""
+    parts = ("weight_per_token", "weight_per_sequence", "mask_out", "keep_per_sequence", "sample_mask")
+    if not any(out.get(p) is not None for p in parts):
+        return None
+    weight, keep = torch.ones(mask.shape), mask.clone()
+    if out.get("weight_per_token") is not None:
+        weight = matrix(out["weight_per_token"])
+    if out.get("weight_per_sequence") is not None:
+        weight = vector(out["weight_per_sequence"])[:, None].expand(mask.shape)
+    if out.get("mask_out") is not None:
+        keep &= matrix(out["mask_out"]) > 0
+    for name in ("keep_per_sequence", "sample_mask"):
+        if out.get(name) is not None:
+            keep &= vector(out[name])[:, None] > 0
+    keep &= weight != 0
+    return torch.where(keep, weight, 0), keep
+
+
+def _mask(case: Case, batch: RecordedBatch) -> Tensor | None:
+    zeros = any(str(v).startswith("zeros like mask") for v in case.inputs.values())
+    return torch.zeros_like(batch.mask) if zeros else None
+
+
+def _metrics(out: Any) -> dict[str, Any]:
+    return {**out.get("metrics", {}), **out.get("metrics_per_sequence", {})}
+
+
+def _rounding(tensors: Tensors) -> float:
+    """The rounding of a sum of one sequence's log ratios in float32, nats."""
+    gaps = torch.where(tensors.mask & torch.isfinite(tensors.log_ratio), tensors.log_ratio, 0)
+    return torch.finfo(torch.float32).eps * float(gaps.abs().sum(-1).max())
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float, rounding: float) -> bool:
+    if ours.shape != theirs.shape:
+        raise ValueError(f"conformance: shapes {tuple(ours.shape)} and {tuple(theirs.shape)} cannot be compared")
+    ours, theirs = ours.double(), theirs.double()
+    if tolerance == 0:
+        return bool((ours == theirs).all())
+    small = max(torch.finfo(torch.float32).eps, tolerance / 30, rounding)
+    return bool(torch.isclose(ours, theirs, rtol=tolerance + rounding, atol=small, equal_nan=True).all())
+
+
+# A framework's loss out of ours.
+
+
+def loss_of(
+    loss: Loss, plan: Plan, outcome: Outcome, mask: Tensor, advantage: Tensor, live: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss and its gradient for each token.
+
+    Args:
+        loss: which, and its constants.
+        plan: read for the quirks that act on a loss: `clamp_live`, `infinite_live`.
+        outcome: the weights.
+        mask: `[S, T]`, tokens of the mask as given.
+        advantage: `[S]`.
+        live: log-probs with gradient, nats.
+        centre: log-probs that the loss's ratio is divided by, nats.
+    """
+    live = live.detach().clone().requires_grad_()
+    keep = outcome.keep
+    if "infinite_live" not in plan.flags:
+        keep = keep & torch.isfinite(live) & torch.isfinite(centre)
+    layout = Padded(mask)
+    # In a `ratio` loss the weight is the ratio with gradient itself; what is left of the weights is whom they keep.
+    log_w = torch.where(keep & torch.tensor(loss.kind != "ratio"), outcome.per_token.log(), 0)
+    weights = Weights(log_w, keep, torch.zeros_like(keep), mask, "token", layout)
+    per_token = loss.scale * advantage[:, None].expand(mask.shape)
+    divisor = _divisor(loss, outcome.masked if loss.survivors else mask)
+    scaled = per_token / divisor
+    top, below = live, centre
+    if loss.clamp is not None and "clamp_live" in plan.flags:
+        gap = live - centre
+        if loss.kind in ("ppo_clip", "ratio"):
+            top, below = gap.clamp(-loss.clamp, loss.clamp), torch.zeros_like(centre)
+        elif loss.kind == "cispo":
+            below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
+    value = _value(loss, top, below, scaled, weights)
+    if loss.penalty is not None:
+        counted = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
+        gap = torch.where(counted, live - centre, 0)
+        value = value + loss.penalty * (gap.square() / divisor).sum()
+    (grad,) = torch.autograd.grad(value + 0 * torch.where(torch.isfinite(live), live, 0).sum(), live)
+    if "infinity_times_zero" in plan.flags:
+        lost = mask & ~keep & torch.isinf((live - centre).exp())
+        value = torch.where(lost.any(), torch.nan, value)
+        grad = torch.where(lost, torch.nan, grad)
+    if "infinity_times_padding" in plan.flags and loss.kind == "gspo":
+        padded = ~mask.all(-1, keepdim=True) & torch.isinf(torch.where(mask, live - centre, 0).sum(-1, keepdim=True))
+        value = torch.where(padded.any(), torch.nan, value)
+    return value.detach(), grad.detach()
+
+
+def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights: Weights) -> Tensor:
+    if loss.kind == "policy_gradient":
+        return policy_gradient(live, advantage, weights, 1.0)
+    if loss.kind == "ratio":
+        return ppo_clip(live, centre, advantage, weights, 1.0, low=1.0, high=torch.inf)
+    if loss.kind == "cispo":
+        return cispo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
+    if loss.kind == "gspo" and loss.dual is not None:  # its value is the sequence's ratio, its slope each token's own
+        gap = torch.where(weights.layout.mask, (live - centre).detach(), 0)
+        mean = weights.layout.spread(GEOMETRIC.fold(gap, weights.layout))
+        top, bounds = mean + live - live.detach(), {"low": loss.low, "high": loss.high, "dual": loss.dual}
+        return ppo_clip(top, torch.zeros_like(mean), advantage, weights, 1.0, **bounds)
+    if loss.kind == "gspo":
+        return gspo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
+    return ppo_clip(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high, dual=loss.dual)
+
+
+def _divisor(loss: Loss, mask: Tensor) -> Tensor:
+    """By what each token's term is divided, broadcastable to the tokens."""
+    lengths = mask.sum(-1, keepdim=True).clamp(min=1)
+    sequences = (mask.sum(-1) > 0).sum().clamp(min=1)
+    if loss.over == "tokens":
+        return mask.sum().clamp(min=1)
+    if loss.over == "sums":
+        return sequences
+    if loss.over == "means":
+        return sequences * lengths
+    if loss.over == "row_means":
+        return mask.shape[0] * lengths
+    return torch.ones(())

@@ -1,0 +1,318 @@
+"""Tests whether both log-probs are of the distribution that was sampled, and of the same.
+
+If log_mu is of another (before temperature, or of fewer or more tokens), the mean ratio is not 1. If log_pi is (another
+temperature, a penalty that one side does not know), it is 1, and the gap has a law.
+"""
+
+import numpy as np
+
+from reweigh.doctor.cells import Array, Cells, Estimate, Ints, binned, jackknife, ratio
+from reweigh.doctor.content import Explained, content, cut_off, tail
+from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
+from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above, p_below
+from reweigh.scan.tokens import Tokens
+
+CLEAN_MEAN = "mean_ratio_of_clean_tokens"  # another number than the audit's mean ratio, which is of all tokens
+WIDEST = 10.0  # nats: a ratio counts at most e^10 in the means, so that one token cannot make them
+IDENTITY = (
+    "n",
+    "r-1",
+    "1/r-1",
+    "gap",
+    "gap^2",
+    "|gap|",
+    "gap^2 up",
+    "n with entropy",
+    "surprise",
+    "surprise^2",
+    "certain",  # tokens that mu was sure of and pi was not: log_mu = 0
+    "min(r, 20)-1",
+    "gap^2 of gaps over 1",
+)
+N, FORWARD, BACKWARD, GAP, SQUARES, ABS, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN, BOUNDED, WIDE = range(13)
+_LEAST = 1e-3  # of the mean ratio: less is no matter
+
+
+def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
+    gap = tokens.gap
+    bounded = np.clip(gap, -WIDEST, WIDEST)
+    squares = tokens.squares
+    more = np.expm1(bounded)
+    if tokens.entropy is None:
+        known = surprise = np.zeros(len(gap))
+    else:
+        known = np.isfinite(tokens.entropy) * 1.0
+        surprise = np.where(known > 0, -tokens.log_pi - np.where(known > 0, tokens.entropy, 0.0), 0.0)
+    cells = Cells.of(
+        tokens.bucket,
+        np.zeros(len(gap), np.int64),
+        1,
+        np.ones(len(gap)),
+        more,
+        np.expm1(-bounded),
+        gap,
+        squares,
+        tokens.distance,
+        np.where(gap > 0, squares, 0.0),
+        known,
+        surprise,
+        surprise**2,
+        (tokens.log_mu > -1e-6) & (tokens.log_pi < -2e-3),
+        np.minimum(more, 19.0),
+        np.where(tokens.distance > 1.0, squares, 0.0),
+    )
+    return {"identity": cells, "content": content(tokens), "tail": tail(tokens)}
+
+
+def _examine_normalisation(case: Case) -> Findings:
+    m = case.cells("identity").data[:, 0]
+    total = m.sum(0)
+    if total[N] == 0:
+        return []
+    forward, backward, gap, least = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP, BOUNDED))
+    mean = evidence(
+        CLEAN_MEAN,
+        _plus(forward, 1),
+        "mean of pi/mu without the tokens that a finding above takes out, a ratio counted as at most e^10: 1 if log_mu "
+        "is of what was sampled",
+    )
+    back = evidence("mean_inverse_ratio", _plus(backward, 1), "mean of mu/pi: 1 if pi is what was sampled from")
+    shift = evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled")
+    half = 0.5 * total[SQUARES] / total[N]  # what the means would be off by if mu and pi changed places
+    content_share = case.by_content
+    out: Findings = []
+    out += _raw(case, least, backward, gap, half, content_share, (mean, back, shift))
+    out += _one_sided(case, m, forward, backward, half, (mean, back, shift))
+    out += _both_raw(case, m, half)
+    return out
+
+
+def improper(case: Case) -> bool:
+    """Tells whether log_mu is not of what was sampled, by the mean ratio: gaps then say nothing of how it samples."""
+    m = case.cells("identity").data[:, 0]
+    above, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
+    half = min(0.5 * float(m[:, SQUARES].sum() / max(m[:, N].sum(), 1)), 0.3)
+    least = max(_LEAST, 0.25 * half)
+    return (above.z > 4 and above.value > _LEAST) or (whole.z < -4 and whole.value < -least)
+
+
+def _plus(x: Estimate, one: float) -> Estimate:
+    return Estimate(x.value + one, x.se, x.df, x.n)
+
+
+def _raw(
+    case: Case,
+    forward: Estimate,
+    backward: Estimate,
+    gap: Estimate,
+    half: float,
+    content_share: Explained,
+    finds: tuple[Evidence, ...],
+) -> Findings:
+    # Sampled from pi and logged from another: E[mu/pi] = 1, and E[log pi/mu] = KL > 0, which mu = sampler forbids.
+    p = max(p_above(forward), p_above(gap))
+    size = min(forward.value, 2 * gap.value)
+    least = max(_LEAST, 0.25 * half)
+    share = content_share.share.value
+    # What else there is of noise moves the mean of mu/pi by as much as its own mean square.
+    noise = 2 * half * (1 - min(max(share, 0.0), 1.0)) if np.isfinite(share) else 0.0
+    reverse = abs(backward.value) < 0.5 * abs(forward.value) + 2 * backward.se + noise
+    found = (
+        *finds,
+        evidence(
+            "explained_by_content",
+            content_share.share,
+            "share of the squared log ratio that token probability and entropy explain",
+        ),
+    )
+    effect = size / least if reverse else 0.3 * size / least
+    return [Suspicion("raw_logprobs", p, effect, case.share(max(share, 0.0) * case.clean_squares), found)]
+
+
+def _one_sided(
+    case: Case, m: Array, forward: Estimate, backward: Estimate, half: float, finds: tuple[Evidence, ...]
+) -> Findings:
+    """Tests whether one side has mass that the other has not.
+
+    The engine's log_mu are of fewer tokens (ratios below 1), or the trainer's log_pi are (ratios above 1, and of what
+    it lacks not finite)."""
+    total = m.sum(0)
+    up = total[UP]
+    engine = total[GAP] < 0
+    excess = total[SQUARES] - 2 * up if engine else 2 * up - total[SQUARES]
+    share = case.share(excess)
+    one_sided = excess / total[SQUARES] if total[SQUARES] > 0 else 0.0
+    lost = forward if engine else backward
+    p = p_below(lost)
+    effect = min(-lost.value / max(_LEAST, 0.25 * half), one_sided / 0.25)
+    certain = ratio(m[:, CERTAIN], m[:, N])
+    found = (
+        *finds,
+        counted(
+            "one_sided",
+            one_sided,
+            total[N],
+            "share of the squared log ratio on one side: 0 for noise, 1 if no token has pi over mu",
+        ),
+        evidence(
+            "certain_to_mu_only",
+            certain,
+            "share of tokens with log_mu = 0 and log_pi below it: all other tokens had been cut off",
+        ),
+    )
+    # Of what is cut off nothing is sampled; beside untrained ids rare tokens are as frequent as ever.
+    padding = engine and certain.value < 1e-3 and not cut_off(case.cells("tail"))
+    cause, other = ("vocab_padding", "truncated_sampling") if padding else ("truncated_sampling", "vocab_padding")
+    return [Suspicion(cause, p, effect, share, found), Suspicion(other, p, 0.5 * effect, share, found)]  # type: ignore[arg-type]
+
+
+def _both_raw(case: Case, m: Array, half: float) -> Findings:
+    total = m.sum(0)
+    if total[KNOWN] < 0.5 * total[N]:
+        return [
+            CannotTell(
+                "both_raw",
+                "without the trainer's entropies nothing shows that both sides log another distribution",
+                ("entropy_pi",),
+            )
+        ]
+    surprise = ratio(m[:, SURPRISE], m[:, KNOWN])
+    spread = np.sqrt(total[SURPRISE2] / total[KNOWN])
+    # A proper gap moves it too: by at most its spread times sqrt(chi2), and chi2 is about the mean squared log ratio.
+    # An improper one by the mass that one side lacks, times how surprising it is.
+    room = spread * np.sqrt(2 * half) + 6 * abs(total[FORWARD]) / total[N]
+    finds = (
+        evidence("surprise", surprise, "mean of -log pi - entropy, nats: 0 where tokens are sampled from pi"),
+        counted("surprise_room", room, total[KNOWN], "nats that the log ratios seen could account for"),
+    )
+    p = 2 * min(p_above(surprise), p_below(surprise))
+    return [Suspicion("both_raw", p, abs(surprise.value) / max(1.5 * room, 0.02), None, finds)]
+
+
+NORMALISATION = Family(
+    "normalisation",
+    ("raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
+    {"entropy_pi": "both sides raw looks like no gap at all"},
+    _measure_normalisation,
+    _examine_normalisation,
+)
+
+
+_BINS = np.array([0.05, 0.35, 1.2, 2.7, 4.7])  # edges of -log p, nats, p between both policies
+_NUM = len(_BINS) + 1
+
+
+def _measure_proper(tokens: Tokens) -> dict[str, Cells]:
+    """Adds up `seen` `[64, probability x whether the id occurred before, (n, gap, gap^2)]`."""
+    if tokens.token_id is None:
+        return {}
+    again = _again(tokens)
+    middle = -(tokens.log_pi + tokens.log_mu) / 2
+    cell = binned(_BINS, middle) * 2 + again
+    gap, known = tokens.gap, tokens.token_id >= 0
+    moments = (known, np.where(known, gap, 0.0), np.where(known, tokens.squares, 0.0))
+    return {"seen": Cells.of(tokens.bucket, cell, 2 * _NUM, *moments)}
+
+
+def _again(tokens: Tokens) -> np.ndarray:
+    """Returns 1 where the token's id stood earlier in the response."""
+    assert tokens.token_id is not None
+    order = _by_response_and_id(tokens.seq, tokens.token_id)
+    seq, token = tokens.seq[order], tokens.token_id[order]
+    again = np.zeros(len(tokens), np.int64)
+    again[order[1:]] = (seq[1:] == seq[:-1]) & (token[1:] == token[:-1])
+    return again
+
+
+def _by_response_and_id(seq: Ints, token_id: Ints) -> Ints:
+    """Orders tokens by response, then id, then place."""
+    low, high = (int(x) for x in (token_id.min(), token_id.max())) if len(seq) else (0, 0)
+    places, ids = len(seq).bit_length(), (high - low).bit_length()
+    if (int(seq[-1]).bit_length() if len(seq) else 0) + ids + places > 62:
+        return np.lexsort((token_id, seq))
+    # One number a token, all of them different, is sorted several times as fast as two keys.
+    return np.sort((((seq << ids) + (token_id - low)) << places) + np.arange(len(seq))) & ((1 << places) - 1)
+
+
+def _examine_proper(case: Case) -> Findings:
+    return [*_temperature(case), *_penalty(case)]
+
+
+def _temperature(case: Case) -> Findings:
+    m = case.cells("identity").data[:, 0]
+    found = case.by_content
+    forward, gap = ratio(m[:, FORWARD], m[:, N]), ratio(m[:, GAP], m[:, N])
+    share, slope = found.share, found.slope
+    # A proper gap has a mean of -KL; one above 0 is of log-probs that were not sampled from.
+    proper = gap.value < max(-0.25 * 0.5 * case.clean_squares / max(case.tokens, 1), 0.0)
+    normal = abs(forward.value) < max(0.25 * abs(2 * gap.value), 3 * forward.se, 1e-3)
+    finds = (
+        evidence(
+            "explained_by_content", share, "share of the squared log ratio that token probability and entropy explain"
+        ),
+        evidence(
+            "slope", slope, "of the log ratio on log pi + entropy: 1 - 1/T where the trainer leaves out a temperature T"
+        ),
+        evidence(
+            CLEAN_MEAN,
+            Estimate(forward.value + 1, forward.se, forward.df, forward.n),
+            "mean of pi/mu without the tokens that a finding above takes out: stays 1",
+        ),
+    )
+    p = p_above(share, 0.1)
+    # Without entropies there is no line to fit; with them, what bends is no temperature.
+    straight = found.linear.value / 0.35 if np.isfinite(found.linear.value) else share.value / 0.4
+    effect = min(share.value / 0.3, straight) * (1.0 if proper and normal else 0.2)
+    return [Suspicion("trainer_temperature", p, effect, case.share(max(share.value, 0.0) * case.clean_squares), finds)]
+
+
+def _penalty(case: Case) -> Findings:
+    if "seen" not in case.sums:
+        return [
+            CannotTell(
+                "repetition_penalty", "no token ids: whether a token stood before cannot be seen", ("token_ids",)
+            )
+        ]
+    cells = case.cells("seen")
+    difference = jackknife(_difference, cells.data)
+    squares = max(_between(cells.total), 0.0)
+    share = case.share(squares)
+    finds = (
+        evidence(
+            "repeated_less_new",
+            difference,
+            "mean log ratio of tokens whose id stood before, less that of new ones of like probability, nats",
+        ),
+    )
+    effect = min(share / 0.08, abs(difference.value) / 0.02) if np.isfinite(difference.value) else 0.0
+    return [Suspicion("repetition_penalty", 2 * min(p_above(difference), p_below(difference)), effect, share, finds)]
+
+
+def _difference(total: Array) -> float:
+    n, gap = (total[:, i].reshape(_NUM, 2) for i in (0, 1))
+    some = (n > 0).all(1)
+    if not some.any():
+        return float("nan")
+    n, gap = n[some], gap[some]
+    weight = n[:, 0] * n[:, 1] / n.sum(1)
+    return float((weight * (gap[:, 1] / n[:, 1] - gap[:, 0] / n[:, 0])).sum() / weight.sum())
+
+
+def _between(total: Array) -> float:
+    """Returns the squares that knowing new from repeated explains, within probabilities, less what chance would."""
+    n, gap, squares = (total[:, i].reshape(_NUM, 2) for i in range(3))
+    some = (n > 1).all(1)
+    n, gap, squares = n[some], gap[some], squares[some]
+    mean = gap.sum(1) / n.sum(1)
+    between = (gap**2 / n).sum(1) - n.sum(1) * mean**2
+    noise = (squares.sum(1) - (gap**2 / n).sum(1)) / (n.sum(1) - 2)
+    return float((between - noise).sum())
+
+
+PROPER = Family(
+    "another proper policy",
+    ("trainer_temperature", "repetition_penalty"),
+    {"token_ids": "repetition penalties cannot be seen", "entropy_pi": "temperatures are harder to see"},
+    _measure_proper,
+    _examine_proper,
+)

@@ -1,0 +1,76 @@
+"""AReaL's `actor.rejection_sampling`, M2PO, and its decoupled loss."""
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+
+from reweigh.estimators import Estimator, Statistic, weigh
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k2
+from reweigh.named import m2po, token_is
+from reweigh.rosetta.metrics import View
+from reweigh.rosetta.parts import Within, as_it_comes, bounded_geometric, k3_reversed, one_if_not_finite
+from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation
+from reweigh.rosetta.profile import read_profile
+from reweigh.transforms import AtMost, Clip, Screen
+
+_LEVELS: dict[str, Level] = {"token": TOKEN, "sum": SEQUENCE, "mean": GEOMETRIC, "max": WORST}
+_STATISTICS: dict[str, Statistic] = {"kl_k2": k2, "kl_k3": k3_reversed}
+_ASKS = ("level", "action", "metric", "agg", "upper", "lower")
+
+
+def _screened(level: Level, o: Options) -> Estimator:
+    low, high, metric = o["lower"], float(o["upper"]), o["metric"]
+    if metric == "ratio":
+        return weigh(level, Screen(low or 0.0, high))
+    if metric == "kl_k1":  # log r, with bounds in nats
+        return weigh(level, Screen(0.0 if low is None else math.exp(low), math.exp(high)))
+    return weigh(level, AtMost(high) if low is None else Within(low, high), of=_STATISTICS[metric])
+
+
+def _plan(o: Options) -> Plan:
+    level, action, metric, agg = (o.word(name) for name in ("level", "action", "metric", "agg"))
+    if action == "clamp" and metric != "ratio":
+        raise RefusedError(f"areal: action=clamp is of the ratio only, got metric={metric}\nhint: action=mask")
+    unit, own = _LEVELS["token" if level == "token" else agg], TOKEN if level == "token" else GEOMETRIC
+    if action == "mask":
+        return Plan((weigh(own) if metric == "ratio" else token_is()) * _screened(unit, o))
+    low, high = o["lower"] or 0.0, float(o["upper"])
+    if unit is own:
+        return Plan(weigh(own, Clip(low, high)))
+    return Plan(weigh(bounded_geometric(low, high, unit)))
+
+
+def _compose(o: Options) -> Reading:
+    low = o["eps_clip"]
+    loss = Loss("ppo_clip", low=low, high=o["eps_clip_higher"] or low, dual=o["c_clip"])
+    if o["importance_sampling_level"] == "sequence":
+        loss = replace(loss, kind="gspo")
+    if o["m2_threshold"] is not None:
+        return Reading(Plan(m2po(o["m2_threshold"])), loss=loss)
+    # Its section is null by default: nothing is corrected unless something of it is given.
+    return Reading(_plan(o) if any(name in o for name in _ASKS) else Plan(), loss=loss)
+
+
+def not_finite_is_one(plan: Plan, situation: Situation) -> Plan:
+    """Take a ratio that cannot be computed for 1, or as it comes where a divergence is bounded."""
+    o = situation.options
+    rule = one_if_not_finite if o["metric"] == "ratio" and "m2_threshold" not in o else as_it_comes
+    return replace(plan, rule=rule, screen_rule=rule, metrics_as_they=True)
+
+
+def _share_filtered(view: View, _: str) -> Tensor:
+    """Share of tokens dropped, or whose weight was moved."""
+    o, mask = view.options, view.batch().layout.mask
+    if o["action"] == "mask":
+        return (~view.outcome.keep)[mask].float().mean()
+    unmoved = weigh(TOKEN if o["level"] == "token" else GEOMETRIC)(view.outcome.batch).per_token
+    return (unmoved != view.outcome.per_token)[mask].float().mean()
+
+
+AREAL = read_profile(
+    "areal",
+    _compose,
+    quirks=(not_finite_is_one,),
+    equals={"share_filtered": _share_filtered},
+)

@@ -1,0 +1,48 @@
+"""ms-swift's `rollout_importance_sampling_mode`, whose sequences are geometric means, and OPSM."""
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+
+from reweigh.estimators import weigh
+from reweigh.levels import GEOMETRIC, TOKEN
+from reweigh.named import naive, opsm, token_is
+from reweigh.rosetta.metrics import SAFE, View
+from reweigh.rosetta.plan import Options, Plan, Reading, Situation, infinite_kept
+from reweigh.rosetta.profile import read_profile
+from reweigh.transforms import Reject, Screen, Truncate
+
+
+def _compose(o: Options) -> Reading:
+    mode, cap = o.word("rollout_importance_sampling_mode"), o["rollout_importance_sampling_threshold"]
+    delta = o["off_policy_sequence_mask_delta"]
+    weights = {
+        None: naive(),
+        "token_truncate": weigh(TOKEN, Truncate(cap)),
+        "token_mask": weigh(TOKEN, Reject(0.0, cap)),
+        "sequence_truncate": weigh(GEOMETRIC, Truncate(cap)),
+        "sequence_mask": weigh(GEOMETRIC, Screen(0.0, cap)) * token_is(),
+    }[mode]
+    return Reading(Plan(weights, naive() if delta is None else opsm(delta)))
+
+
+def ratios_clamped(plan: Plan, situation: Situation) -> Plan:
+    """Clamp log ratios of weights token by token; OPSM clamps nothing."""
+    return replace(infinite_kept(plan, situation), rule=SAFE)
+
+
+def _share_over_cap(view: View, _: str) -> Tensor:
+    o, batch = view.options, view.batch(SAFE)
+    level = TOKEN if o["rollout_importance_sampling_mode"].startswith("token") else GEOMETRIC
+    cap = math.log(o["rollout_importance_sampling_threshold"])
+    over = (level.fold(batch.log_ratio, batch.layout) > cap).float()
+    return over[batch.layout.mask].mean() if level is TOKEN else view.mean_over_rows(over, batch)
+
+
+MS_SWIFT = read_profile(
+    "ms_swift",
+    _compose,
+    quirks=(ratios_clamped,),
+    equals={"share_over_cap": _share_over_cap},
+)

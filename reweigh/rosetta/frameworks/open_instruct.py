@@ -1,0 +1,95 @@
+"""open-instruct's `use_rho_correction`: clamps and masks of rho."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from reweigh.batch import Batch
+from reweigh.estimators import for_advantage, weigh
+from reweigh.levels import GEOMETRIC, TOKEN, Level
+from reweigh.rosetta.metrics import Extreme, OverTokens, View, log
+from reweigh.rosetta.parts import BandAboveZero, Clamped, abs_log_ratio, signed_gap_of_sequence
+from reweigh.rosetta.plan import Loss, Options, Plan, Reading, Situation
+from reweigh.rosetta.profile import read_profile
+from reweigh.transforms import AtMost, Clip, Screen
+
+_SAFE = Clamped(10.0)  # nats
+_LARGEST = Clamped(torch.finfo(torch.float32).max)
+
+
+def _clamp(o: Options) -> Clip:
+    low = o.get("rho_clamp_lower_bound", o.get("rho_clamp_lower"))
+    high = o.get("rho_clamp_upper_bound", o.get("rho_clamp_upper", o["rho_clamp_upper_bound"]))
+    return Clip(low or 0.0, high or math.inf)
+
+
+def _level(o: Options) -> Level:
+    """The level of the mask and of the weight."""
+    return GEOMETRIC if o["rho_mask_sequence_level"] else TOKEN
+
+
+def _plan(o: Options) -> Plan:
+    if not o["use_rho_correction"]:
+        return Plan()
+    low, high = o["rho_mask_lower_bound"] or 0.0, o["rho_mask_upper_bound"] or math.inf
+    if o["rho_mask_tv_divergence"]:  # tokens that move further away, in a sequence that is far off
+        gate = AtMost(high) if low == 0 else BandAboveZero(low, high)
+        rise = for_advantage(+1, weigh(TOKEN, gate, of=signed_gap_of_sequence))
+        fall = for_advantage(-1, weigh(TOKEN, gate, of=signed_gap_of_sequence, scale=-1))
+        return Plan(weigh(TOKEN, _clamp(o)) * rise * fall)
+    return Plan(weigh(_level(o), _clamp(o)) * weigh(_level(o), Screen(low, high)))
+
+
+def _compose(o: Options) -> Reading:
+    loss = Loss("ppo_clip", low=o["clip_lower"], high=o["clip_higher"])
+    if o["loss_fn"] == "cispo":
+        loss = replace(loss, kind="cispo", low=1.0)
+    return Reading(_plan(o), loss=loss)
+
+
+def ratios_clamped(plan: Plan, _: Situation) -> Plan:
+    """Clamp all log ratios token by token."""
+    return replace(plan, rule=_SAFE, screen_rule=_SAFE, metrics_as_they=True)
+
+
+def _share_dropped(view: View, name: str) -> Tensor:
+    """Share of tokens that the mask drops: under its low bound, over its high one, or either."""
+    o, batch = view.options, view.outcome.batch
+    mask = view.batch().layout.mask
+    gone = mask & ~view.plan.weights(batch).keep_tokens
+    if "_low_" in name or "_high_" in name:
+        bound = o["rho_mask_lower_bound"] or 0.0
+        if o["rho_mask_tv_divergence"]:
+            low = signed_gap_of_sequence(batch).abs() < bound
+        else:
+            low = _tokens(batch, _level(o)) < log(bound)
+        gone = gone & (low if "_low_" in name else ~low)
+    return gone[mask].float().mean()
+
+
+def _share_clamped(view: View, _: str) -> Tensor:
+    """Share of tokens whose ratio the clamp moves, dropped ones too."""
+    clamp, x = _clamp(view.options), _tokens(view.outcome.batch, _level(view.options))
+    moved = (x < log(clamp.low)) | (x > log(clamp.high))
+    return moved[view.batch().layout.mask].float().mean()
+
+
+def _tokens(batch: Batch, level: Level) -> Tensor:
+    """The level's log ratio, on each token."""
+    x = level.fold(batch.log_ratio, batch.layout)
+    return batch.layout.spread(x) if level is GEOMETRIC else x
+
+
+OPEN_INSTRUCT = read_profile(
+    "open_instruct",
+    _compose,
+    quirks=(ratios_clamped,),
+    equals={
+        "mean_abs_log_ratio": OverTokens(abs_log_ratio, rule=_LARGEST),
+        "max_abs_log_ratio": Extreme(TOKEN, abs_log_ratio, +1, rule=_LARGEST),
+        "share_dropped": _share_dropped,
+        "share_clamped": _share_clamped,
+    },
+)

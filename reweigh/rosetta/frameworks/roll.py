@@ -1,0 +1,76 @@
+"""ROLL's `train_infer_correction`: weights and filters by token, segment, geometric mean or sequence."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reweigh.estimators import Statistic, weigh
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, log_ratio, prob_diff
+from reweigh.named import naive
+from reweigh.rosetta.metrics import View, ratio, same
+from reweigh.rosetta.parts import TURN_GEOMETRIC, prob_diff_from_probs
+from reweigh.rosetta.plan import Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
+from reweigh.rosetta.plan import infinite_kept as _infinite_kept
+from reweigh.rosetta.profile import read_profile
+from reweigh.transforms import AtMost, Screen, Truncate
+
+_LEVELS: dict[str, Level] = {"token": TOKEN, "segment": TURN_GEOMETRIC, "geometric": GEOMETRIC, "sequence": SEQUENCE}
+
+
+def _level(name: Any) -> Level:
+    if name not in _LEVELS:
+        raise RefusedError(f"roll: no level {name!r}\nhint: {', '.join(_LEVELS)}")
+    return _LEVELS[name]
+
+
+def _compose(o: Options) -> Reading:
+    weight, weights, screens = o["is_weight"] or {}, naive(), naive()
+    if weight.get("enabled", False):
+        cap = weight.get("upper_bound", 1.2)
+        weights = weigh(_level(weight.get("weight_type", "token")), Truncate(math.inf if cap is None else cap))
+    for f in o["filters"] or ():
+        if not f.get("enabled", False):
+            continue
+        level = _level(f.get("agg_type", "token"))
+        if f.get("ratio_enabled", True):
+            screens = screens * weigh(level, Screen(f.get("ratio_low", 0.8), f.get("ratio_high", 1.2)))
+        if f.get("diff_enabled", False):
+            screens = screens * weigh(level, AtMost(f.get("diff_high", 0.2)), of=prob_diff)
+            screens = screens * weigh(level, AtMost(-f.get("diff_low", -0.2)), of=prob_diff, scale=-1)
+    segment = any(f.level is TURN_GEOMETRIC for f in (*weights.factors, *screens.factors))
+    notes = ("a segment is a run of tokens of the mask: the batch needs turns",) if segment else ()
+    return Reading(Plan(weights, screens), notes=notes)
+
+
+def infinite_kept(plan: Plan, situation: Situation) -> Plan:
+    """Keep infinite ratios, and take probabilities of 0 as they are."""
+    return probabilities_as_they_are(_infinite_kept(plan, situation))
+
+
+def _mean_of_level(view: View, name: str) -> Tensor:
+    """Mean over sequences of the mean over their tokens, of a level's ratio or difference on each token."""
+    _, kind, level_name, _ = name.removeprefix("actor/train_").split("_")
+    level, batch = _LEVELS[level_name], view.batch()
+    statistic: Statistic = log_ratio
+    if kind == "diff":
+        statistic = prob_diff_from_probs if view.plan.metrics_as_they else prob_diff
+    x = (ratio if kind == "ratio" else same)(level.fold(statistic(batch), batch.layout))
+    if level.unit == "sequence":
+        padded = ~view.tensors.mask.all(-1)
+        lost = torch.isinf(x) & padded & torch.tensor("infinity_times_padding" in view.plan.flags)
+        x = batch.layout.spread(torch.where(lost, torch.nan, x))
+    return view.mean_of_row_means(x, batch)
+
+
+def _share_kept(view: View, _: str) -> Tensor:
+    return view.outcome.masked[view.batch().layout.mask].float().mean()
+
+
+ROLL = read_profile(
+    "roll",
+    _compose,
+    quirks=(infinite_kept,),
+    equals={"mean_of_level": _mean_of_level, "share_kept": _share_kept},
+)

@@ -1,0 +1,165 @@
+"""SkyRL's `trainer.algorithm.off_policy_correction`, and the losses that correct by themselves."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from reweigh.estimators import Estimator, Factor, weigh
+from reweigh.layout import Padded
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, log_ratio
+from reweigh.named import dppo_kl, dppo_tv, naive, token_mis
+from reweigh.rosetta.metrics import SAFE, Extreme, OverTokens, View, log, ratio
+from reweigh.rosetta.parts import NanPasses, log_ratio_or_nan
+from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
+from reweigh.rosetta.plan import infinite_kept as _infinite_kept
+from reweigh.rosetta.profile import read_profile
+from reweigh.transforms import AtMost, Screen, Truncate
+
+_LEVELS = {"token": TOKEN, "sequence": SEQUENCE}
+_BANDS = {"product": ("product", SEQUENCE), "geometric": ("geo", GEOMETRIC)}
+
+
+def _band(o: Options) -> tuple[float, float]:
+    """Bounds of the sequence mask."""
+    short, _ = _BANDS[o["sequence_mask_metric"]]
+    return o[f"{short}_mask_low"], o[f"{short}_mask_high"]
+
+
+def _plan(o: Options) -> Plan:
+    screens, weights, then = naive(), naive(), naive()
+    high, low = o["outlier_token_is_threshold_high"], o["outlier_token_is_threshold_low"]
+    if high is not None:
+        screens = screens * weigh(WORST, Screen(0.0, high))
+    if low is not None:
+        screens = screens * weigh(WORST, AtMost(-log(low)), of=k1)
+    low, high = o["token_mask_is_threshold_low"], o["token_mask_is_threshold_high"]
+    if low is not None and high is not None:  # with one of them it masks nothing
+        screens = screens * weigh(TOKEN, Screen(low, high))
+    kind = o.word("tis_ratio_type")
+    if kind is not None:
+        weights = weigh(_LEVELS[kind], Truncate(o[f"{kind}_tis_ratio_clip_high"]))
+    metric = o.word("sequence_mask_metric")
+    if metric is not None:
+        then = weigh(_BANDS[metric][1], Screen(*_band(o)))
+    return Plan(weights, screens, screens_first=True, then=then)
+
+
+def _compose(o: Options) -> Reading:
+    plan, kind = _plan(o), o["policy_loss_type"]
+    one_sided = (o["token_mask_is_threshold_low"] is None) != (o["token_mask_is_threshold_high"] is None)
+    notes = ("one token_mask threshold without the other masks nothing",) if one_sided else ()
+    if plan.screens.factors and (plan.weights.factors or plan.then.factors):
+        notes += ("its later stages see only the tokens that the earlier left; a product reads them all",)
+    low, high = o["eps_clip_low"], o["eps_clip_high"]
+    loss = Loss("ppo_clip", low=low, high=high, over="sum", clamp=SAFE.nats)
+    if kind == "dual_clip":
+        loss = replace(loss, dual=o["clip_ratio_c"])
+    elif kind == "gspo":
+        loss = replace(loss, kind="gspo")
+    elif kind == "cispo":
+        rollout = o["cispo_anchor"] == "rollout"
+        if rollout and o["tis_ratio_type"]:
+            raise RefusedError("skyrl: cispo_anchor=rollout corrects already\nhint: tis_ratio_type=null")
+        loss = replace(loss, kind="cispo", low=o["cispo_eps_clip_low"], high=o["cispo_eps_clip_high"])
+        loss = replace(loss, centre="log_mu" if rollout else "log_pi")
+    elif kind == "rollout_is":
+        loss = replace(loss, kind="policy_gradient")
+        return Reading(Plan(token_mis(1 - low, 1 + high)), "log_live", "log_mu", loss, notes, inside=True)
+    elif kind == "dppo":
+        down, up = o["delta_low"], o["delta_high"]
+        screen = dppo_kl(up) if o["dppo_type"] == "binary_kl" else dppo_tv(up, down)
+        loss = replace(loss, kind="ratio", centre="log_mu")
+        return Reading(Plan(screen), "log_live", "log_mu", loss, notes, inside=True)
+    elif kind == "importance_sampling":
+        loss = replace(loss, kind="ratio")
+    return Reading(plan, loss=loss, notes=notes)
+
+
+# Quirks.
+
+
+def infinite_kept(plan: Plan, situation: Situation) -> Plan:
+    """Keep infinite ratios, in the loss as well."""
+    return probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
+
+
+def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
+    """Let a masked token of infinite ratio spoil its sequence."""
+    if not plan.screens.factors:
+        return plan
+
+    def change(f: Factor) -> Factor:
+        if f.level.unit != "sequence" or f.of is not log_ratio:
+            return f
+        return replace(f, of=log_ratio_or_nan, transform=NanPasses(f.transform))
+
+    changed = replace(plan, screens=naive()).mapped(change)
+    return replace(changed, screens=plan.screens).flagged("infinity_times_zero_row")
+
+
+# Metrics.
+
+
+def _left(view: View) -> Tensor:
+    """The mask that the later stages saw."""
+    return view.outcome.left & view.batch().layout.mask
+
+
+def _share_capped(view: View, name: str) -> Tensor:
+    mask, ratio = _left(view), view.outcome.batch.log_ratio
+    kind = "token" if "token" in name else "sequence"
+    cap = log(view.options[f"{kind}_tis_ratio_clip_high"])
+    if kind == "token":
+        return (ratio > cap)[mask].float().mean()
+    rows = (SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap).float()
+    return view.mean_over_rows(rows, view.batch())
+
+
+def _share_of_rows(view: View, name: str) -> Tensor:
+    """Share of sequences that a stage drops: by its high bound, its low bound, or either."""
+    o, veto = view.options, name.startswith("outlier")
+    mask = view.batch().layout.mask if veto else _left(view)
+    layout = Padded(mask)
+    x = torch.where(mask, (view.batch(SAFE) if veto else view.outcome.batch).log_ratio, 0)
+    if veto:
+        low, high = o["outlier_token_is_threshold_low"], o["outlier_token_is_threshold_high"]
+        top, bottom = WORST.fold(torch.where(mask, x, -torch.inf), layout), -WORST.fold(-x, layout)
+    else:
+        low, high = _band(o)
+        top = bottom = _BANDS[o["sequence_mask_metric"]][1].fold(x, layout)
+    over = top > (math.inf if high is None else log(high))
+    under = bottom < (-math.inf if low is None else log(low))
+    gone = over if name.endswith("over_high_ratio") else under if name.endswith("under_low_ratio") else over | under
+    gone = gone & mask.any(-1)
+    if not veto and "infinity_times_zero_row" in view.plan.flags:
+        spoilt = view.tensors.mask & ~mask & ~torch.isfinite(view.tensors.log_ratio)
+        gone = gone & ~spoilt.any(-1)
+    return view.mean_over_rows(gone.float(), view.batch())
+
+
+def _share_of_tokens(view: View, _: str) -> Tensor:
+    """Share of tokens that the token mask drops."""
+    o, mask, ratio = view.options, view.batch().layout.mask, view.batch(SAFE).log_ratio
+    low, high = log(o["token_mask_is_threshold_low"]), log(o["token_mask_is_threshold_high"])
+    outside = ((ratio < low) | (ratio > high)) & mask
+    for f in view.plan.screens.factors:  # what the veto has dropped is no longer there
+        if f.level is WORST:
+            kept = Estimator((f,))(view.tensors.batch(view.plan.screen_rule)).keep_tokens
+            outside, mask = outside & kept, mask & kept
+    return outside.sum() / mask.sum().clamp(min=1)
+
+
+SKYRL = read_profile(
+    "skyrl",
+    _compose,
+    quirks=(infinite_kept, infinity_times_zero),
+    equals={
+        "mean_ratio": OverTokens(log_ratio, ratio, SAFE),
+        "max_ratio": Extreme(TOKEN, log_ratio, +1, ratio, SAFE),
+        "share_capped": _share_capped,
+        "share_of_rows": _share_of_rows,
+        "share_of_tokens": _share_of_tokens,
+    },
+)

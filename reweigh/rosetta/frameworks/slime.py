@@ -1,0 +1,204 @@
+"""slime (and its fork miles): built-in TIS and IcePop, the mis.py helper, and off-policy sequence masking."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reweigh.estimators import Factor, Statistic, weigh
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k3, log_ratio
+from reweigh.named import naive, opsm
+from reweigh.rosetta import metrics as m
+from reweigh.rosetta.metrics import SAFE, View
+from reweigh.rosetta.parts import Rule, as_it_comes, clamped_level
+from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation
+from reweigh.rosetta.profile import read_profile
+from reweigh.transforms import AtMost, Clip, Reject, Screen, Truncate
+
+_LEVELS = {"token": TOKEN, "sequence": SEQUENCE, "geometric": GEOMETRIC}
+
+
+def _helper(o: Options) -> Plan:
+    if not o["use_tis"]:  # then it rejects nothing either
+        return Plan()
+    high = float(o["tis_upper_bound"] or 2.0)
+    low = float(o["tis_lower_bound"] or 1 / high)
+    level, mode = _LEVELS[o.word("tis_level")], o.word("tis_mode")
+    transform = {"truncate": Truncate(high), "clip": Clip(low, max(low, high)), "mask": Reject(low, max(low, high))}
+    weights, screens = weigh(level, transform[mode]), naive()
+    if o["use_rs"]:
+        level = _LEVELS[o.word("rs_level")]
+        top = float(o["rs_upper_bound"] or high)
+        screens = weigh(level, Screen(float(o["rs_lower_bound"] or 1 / top), top))
+        if o["rs_veto_threshold"]:
+            screens = screens * weigh(WORST, AtMost(-math.log(o["rs_veto_threshold"])), of=k1)
+    return Plan(weights, screens, normalise="kept" if o["tis_batch_normalize"] else None)
+
+
+def _function(o: Options) -> str:
+    return str(o["custom_tis_function_path"] or o.get("function", ""))
+
+
+def _is_helper(o: Options) -> bool:
+    function = _function(o)
+    if "mis." in function or function == "mis":
+        return True
+    own = ("tis_level", "tis_mode", "tis_upper", "tis_lower", "tis_batch", "rs_", "use_rs")
+    return any(name.startswith(own) for name in o.given)
+
+
+def _compose(o: Options) -> Reading:
+    function = _function(o)
+    notes: tuple[str, ...] = ()
+    if _is_helper(o):
+        plan = _helper(o)
+        if o["use_rs"] and not o["use_tis"]:
+            notes = ("use_rs without use_tis rejects nothing",)
+        if not function:
+            notes += ("tis_level and the like are the helper's: custom_tis_function_path must name it",)
+    elif o["use_tis"] or ("function" in o and "tis_clip" in o):  # a recorded call is a call
+        low, high = float(o["tis_clip_low"]), float(o["tis_clip"])
+        plan = Plan(weigh(TOKEN, (Reject if "icepop" in function else Clip)(low, high))).flagged("built_in")
+    else:
+        plan = Plan()
+    high = o["eps_clip_high"] or o["eps_clip"]
+    loss = Loss("ppo_clip", low=o["eps_clip"], high=high, dual=o["eps_clip_c"], over="row_means")
+    if o["advantage_estimator"] in ("gspo", "cispo"):
+        loss = replace(loss, kind=o["advantage_estimator"])
+    if o["use_opsm"]:
+        plan = replace(plan, screens=plan.screens * opsm(o["opsm_delta"]))
+        if not o["use_rollout_logprobs"]:
+            note = "OPSM compares the live policy with the trainer's old one, not with the sampler"
+            return Reading(plan, "log_live", "log_pi", loss, (*notes, note))
+    return Reading(plan, loss=loss, notes=notes)
+
+
+# Quirks.
+
+
+def helper_fails(plan: Plan, situation: Situation) -> Plan:
+    """Refuse what the helper raises for."""
+    o = situation.options
+    if not _is_helper(o):
+        return plan
+    if plan.normalise and o["tis_level"] == "geometric":
+        raise RefusedError("slime: tis_batch_normalize knows no tis_level geometric")
+    if not o["use_tis"] and "tis_upper_bound" not in o:
+        raise RefusedError("slime: metrics alone still read tis_lower_bound and tis_upper_bound")
+    return plan
+
+
+def mean_of_rows(plan: Plan, _: Situation) -> Plan:
+    """Normalise over all rows, of unbounded ratios where a mask drops."""
+    if not plan.normalise:
+        return plan
+    factor = plan.weights.factors[0]
+    raw = weigh(clamped_level(factor.level, -SAFE.nats, SAFE.nats)) if isinstance(factor.transform, Reject) else None
+    return replace(plan, normalise="rows", mean_of=raw)
+
+
+# Metrics: means over sequences of the mean of each.
+
+
+def _rows(values: Tensor, view: View) -> Tensor:
+    return view.mean_of_row_means(values, view.batch())
+
+
+@final
+@dataclass(frozen=True)
+class _Spread:
+    """A level's value, a sequence's on each of its tokens."""
+
+    level: Level
+    of: Statistic
+    then: m.Then = m.same
+    rule: Rule = as_it_comes
+    fold_rule: Rule = as_it_comes
+
+    def __call__(self, view: View, _: str) -> Tensor:
+        batch = view.batch(self.rule)
+        x = self.level.fold(self.of(batch), batch.layout)
+        x = self.then(self.fold_rule(x) if view.plan.metrics_as_they else x)
+        return _rows(batch.layout.spread(x) if self.level.unit == "sequence" else x, view)
+
+
+def _unbounded(view: View, factor: Factor) -> Tensor:
+    """Log ratio of the factor's level on each token."""
+    batch = view.batch()
+    x = factor.level.fold(batch.log_ratio, batch.layout)
+    x = batch.layout.spread(x) if factor.level.unit == "sequence" else x
+    return SAFE(x) if view.plan.metrics_as_they and "built_in" not in view.plan.flags else x
+
+
+def _first(view: View) -> Factor:
+    return view.situation.reading.plan.weights.factors[0]
+
+
+def _weight_before_bounds(view: View, _: str) -> Tensor:
+    return _rows(_unbounded(view, _first(view)).exp(), view)
+
+
+def _share_outside(view: View, name: str) -> Tensor:
+    plan = view.situation.reading.plan
+    factor = (plan.screens if "rs_mask" in name else plan.weights).factors[0]
+    x, t = _unbounded(view, factor), factor.transform
+    low, high = (m.log(getattr(t, b)) for b in ("low", "high"))
+    return _rows((x < low if name.endswith("low") else x > high).float(), view)
+
+
+def _weight_after_bounds(view: View, name: str) -> Tensor:
+    """The weights after bounds; a mask leaves what it drops as it is, so they are those before bounds."""
+    mean, normalised = view.outcome.mean, name.endswith("final")
+    if isinstance(_first(view).transform, Reject):
+        w = _unbounded(view, _first(view)).exp()
+        return _rows(w / mean if normalised and mean is not None else w, view)
+    w = view.outcome.alone
+    return _rows(w if normalised or mean is None else w * mean, view)
+
+
+def _norm_factor(view: View, _: str) -> Tensor:
+    assert view.outcome.mean is not None
+    return _rows(view.outcome.mean.expand(view.tensors.mask.shape), view)
+
+
+def _share_under_veto(view: View, name: str) -> Tensor:
+    batch = view.batch()
+    bad = batch.layout.mask & (batch.log_ratio < math.log(view.options["rs_veto_threshold"]))
+    return _rows(batch.layout.spread(bad.any(-1)).float() if "_seq_" in name else bad.float(), view)
+
+
+def _mean_distance(view: View, _: str) -> Tensor:
+    return _rows(torch.expm1(view.batch().log_ratio).abs(), view)
+
+
+def _share_clipped(view: View, _: str) -> Tensor:
+    return _share_outside(view, "high") + _share_outside(view, "low")
+
+
+SLIME = read_profile(
+    "slime",
+    _compose,
+    quirks=(mean_of_rows, helper_fails),
+    equals={
+        "row_means_k1": _Spread(TOKEN, k1),
+        "row_means_k3": _Spread(TOKEN, k3),
+        "log_ppl_pi": _Spread(GEOMETRIC, m.surprise_pi),
+        "ppl_pi": _Spread(GEOMETRIC, m.surprise_pi, m.ratio),
+        "log_ppl_mu": _Spread(GEOMETRIC, m.surprise_mu),
+        "ppl_mu": _Spread(GEOMETRIC, m.surprise_mu, m.ratio),
+        "row_k1": _Spread(GEOMETRIC, k1),
+        "abs_row_k1": _Spread(GEOMETRIC, k1, m.absolute),
+        "inverse_geometric": _Spread(GEOMETRIC, k1, m.ratio),
+        "chi2_token": _Spread(TOKEN, log_ratio, m.chi2, SAFE),
+        "chi2_sequence": _Spread(SEQUENCE, log_ratio, m.chi2, fold_rule=SAFE),
+        "weight_before_bounds": _weight_before_bounds,
+        "weight_after_bounds": _weight_after_bounds,
+        "share_outside": _share_outside,
+        "share_under_veto": _share_under_veto,
+        "share_clipped": _share_clipped,
+        "norm_factor": _norm_factor,
+        "mean_distance": _mean_distance,
+    },
+)

@@ -1,0 +1,476 @@
+"""The doctor on metrics alone: verdicts on runs with one fault, names of every framework, files of every kind."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import metric_histories as h
+import numpy as np
+import pytest
+
+from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
+from reweigh.doctor.metrics.examine import correlation, fold, mean
+from reweigh.doctor.metrics.read import Series, flat
+from reweigh.doctor.metrics.signals import recognise, translate
+
+DATA = Path(__file__).parent / "data" / "metrics"
+_RUNS: dict[tuple[str, int], list[h.Step]] = {}
+_FILES: dict[tuple[str, str, int], str] = {}
+
+
+def steps(fault, n=40):
+    """Runs are made once."""
+    if (fault, n) not in _RUNS:
+        _RUNS[fault, n] = h.run(fault, n)
+    return _RUNS[fault, n]
+
+
+@pytest.fixture
+def diagnose(tmp_path):
+    def of(fault, framework, n=40):
+        logger = h.slime_plain if framework == "slime_plain" else h.LOGGERS[framework]
+        file = tmp_path / "run.csv"
+        if (fault, framework, n) not in _FILES:
+            _FILES[fault, framework, n] = h.to_csv(file, steps(fault, n), logger).read_text()
+        file.write_text(_FILES[fault, framework, n])
+        return diagnose_metrics(file)
+
+    return of
+
+
+def evidence(diagnosis, name):
+    return next(e for c in diagnosis.causes for e in c.evidence if e.name == name)
+
+
+def confidence(diagnosis, cause):
+    return next((c.confidence for c in diagnosis.causes if c.id == cause), 0.0)
+
+
+# Verdicts, by what a framework logs
+
+
+@pytest.mark.parametrize("framework", [*h.LOGGERS, "slime_plain"])
+def test_rounding_is_called_rounding(diagnose, framework):
+    d = diagnose("clean", framework)
+    assert d.verdict == "numerics"
+    assert d.benign
+    assert d.source == "metrics"
+    assert d.cannot_tell, "scalars never show everything"
+
+
+@pytest.mark.parametrize("framework", [f for f in h.LOGGERS if f != "reweigh"])
+def test_no_gap_at_all(diagnose, framework):
+    assert diagnose("copied", framework).verdict == "none"
+
+
+@pytest.mark.parametrize("framework", ["verl", "slime", "slime_plain", "nemo-rl", "skyrl", "openrlhf", "reweigh"])
+def test_raw_logprobs_are_named(diagnose, framework):
+    d = diagnose("raw", framework)
+    assert d.verdict == "raw_logprobs"
+    assert 0.5 <= d.causes[0].confidence <= 0.8, "named, not proven"
+    assert d.causes[0].evidence
+    assert set(d.causes[0].fix) <= {"general", "vllm", "sglang", framework.split("_")[0]}
+    if framework not in ("skyrl",):
+        k1 = evidence(d, "k1")
+        assert k1.high < 0, "a KL divergence below 0"
+        assert k1.n == 40
+
+
+@pytest.mark.parametrize("framework", ["verl", "slime", "slime_plain", "nemo-rl", "skyrl", "reweigh"])
+def test_truncated_sampling_is_named(diagnose, framework):
+    d = diagnose("top_p", framework)
+    assert d.verdict == "truncated_sampling"
+    assert d.causes[0].confidence >= 0.5
+    if framework == "verl":
+        gap = evidence(d, "mean_ratio_minus_1")
+        assert -0.1 < gap.low < gap.high < -0.04, "the kept mass, at least 0.9, less 1"
+
+
+@pytest.mark.parametrize("framework", ["verl", "nemo-rl"])
+def test_a_constant_shift_is_padding(diagnose, framework):
+    d = diagnose("padding", framework)
+    assert d.verdict == "vocab_padding"
+    assert evidence(d, "constancy").value == pytest.approx(1, abs=0.02)
+    if framework == "verl":
+        assert evidence(d, "mean_ratio_minus_1").value == pytest.approx(-0.03, abs=1e-3)
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("top_1", "wrong_token"), ("shift", "shift")])
+@pytest.mark.parametrize("framework", ["verl", "slime"])
+def test_log_probs_of_other_tokens(diagnose, framework, fault, cause):
+    assert diagnose(fault, framework).verdict == cause
+
+
+@pytest.mark.parametrize(("framework", "most"), [("verl", 0.6), ("slime", 0.7), ("slime_plain", 0.7)])
+def test_both_raw_needs_entropy(diagnose, framework, most):
+    d = diagnose("both_raw", framework)
+    assert d.verdict == "both_raw"
+    assert d.causes[0].confidence == most, "less where one is a mean over tokens, the other over sequences"
+    assert evidence(d, "surprise_minus_entropy").high < -0.1
+
+
+def test_both_raw_without_entropy_looks_healthy_and_is_said_to_be_open(diagnose):
+    d = diagnose("both_raw", "nemo-rl")
+    assert d.verdict == "numerics"
+    open_ = {c.id: c for c in d.cannot_tell}
+    assert "entropy" in open_["both_raw"].reason
+    assert open_["both_raw"].experiment
+    assert open_["both_raw"].needs == ("entropy_pi", "entropy_mu")
+
+
+def test_a_missing_temperature_is_suspected_only(diagnose):
+    d = diagnose("no_temperature", "slime")
+    assert d.verdict == "trainer_temperature"
+    assert d.causes[0].confidence < 0.5
+    assert "raw_logprobs" not in {c.id for c in d.causes}, "k1 is positive"
+
+
+@pytest.mark.parametrize("framework", ["verl", "slime", "nemo-rl", "trl", "reweigh", "slime_plain"])
+def test_growth_cannot_be_told_apart(diagnose, framework):
+    d = diagnose("not_delivered", framework)
+    family = {"stale_weights", "weight_sync", "update_below_precision"}
+    assert d.verdict in family
+    assert all(confidence(d, c) < 0.5 for c in family), "suspicions"
+    assert evidence(d, "growth").low > 3
+    open_ = {c.id: c for c in d.cannot_tell}
+    assert family <= set(open_)
+    assert all(open_[c].experiment and open_[c].needs for c in family)
+    assert "looks the same" in open_["weight_sync"].reason
+
+
+@pytest.mark.parametrize("framework", ["prime-rl", "skyrl"])
+def test_a_lag_that_does_not_change_speaks_for_the_sync(diagnose, framework):
+    d = diagnose("not_delivered", framework)
+    assert d.verdict == "weight_sync"
+    assert confidence(d, "stale_weights") < 0.2
+
+
+@pytest.mark.parametrize("framework", ["verl", "slime", "nemo-rl", "prime-rl", "trl", "skyrl"])
+def test_a_jump_after_the_first_update(diagnose, framework):
+    d = diagnose("rolled_back", framework)
+    assert d.verdict == "weight_sync"
+    assert evidence(d, "onset").low > 2
+
+
+@pytest.mark.parametrize("framework", ["prime-rl", "skyrl"])
+def test_a_gap_that_follows_the_lag(diagnose, framework):
+    d = diagnose("lag", framework)
+    assert d.verdict == "stale_weights"
+    assert d.causes[0].confidence >= 0.5
+    assert evidence(d, "with_lag").low > 0.1
+
+
+@pytest.mark.parametrize("framework", ["verl", "slime", "trl"])
+def test_climbs_that_fall_back(diagnose, framework):
+    d = diagnose("restarts", framework)
+    assert d.verdict == "stale_kv"
+    assert evidence(d, "falls_back").value == 3
+    assert confidence(d, "stale_weights") > 0, "late weights do that too"
+
+
+def test_dropout_is_one_of_several(diagnose):
+    d = diagnose("dropout", "verl")
+    assert {"dropout", "template_prefix"} <= {c.id for c in d.causes}
+    assert all(c.confidence < 0.5 for c in d.causes)
+
+
+def test_trl_cannot_test_the_identity(diagnose):
+    d = diagnose("raw", "trl")
+    assert all(c.confidence < 0.5 for c in d.causes)
+    assert any("logged after clamp and mask" in n.rule for n in d.notes)
+    open_ = {c.id: c.reason for c in d.cannot_tell}
+    assert "k1 and mean_ratio" in open_["raw_logprobs"]
+
+
+def test_every_finding_has_numbers(diagnose):
+    for fault in ("raw", "top_p", "not_delivered", "dropout"):
+        for c in diagnose(fault, "verl").causes:
+            assert c.evidence
+            assert all(e.n and math.isfinite(e.value) for e in c.evidence)
+            assert c.rules_out
+            assert c.fix["general"]
+            assert c.explained_share is None
+            assert c.confidence <= 0.8
+
+
+def test_a_few_steps_name_nothing(diagnose):
+    d = diagnose("raw", "verl", 3)
+    assert all(c.confidence < 0.5 for c in d.causes), "no interval from three steps"
+
+
+# What verl itself computes
+
+
+@pytest.mark.parametrize(("file", "verdict"), [("verl_raw", "raw_logprobs"), ("verl_clean", "numerics")])
+def test_numbers_out_of_verl(file, verdict):
+    d = diagnose_metrics(DATA / f"{file}.jsonl")
+    assert d.verdict == verdict
+
+
+def test_our_formulas_are_those_of_verl():
+    """The loggers of these tests against what verl 0.9.1 computed from the same pairs."""
+    rows = [json.loads(line)["data"] for line in (DATA / "verl_raw.jsonl").read_text().splitlines()]
+    for row, step in zip(rows, h.run("raw", 16, seed=7), strict=True):
+        ours = h.verl(step)
+        for name in set(ours) & set(row):
+            assert ours[name] == pytest.approx(row[name], rel=2e-4, abs=2e-6), name
+    assert len(set(ours) & set(row)) >= 8
+
+
+# Names
+
+
+@pytest.mark.parametrize("framework", h.LOGGERS)
+def test_frameworks_are_recognised_by_their_names(framework):
+    assert recognise(h.LOGGERS[framework](steps("clean")[0])) == framework
+
+
+@pytest.mark.parametrize(
+    ("names", "framework"),
+    [
+        (["mismatch_kl", "mismatch_k3_kl"], "slime"),
+        (["train/train_rollout_kl", "train/train_rollout_logprob_abs_diff"], "slime"),
+        (["actor/rollout_corr/kl", "actor/rollout_corr/k3_kl"], "verl"),
+        (["rollout_correction/kl", "rollout_correction/k3_kl"], "ms-swift"),
+        (["optim/kl_sample_train_v1"], "tinker"),
+        (["debug/vllm_vs_local_logprob_diff_mean"], "open-instruct"),
+        (["mismatch_kl/all/mean"], "prime-rl"),
+        (["reweigh/token/mean_ratio", "reweigh/token/kl_k1", "rollout_corr/kl"], "reweigh"),
+    ],
+)
+def test_other_names(names, framework):
+    assert recognise(names) == framework
+
+
+def test_unknown_names_are_refused_with_what_to_log():
+    with pytest.raises(
+        ValueError, match=r"(?s)no metric of a gap .*got loss, reward\nhint: log one of token/kl_k1, roll"
+    ):
+        recognise(["reward", "loss"])
+    with pytest.raises(ValueError, match=r"(?s)fit verl and slime equally\nhint: say framework='verl'"):
+        recognise(["rollout_corr/kl", "train/mis_kl"])
+
+
+def test_the_framework_can_be_said(tmp_path):
+    file = h.to_csv(tmp_path / "run.csv", steps("clean"), lambda s: h.verl(s) | h.trl(s))
+    assert any("sampling_logp" in e.meaning for c in diagnose_metrics(file, "trl").causes for e in c.evidence)
+    with pytest.raises(ValueError, match=r"no framework 'torch'\nhint: use one of reweigh, verl"):
+        diagnose_metrics(file, "torch")
+    with pytest.raises(ValueError, match=r"no metric of the gap that nemo-rl logs\nhint: log one of gen_kl_error"):
+        diagnose_metrics(file, "nemo-rl")
+
+
+def test_every_framework_has_a_usable_name():
+    assert all(any(k.usable and k.mark for k in ks) for f, ks in FRAMEWORKS.items() if f != "areal")
+
+
+def test_the_third_of_k1_k3_and_ratio_is_made(tmp_path):
+    from reweigh.doctor.metrics.read import read_history
+
+    file = h.to_csv(tmp_path / "run.csv", steps("raw"), h.nemo_rl)
+    k1 = translate(read_history(file)).readings["k1"].series.values
+    truth = [h.verl(s)["rollout_corr/kl"] for s in steps("raw")]
+    np.testing.assert_allclose(k1, truth, atol=1e-9)
+
+
+def test_numbers_that_break_algebra_are_left_out(tmp_path):
+    """k3 - k1 and the mean ratio of other tokens: the hazard of the identity."""
+    other = steps("top_p")
+    pairs = iter(range(len(other)))
+
+    def logger(s):
+        both = h.reweigh(s)
+        return both | {"reweigh/token/mean_ratio": h.skyrl(other[next(pairs)])["policy/is_ratio_mean"]}
+
+    d = diagnose_metrics(h.to_csv(tmp_path / "run.csv", steps("clean"), logger))
+    note = next(n for n in d.notes if "is not reweigh/token/mean_ratio - 1" in n.rule)
+    assert note.count == 40
+    assert d.verdict == "numerics"
+
+
+# Files
+
+
+def test_all_kinds_of_file_say_the_same(tmp_path):
+    import pandas as pd
+
+    run, logger = steps("raw"), h.verl
+    rows = [{"step": i, **logger(s)} for i, s in enumerate(run)]
+    want = diagnose_metrics(h.to_csv(tmp_path / "a.csv", run, logger)).causes[0].evidence
+    h.to_jsonl(tmp_path / "verl.jsonl", run, logger)
+    (tmp_path / "state.json").write_text(json.dumps({"log_history": rows}))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    pd.DataFrame([{"_step": r.pop("step"), "_runtime": 1.0, **r} for r in map(dict, rows)]).to_parquet(
+        tmp_path / "w.parquet"
+    )
+    chart = pd.DataFrame(rows).rename(columns=lambda c: "Step" if c == "step" else f"happy-lake-3 - {c}")
+    chart["happy-lake-3 - rollout_corr/kl__MIN"] = 7.0
+    chart["happy-lake-3 - rollout_corr/kl__MAX"] = 9.0
+    chart.to_csv(tmp_path / "chart.csv", index=False)
+    long = [(r["step"], k, v) for r in rows for k, v in r.items() if k != "step"]
+    pd.DataFrame(long, columns=["step", "tag", "value"]).to_csv(tmp_path / "long.csv", index=False)
+    for name in ("verl.jsonl", "state.json", "list.json", "w.parquet", "chart.csv", "long.csv"):
+        got = diagnose_metrics(tmp_path / name).causes[0].evidence
+        assert [e.value for e in got] == pytest.approx([e.value for e in want]), name
+
+
+def test_a_tensorboard_directory(tmp_path):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for i, s in enumerate(steps("raw")):
+            for name, value in h.verl(s).items():
+                writer.add_scalar(name, value, i)
+    with SummaryWriter(str(tmp_path / "run" / "settings")) as writer:  # as transformers keeps its arguments
+        writer.add_text("args", "{}")
+    d = diagnose_metrics(tmp_path / "run")
+    assert d.verdict == "raw_logprobs"
+    assert evidence(d, "k1").n == 40, "every point, no sample of them"
+    assert diagnose_metrics(next((tmp_path / "run").glob("events*"))).verdict == "raw_logprobs"
+    with SummaryWriter(str(tmp_path / "other")) as writer:
+        writer.add_scalar("rollout_corr/kl", 0.0, 1)
+    with pytest.raises(ValueError, match=r"several runs: other, run\nhint: give the directory of one"):
+        diagnose_metrics(tmp_path)
+
+
+def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"")
+    for name in ("tensorboard", "tensorboard.backend.event_processing", "tensorboard.util"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r'(?s)needs the package tensorboard\nhint: pip install "reweigh\[tens'
+    ):
+        diagnose_metrics(tmp_path)
+
+
+def test_sparse_rows(tmp_path):
+    """Weights & Biases writes a row for each call of log: metrics of one step stand in several rows."""
+    lines = []
+    for i, s in enumerate(steps("raw")):
+        v = h.slime(s)
+        lines.append({"_step": 2 * i, "rollout/reward": 1.0, "train/mis_kl": None})
+        lines.append({"_step": 2 * i + 1, **v})
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    d = diagnose_metrics(tmp_path / "w.jsonl")
+    assert d.verdict == "raw_logprobs"
+    assert evidence(d, "k1").n == 40
+
+
+def test_metrics_without_a_common_step(tmp_path):
+    """slime logs rollout/ and train/ at different steps of Weights & Biases: means are compared then."""
+    lines = []
+    for i, s in enumerate(steps("both_raw")):
+        v = h.slime_plain(s)
+        for at, part in ((2 * i, "rollout/"), (2 * i + 1, "train/")):
+            lines.append({"_step": at} | {k: x for k, x in v.items() if k.startswith(part)})
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert diagnose_metrics(tmp_path / "w.jsonl").verdict == "both_raw"
+
+
+def test_what_is_not_finite_is_counted_with_its_place(tmp_path):
+    rows = [{"step": i, **h.verl(s)} for i, s in enumerate(steps("raw"))]
+    rows[4]["rollout_corr/kl"] = float("nan")
+    rows[9]["rollout_corr/kl"] = float("inf")
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    d = diagnose_metrics(tmp_path / "r.jsonl")
+    note = next(n for n in d.notes if n.rule == "rollout_corr/kl is not finite")
+    assert (note.count, note.counted) == (2, "steps")
+    assert note.place.endswith("r.jsonl:5")
+    assert evidence(d, "k1").n == 38
+    assert d.verdict == "raw_logprobs"
+
+
+def test_steps_twice_are_counted_and_the_last_counts(tmp_path):
+    (tmp_path / "r.csv").write_text("step,vllm_kl\n2,0.5\n1,0.1\n2,0.3\n3,0.2\n")
+    d = diagnose_metrics(tmp_path / "r.csv")
+    note = next(n for n in d.notes if "several values" in n.rule)
+    assert note.count == 1
+    assert note.place.endswith("r.csv:4")
+    assert evidence(d, "level").value == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", r"a\.csv is empty\nhint: export the history again"),
+        ("a.csv", "step,vllm_kl\n", r"a\.csv is empty\nhint"),
+        (
+            "a.csv",
+            "vllm_kl,loss\n1,2\n",
+            r"a\.csv:2: no column counts steps, got loss, vllm_kl\nhint: name one of them step",
+        ),
+        ("a.csv", "step,vllm_kl\n1,0.1\n2\n", r"a\.csv:3: 1 values, but 2 columns\nhint: the file is cut off"),
+        ("a.csv", "step,vllm_kl\none,0.1\n", r"a\.csv:2: step must be a number, got 'one'\nhint"),
+        ("a.csv", "step,vllm_kl\n1,nan\n2,nan\n", r"a\.csv has no numbers in it\nhint"),
+        ("a.csv", "step,reward\n1,1\n2,1\n", r"no metric of a gap between sampler and trainer, got reward\nhint"),
+        ("a.csv", "Step,a - vllm_kl,b - vllm_kl\n1,1,1\n", r"a\.csv has several runs: a, b\nhint: export one run"),
+        ("a.csv", "Wall time,Step,Value\n1,1,1\n", r"a\.csv:2: one metric without its name.*\nhint: give the log dir"),
+        (
+            "a.jsonl",
+            '{"step": 1, "vllm_kl": 0.1}\n{"step": 2, "vll',
+            r"a\.jsonl:2: not JSON: .*\nhint: one object a line",
+        ),
+        ("a.jsonl", "[1, 2]\n", r"a\.jsonl:1: must be an object, got \[1, 2\]\nhint"),
+        ("a.jsonl", '{"vllm_kl": 0.1}\n', r"a\.jsonl:1: no column counts steps, got vllm_kl\nhint"),
+        ("a.parquet", "no parquet", r"a\.parquet is no Parquet file"),
+        ("a.log", "x", r"a\.log: cannot tell what \.log is\nhint: give \.csv"),
+    ],
+)
+def test_bad_files_are_refused_with_place_and_remedy(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="(?s)diagnose_metrics: .*" + message):
+        diagnose_metrics(tmp_path / name)
+
+
+def test_places_where_nothing_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.csv\nhint"):
+        diagnose_metrics(tmp_path / "gone.csv")
+    with pytest.raises(ValueError, match=r"no event file under .*\nhint: give the directory that holds"):
+        diagnose_metrics(tmp_path)
+
+
+def test_nested_names():
+    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a/b/c": 1, "d": 2}
+
+
+# Statistics of dependent steps
+
+
+def test_intervals_hold_for_steps_that_depend_on_each_other():
+    """First-order correlation 0.7: an interval for independent steps would cover 60%, that of blocks over 80%."""
+    rng = np.random.default_rng(3)
+    covered = naive = 0
+    for _ in range(400):
+        x = np.zeros(200)
+        for i in range(1, 200):
+            x[i] = 0.7 * x[i - 1] + rng.normal()
+        e = mean(x)
+        covered += e.low < 0 < e.high
+        naive += abs(x.mean()) < 1.96 * x.std() / math.sqrt(200)
+    assert covered > 330
+    assert naive < 290
+
+
+def test_no_interval_from_few_steps():
+    e = mean(np.array([1.0, 2.0, 3.0]))
+    assert e.ends == (None, None)
+    assert mean(np.array([])).n == 0
+
+
+def test_fold_of_exact_growth():
+    steps_ = np.arange(50.0)
+    e = fold(Series(steps_, 1e-3 * np.exp(0.05 * steps_)))
+    assert e.value == pytest.approx(math.exp(0.05 * 49))
+    assert e.low == pytest.approx(e.high)
+    assert not math.isfinite(fold(Series(steps_[:3], steps_[:3] + 1)).value)
+
+
+def test_two_trends_alone_do_not_correlate():
+    rng = np.random.default_rng(0)
+    t = np.arange(60.0)
+    a, b = Series(t, t + rng.normal(size=60)), Series(t, 2 * t + rng.normal(size=60))
+    e = correlation(a, b)
+    assert e.low < 0 < e.high
+    assert correlation(a, Series(t, np.full(60, 2.0))).ends == (None, None)
