@@ -1,4 +1,4 @@
-"""One reading for every command: families of sums over one pass, one lag, one rule for bad values, one file opened once."""
+"""One reading for every command: families of sums over one pass, one lag, one rule for bad values, one open."""
 
 import json
 import subprocess
@@ -57,10 +57,9 @@ def test_an_audit_opens_its_file_once_and_reads_it_once(tmp_path, form):
         writer.write(world(0, prompts=6))
     code = (
         "import sys; opened = []; mine = sys.argv[1];"
-        "sys.addaudithook(lambda e, a: opened.append(a[0]) if e == 'open' and str(a[0]) == mine else None);"
-        "import pyarrow.parquet as pq; real = pq.ParquetFile;"
-        "pq.ParquetFile = lambda source, *a, **k: opened.append(source) or real(source, *a, **k) "
-        "if isinstance(source, (str, type(sys))) else real(source, *a, **k);"
+        "sys.addaudithook(lambda event, args: opened.append(args) if event == 'open' and str(args[0]) == mine else 0);"
+        "import pyarrow.parquet as pq; plain = pq.ParquetFile;"
+        "pq.ParquetFile = lambda source: opened.append(source) if str(source) == mine else plain(source);"
         "from reweigh.__main__ import main; main(['audit', mine, '-q', '--workers', '1']);"
         "print(len(opened))"
     )
@@ -84,12 +83,8 @@ def test_each_part_is_read_once_whatever_is_asked(tmp_path, small, capsys, monke
 
 
 def lagging(**columns):
-    return world(
-        3,
-        prompts=15,
-        versions=lambda i, n, g: np.full(n, 5 - i % 3),
-        **{k: lambda i, n, g, v=v: v for k, v in columns.items()},
-    )
+    whole = {name: lambda i, n, g, value=value: value for name, value in columns.items()}
+    return world(3, prompts=15, versions=lambda i, n, g: np.full(n, 5 - i % 3), **whole)
 
 
 @pytest.mark.parametrize("columns", [{"step": 5}, {"trainer_version": 5}, {"trainer_version": 5, "step": 900}])
