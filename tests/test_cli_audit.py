@@ -142,26 +142,26 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(healthy, tmp_path, capsys, mon
     import os
     import signal
 
-    from reweigh.audit import workers
+    from reweigh.scan import engines
 
     monkeypatch.chdir(tmp_path)
     whole = records(tmp_path / "more.parquet", n=80)
     with monkeypatch.context() as m:
         m.setattr("reweigh.scan.run.PART_TOKENS", 1)
-        measure, seen = workers.measure, []
+        measure, seen = engines.measure, []
 
-        def interrupted(part, job):
+        def interrupted(part, job, before):
             seen.append(part)
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-            return measure(part, job)
+            return measure(part, job, before)
 
-        m.setattr(workers, "measure", interrupted)
+        m.setattr(engines, "measure", interrupted)
         assert main(["audit", healthy, whole]) == 130
         out, err = capsys.readouterr()
         assert out == ""
         assert err == "interrupted: the same command with --resume goes on from reweigh-audit.state\n"
-        m.setattr(workers, "measure", measure)
+        m.setattr(engines, "measure", measure)
         assert main(["audit", healthy, whole, "--resume"]) == 0
     resumed = capsys.readouterr().out
     assert main(["audit", healthy, whole]) == 0

@@ -1,4 +1,6 @@
 """The map of a scan: a part of a file -> the sums of each family; a pure function, run in this process or any other."""
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -475,7 +475,7 @@ class Tokens:
     @cached_property
     def turn(self) -> Ints:
         """Number of the turn in its response, from 0, among turns with a token that is here."""
-        turn = np.cumsum(self.turn_start)
+        turn = np.cumsum(self.turn_start, dtype=np.int64)
         return turn - turn[self.first] if len(self) else turn
 
     @cached_property
