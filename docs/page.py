@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reweigh import report
 from reweigh.audit import audit
 from reweigh.doctor import doctor
 from reweigh.records import RecordWriter, RunInfo
@@ -85,7 +86,7 @@ def main() -> None:
         path, page = Path("records.parquet"), Path("page.html")
         records(path)
         found = replace(audit(path), diagnosis=doctor(path))
-        page.write_text(found.to_html(), encoding="utf-8")
+        page.write_text(report.page(found), encoding="utf-8")
         browser.open(page)
         save("top", browser.picture())
         browser.js("document.getElementById('filters').style.position = 'static'")

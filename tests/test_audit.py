@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from reweigh import Batch, m2po, seq_tis, snis, token_tis
+from reweigh import Batch, m2po, report, seq_tis, snis, token_tis
 from reweigh.audit import Audit, audit
 from reweigh.audit.pictures import Density, Histogram
 from reweigh.audit.where import TokenRows, position_start
@@ -134,7 +134,7 @@ def test_result_does_not_depend_on_how_records_are_cut(rows, found, tmp_path, mo
     assert len(seen) > 10
     assert seen[-1].rows == len(rows)
     assert seen[-1].total_rows is None
-    a, b = found.to_dict(), other.to_dict()
+    a, b = report.document(found), report.document(other)
     del a["files"], b["files"]
     one, two_ = flat(a), flat(b)
     assert [path for path, _ in one] == [path for path, _ in two_]
@@ -226,7 +226,7 @@ def test_huge_ratios_give_no_nan_or_infinity(tmp_path):
     rows = [{"sequence_id": str(i), "log_mu": [-600.0], "log_pi": [-601.0]} for i in range(30)]
     rows.append({"sequence_id": "up", "log_mu": [-1000.0, -1.0], "log_pi": [-1.0, -1.0]})
     found = audit(write(tmp_path / "a.parquet", rows), by=["length"])
-    document = found.to_dict()
+    document = report.document(found)
     json.dumps(document, allow_nan=False)
     seq_is = next(x for x in document["estimators"] if x["name"] == "seq_is")
     assert seq_is["all"]["mean_weight"] is None
@@ -234,20 +234,20 @@ def test_huge_ratios_give_no_nan_or_infinity(tmp_path):
     mean = document["levels"]["sequence"]["numbers"]["mean_ratio"]
     assert mean["value"] is None
     assert mean["refused"]
-    assert "e^999" in found.to_html()
+    assert "e^999" in report.page(found)
     assert seq_is["all"]["numbers"]["mean_weight"]["value"] is None
 
 
 def test_all_ratios_far_below_one(tmp_path):
     rows = [{"sequence_id": str(i), "log_mu": [-1.0], "log_pi": [-2000.0]} for i in range(30)]
     found = audit(write(tmp_path / "a.parquet", rows))
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(report.document(found), allow_nan=False)
     assert found.verdict.level == "fail"
-    assert "fail" in found.to_html()
+    assert "fail" in report.page(found)
 
 
 def test_document_schema(found):
-    document = found.to_dict()
+    document = report.document(found)
     assert document["reweigh_audit"] == 2
     of_version_1 = {"verdict", "files", "notes", "left_out", "levels", "estimators", "slices"}
     new = {"summary", "diagnosis", "estimator_meanings", "where", "histograms", "density", "tails", "worst"}
@@ -309,7 +309,7 @@ def test_bad_values_name_file_and_row_or_are_left_out(rows, tmp_path, column, va
     assert f"reweigh records validate {path}" in str(error.value)
     assert "--keep-going" in str(error.value)
     found = audit(path, keep_going=True)
-    assert found.to_dict()["left_out"] == left_out
+    assert report.document(found)["left_out"] == left_out
     assert any("left out" in finding.reason for finding in found.verdict.findings)
     clean = raw_parquet(tmp_path / "b.parquet", bad_row(rows, "log_pi", 0, -1.0))
     assert found.levels["token"].n == audit(clean).levels["token"].n - 1
@@ -330,7 +330,7 @@ def test_rows_without_a_token_are_counted_and_not_an_error(rows, tmp_path):
     found = audit(raw_parquet(tmp_path / "a.parquet", [*rows, masked]))
     assert found.levels["sequence"].n == len(rows)
     assert found.files[0].rows == len(rows) + 1
-    assert "(1 row without a token that counts)" in found.to_html()
+    assert "(1 row without a token that counts)" in report.page(found)
 
 
 def test_rollouts_need_rescoring(tmp_path):
@@ -503,7 +503,7 @@ def test_many_steps_and_environments_stay_few(tmp_path):
 def test_a_ratio_that_no_float_holds_has_no_mean(tmp_path):
     rows = [{"sequence_id": str(i), "log_mu": [-1000.0, -1.0], "log_pi": [-1.0, -1.0]} for i in range(3)]
     found = audit(write(tmp_path / "a.parquet", rows))
-    number = found.to_dict()["where"]["position"]["rows"][0]["token"]["mean_ratio"]
+    number = report.document(found)["where"]["position"]["rows"][0]["token"]["mean_ratio"]
     assert number["value"] is None
     assert number["refused"]
 

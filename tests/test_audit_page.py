@@ -11,13 +11,13 @@ import pytest
 from browser import CHROMIUM, Browser
 from rich.console import Console
 
+from reweigh import report
 from reweigh.audit import audit
-from reweigh.audit.headline import headline
-from reweigh.audit.page.diagnosed import cause_section
-from reweigh.audit.recommend import recommend
-from reweigh.doctor.causes import ABOUT, CAUSES
+from reweigh.doctor import CAUSES
+from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding, InputNote
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.report.causes import in_short, section
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <b>"
 MAX_BYTES = 10_000_000
@@ -98,7 +98,7 @@ def healthy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(found):
-    return found.to_html()
+    return report.page(found)
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +170,14 @@ def test_what_records_say_is_no_markup(html, parsed):
     assert not [
         attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs) and "onsubmit" not in attrs
     ]
-    data = json.loads(next(text for text in parsed.scripts if text.startswith("{")))
-    assert data["worst"][0]["sequence_id"].startswith(EVIL)
-    assert "text" not in data["worst"][0]
+    data = next(text for text in parsed.scripts if text.startswith("{"))
+    assert json.loads(data)["worst"][0]["places"][0].startswith("token ")
+    assert "alert" not in data  # what records say stands in the tables alone
+    assert not set("<>&") & set(data)
 
 
 def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
-    top = headline(found)
+    top = found.headline
     order = [html.index(text) for text in ("<h1>", "What to do", ">Why<", 'id="causes"', 'id="gap"', 'id="where"')]
     assert order == sorted(order)
     assert "likely cause: the engine logs before temperature" in top.sentence
@@ -187,19 +188,19 @@ def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
 
 def test_the_headline_follows_what_was_found(found, healthy, tmp_path):
     unsure = replace(DIAGNOSIS.causes[0], confidence=0.3)
-    maybe = headline(replace(found, diagnosis=replace(DIAGNOSIS, causes=(unsure,))))
+    maybe = replace(found, diagnosis=replace(DIAGNOSIS, causes=(unsure,))).headline
     assert "possible cause: the engine logs before temperature" in maybe.sentence
     assert maybe.todo[0].startswith("Look into (")
-    fine = headline(replace(found, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))))
+    fine = replace(found, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))).headline
     assert "; no gap; " in f"{fine.sentence}; "
-    alone = headline(healthy)
+    alone = healthy.headline
     assert alone.sentence.startswith("sequence ratios can be trusted: 9")
     assert alone.sentence.endswith(f"% effective; use {alone.use}")
     assert alone.todo[-1].startswith(f"Use {alone.use}: it keeps 100% of the sequences at a mean weight of ")
     rows = [{"sequence_id": str(i), "log_mu": [-2.0] * 9, "log_pi": [-1.5] * 9} for i in range(90)]
     with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
         writer.write(rows)
-    broken = headline(audit(tmp_path / "a.parquet"))
+    broken = audit(tmp_path / "a.parquet").headline
     assert broken.sentence.startswith("no ratio can be trusted: the mean token ratio is 1.6")
     assert broken.sentence.endswith("; find the cause first: no estimator mends this")
     assert broken.use == ""
@@ -216,7 +217,7 @@ def test_the_headline_follows_what_was_found(found, healthy, tmp_path):
 )
 def test_the_headline_says_what_recommend_says(healthy, cause, said):
     one = replace(healthy, diagnosis=Diagnosis(cause, (Finding(cause, 0.9, None, ()),)))
-    top, use = headline(one), recommend(one).use
+    top, use = one.headline, one.recommendation.use
     assert said in top.sentence
     assert top.use == (use or "")
     assert use is None or use in top.sentence
@@ -225,11 +226,11 @@ def test_the_headline_says_what_recommend_says(healthy, cause, said):
 
 def test_no_estimator_is_said_in_words_that_fit(healthy, found):
     none = replace(healthy, trials=())
-    assert headline(none).sentence.endswith("% effective; no estimator tried here helps")
-    assert headline(none).use == ""
+    assert none.headline.sentence.endswith("% effective; no estimator tried here helps")
+    assert none.headline.use == ""
     stale = Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),))
-    assert headline(replace(none, diagnosis=stale)).sentence.endswith("; no estimator tried here helps meanwhile")
-    assert "lessen" not in headline(replace(found, diagnosis=stale)).sentence  # its mean ratio is not 1
+    assert replace(none, diagnosis=stale).headline.sentence.endswith("; no estimator tried here helps meanwhile")
+    assert "lessen" not in replace(found, diagnosis=stale).headline.sentence  # its mean ratio is not 1
 
 
 def test_a_suspicion_is_called_one():
@@ -245,13 +246,13 @@ def test_a_suspicion_is_called_one():
 def test_every_cause_points_to_a_picture(found, html, parsed):
     ids = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}
     for cause in CAUSES:
-        section = cause_section(Diagnosis(cause, (Finding(cause, 0.9, None, ()),)), found.strata)
-        anchors = [anchor for anchor, _ in section.found[0].seen_in]
+        part = section(Diagnosis(cause, (Finding(cause, 0.9, None, ()),)), found.strata)
+        anchors = [anchor for anchor, _ in part.cards[0].seen_in]
         assert anchors
         assert set(anchors) <= ids
     assert '<a href="#fig-identity">mean ratio</a>, <a href="#fig-density">' in html
-    bare = cause_section(Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),)))
-    assert bare.found[0].seen_in == ()  # no record tells the lag, so there is no such picture
+    bare = section(Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),)))
+    assert bare.cards[0].seen_in == ()  # no record tells the lag, so there is no such picture
 
 
 def test_causes_are_all_there(found, html):
@@ -266,7 +267,7 @@ def test_causes_are_all_there(found, html):
     assert 'style="width: 81%"' in html
     assert "not in the log ratio" in html
     assert "mask: all tokens count: 3 rows, first at a.parquet, row 17. look at the mask" in html
-    bare = replace(found, diagnosis=None).to_html()
+    bare = report.page(replace(found, diagnosis=None))
     assert 'id="causes"' not in bare
     assert "likely cause" not in bare
 
@@ -278,24 +279,22 @@ def test_every_cause_has_words():
 
 
 def _causes(diagnosis):
-    from reweigh.audit.render_more import causes
-
-    return causes(diagnosis)
+    return [one.text for one in in_short(diagnosis)]
 
 
 def test_json_and_terminal_say_the_same(found):
-    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert document["summary"]["sentence"] == headline(found).sentence
+    document = json.loads(json.dumps(report.document(found), allow_nan=False))
+    assert document["summary"]["sentence"] == found.headline.sentence
     assert document["diagnosis"] == DIAGNOSIS.to_dict()
-    assert replace(found, diagnosis=None).to_dict()["diagnosis"] is None
+    assert report.document(replace(found, diagnosis=None))["diagnosis"] is None
     assert set(document["where"]) == {"position", "probability", "length", "turn", "lag", "env", "step"}
     assert sum(map(sum, document["density"]["counts"])) == document["levels"]["token"]["n"]
     assert sum(document["histograms"]["token"]["counts"]) == document["levels"]["token"]["n"]
     assert document["worst"][0]["text"] == f"say {EVIL}"
     console = Console(width=100, record=True, file=io.StringIO())
-    found.render(console)
+    report.terminal(found, console)
     text = re.sub(r"\s+", " ", console.export_text())
-    assert f"In short: {headline(found).sentence}." in text
+    assert f"In short: {found.headline.sentence}." in text
     for said in (
         "1. the engine logs before temperature (raw_logprobs): confidence 0.94, 81% of the squared log ratios",
         "mean_ratio 1.05 [1.04, 1.06]: mean token ratio",
@@ -328,7 +327,7 @@ def test_the_page_stays_small_whatever_is_audited(tmp_path):
             writer.write(rows[i::60])
     found = audit(tmp_path, estimators=None)
     many = replace(found, trials=found.trials * 40, diagnosis=DIAGNOSIS)
-    html = many.to_html()
+    html = report.page(many)
     assert len(html.encode()) < MAX_BYTES
     assert "more, which --json has" in html  # of the notes
 
@@ -470,7 +469,7 @@ def test_an_audit_of_nearly_nothing_draws(browser, tmp_path):
     with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
         writer.write([{"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0]}])
     path = tmp_path / "a.html"
-    path.write_text(audit(tmp_path / "a.parquet").to_html(), encoding="utf-8")
+    path.write_text(report.page(audit(tmp_path / "a.parquet")), encoding="utf-8")
     browser.open(path)
     assert browser.errors == []
 
@@ -481,6 +480,6 @@ def test_huge_ratios_draw(browser, tmp_path):
     with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
         writer.write(rows)
     path = tmp_path / "a.html"
-    path.write_text(audit(tmp_path / "a.parquet").to_html(), encoding="utf-8")
+    path.write_text(report.page(audit(tmp_path / "a.parquet")), encoding="utf-8")
     browser.open(path)
     assert browser.errors == []

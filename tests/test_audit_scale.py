@@ -16,6 +16,7 @@ from reweigh.audit.trial import Trial, default_estimators
 from reweigh.layout import Packed
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.records.files import FilePart, cut, read_part
+from reweigh.report import document
 from reweigh.scan import Job, Measured, Workers, measure
 from reweigh.scan.measure import pack, unpack
 from reweigh.scan.state import Merged, StateFile
@@ -196,8 +197,8 @@ def count(stats, name):
 def test_processes_give_what_one_gives_to_the_last_bit(folder, count, small_parts):
     def run(engine):
         seen = []
-        document = audit(folder, by=BY, engine=engine, on_progress=seen.append).to_dict()
-        return document, [(p.rows, p.tokens) for p in seen]
+        found = document(audit(folder, by=BY, engine=engine, on_progress=seen.append))
+        return found, [(p.rows, p.tokens) for p in seen]
 
     assert run(Workers(count)) == run(Workers(1))
 
@@ -333,7 +334,7 @@ def stop_after(k):
 
 @pytest.mark.parametrize("k", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 9))])
 def test_resumed_audit_is_bit_equal(folder, tmp_path, small_parts, k):
-    whole = audit(folder, by=BY).to_dict()
+    whole = document(audit(folder, by=BY))
     state = tmp_path / "new" / "audit.state"
     with pytest.raises(Stop):
         audit(folder, by=BY, state=state, on_progress=stop_after(k))
@@ -342,20 +343,20 @@ def test_resumed_audit_is_bit_equal(folder, tmp_path, small_parts, k):
     found = audit(folder, by=BY, state=state, resume=True, on_progress=seen.append)
     assert len(seen) == len(cut(folder, 700)) - k
     assert seen[0].resumed == seen[-1].resumed > 0
-    assert found.to_dict() == whole
+    assert document(found) == whole
     assert not state.exists()
 
 
 @pytest.mark.slow
 def test_resume_twice_and_without_a_state(folder, tmp_path, small_parts):
-    whole, state = audit(folder).to_dict(), tmp_path / "audit.state"
+    whole, state = document(audit(folder)), tmp_path / "audit.state"
     for _ in range(3):
         with pytest.raises(Stop):
             audit(folder, state=state, resume=True, on_progress=stop_after(3))
     seen = []
-    assert audit(folder, state=state, resume=True, on_progress=seen.append).to_dict() == whole
+    assert document(audit(folder, state=state, resume=True, on_progress=seen.append)) == whole
     assert len(seen) == len(cut(folder, 700)) - 9
-    assert audit(folder, state=state, resume=True).to_dict() == whole
+    assert document(audit(folder, state=state, resume=True)) == whole
 
 
 def test_state_is_written_while_the_work_goes_on(folder, tmp_path, small_parts, monkeypatch):
@@ -521,8 +522,8 @@ def test_what_was_merged_survives_the_processes(folder, tmp_path, small_parts, m
     try:
         estimators = {"mine": weigh(TOKEN, of=getattr(helper, statistic))}
         state = tmp_path / "audit.state"
-        resumed = audit(folder, estimators=estimators, state=state, resume=True).to_dict()
-        assert resumed == audit(folder, estimators=estimators).to_dict()
+        resumed = document(audit(folder, estimators=estimators, state=state, resume=True))
+        assert resumed == document(audit(folder, estimators=estimators))
         assert not state.exists()
     finally:
         del sys.modules["helper"]

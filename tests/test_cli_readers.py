@@ -9,6 +9,7 @@ import pytest
 from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.records import read_batches
+from reweigh.report import document
 from reweigh.scan import Workers
 
 DATA = Path(__file__).parent / "data" / "readers"
@@ -49,14 +50,14 @@ def test_an_audit_of_a_dump_is_that_of_its_records(capsys, folder, tmp_path):
     assert (code, err.startswith("wrote ")) == (0, True)
     there, here = audit(DATA / folder, by=["step"]), audit(out, by=["step"])
     assert there.verdict.reason == here.verdict.reason
-    assert flat(there.to_dict()["levels"]) == pytest.approx(flat(here.to_dict()["levels"]), rel=1e-6)
+    assert flat(document(there)["levels"]) == pytest.approx(flat(document(here)["levels"]), rel=1e-6)
 
 
 @pytest.mark.slow
 def test_parts_travel_to_other_processes():
     alone, together = audit(DATA / "prime_rl"), audit(DATA / "prime_rl", engine=Workers(2))
-    assert alone.to_dict() == together.to_dict()
-    assert audit(DATA / "prime_rl", reader="prime_rl").to_dict() == alone.to_dict()
+    assert document(alone) == document(together)
+    assert document(audit(DATA / "prime_rl", reader="prime_rl")) == document(alone)
 
 
 @pytest.mark.parametrize("folder", ["open_instruct", "sglang", "openai/completions.jsonl", "slime/rollout_data"])

@@ -18,6 +18,7 @@ from reweigh.gate import Bound, Cut, Policy, Run, decide, draft, gate, read_base
 from reweigh.gate.numbers import INSTEAD, KINDS, measured
 from reweigh.gate.policy import HEADROOM_OF_TWO
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.report import junit, markdown, text
 from reweigh.stats.intervals import Number
 
 ROOT = Path(__file__).parents[1]
@@ -420,9 +421,9 @@ def test_extreme_and_equal_log_probs_make_a_baseline_that_can_be_read(tmp_path):
         policy = Policy((Bound("kl_k3", "token", "rise_at_most", 0.001), Bound("mean_ratio", "sequence", "at_most", 2)))
         found = gate(run, policy, base)
         json.dumps(found.to_dict(), allow_nan=False)
-        ET.fromstring(found.to_junit())
+        ET.fromstring(junit(found))
         expected = {"small": "pass", "large": "undecided", "same": "pass"}
-        assert found.checks[1].decision.status == expected[name], found.to_text()
+        assert found.checks[1].decision.status == expected[name], text(found)
 
 
 def test_slices_one_each_and_those_that_are_gone(tmp_path):
@@ -570,7 +571,7 @@ def mixed(tmp_path_factory):
 
 
 def test_junit_is_xml_that_counts_right(mixed):
-    root = ET.fromstring(mixed.to_junit())
+    root = ET.fromstring(junit(mixed))
     suite = root.find("testsuite")
     assert suite is not None
     for place in (root, suite):
@@ -587,13 +588,13 @@ def test_junit_is_xml_that_counts_right(mixed):
 
 
 def test_markdown_is_a_table_with_the_worst_first(mixed):
-    lines = mixed.to_markdown().splitlines()
+    lines = markdown(mixed).splitlines()
     assert lines[0] == "### ❌ reweigh gate: 3 bounds: 1 is broken, 1 is undecided"
     rows = [line for line in lines if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:]] == ["| ❌ broken", "| ⚠️ undecided", "| ✅ pass"]
     assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {8}  # six columns, whatever the names hold
-    assert "<b>" not in mixed.to_markdown()
-    assert "<i>" not in mixed.to_markdown()
+    assert "<b>" not in markdown(mixed)
+    assert "<i>" not in markdown(mixed)
 
 
 def test_json_says_the_same(tmp_path, capsys, mixed):

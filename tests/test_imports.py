@@ -36,6 +36,7 @@ LAYERS = (
     ("plan",),
     ("audit", "adapters"),  # never each other
     ("gate", "watch"),
+    ("report",),
     ("cli",),
     ("__main__",),
 )
@@ -137,3 +138,10 @@ def test_help_loads_nothing_heavy():
     loaded = {name.split(".")[0] for name in out.stderr.split()}
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "arviz_stats", "jinja2", "plotly"}
+
+
+@pytest.mark.parametrize(("path", "part"), [*modules()])
+def test_only_reports_and_commands_draw(path, part):
+    if part not in ("report", "cli"):
+        drawn = {name for name, _ in imports(path) if name.split(".")[0] in ("rich", "jinja2", "plotly", "markupsafe")}
+        assert not drawn, f"{path.name} imports {drawn}: what is drawn belongs to reweigh.report"

@@ -8,6 +8,7 @@ from test_audit_scale import HELPER, make_rows, write
 
 from reweigh import TOKEN, weigh
 from reweigh.audit import audit
+from reweigh.report import document
 from reweigh.scan import OnRay
 
 pytest.importorskip("ray.data")
@@ -49,7 +50,7 @@ def test_a_killed_worker_costs_a_retry_and_changes_nothing(folder, helper, tmp_p
     assert (tmp_path / "flag").exists()  # by now, one worker has been killed, and no other will be
     assert len(seen) > 20
     assert seen[-1].rows == 96
-    assert found.to_dict() == audit(folder, estimators=estimators, by=["step"]).to_dict()
+    assert document(found) == document(audit(folder, estimators=estimators, by=["step"]))
 
 
 def test_errors_of_a_worker_are_those_of_one_process(folder, tmp_path):

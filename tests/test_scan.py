@@ -16,6 +16,7 @@ from reweigh.doctor import doctor
 from reweigh.plan import plan_records
 from reweigh.records import RecordWriter
 from reweigh.records.files import cut
+from reweigh.report import document
 from reweigh.scan import BYS, Job, Measured, Workers, look, measure, scan
 
 ROOT = Path(__file__).parents[1]
@@ -35,18 +36,18 @@ def small(monkeypatch):
 def together(path, **options):
     known = look(path)
     found = scan(known, [question(by=options.get("by", ())), diagnosing.question(known, options.get("by", ()))])
-    return answer(found).to_dict(), diagnosing.answer(found).to_dict()
+    return document(answer(found)), diagnosing.answer(found).to_dict()
 
 
 @pytest.mark.parametrize("name", ["transformers_int8", "vllm_bfloat16"])
 def test_an_audit_with_a_diagnosis_is_both_to_the_last_bit(name):
     path = EXAMPLES / f"{name}.parquet"
-    assert together(path) == (audit(path).to_dict(), doctor(path).to_dict())
+    assert together(path) == (document(audit(path)), doctor(path).to_dict())
 
 
 def test_every_cut_together_is_every_cut_alone(tmp_path, small):
     path = write(tmp_path / "a.parquet", ROWS, row_group=5)
-    assert together(path, by=BYS) == (audit(path, by=BYS).to_dict(), doctor(path, by=BYS).to_dict())
+    assert together(path, by=BYS) == (document(audit(path, by=BYS)), doctor(path, by=BYS).to_dict())
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "jsonl.gz"])
@@ -139,9 +140,9 @@ def spoilt():
 
 
 COMMANDS = {
-    "audit": lambda path, **k: audit(path, **k),
-    "doctor": lambda path, **k: doctor(path, **k),
-    "plan": lambda path, **k: plan_records(path, **k),
+    "audit": lambda path, **k: document(audit(path, **k)),
+    "doctor": lambda path, **k: doctor(path, **k).to_dict(),
+    "plan": lambda path, **k: plan_records(path, **k).to_dict(),
 }
 
 
@@ -179,7 +180,7 @@ def test_a_column_that_only_the_doctor_reads_does_not_stop_an_audit(tmp_path):
     rows[4], rows[7] = ROWS[4], ROWS[7]
     path = write(tmp_path / "a.parquet", rows)
     ours, theirs = together(path)
-    assert ours == audit(path).to_dict()
+    assert ours == document(audit(path))
     assert [(note["rule"], note["count"]) for note in theirs["notes"]] == [("entropy_pi: list length differs", 1)]
     assert theirs["sequences"] == len(ROWS) - 1
 
@@ -201,12 +202,12 @@ def test_every_command_goes_on_from_its_state_to_the_last_bit(tmp_path, small, n
         if len(seen) == 3:
             raise Stop
 
-    whole = run(path).to_dict()
+    whole = run(path)
     with pytest.raises(Stop):
         run(path, state=state, on_progress=stop)
     assert state.exists()
     after = []
-    assert run(path, state=state, resume=True, on_progress=after.append).to_dict() == whole
+    assert run(path, state=state, resume=True, on_progress=after.append) == whole
     assert after[0].resumed == seen[-1].tokens > 0
     assert not state.exists()
     with pytest.raises(ValueError, match=f"{name}: resume needs the state file"):
@@ -217,7 +218,7 @@ def test_every_command_goes_on_from_its_state_to_the_last_bit(tmp_path, small, n
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_runs_in_processes_to_the_last_bit(tmp_path, small, name):
     path = write(tmp_path / "a.parquet", ROWS, row_group=4)
-    assert COMMANDS[name](path, engine=Workers(2)).to_dict() == COMMANDS[name](path).to_dict()
+    assert COMMANDS[name](path, engine=Workers(2)) == COMMANDS[name](path)
 
 
 def test_sums_of_every_family_travel_as_bytes(tmp_path):

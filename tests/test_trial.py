@@ -26,9 +26,9 @@ from reweigh import (
 )
 from reweigh.__main__ import main
 from reweigh.audit import audit
-from reweigh.audit.recommend import CORRECTABLE, progress, recommend
+from reweigh.audit.recommend import progress, recommend
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
-from reweigh.doctor.causes import CAUSES
+from reweigh.doctor.causes import ABOUT, CAUSES
 from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.records import RecordWriter
 from reweigh.scan.measure import pack, unpack
@@ -249,8 +249,8 @@ def test_wrong_log_probs_are_a_cause_to_fix_first(tmp_path):
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_cause_that_no_weight_mends_comes_first(healthy, cause):
     found = recommend(diagnosed(healthy, cause))
-    assert (found.use is not None) == (cause in CORRECTABLE)
-    if cause not in CORRECTABLE:
+    assert (found.use is not None) == ABOUT[cause].correctable
+    if not ABOUT[cause].correctable:
         assert "no weight mends that" in found.reason
     assert recommend(diagnosed(healthy, cause, confidence=0.3)).use  # a suspicion blocks nothing
 

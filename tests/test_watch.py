@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from reweigh import report
 from reweigh.__main__ import main
 from reweigh.audit import audit, question
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.report.watch import dashboard, in_a_line, metrics, update
 from reweigh.scan import Job, Workers
-from reweigh.watch import Memory, Watched, dashboard, document, line, look, metrics
+from reweigh.watch import Memory, Watched, look
 from reweigh.watch.folder import MAX_TRIES, SETTLED_SECONDS, last_line_end
 
 DATA = Path(__file__).parent / "data" / "readers"
@@ -71,7 +73,7 @@ def names(paths):
 
 def same(watched, paths):
     """The watch says what an audit of the files says."""
-    a, b = watched.audit().to_dict(), audit(paths, by=["step"]).to_dict()
+    a, b = report.document(watched.audit()), report.document(audit(paths, by=["step"]))
     for found in (a, b):
         for key in ("files", "worst"):
             found.pop(key)
@@ -393,16 +395,16 @@ def test_the_dashboard_has_verdict_numbers_steps_and_bad_files(seen):
 
 def test_nothing_yet_is_said_so(tmp_path):
     found = look(Watched(), tmp_path, JOB, NOW)
-    assert line(found, found.watched.audit()) == "0 files, 0 rows, 0 tokens: no token that counts yet"
+    assert in_a_line(found, found.watched.audit()) == "0 files, 0 rows, 0 tokens: no token that counts yet"
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(dashboard("dumps", found, None, 5))
     console.file.close()
     assert "waiting for the first file" in console.export_text()
-    assert document(found, None)["verdict"] is None
+    assert update(found, None)["verdict"] is None
 
 
 def test_an_update_as_json_has_the_names_of_the_hooks(seen):
-    found = json.loads(json.dumps(document(seen, seen.watched.audit()), allow_nan=False))
+    found = json.loads(json.dumps(update(seen, seen.watched.audit()), allow_nan=False))
     assert found["reweigh_watch"] == 1
     assert (found["files"], found["rows"], found["tokens"], found["look"]) == (3, 36, 1080, 2)
     assert [Path(x["file"]).name for x in found["bad"]] == ["bad.parquet"]

@@ -3,26 +3,25 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.audit.causes import first_cause
-from reweigh.audit.result import Audit, TrialRow
-from reweigh.audit.trial import Asked, Limits, needs
+from reweigh.audit.trial import Asked, Limits, TrialRow, needs
 from reweigh.batch import Batch
-from reweigh.doctor.causes import ABOUT, CauseId
-from reweigh.doctor.diagnosis import NAMED
+from reweigh.doctor.causes import ABOUT, BENIGN
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is
 from reweigh.stats.intervals import Number, t_quantile
-from reweigh.stats.numerals import of_log, two
-from reweigh.stats.summary import summarise
+from reweigh.stats.numerals import interval, of_log, share, two
+from reweigh.stats.summary import Summary, summarise
 from reweigh.stats.sums import NUM_BUCKETS, RatioStats, bucket
+from reweigh.stats.verdict import ESS_GOOD, KL_LARGE, Verdict
 
 Array = NDArray[np.float64]
 MEANING = (
@@ -147,15 +146,38 @@ def _terms(batch: Batch, estimator: Estimator, gradients: Tensor) -> Array:
     return torch.stack(columns, -1).cpu().numpy()
 
 
-CORRECTABLE: frozenset[CauseId] = frozenset(cause for cause, known in ABOUT.items() if known.correctable)
-"""Causes that leave the log-probs right and make the sampler another policy: weights are made for those."""
 NO_GRADIENT = 1.0  # K: the worst error of an estimator that gives no gradient at all
 NOTHING_SURE = 0.9  # K: from here on the worst case is no guide, as nine tenths of a gradient may be lost
 NO_GRADIENTS = (
     "not ranked: needs the gradient of each response, or a sketch of it, and records have no column for it; "
     "`reweigh.audit.recommend` ranks estimators where you have them"
 )
+_UNBOUNDED = "its weights have no upper bound: one response can decide a step"
 _FIRST = "fix the cause first"
+
+
+class Judged(Protocol):
+    """The parts of an audit that its recommendation and its headline follow from."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of all levels."""
+        ...
+
+    @property
+    def levels(self) -> Mapping[str, Summary]:
+        """Numbers by name of the level."""
+        ...
+
+    @property
+    def trials(self) -> tuple[TrialRow, ...]:
+        """What each estimator would do."""
+        ...
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """What a doctor said; None if none was asked."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -177,7 +199,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to use.
+    """Names the estimator to use, and says why.
 
     Attributes:
         use: name of the estimator; None if the cause is to be fixed first, or none is any good.
@@ -199,19 +221,8 @@ class Recommendation:
         """For a terminal or a log line."""
         return f"{'use ' + self.use if self.use else 'none'}: {self.reason}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            "use": self.use,
-            "reason": self.reason,
-            "responses_of_a_step": self.n,
-            "ranked": [_plain(x) for x in self.ranked],
-            "refused": [{"name": name, "reason": reason} for name, reason in self.refused.items()],
-            "guaranteed_progress": self.progress,
-        }
 
-
-def recommend(audit: Audit, asked: Asked | None = None, n: float | None = None) -> Recommendation:
+def recommend(audit: Judged, asked: Asked | None = None, n: float | None = None) -> Recommendation:
     """The estimator with the smallest worst-case error that the data vouch for, if the gap is one to be corrected.
 
     What ranks is the upper end of the interval, so that an estimator whose error cannot be known from so few responses
@@ -243,21 +254,14 @@ def recommend(audit: Audit, asked: Asked | None = None, n: float | None = None) 
         if error.value is None:
             refused[trial.name] = error.refused
         else:
-            ranked.append(Ranked(trial.name, trial.limits, error, _why_not(trial)))
+            why_not = "drops everything" if not trial.all.kept else _UNBOUNDED if math.isinf(trial.high) else ""
+            ranked.append(Ranked(trial.name, trial.limits, error, why_not))
     ranked.sort(key=lambda x: (x.error.high, x.error.value))
     use, reason = _choice(audit, ranked, size)
     return Recommendation(use, reason, size, tuple(ranked), refused)
 
 
-def _why_not(trial: TrialRow) -> str:
-    if not trial.all.kept:
-        return "drops everything"
-    if math.isinf(trial.high):
-        return "its weights have no upper bound: one response can decide a step"
-    return ""
-
-
-def _choice(audit: Audit, ranked: list[Ranked], n: float) -> tuple[str | None, str]:
+def _choice(audit: Judged, ranked: list[Ranked], n: float) -> tuple[str | None, str]:
     blocked = _blocked(audit)
     if blocked:
         return None, blocked
@@ -269,9 +273,11 @@ def _choice(audit: Audit, ranked: list[Ranked], n: float) -> tuple[str | None, s
     if best.error.value >= NOTHING_SURE:
         return _by_token(audit, best)
     if (surest.error.high or 0.0) < NO_GRADIENT:
+        naive = next((x for x in fit[1:] if x.name == "naive"), None)
+        beside = "" if naive is None else f"; without a correction it is {_shown(naive.error)}"
         return (
             surest.name,
-            f"its worst-case error at N = {n:,.0f} is the smallest, {_shown(surest.error)} K{_naive(fit)}",
+            f"its worst-case error at N = {n:,.0f} is the smallest, {_shown(surest.error)} K{beside}",
         )
     return best.name, (
         f"its worst-case error at N = {n:,.0f} is the smallest in this sample, {_shown(best.error)} K, but so few "
@@ -279,7 +285,7 @@ def _choice(audit: Audit, ranked: list[Ranked], n: float) -> tuple[str | None, s
     )
 
 
-def _by_token(audit: Audit, best: Ranked) -> tuple[str | None, str]:
+def _by_token(audit: Judged, best: Ranked) -> tuple[str | None, str]:
     """What corrects each token by itself and moves least weight, where the worst case of no estimator is any good."""
     at_best = f"the best: {best.name}, {_shown(best.error)} K"
     said = f"over all rewards no estimator tried is surely better than none ({at_best})"
@@ -293,10 +299,10 @@ def _by_token(audit: Audit, best: Ranked) -> tuple[str | None, str]:
     )
 
 
-def _blocked(audit: Audit) -> str:
+def _blocked(audit: Judged) -> str:
     cause = first_cause(audit.diagnosis)
     named = cause is not None and cause.confidence >= NAMED
-    if cause is not None and named and cause.id not in CORRECTABLE:
+    if cause is not None and named and not ABOUT[cause.id].correctable:
         return f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
     if not all(level.identity for level in audit.levels.values()):
         return f"{_FIRST}: the mean ratio is not 1, so the log-probs are not of what was sampled and no weight is right"
@@ -305,24 +311,143 @@ def _blocked(audit: Audit) -> str:
     return ""
 
 
-def _naive(fit: list[Ranked]) -> str:
-    """What not to correct would cost."""
-    naive = next((x for x in fit if x.name == "naive"), None)
-    return "" if naive is None or naive is fit[0] else f"; without a correction it is {_shown(naive.error)}"
-
-
 def _shown(x: Number) -> str:
     ends = "" if x.low is None or x.high is None else f" [{two(x.low)}, {two(x.high)}]"
     return f"{two(x.value or 0.0)}{ends}"
 
 
-def _plain(x: Ranked) -> dict[str, Any]:
-    numbers = {"worst_bias": x.limits.bias, "worst_second_moment": x.limits.second, "worst_error": x.error}
-    return {"name": x.name, "why_not": x.why_not or None} | {
-        name: {"value": _finite(one.value), "low": _finite(one.low), "high": _finite(one.high), "unit": one.unit}
-        for name, one in numbers.items()
-    }
+@dataclass(frozen=True)
+class Headline:
+    """Says what stands above all else.
+
+    Attributes:
+        sentence: the verdict.
+        todo: what to do, first things first.
+        why: what the numbers say.
+        use: name of the estimator to use; empty if none.
+    """
+
+    sentence: str
+    todo: tuple[str, ...]
+    why: tuple[str, ...]
+    use: str
 
 
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None
+def headline(audit: Judged, use: str | None) -> Headline:
+    """Puts an audit, with or without a diagnosis, in one sentence, and says what to do and why.
+
+    Args:
+        audit: what was found.
+        use: name of the estimator that is recommended; None if none is.
+    """
+    trial, cause = next((x for x in audit.trials if x.name == use), None), _named(audit)
+    parts = [_state(audit)]
+    if audit.diagnosis is not None:
+        parts.append(cause_sentence(audit.diagnosis))
+    wrong = not all(level.identity for level in audit.levels.values())
+    if cause is None:
+        ill = wrong or audit.verdict.level == "fail"
+        none = "find the cause first: no estimator mends this" if ill else "no estimator tried here helps"
+        parts.append(f"use {_called(trial)}" if trial else none)
+    elif ABOUT[cause.id].correctable and not wrong:
+        meanwhile = f"meanwhile use {_called(trial)}" if trial else "no estimator tried here helps meanwhile"
+        parts.append(f"lessen that; {meanwhile}")
+    else:
+        parts.append("fix that first: no estimator mends it")
+    why = [_capital(finding.reason) for finding in audit.verdict.findings]
+    if (first := first_cause(audit.diagnosis)) is not None:
+        why += [evidence_sentence(one) for one in first.evidence[:3]]
+    return Headline("; ".join(parts), _todo(audit, trial), tuple(why), trial.name if trial else "")
+
+
+def _named(audit: Judged) -> Finding | None:
+    """The cause that a doctor is sure of, unless nothing need be done about it."""
+    cause = first_cause(audit.diagnosis)
+    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED
+    return cause if sure else None
+
+
+def _called(trial: TrialRow) -> str:
+    return f"{trial.name} (no correction)" if trial.name == "naive" else trial.name
+
+
+def _state(audit: Judged) -> str:
+    token, sequence = audit.levels["token"], audit.levels["sequence"]
+    if not token.identity:
+        return f"no ratio can be trusted: the mean token ratio is {interval(token['mean_ratio'])[0]}, and must be 1"
+    effective, khat = sequence["ess_fraction"], sequence["khat"]
+    said = f"{share(effective.sample or 0.0)} effective"
+    if sequence.refusal:
+        heavy = khat.value is not None and "tail index" in sequence.refusal
+        why = f"tail {interval(khat)[0]}" if heavy else sequence.refusal
+        return f"sequence ratios are untrustworthy: {why}, {said}"
+    if (token.get("kl_k3") or 0.0) > KL_LARGE:
+        return f"the gap is larger than numerics explain: KL {two(token['kl_k3'].value or 0.0)} nats a token, {said}"
+    word = "can be trusted" if (effective.value or 0.0) >= ESS_GOOD else "are weak"
+    return f"sequence ratios {word}: {said}"
+
+
+def _todo(audit: Judged, trial: TrialRow | None) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    cause, known = first_cause(audit.diagnosis), _named(audit) is not None
+    if cause is not None and cause.id != "none":
+        fix = cause.fix.get("general") or next(iter(cause.fix.values()), "")
+        verb = "Lessen the cause" if ABOUT[cause.id].correctable else "Remove the cause"
+        if not known:
+            verb = "Nothing need be removed" if cause.id in BENIGN else "Look into"
+        found[f"{verb} ({ABOUT[cause.id].title}){': ' + _small(fix) if fix else ''}"] = None
+        if cause.rules_out:
+            found[f"It is something else if {_small(cause.rules_out)}"] = None
+    if known:
+        found["Audit again: what is left of the gap decides which estimator is worth using"] = None
+    else:  # what the numbers alone can say
+        found.update({_capital(finding.hint): None for finding in audit.verdict.findings if finding.hint})
+    if trial is not None:
+        all_ = trial.all
+        found[
+            f"{'Until then use' if known else 'Use'} {_called(trial)}: it keeps {share(all_.kept_share)} of the "
+            f"{trial.unit}s at a mean weight of {of_log(all_.log_mean_weight)}, {share(all_.effective_share)} effective"
+        ] = None
+    elif not found:
+        found["Look for the cause: no estimator tried here mends this gap"] = None
+    return tuple(found)
+
+
+def _small(text: str) -> str:
+    """As it stands inside of a sentence; a name such as RoPE keeps its letters."""
+    word = text.split(" ", 1)[0]
+    return text[:1].lower() + text[1:] if word[1:].islower() or len(word) == 1 else text
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
+    """The cause that the verdict names, if there is something to be said for it."""
+    if diagnosis is None:
+        return None
+    return next((one for one in diagnosis.causes if one.id == diagnosis.verdict), None)
+
+
+def cause_sentence(diagnosis: Diagnosis) -> str:
+    """`likely cause: the engine logs before temperature`."""
+    found = first_cause(diagnosis)
+    if diagnosis.verdict == "none":
+        return ABOUT["none"].title
+    sure = found is None or found.confidence >= NAMED
+    return f"{'likely' if sure else 'possible'} cause: {ABOUT[diagnosis.verdict].title}"
+
+
+def evidence_value(one: Evidence) -> tuple[str, str]:
+    """Value and interval as shown; `-` if it could not be had."""
+    if not math.isfinite(one.value):
+        return "-", ""
+    if one.low is None and one.value == round(one.value) and one.value > 1:  # a count; 1.0 may well be a share
+        return f"{one.value:,.0f}", ""
+    return interval(Number(one.value, one.low, one.high))
+
+
+def evidence_sentence(one: Evidence) -> str:
+    """`mean_ratio 1.052 [1.041, 1.063]: mean token ratio, which must be 1`."""
+    return f"{' '.join(x for x in (one.name, *evidence_value(one)) if x)}: {one.meaning}"

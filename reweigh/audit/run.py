@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 
 from reweigh.audit.accumulate import COLUMNS, Sums, family
-from reweigh.audit.conclude import conclude
-from reweigh.audit.result import Audit
+from reweigh.audit.result import Audit, conclude
 from reweigh.audit.trial import refuse_batch_readers
 from reweigh.estimators import Estimator
 from reweigh.records.files import OF_BATCH, Paths

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,8 +31,9 @@ from reweigh.named import (
     turn_tis,
 )
 from reweigh.scan.tokens import Runs, Shared
-from reweigh.stats.intervals import Number, bounded, clustered, design_effect
+from reweigh.stats.intervals import Number, bernoulli_kl, bounded, clustered, design_effect, t_quantile
 from reweigh.stats.sums import NUM_BINS, NUM_BUCKETS, SHIFT_STEP, bucket
+from reweigh.stats.tail import MAX_SHARE
 from reweigh.transforms import AtMost, Clip, Identity, Power, Reject, Screen, Shrink, SoftKernel
 
 READS_BATCH = (
@@ -590,3 +591,79 @@ class Outcome:
 def _log_sum(a: float, b: float) -> float:
     high, low = max(a, b), min(a, b)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+MEANINGS: Mapping[str, str] = {
+    "kept_share": "Share of units that are not dropped.",
+    "kept_tokens_share": "Share of tokens that are not dropped.",
+    "bounded_share": "Share of units whose ratio is moved to a bound.",
+    "mean_weight": "Mean weight over all units, dropped ones at 0: what caps and drops take away is missing from 1.",
+    "effective_share": (
+        "Effective share of the weights as applied, dropped units at 0: how even they are, not how near to pi they "
+        "bring one. A cap raises it at the price of bias. A fact about these units, without an interval."
+    ),
+    "largest_weight": "Largest weight of a unit. A fact about these units, without an interval.",
+}
+_LARGEST = 300.0  # nats; a weight beyond it has no square that a float64 can hold
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """Says what one estimator would do.
+
+    Attributes:
+        name: as one would write it.
+        unit: what a weight belongs to.
+        all: on all units.
+        by_bin: by bin of response length (`reweigh.stats.sums.LENGTH_EDGES`); some have no units.
+        by_sign: by sign of the sequence's mean advantage; all are "none" where no advantage is recorded.
+        raw: the share of its units that would be effective under their raw ratios; refused as the level's is.
+        independent: how many independent units know as much as these clustered ones; for intervals.
+        caps: whether it moves large ratios to a bound.
+        limits: how wrong and how noisy it can be at worst.
+        high: the largest weight there can be, whatever the data; infinite if it has none.
+    """
+
+    name: str
+    unit: Unit
+    all: Outcome
+    by_bin: tuple[Outcome, ...]
+    by_sign: Mapping[Sign, Outcome]
+    raw: Number
+    independent: float
+    caps: bool
+    limits: Limits
+    high: float
+
+    def number(self, outcome: Outcome, name: str) -> Number:
+        """A number of a part of it that has units, with what it means; `name` is one of `MEANINGS`.
+
+        Shares have Chernoff intervals and the mean weight has a t interval, at the number of independent units that
+        clusters leave of the part.
+        """
+        n = max(1.0, self.independent * outcome.units / self.all.units)
+        if name == "mean_weight":
+            found = _mean_weight(outcome, n)
+        elif name == "largest_weight":
+            largest = _exp(outcome.log_largest)
+            found = Number(largest, sample=largest)
+        elif name == "effective_share":
+            found = Number(outcome.effective_share, sample=outcome.effective_share)
+        else:
+            share: float = getattr(outcome, name)
+            found = Number(share, *bernoulli_kl(share, n), share)
+        return replace(found, meaning=MEANINGS[name])
+
+
+def _mean_weight(outcome: Outcome, n: float) -> Number:
+    mean = _exp(outcome.log_mean_weight)
+    heavy = mean > 0 and outcome.log_largest - outcome.log_weight > math.log(MAX_SHARE)
+    if n < 2 or heavy or mean == math.inf:  # too few units, or one of them decides it
+        return Number(mean, sample=mean)
+    square = math.exp(outcome.log_square - math.log(outcome.units)) if mean else 0.0
+    half = t_quantile(0.975, max(1, int(n) - 1)) * math.sqrt(max(0.0, square - mean * mean) / n)
+    return Number(mean, max(0.0, mean - half), mean + half, mean)
+
+
+def _exp(log_x: float) -> float:
+    return math.exp(log_x) if log_x < _LARGEST else math.inf

@@ -7,9 +7,8 @@ import typer
 
 from reweigh import audit as auditing
 from reweigh import doctor as diagnosing
+from reweigh import report
 from reweigh.audit import Audit
-from reweigh.audit.headline import headline
-from reweigh.audit.recommend import recommend
 from reweigh.cli.estimators import asked
 from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
 from reweigh.cli.output import (
@@ -29,7 +28,9 @@ from reweigh.cli.output import (
     stdout,
 )
 from reweigh.cli.output import TextOption as Text
-from reweigh.cli.trial_tables import render_trial
+from reweigh.report.audit import of_trial
+from reweigh.report.document import recommendation
+from reweigh.report.tables import WIDE, to_terminal
 from reweigh.scan import look, scan
 from reweigh.scan.engines import single_threaded
 
@@ -106,23 +107,23 @@ def audit(
                 bar.stage("looking for the cause")
                 found = replace(found, diagnosis=diagnosing.answer(scanned))
             scanned.done()
-            found = found if text else without_text(found)
+            found = replace(found if text else without_text(found), asked=tried, batch=batch)
             bar.stage("writing the page" if html is not None else "comparing estimators")
-            trial = None if tried is None else recommend(found, tried, batch)
             if html is not None:
                 html.parent.mkdir(parents=True, exist_ok=True)
-                html.write_text(found.to_html(), encoding="utf-8")
+                html.write_text(report.page(found), encoding="utf-8")
     except KeyboardInterrupt:
         say_interrupted(kept)
         raise typer.Exit(INTERRUPTED) from None
     if as_json or form == "json":
-        print_json(found.to_dict() | ({} if trial is None else {"recommendation": trial.to_dict()}))
+        said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}
+        print_json(report.document(found) | said)
     elif quiet:
-        stdout().print(f"{found.verdict.level}: {headline(found).sentence}", markup=False, soft_wrap=True)
+        stdout().print(f"{found.verdict.level}: {found.headline.sentence}", markup=False, soft_wrap=True)
     else:
-        found.render(stdout())
-        if trial is not None:
-            render_trial(found, trial, stdout())
+        report.terminal(found, stdout())
+        if tried is not None:
+            to_terminal(of_trial(found), stdout(), WIDE)
     if html is not None:
         say(f"wrote {html}", quiet)
     if found.verdict.level in _FAILING[fail_on]:

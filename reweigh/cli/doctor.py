@@ -1,11 +1,11 @@
 """`reweigh doctor`: the cause of the gap between sampler and trainer, from records or from logged scalars."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.doctor_tables import headline, render
 from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
 from reweigh.cli.output import (
     INTERRUPTED,
@@ -19,6 +19,9 @@ from reweigh.cli.output import (
     progress,
     stdout,
 )
+from reweigh.report import terminal
+from reweigh.report.causes import verdict
+from reweigh.report.tables import to_terminal
 from reweigh.scan.engines import single_threaded
 
 FailOn = Literal["cause", "never"]
@@ -111,8 +114,8 @@ def doctor(
     if form == "json":
         print_json(found.to_dict())
     elif quiet:
-        stdout().print(headline(found), soft_wrap=True)
+        to_terminal([replace(verdict(found), wrap=False)], stdout())
     else:
-        render(found, stdout())
+        terminal(found, stdout())
     if fail_on == "cause" and not found.benign:
         raise typer.Exit(1)

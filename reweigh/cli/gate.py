@@ -24,6 +24,10 @@ from reweigh.cli.output import (
 )
 from reweigh.gate.policy import HISTORICAL
 from reweigh.gate.result import GATE_VERSION
+from reweigh.report import junit as to_junit
+from reweigh.report import markdown, terminal
+from reweigh.report.gate import verdict
+from reweigh.report.tables import to_terminal
 from reweigh.scan.engines import single_threaded
 
 DEFAULT_POLICY = Path("gate.yaml")
@@ -112,9 +116,10 @@ def gate(
         code = found.exit_code
         if form == "json":
             print_json(found.to_dict())
+        elif quiet:
+            to_terminal([verdict(found)], stdout())
         else:
-            text = found.to_text()
-            stdout().print(text.split("\n", 1)[0] if quiet else text, markup=False, soft_wrap=True)
+            terminal(found, stdout())
         _reports(found, junit, summary, said)
     if save_baseline is not None:
         if code:
@@ -165,14 +170,14 @@ def _refuse_missing_baseline(policy: gating.Policy | None, baseline: Path | None
 
 def _reports(found: gating.Gate, junit: Path | None, summary: Path | None, said: _Said) -> None:
     if junit is not None:
-        _write(junit, found.to_junit(), said)
+        _write(junit, to_junit(found), said)
     if summary is not None:
-        _write(summary, found.to_markdown(), said)
+        _write(summary, markdown(found), said)
         return
     variable = os.environ.get(_SUMMARY_VARIABLE)
     if variable:  # a job's steps share the file
         with open(variable, "a", encoding="utf-8") as file:
-            file.write(found.to_markdown())
+            file.write(markdown(found))
 
 
 def _write(path: Path, text: str, said: _Said) -> None:

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from reweigh.cli.lab_tables import print_check, print_claims, print_table
 from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
+from reweigh.report.lab import of_check, of_claims, of_table
+from reweigh.report.tables import to_terminal
 from reweigh.theory.lab.claims import Checked, check_claims, select_claims
 from reweigh.theory.lab.golden import GoldenCheck, check_golden
 from reweigh.theory.lab.table import LENGTHS, STEPS, Row, post_table
@@ -47,7 +48,7 @@ def check(
     if as_json or form == "json":
         print_json(found.to_dict())
     else:
-        print_check(found, quiet)
+        to_terminal(of_check(found, quiet), stdout())
     if not found.ok:
         raise typer.Exit(1)
 
@@ -69,7 +70,7 @@ def summary_table(form: Form = "text", as_json: Json = False, quiet: Quiet = Fal
     if as_json or form == "json":
         print_json(_table_json(rows))
     else:
-        print_table(rows)
+        to_terminal(of_table(rows), stdout())
 
 
 @lab.command(short_help="Go through the post claim by claim, with evidence computed on the spot.")
@@ -96,7 +97,7 @@ def claims(
     if as_json or form == "json":
         print_json(_claims_json(found))
     else:
-        print_claims(found, quiet)
+        to_terminal(of_claims(found, quiet), stdout())
     if not _all_hold(found):
         raise typer.Exit(1)
 
@@ -125,16 +126,16 @@ def everything(
     if found is None:
         say("no --golden FILE: nothing is checked against one", quiet)
     elif text:
-        print_check(found, quiet)
+        to_terminal(of_check(found, quiet), stdout())
     verdicts = _claims((), quiet)
     if text:
         if not quiet:
             stdout().print("\n[bold]The post claim by claim[/]")
-        print_claims(verdicts, quiet)
+        to_terminal(of_claims(verdicts, quiet), stdout())
     rows = _table(quiet)
     if text and not quiet:
         stdout().print("\n[bold]The post's table, measured[/]")
-        print_table(rows)
+        to_terminal(of_table(rows), stdout())
     ok = (found is None or found.ok) and _all_hold(verdicts)
     if not text:
         checked = None if found is None else found.to_dict()

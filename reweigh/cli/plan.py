@@ -16,10 +16,10 @@ from reweigh.cli.output import (
     progress,
     stdout,
 )
-from reweigh.cli.plan_tables import print_plan
 from reweigh.plan.result import Plan
 from reweigh.plan.run import BATCH, KEEP, plan_records
 from reweigh.plan.run import plan as plan_model
+from reweigh.report import terminal
 from reweigh.scan.engines import single_threaded
 
 _MOST = 64  # lengths of a sweep
@@ -100,7 +100,7 @@ def plan(
         for one in found.at:
             stdout().print(one.advice.sentence, markup=False, soft_wrap=True)
     else:
-        print_plan(found)
+        terminal(found, stdout())
 
 
 def _of_model(kl: float | None, lengths: list[float], batch: float, keep: float, turns: float | None) -> Plan:

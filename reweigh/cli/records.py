@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from reweigh import dumps as readers
 from reweigh import records as rec
 from reweigh.cli.output import Form, Json, Quiet, Reader, print_json, print_written, progress, say, stdout
 from reweigh.records.schema import BY_NAME
+from reweigh.report.tables import NAMES, Column, Table, to_terminal
 
 records = typer.Typer(
     no_args_is_help=True,
@@ -49,40 +48,35 @@ def describe(
             f"{found.rows:,} rows, {found.tokens:,} tokens in {len(found.files)} file{'s' * (len(found.files) != 1)}"
         )
         return
-    out.print(_sizes(found))
-    if found.null_rows:
-        table = Table(title="columns", title_justify="left")
-        for heading, justify in (("column", "left"), ("type", "left"), ("null", "right"), ("meaning", "left")):
-            table.add_column(heading, justify="right" if justify == "right" else "left")
-        for name, nulls in found.null_rows.items():
-            column = BY_NAME[name]
-            unit = f" ({column.unit})" if column.unit else ""
-            table.add_row(name, _type(name), f"{100 * nulls / found.rows:.3g}%", column.meaning + unit)
-        out.print(table)
+    to_terminal([_sizes(found), *([_columns(found)] if found.null_rows else [])], out)
     if "log_pi" not in found.null_rows and found.rows:
         out.print("log_pi is not there: these are rollouts that a trainer has yet to rescore.")
     _print_runs(found)
 
 
 def _sizes(found: rec.Described) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
     files = found.files[0] if len(found.files) == 1 else f"{len(found.files)}, {found.files[0]} to {found.files[-1]}"
-    table.add_row("files", escape(str(files)))
-    table.add_row("rows", f"{found.rows:,}")
-    table.add_row("tokens", f"{found.tokens:,}, of which {found.tokens_counted:,} count (are in the mask)")
+    rows = [("files", str(files)), ("rows", f"{found.rows:,}")]
+    rows.append(("tokens", f"{found.tokens:,}, of which {found.tokens_counted:,} count (are in the mask)"))
     if found.lengths is not None:
-        table.add_row("length", "min {:,}, median {:,.6g}, max {:,} tokens".format(*found.lengths))
-    table.add_row("prompts", "not known" if found.prompts is None else f"{found.prompts:,}")
+        rows.append(("length", "min {:,}, median {:,.6g}, max {:,} tokens".format(*found.lengths)))
+    rows.append(("prompts", "not known" if found.prompts is None else f"{found.prompts:,}"))
     if found.steps is not None:
-        table.add_row("steps", f"{found.steps[0]:,} to {found.steps[1]:,}")
+        rows.append(("steps", f"{found.steps[0]:,} to {found.steps[1]:,}"))
     if found.envs:
-        table.add_row("envs", escape(", ".join(f"{name} ({n:,})" for name, n in found.envs.items())))
-    return table
+        rows.append(("envs", ", ".join(f"{name} ({n:,})" for name, n in found.envs.items())))
+    return Table.of((NAMES, NAMES), rows, frame="none", headed=False)
 
 
-def _type(name: str) -> str:
-    column = BY_NAME[name]
-    return f"list<{column.value_type}>" if column.per_token else str(column.type)
+def _columns(found: rec.Described) -> Table:
+    rows: list[list[str]] = []
+    for name, nulls in found.null_rows.items():
+        column = BY_NAME[name]
+        kind = f"list<{column.value_type}>" if column.per_token else str(column.type)
+        unit = f" ({column.unit})" if column.unit else ""
+        rows.append([name, kind, f"{100 * nulls / found.rows:.3g}%", column.meaning + unit])
+    heads = (Column(x, "right" if x == "null" else "left", wrap=True) for x in ("column", "type", "null", "meaning"))
+    return Table.of(heads, rows, "columns", frame="box")
 
 
 def _print_runs(found: rec.Described) -> None:

@@ -12,7 +12,6 @@ from rich.live import Live
 
 from reweigh import watch as watching
 from reweigh.audit import Audit, question
-from reweigh.audit.labels import count
 from reweigh.cli.audit import without_text
 from reweigh.cli.estimators import asked
 from reweigh.cli.options import RayAddress, Runs, engine_of
@@ -31,10 +30,13 @@ from reweigh.cli.output import (
     stdout,
 )
 from reweigh.cli.output import TextOption as Text
+from reweigh.report import page
+from reweigh.report.watch import dashboard, in_a_line, update
 from reweigh.scan import By as Slicing
 from reweigh.scan import Job
 from reweigh.scan.engines import single_threaded
 from reweigh.scan.state import write_whole
+from reweigh.stats.numerals import count
 
 DEFAULT_STATE = Path("reweigh-watch.state")
 
@@ -119,12 +121,13 @@ def _shown(
     def show(found: watching.Look, audit: Audit | None) -> None:
         if live is not None:
             live.start()
-            live.update(watching.dashboard(str(folder), found, audit, every), refresh=True)
+            shown = dashboard(str(folder), found, audit, every, live.console.width)
+            live.update(shown, refresh=True)
         elif form == "json":
-            sys.stdout.write(json.dumps(watching.document(found, audit), allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(update(found, audit), allow_nan=False) + "\n")
             sys.stdout.flush()
         else:
-            stdout().print(watching.line(found, audit), markup=False, soft_wrap=True)
+            stdout().print(in_a_line(found, audit), markup=False, soft_wrap=True)
             sys.stdout.flush()
 
     return show
@@ -134,7 +137,7 @@ def _write_page(html: Path | None, audit: Audit | None, text: bool) -> None:
     if html is None or audit is None:
         return
     html.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(html, (audit if text else without_text(audit)).to_html().encode())
+    write_whole(html, page(audit if text else without_text(audit)).encode())
 
 
 def _summary(

@@ -1,6 +1,5 @@
 """A plan: what each mode and default would do at one length or on one set of records, as values and as JSON."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -9,6 +8,7 @@ from reweigh.plan.advice import Advice
 from reweigh.plan.measured import Measured
 from reweigh.plan.model import Band, Capping, Expected, Figure, figure
 from reweigh.plan.modes import Mode
+from reweigh.stats.numerals import plain
 from reweigh.stats.verdict import Verdict
 
 SCHEMA: Final = 1
@@ -118,14 +118,14 @@ class AtLength:
             "length": self.length,
             "kl": self.kl,
             "s2": self.s2,
-            "chi2": self.chi2 if math.isfinite(self.chi2) else None,
+            "chi2": plain(self.chi2),
             "trusted": self.trusted,
             "advice": {"mode": self.advice.mode, "sentence": self.advice.sentence, "use": self.advice.use or None},
             "modes": [row.to_dict() for row in self.modes],
             "defaults": [row.to_dict() for row in self.defaults],
             "band": self.band.to_dict(),
             "caps": [
-                {"rule": c.rule, "cap": c.cap.to_dict(), "on_data": _finite(c.on_data)}
+                {"rule": c.rule, "cap": c.cap.to_dict(), "on_data": plain(c.on_data)}
                 | {"retained": None if c.expected is None else figure(c.expected.retained, self.chi2).to_dict()}
                 | {"ess": None if c.expected is None else figure(c.expected.ess, self.chi2).to_dict()}
                 for c in self.caps
@@ -170,10 +170,10 @@ def _of_records(m: Measured, verdict: Verdict | None) -> dict[str, Any]:
     return {
         "sequences": m.sequence.n,
         "tokens": m.token.n,
-        "kl": {"value": m.kl, "low": _finite(kl.low), "high": _finite(kl.high)},
+        "kl": {"value": m.kl, "low": plain(kl.low), "high": plain(kl.high)},
         "length": {name: lengths[int(q * (len(lengths) - 1))] for name, q in QUANTILES.items()},
         "spread": m.each.spread(),
-        "variance_over_model": _finite(variance_over_model(m)),
+        "variance_over_model": plain(variance_over_model(m)),
         "turns": m.turns,
         "verdict": None if verdict is None else {"level": verdict.level, "reason": verdict.reason},
     }
@@ -185,7 +185,3 @@ QUANTILES: Final = {"least": 0.0, "tenth": 0.1, "median": 0.5, "ninetieth": 0.9,
 def variance_over_model(m: Measured) -> float | None:
     """Variance of a sequence's log ratio, over that of the model: 1 if the gaps of its tokens are independent."""
     return m.each.variance(m.kl) / (2 * m.kl) if m.kl > 0 else None
-
-
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None

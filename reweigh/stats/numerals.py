@@ -12,6 +12,16 @@ _ROUNDING = 1e-9  # this near to 1 a share is 1: sums of float32 within a sequen
 SMALLEST = 1e-12  # below it a number is written as 0: rounding of sums in float64
 
 
+def plain(x: float | None) -> float | None:
+    """None for what JSON has not got."""
+    return x if x is not None and math.isfinite(x) else None
+
+
+def count(n: int, word: str) -> str:
+    """`1 token`, `1,024 tokens`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
 def two(x: float) -> str:
     """Two significant digits.
 

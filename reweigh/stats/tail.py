@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from reweigh.stats.intervals import Interval, bernoulli_kl_end, bounded, clustered, design_effect
+from reweigh.stats.numerals import two
 from reweigh.stats.sums import BLOCK_SIZES, CAPS, CLUSTER, GRID_LOW, GRID_TOP, MOMENTS, POWERS, RatioStats
 from reweigh.transforms import smoothed_tail
 
@@ -164,7 +165,7 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
         return f"{n:.0f} {'unit is' if n == 1 else 'units are'} too few (at least {MIN_UNITS})"
     limit = min(MAX_KHAT, 1 - 1 / math.log10(n))
     if khat is not None and khat > limit:
-        return f"tail index {khat:.2f} is over {limit:.2f}"
+        return f"tail index {two(khat)} is over {two(limit)}"
     share = math.exp(h.top[0] - h.log_power(1.0))
     if share > MAX_SHARE:
         return f"one unit carries {share:.0%} of the weight"

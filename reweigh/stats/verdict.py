@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from reweigh.stats.numerals import interval, share, two
 from reweigh.stats.summary import Summary, summarise
 from reweigh.stats.sums import RatioStats
 from reweigh.stats.tail import MIN_IDENTITY_GAP
@@ -94,11 +95,11 @@ def judge(*stats: RatioStats | Summary) -> Verdict:
 def _dropped(s: Summary) -> list[Finding]:
     if not s.dropped:
         return []
-    share = s.dropped / (s.dropped + s.tokens)
+    part = s.dropped / (s.dropped + s.tokens)
     return [
         Finding(
             "warn",
-            f"{s.dropped:,} tokens of the mask ({share:.2g} of them) have a log-prob that is not finite: left out",
+            f"{s.dropped:,} tokens of the mask ({part:.2g} of them) have a log-prob that is not finite: left out",
             "find where they come from: a placeholder for a token that was not sampled, top-p on one side, float16",
         )
     ]
@@ -107,14 +108,12 @@ def _dropped(s: Summary) -> list[Finding]:
 def _identity(s: Summary) -> list[Finding]:
     mean, k1 = s["mean_ratio"], s["kl_k1"]
     assert mean.value is not None
-    assert mean.low is not None
-    assert mean.high is not None
     assert k1.high is not None
     if not s.identity:
         return [
             Finding(
                 "fail",
-                f"the mean token ratio is {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}] and must be 1: "
+                f"the mean token ratio is {' '.join(interval(mean)).strip()} and must be 1: "
                 "the logged log mu is not of the distribution that was sampled from",
                 _RAISED if mean.value > 1 else _LOWERED,
             )
@@ -123,7 +122,7 @@ def _identity(s: Summary) -> list[Finding]:
         return [
             Finding(
                 "fail",
-                f"KL(mu||pi) comes out as {k1.value:.2g} nats a token, and no KL is negative: "
+                f"KL(mu||pi) comes out as {two(k1.value or 0.0)} nats a token, and no KL is negative: "
                 "the logged log mu is not of the distribution that was sampled from",
                 _RAISED,
             )
@@ -144,7 +143,7 @@ def _size(s: Summary) -> list[Finding]:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.2g}" if value < 100 else f"{value:,.0f}" if value < 1e6 else "over a million"
+    return two(value) if value < 100 else f"{value:,.0f}" if value < 1e6 else "over a million"
 
 
 def _trust(s: Summary) -> list[Finding]:
@@ -153,14 +152,13 @@ def _trust(s: Summary) -> list[Finding]:
         return [
             Finding(
                 "warn",
-                f"sequence ratios cannot be trusted as weights: {s.refusal}; "
-                f"sequence TV is {tv.value:.2g} [{tv.low:.2g}, {tv.high:.2g}]",
+                f"sequence ratios cannot be trusted as weights: {s.refusal}; sequence TV is {' '.join(interval(tv))}",
                 "truncate them or use token or geometric levels, and take no sequence ESS or chi-square at its word",
             )
         ]
     fraction = s["ess_fraction"].value
     assert fraction is not None
-    said = f"importance sampling would leave {fraction:.0%} of the sequences effective"
+    said = f"importance sampling would leave {share(fraction)} of the sequences effective"
     if fraction < ESS_POOR:
         return [Finding("warn", said, "truncate the sequence ratio, or use a finer level")]
     if fraction < ESS_GOOD:

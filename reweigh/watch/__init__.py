@@ -1,7 +1,6 @@
 """Watch a run: follow a folder of dumps that grows, and keep the audit of it up to date."""
 
 from reweigh.watch.folder import Look, look
-from reweigh.watch.show import dashboard, document, line, metrics
 from reweigh.watch.state import Memory, Read, Trouble, Watched
 
 __all__ = [
@@ -10,9 +9,5 @@ __all__ = [
     "Read",
     "Trouble",
     "Watched",
-    "dashboard",
-    "document",
-    "line",
     "look",
-    "metrics",
 ]

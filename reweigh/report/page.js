@@ -7,46 +7,24 @@
   const CAPS = [2, 10];
   const TOP_WEIGHT = 1.5; // of the axis; what is higher is cut, and its tip says how high it is
 
-  // ---- words -------------------------------------------------------------------------------------------------------
-  const whole = (n) => Math.round(n).toLocaleString("en-US");
-  function sig(x, count = 2) {
-    if (x === null || x === undefined) return "-";
-    if (Math.abs(x) < 1e-12) return "0";
-    const exponent = Math.floor(Math.log10(Math.abs(Number(x.toPrecision(count)))));
-    if (exponent < -4 || exponent >= 6) return x.toExponential(count - 1);
-    const decimals = Math.max(0, count - 1 - exponent);
-    return Number(x.toPrecision(count)).toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
-  }
-  function share(x) {
-    if (x === null || x === undefined) return "-";
-    if (x < 1e-12 || 1 - x < 1e-12) return Math.round(100 * x) + "%";
-    const percent = 100 * x, missing = Math.min(percent, 100 - percent);
-    const decimals = Math.max(0, (percent < 50 ? 1 : 0) - Math.floor(Math.log10(missing)));
-    return percent.toFixed(Math.min(decimals, 6)) + "%";
+  // ---- words: numbers are put into words by Python, in the tables; the script rounds nothing --------------------------
+  const whole = (n) => n.toLocaleString("en-US"); // a count
+  // The rows of the table under a picture, each cell with its text and its tip; of one level if it has one a level.
+  function cellsOf(id, level) {
+    const body = document.querySelector("#table-" + id + (level ? ` [data-level="${level}"]` : "") + " tbody");
+    return body ? [...body.rows].map((row) => [...row.cells].map((cell) => {
+      const tipped = cell.querySelector("[data-tip]");
+      return { text: cell.textContent, tip: tipped ? tipped.dataset.tip : "" };
+    })) : [];
   }
   // Plotly reads tags in labels: what the records say is shown as it is.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const broken = (name) => plain(name).replace(/ \* /g, " *<br>");
-  function said(number, show) {
-    if (number.value === null) return "refused: " + number.refused + (number.sample === null ? "" : "; " + show(number.sample) + " in this sample");
-    return show(number.value);
-  }
-  function interval(number, show) {
-    if (number.value === null) return "";
-    if (number.low === null && number.high === null) return "no interval" + (number.refused ? ": " + number.refused : "");
-    if (number.low === null || number.high === null) return "a bound at 95%";
-    return "95% interval [" + show(number.low) + ", " + show(number.high) + "]";
-  }
-  function tipOf(title, number, n, unit, meaning, show = sig) {
-    const value = said(number, show) + (number.unit && number.value !== null ? " " + number.unit : "");
-    const lines = [title, value, interval(number, show), n === null ? "" : "n = " + whole(n) + " " + unit + (n === 1 ? "" : "s"), meaning];
-    return lines.filter(Boolean);
-  }
   function wrapped(lines) {
     const out = [];
-    for (const line of lines) {
+    for (const line of lines.flatMap((text) => String(text).split("\n"))) {
       let row = "";
-      for (const word of String(line).split(" ")) {
+      for (const word of line.split(" ")) {
         if (row && row.length + word.length > 52) { out.push(row); row = ""; }
         row = row ? row + " " + word : word;
       }
@@ -78,8 +56,8 @@
   document.addEventListener("scroll", () => { if (!tip.hidden && !document.activeElement.dataset.tip) hideTip(); }, true);
   // One stop of the tab key a table or strip; arrows move inside.
   function arrows(group) {
-    const items = [...group.querySelectorAll("[data-tip]")];
-    items.forEach((item, i) => { item.tabIndex = i ? -1 : 0; item.removeAttribute("title"); });
+    for (const item of group.querySelectorAll(".n[title]")) { item.dataset.tip = item.title; item.removeAttribute("title"); }
+    [...group.querySelectorAll("[data-tip]")].forEach((item, i) => { item.tabIndex = i ? -1 : 0; });
   }
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return hideTip();
@@ -127,55 +105,46 @@
     return Object.assign({ type: "line", line: { color: color || css("--mark"), width: 1.4, dash: "dash" } }, at);
   }
   const HOVER = "%{customdata}<extra></extra>";
-  const empty = (note) => ({ traces: [], layout: layout({ xaxis: { visible: false }, yaxis: { visible: false } }), note, rows: [] });
+  const empty = (note, level) => ({ traces: [], layout: layout({ xaxis: { visible: false }, yaxis: { visible: false } }), note, level });
 
   const QUANTITIES = { mean: "mean log ratio, nats", mean_abs: "mean |log ratio|, nats", mean_ratio: "mean ratio" };
   function where(cut) {
     const found = data.where[cut];
-    const sequences = state.level === "sequence" && found.rows.some((row) => row.sequence);
-    const level = sequences ? "sequence" : "token";
+    const level = state.level === "sequence" && found.rows.some((row) => row.sequence) ? "sequence" : "token";
     const notes = [];
-    if (state.level !== level) notes.push(state.level === "token" ? "" : "Here there are only token statistics: tokens are shown.");
+    if (state.level !== level) notes.push("Here there are only token statistics: tokens are shown.");
     let quantity = state.quantity;
-    if (quantity === "mean_ratio" && !(level === "token" && found.ratio_must_be_1)) {
+    if (quantity === "mean_ratio" && !(level === "token" && found.known)) {
       quantity = "mean";
       notes.push(level === "sequence" ? "The mean ratio is shown by token only: mean log ratio in its place."
         : "What is cut by here is known only after the token is drawn, and the mean ratio need not be 1: mean log ratio in its place.");
     }
-    const count = (row) => level === "token" ? row.tokens : row.sequences;
-    const all = found.rows.filter((row) => row[level] && row[level][quantity]);
-    const enough = (row) => level === "sequence" || count(row) >= MIN_TOKENS;
-    let rows = all.filter(enough);
+    // The columns of the table: label, n, mean, interval, sd, mean ratio and interval if it must be 1, mean |log ratio|.
+    const known = level === "token" && found.known, at = { mean: 2, sd: 4, mean_ratio: 5, mean_abs: known ? 7 : 5 };
+    const words = cellsOf("where-" + cut, level);
+    const all = found.rows.filter((row) => row[level]).map((row, i) => ({ start: row.start, tokens: row.tokens, numbers: row[level], cells: words[i], label: words[i][0].text }));
+    let rows = all.filter((row) => level === "sequence" || row.tokens >= MIN_TOKENS);
     if (cut === "probability") rows = rows.slice().reverse();
     if (rows.length < all.length) notes.push("Fewer than " + MIN_TOKENS + " tokens are not drawn.");
     const few = rows.length <= 1;
-    if (!rows.length) return empty("Nothing to draw here.");
+    if (!rows.length) return empty("Nothing to draw here.", level);
     const linear = cut === "step" && rows.every((row) => row.start !== null);
     const x = rows.map((row, i) => linear ? row.start : i);
     const short = (label) => cut === "probability" ? label.split(" to ").pop() : cut === "position" || cut === "length" ? label.split("-")[0] : label.length > 16 ? label.slice(0, 14) + "..." : label;
     const step = Math.ceil(rows.length / (narrow() ? 6 : 10));
     const marked = x.filter((_, i) => i % step === 0);
     const ticks = linear ? { nticks: 10 } : { tickvals: marked, ticktext: marked.map((i) => plain(short(rows[i].label))), range: [-0.6, rows.length - 0.4] };
-    const numbers = rows.map((row) => row[level][quantity]), spread = rows.map((row) => row[level].sd);
-    const meaning = found.meanings[quantity];
-    const unit = level;
     const mode = few || cut === "env" ? "markers" : "lines+markers";
-    const series = (values, name, what, yaxis, color) => {
-      const drawn = values.map((v) => v.value);
-      const top = Math.max(...drawn.map((v) => Math.abs(v === null ? 0 : v)));
-      const error = bars(values);
+    const series = (name, what, yaxis, color) => {
+      const values = rows.map((row) => row.numbers[name]), error = bars(values);
       error.color = color;
       return {
-        type: "scatter", mode, x, y: drawn, yaxis, name, error_y: error, line: { color, width: 1.8 }, marker: { color, size: 6 },
-        customdata: rows.map((row, i) => wrapped(tipOf(cutWord(cut) + " " + row.label + ": " + what, values[i], count(row), unit, ""))
-          + "<br><i>" + wrapped([name === "sd" ? found.meanings.sd : meaning]) + "</i>"),
-        hovertemplate: HOVER, reach: top,
+        type: "scatter", mode, x, y: values.map((v) => v.value), yaxis, name, error_y: error, line: { color, width: 1.8 }, marker: { color, size: 6 },
+        customdata: rows.map((row) => wrapped([found.words + " " + row.label + ": " + what, row.cells[at[name]].tip])), hovertemplate: HOVER,
       };
     };
-    const upper = series(numbers, quantity, QUANTITIES[quantity], "y", css("--bar"));
-    const lower = series(spread, "sd", "standard deviation", "y2", css("--second"));
-    const range = (values, around, floor) => { // an interval of few tokens may dwarf all else: it is drawn as far as the frame goes
-      const points = values.map((v) => v.value).filter((v) => v !== null);
+    const range = (name, around, floor) => { // an interval of few tokens may dwarf all else: it is drawn as far as the frame goes
+      const values = rows.map((row) => row.numbers[name]), points = values.map((v) => v.value).filter((v) => v !== null);
       const most = Math.max(...points.map((v) => Math.abs(v - around)), 1e-9);
       const ends = values.flatMap((v) => [v.low, v.high]).filter((v) => v !== null);
       const low = Math.max(Math.min(...points, ...ends, around), around - 3 * most), high = Math.min(Math.max(...points, ...ends, around), around + 3 * most);
@@ -186,60 +155,50 @@
     const shapes = [line(around, "", "y")];
     shapes[0].yref = "y";
     return {
-      traces: [upper, lower],
+      traces: [series(quantity, QUANTITIES[quantity], "y", css("--bar")), series("sd", "standard deviation", "y2", css("--second"))],
       layout: layout({
-        xaxis: Object.assign({ title: { text: plain(cutWord(cut)) + (cut === "probability" ? " (upper end)" : cut === "position" || cut === "length" ? " (from)" : "") }, anchor: "y2", zeroline: false }, ticks),
-        yaxis: { title: { text: quantity === "mean_ratio" ? "mean ratio" : quantity === "mean" ? "mean, nats" : "mean | |, nats" }, domain: [0.4, 1], range: range(numbers, around, quantity === "mean_abs"), zeroline: false },
-        yaxis2: { title: { text: "sd, nats" }, domain: [0, 0.3], range: [0, range(spread, 0, true)[1]], zeroline: false },
+        xaxis: Object.assign({ title: { text: plain(found.words) + (cut === "probability" ? " (upper end)" : cut === "position" || cut === "length" ? " (from)" : "") }, anchor: "y2", zeroline: false }, ticks),
+        yaxis: { title: { text: quantity === "mean_ratio" ? "mean ratio" : quantity === "mean" ? "mean, nats" : "mean | |, nats" }, domain: [0.4, 1], range: range(quantity, around, quantity === "mean_abs"), zeroline: false },
+        yaxis2: { title: { text: "sd, nats" }, domain: [0, 0.3], range: [0, range("sd", 0, true)[1]], zeroline: false },
         shapes,
       }),
-      note: notes.filter(Boolean).join(" "),
-      head: [cutWord(cut), level + "s", QUANTITIES[quantity], "standard deviation"],
-      rows: found.rows.filter((row) => row[level]).map((row) => [
-        { text: row.label }, { text: whole(count(row)) },
-        { text: sig(row[level][quantity].value), tip: tipOf(row.label, row[level][quantity], count(row), unit, meaning).join("\n") },
-        { text: sig(row[level].sd.value), tip: tipOf(row.label, row[level].sd, count(row), unit, found.meanings.sd).join("\n") },
-      ]),
+      note: notes.join(" "), level,
     };
   }
-  const cutWord = (cut) => data.cut_words[cut];
 
   function identity() {
-    const names = Object.keys(data.levels).reverse();
-    const numbers = names.map((name) => data.levels[name].numbers.mean_ratio);
+    const cells = cellsOf("identity").reverse(), numbers = data.identity.slice().reverse(), names = cells.map((row) => row[0].text);
     const near = numbers.filter((x) => x.value !== null && Math.abs(x.value - 1) <= 1);
     const far = Math.max(...near.map((x) => Math.abs(x.value - 1)), 0.002);
     const ends = near.flatMap((x) => [x.low, x.high]).filter((x) => x !== null).map((x) => Math.abs(x - 1));
     const reach = 1.25 * Math.min(Math.max(far, ...ends), 4 * far + 0.05);
     // One that is far beyond the others would leave them no room: it stands at the edge, and its label says where it is.
     const beyond = numbers.map((x) => x.value === null ? NaN : x.value > 1 + reach ? 1 : x.value < 1 - reach ? -1 : 0);
-    const inside = numbers.map((x, i) => beyond[i] ? Object.assign({}, x, { low: null, high: null }) : x);
-    const error = bars(inside);
+    const error = bars(numbers.map((x, i) => beyond[i] ? Object.assign({}, x, { low: null, high: null }) : x));
     return {
       traces: [{
         type: "scatter", mode: "markers+text", y: names, x: numbers.map((x, i) => beyond[i] ? 1 + 0.97 * reach * beyond[i] : x.value), error_x: error,
         marker: { size: 10, color: beyond.map((side) => css(side ? "--fail" : "--bar")), symbol: beyond.map((side) => side > 0 ? "triangle-right" : side < 0 ? "triangle-left" : "circle") },
-        text: numbers.map((x) => x.value === null ? "" : sig(x.value, Math.abs(x.value) < 10 ? 4 : 2)), textposition: beyond.map((side) => side > 0 ? "top left" : side < 0 ? "top right" : "top center"), cliponaxis: false,
-        customdata: names.map((name, i) => wrapped(tipOf("mean " + name + " ratio", numbers[i], data.levels[name].n, name, numbers[i].meaning))), hovertemplate: HOVER,
+        text: numbers.map((x, i) => x.value === null ? "" : cells[i][2].text), textposition: beyond.map((side) => side > 0 ? "top left" : side < 0 ? "top right" : "top center"), cliponaxis: false,
+        customdata: cells.map((row) => wrapped(["mean " + row[0].text + " ratio", row[2].tip])), hovertemplate: HOVER,
       }],
       layout: layout({ xaxis: { title: { text: "mean of pi/mu" }, range: [1 - reach, 1 + reach], nticks: 7 }, yaxis: { type: "category", range: [-0.5, names.length - 0.3] }, shapes: [line(1, "", "x")] }),
       note: beyond.some((side) => side) ? "Triangles: beyond the picture." : "",
-      head: ["level", "n", "mean ratio"],
-      rows: names.map((name, i) => [{ text: name }, { text: whole(data.levels[name].n) }, { text: sig(numbers[i].value, 4), tip: tipOf(name, numbers[i], data.levels[name].n, name, numbers[i].meaning, (x) => sig(x, 4)).join("\n") }]),
     };
   }
 
   function histogram() {
     const name = data.histograms[state.level] ? state.level : "sequence";
-    const h = data.histograms[name], n = h.n, log = name === "token";
+    const h = data.histograms[name], log = name === "token", words = cellsOf("histogram", name);
+    let k = 0; // the table has no empty bars
+    const said = h.counts.map((c) => c ? words[k++] : null);
     const x = h.counts.map((_, i) => h.first + i * h.width);
-    const label = (i) => sig(x[i] - h.width / 2, 3) + " to " + sig(x[i] + h.width / 2, 3) + " nats";
     const low = x[0] - h.width, high = x[x.length - 1] + h.width, right = Math.max(high, -0.15 * low);
     const marks = [[1, "ratio 1"], ...CAPS.map((cap) => [cap, "cap " + cap])].map(([r, text]) => [Math.log(r), text]).filter(([at]) => at > low && at < right);
     return {
       traces: [{
         type: "bar", x, y: h.counts, width: h.width * 0.94, marker: { color: css("--bar") },
-        customdata: h.counts.map((c, i) => wrapped([label(i), whole(c) + " of " + whole(n) + " " + name + "s, " + share(c / n), "Counts have no interval: facts about this sample."])), hovertemplate: HOVER,
+        customdata: said.map((row) => row ? wrapped([row[0].text, row[1].text + " of " + h.of + ", " + row[2].text, h.facts]) : ""), hovertemplate: HOVER,
       }],
       layout: layout({
         xaxis: { title: { text: "log ratio of the " + name + ", nats" }, range: [low, right], zeroline: false },
@@ -248,39 +207,33 @@
         shapes: marks.map(([at]) => line(at, "", "x")),
         annotations: marks.map(([at, text], i) => ({ x: at, y: 1, yref: "paper", yanchor: "bottom", xanchor: at > (low + right) / 2 ? "right" : "left", yshift: 15 * (marks.length - 1 - i), text, showarrow: false, font: { color: css("--mark") } })),
       }),
-      note: (h.outside ? "Beyond the picture: " + whole(h.outside) + ". " : "") + (name === state.level ? "" : "Turns have no histogram: sequences are shown."),
-      head: ["log ratio", name + "s", "share"],
-      rows: h.counts.map((c, i) => [{ text: label(i) }, { text: whole(c) }, { text: share(c / n) }]).filter((_, i) => h.counts[i]),
+      note: (h.outside ? "Beyond the picture: " + whole(h.outside) + ". " : "") + (name === state.level ? "" : "Turns have no histogram: sequences are shown."), level: name,
     };
   }
 
   function tail() {
     const name = data.tails[state.level] ? state.level : "sequence";
-    const t = data.tails[name], khat = data.levels[name].numbers.khat;
-    if (!t.log_ratios.length) return empty("There are no ratios.");
+    const t = data.tails[name];
+    if (!t.log_ratios.length) return empty("There are no ratios.", name);
     const part = (i) => (i + 0.5) / t.n;
-    const over = t.khat !== null && t.khat > t.limit;
-    const words = t.khat === null ? "no tail index: " + (khat.refused || "too few units, or all alike") : "khat " + sig(t.khat) + (over ? ", over the limit of " : ", within the limit of ") + sig(t.limit);
     const traces = [{
       type: "scatter", mode: "markers", x: t.log_ratios, y: t.log_ratios.map((_, i) => part(i)), marker: { color: css("--bar"), size: 5 }, name: "observed",
-      customdata: t.log_ratios.map((v, i) => wrapped(["rank " + (i + 1) + " of " + whole(t.n) + " " + name + "s", "log ratio " + sig(v, 3) + " nats" + (v < 700 ? ", ratio " + sig(Math.exp(v)) : ""), words, "One unit: no interval. " + khat.meaning])), hovertemplate: HOVER,
+      customdata: t.said.map((said, i) => wrapped(["rank " + whole(i + 1) + " of " + t.of, said, t.words, t.facts])), hovertemplate: HOVER,
     }];
     if (t.fitted.length) traces.push({ type: "scatter", mode: "lines", x: t.fitted, y: t.fitted.map((_, i) => part(i)), line: { color: css("--second"), width: 2 }, name: "Pareto fit", hoverinfo: "skip" });
     return {
       traces,
       layout: layout({
         xaxis: { title: { text: "log ratio of the " + name + ", nats" }, zeroline: false }, yaxis: { type: "log", dtick: 1, title: { text: "share at least this large" }, exponentformat: "power" },
-        annotations: [{ x: 1, y: 1, xref: "paper", yref: "paper", xanchor: "right", yanchor: "top", text: words, showarrow: false, font: { color: over ? css("--fail") : css("--ink"), size: 14 } }],
+        annotations: [{ x: 1, y: 1, xref: "paper", yref: "paper", xanchor: "right", yanchor: "top", text: t.words, showarrow: false, font: { color: t.over ? css("--fail") : css("--ink"), size: 14 } }],
       }),
-      note: "The " + whole(t.log_ratios.length) + " largest of " + whole(t.n) + " " + name + "s. Under an index of 0.5 the ratio has a variance; moments are refused beyond " + sig(t.limit) + ".",
-      head: ["what", "value"],
-      rows: [[{ text: "khat" }, { text: sig(t.khat), tip: tipOf("khat, " + name, khat, t.n, name, khat.meaning).join("\n") }], [{ text: "limit" }, { text: sig(t.limit) }], [{ text: "largest log ratio" }, { text: sig(t.log_ratios[0], 3), tip: tipOf("largest log ratio", { value: t.log_ratios[0], low: null, high: null, sample: null, unit: "nats", refused: "" }, t.n, name, "A fact about these units.").join("\n") }]],
+      note: t.note, level: name,
     };
   }
 
   function density() {
     const d = data.density, columns = d.counts.length, rows = d.counts[0].length;
-    const totals = d.counts.map((column) => column.reduce((a, b) => a + b, 0)), n = totals.reduce((a, b) => a + b, 0);
+    const totals = d.counts.map((column) => column.reduce((a, b) => a + b, 0)), words = cellsOf("density");
     const used = [...Array(columns).keys()].filter((i) => totals[i]).reverse(); // rare tokens on the left
     if (!used.length) return empty("There are no tokens.");
     const first = used[used.length - 1], last = used[0];
@@ -294,13 +247,12 @@
     const middle = (i) => last - i; // cells from the left
     const across = [];
     for (let i = last; i >= first; i -= 1) across.push(i);
-    const probability = (s) => { const p = Math.exp(-s); return p > 0.9 ? "1 - " + sig(1 - p, 1) : sig(p); };
-    const columnLabel = (i) => (i === columns - 1 ? "below " + probability(d.minus_log_mu[i]) : probability(d.minus_log_mu[i + 1]) + " to " + (i === 0 ? "1" : probability(d.minus_log_mu[i])));
-    const rowLabel = (j) => (j === 0 ? "below " + sig(d.log_ratio[1]) : j === rows - 1 ? "over " + sig(d.log_ratio[j]) : sig(d.log_ratio[j]) + " to " + sig(d.log_ratio[j + 1]));
+    const labels = {}; // of the columns that the table has: those with tokens
+    used.forEach((i, k) => { labels[i] = words[k][0].text; });
     const z = [], tips = [];
     for (let j = below; j <= above; j += 1) {
       z.push(across.map((i) => d.counts[i][j] ? Math.log10(d.counts[i][j]) : null));
-      tips.push(across.map((i) => d.counts[i][j] ? wrapped(["probability under mu " + columnLabel(i), "log ratio " + rowLabel(j) + " nats", whole(d.counts[i][j]) + " of " + whole(n) + " tokens", share(d.counts[i][j] / totals[i]) + " of the tokens of this probability", "Counts have no interval: facts about this sample."]) : ""));
+      tips.push(across.map((i) => d.counts[i][j] ? wrapped(["probability under mu " + labels[i], "log ratio " + d.labels[j] + " nats", d.said[i][j], d.facts]) : ""));
     }
     const quantile = (q) => across.map((i) => {
       if (totals[i] < MIN_TOKENS) return null;
@@ -310,15 +262,15 @@
     });
     const xs = across.map((_, k) => k);
     const trend = (q, dash, width) => ({ type: "scatter", mode: "lines", x: xs, y: quantile(q), line: { color: css("--second"), width, dash }, hoverinfo: "skip", connectgaps: false });
-    const xTicks = [1e-6, 1e-4, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999].map((p) => [middle(place(d.minus_log_mu, -Math.log(p))), p > 0.9 && p < 1 ? String(p) : p < 1e-2 ? p.toExponential(0) : String(p)]).filter(([at]) => at >= -0.5 && at <= last - first + 0.5)
+    const xTicks = ["1e-6", "1e-4", "0.01", "0.1", "0.5", "0.9", "0.99", "0.999", "0.9999", "0.99999"].map((p) => [middle(place(d.minus_log_mu, -Math.log(Number(p)))), p]).filter(([at]) => at >= -0.5 && at <= last - first + 0.5)
       .filter(([at], i, all) => i === all.length - 1 || all[i + 1][0] - at > (last - first) / (narrow() ? 7 : 11));
-    const yTicks = [-10, -1, -0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.1, 1, 10].map((v) => [place(d.log_ratio, v), String(v)]).filter(([at]) => at >= below - 0.5 && at <= above + 0.5);
+    const yTicks = ["-10", "-1", "-0.1", "-0.01", "-0.001", "0", "0.001", "0.01", "0.1", "1", "10"].map((v) => [place(d.log_ratio, Number(v)), v]).filter(([at]) => at >= below - 0.5 && at <= above + 0.5);
     const most = Math.max(...z.flat().filter((v) => v !== null));
     const powers = [...Array(Math.floor(most) + 1).keys()];
     return {
       traces: [
         { type: "heatmap", x: xs, y: [...Array(above - below + 1).keys()].map((j) => j + below), z, customdata: tips, hovertemplate: HOVER, hoverongaps: false, zmin: 0, zmax: Math.max(most, 0.5),
-          colorscale: [[0, css("--low")], [1, css("--high")]], showscale: !narrow(), colorbar: { title: { text: "tokens" }, tickvals: powers, ticktext: powers.map((k) => whole(10 ** k)), thickness: 10, outlinewidth: 0 } },
+          colorscale: [[0, css("--low")], [1, css("--high")]], showscale: !narrow(), colorbar: { title: { text: "tokens" }, tickvals: powers, ticktext: powers.map((k) => d.powers[k]), thickness: 10, outlinewidth: 0 } },
         trend(0.5, "solid", 2), trend(0.05, "dot", 1.3), trend(0.95, "dot", 1.3),
       ],
       layout: layout({
@@ -326,97 +278,60 @@
         yaxis: { title: { text: "log ratio, nats" }, tickvals: yTicks.map((t) => t[0]), ticktext: yTicks.map((t) => t[1]), zeroline: false, showgrid: false },
         shapes: below <= (rows - 1) / 2 && above >= (rows - 1) / 2 ? [Object.assign(line((rows - 1) / 2, "", "y"), { yref: "y" })] : [],
       }),
-      head: ["probability under mu", "tokens", "share"],
-      rows: across.map((i) => [{ text: columnLabel(i) }, { text: whole(totals[i]) }, { text: share(totals[i] / n) }]).filter((_, k) => totals[across[k]]),
     };
   }
 
-  const chosen = () => state.estimator < 0 ? data.estimators : [data.estimators[state.estimator]];
+  // Of the estimators that are chosen, the cells of a table and what is drawn of them.
+  const chosen = (id, drawn) => cellsOf(id).map((cells, i) => ({ cells, drawn: drawn[i], name: cells[0].text })).filter((_, i) => state.estimator < 0 || state.estimator === i);
   function ess() {
-    const trials = chosen().slice().reverse(), names = trials.map((t) => broken(t.name));
-    const applied = trials.map((t) => t.all.numbers.effective_share), raw = trials.map((t) => t.raw_effective_share);
-    const bar = (values, name, color, tips, pattern) => ({ type: "bar", orientation: "h", y: names, x: values, name, marker: { color, pattern: { shape: pattern, size: 5 } }, customdata: tips, hovertemplate: HOVER });
+    const trials = chosen("ess", data.ess).reverse(), names = trials.map((t) => broken(t.name));
+    const bar = (key, column, name, color, patterned) => ({
+      type: "bar", orientation: "h", y: names, x: trials.map((t) => t.drawn[key].sample), name,
+      marker: { color, pattern: { shape: patterned ? trials.map((t) => t.drawn[key].value === null ? "/" : "") : undefined, size: 5 } },
+      customdata: trials.map((t) => wrapped([key === "raw" ? "raw " + t.cells[1].text + " ratios" : t.name + ", as applied", t.cells[column].tip])), hovertemplate: HOVER,
+    });
     return {
-      traces: [
-        bar(applied.map((x) => x.sample), "applied", css("--bar"), trials.map((t, i) => wrapped(tipOf(t.name + ", as applied", applied[i], t.all.units, t.unit, data.estimator_meanings.effective_share, share)))),
-        bar(raw.map((x) => x.sample), "raw (striped: refused, figure of this sample)", css("--second"), trials.map((t, i) => wrapped(tipOf("raw " + t.unit + " ratios", raw[i], t.all.units, t.unit, raw[i].meaning, share))), raw.map((x) => x.value === null ? "/" : "")),
-      ],
+      traces: [bar("applied", 3, "applied", css("--bar"), false), bar("raw", 2, "raw (striped: refused, figure of this sample)", css("--second"), true)],
       layout: layout({ barmode: "group", bargap: 0.25, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "reversed" }, xaxis: { range: [0, 1], tickformat: ".0%", title: { text: "effective share of units" } }, yaxis: { type: "category" }, margin: { l: 56, r: 12, t: 30, b: 44 } }),
       height: 120 + 34 * trials.length,
-      head: ["estimator", "units", "raw", "applied"],
-      rows: trials.slice().reverse().map((t) => [{ text: t.name }, { text: whole(t.all.units) + " " + t.unit + "s" },
-        { text: share(t.raw_effective_share.sample), tip: tipOf("raw", t.raw_effective_share, t.all.units, t.unit, t.raw_effective_share.meaning, share).join("\n") },
-        { text: share(t.all.numbers.effective_share.value), tip: tipOf("applied", t.all.numbers.effective_share, t.all.units, t.unit, data.estimator_meanings.effective_share, share).join("\n") }]),
     };
   }
   // Rows of estimators, columns of lengths or of signs: as a table of colours, or as bars with intervals for one of them.
-  function parts(which, name, show) {
-    const trials = chosen(), weight = name === "mean_weight";
-    const label = (part) => which === "by_length" ? part.label : part.sign === "none" ? "none or 0" : part.sign;
-    const labels = [...new Set(data.estimators.flatMap((t) => t[which].map(label)))];
-    if (which === "by_length") labels.sort((a, b) => parseFloat(a.replace(/,/g, "")) - parseFloat(b.replace(/,/g, "")));
-    if (which === "by_advantage" && labels.length === 1 && labels[0] === "none or 0") return empty("No advantage is recorded, or all are 0.");
-    const find = (t, at) => t[which].find((part) => label(part) === at);
-    const title = which === "by_length" ? "response length, tokens" : "sign of the advantage";
-    const value = (part) => { const x = part.numbers[name]; return x.value === null ? (weight ? part.log_mean_weight : null) : x.value; };
-    const small = (x) => weight && x >= 1000 ? x.toExponential(0).replace("+", "") : show(x);
-    const text = (part) => part.numbers[name].value === null ? (weight && part.log_mean_weight !== null ? "e^" + whole(part.log_mean_weight) : "-") : small(part.numbers[name].value);
-    const tipFor = (t, at) => { const part = find(t, at); return part ? tipOf(t.name + ", " + title + " " + at, part.numbers[name], part.units, t.unit, data.estimator_meanings[name], show) : []; };
-    const head = ["estimator", ...labels];
-    const rows = trials.map((t) => [{ text: t.name }, ...labels.map((at) => { const part = find(t, at); return part ? { text: text(part), tip: tipFor(t, at).join("\n") } : { text: "" }; })]);
-    const top = weight ? TOP_WEIGHT : 1;
+  function parts(id, title, weight) {
+    const trials = chosen(id, data.parts[id]);
+    const labels = [...document.querySelectorAll("#table-" + id + " thead th")].slice(1).map((th) => th.textContent);
+    if (!labels.length) return empty("No advantage is recorded, or all are 0.");
+    const top = weight ? TOP_WEIGHT : 1, high = (x) => x.value === null ? top : Math.min(x.value, top);
+    const tipFor = (t, k) => t.drawn[k] ? wrapped([t.name + ", " + title + " " + labels[k], t.cells[k + 1].tip]) : "";
     if (trials.length === 1) {
-      const t = trials[0], here = labels.filter((at) => find(t, at)), numbers = here.map((at) => find(t, at).numbers[name]);
+      const t = trials[0], here = [...labels.keys()].filter((k) => t.drawn[k]), numbers = here.map((k) => t.drawn[k]);
       const error = bars(numbers);
       error.color = css("--ink");
       return {
-        traces: [{ type: "bar", x: here, y: numbers.map((x) => x.value === null ? top : Math.min(x.value, top)), error_y: error, marker: { color: css("--bar") }, text: here.map((at) => text(find(t, at))), textposition: "inside", insidetextanchor: "start", customdata: here.map((at) => wrapped(tipFor(t, at))), hovertemplate: HOVER }],
+        traces: [{ type: "bar", x: here.map((k) => labels[k]), y: numbers.map(high), error_y: error, marker: { color: css("--bar") }, text: here.map((k) => t.cells[k + 1].text), textposition: "inside", insidetextanchor: "start", customdata: here.map((k) => tipFor(t, k)), hovertemplate: HOVER }],
         layout: layout({ xaxis: { type: "category", title: { text: title } }, yaxis: { range: [0, top], tickformat: weight ? "" : ".0%" }, shapes: weight ? [line(1, "", "y")] : [] }),
-        note: "Of " + t.name + ".", head, rows,
+        note: "Of " + t.name + ".",
       };
     }
-    const order = trials.slice().reverse();
-    const z = order.map((t) => labels.map((at) => { const part = find(t, at); return part ? (part.numbers[name].value === null ? top : Math.min(value(part), top)) : null; }));
+    const order = trials.slice().reverse(), each = (f) => order.map((t) => labels.map((_, k) => f(t, k)));
     const scale = weight ? [[0, css("--loss")], [1 / top, css("--page")], [1, css("--fill")]] : [[0, css("--page")], [1, css("--fill")]];
     return {
       traces: [{
-        type: "heatmap", x: labels, y: order.map((t) => broken(t.name)), z, zmin: 0, zmax: top, xgap: 2, ygap: 2, colorscale: scale, showscale: false, hoverongaps: false,
-        text: order.map((t) => labels.map((at) => { const part = find(t, at); return part ? text(part) : ""; })), texttemplate: "%{text}", textfont: { color: css("--ink"), size: narrow() ? 9 : 11.5 },
-        customdata: order.map((t) => labels.map((at) => wrapped(tipFor(t, at)))), hovertemplate: HOVER,
+        type: "heatmap", x: labels, y: order.map((t) => broken(t.name)), z: each((t, k) => t.drawn[k] ? high(t.drawn[k]) : null), zmin: 0, zmax: top, xgap: 2, ygap: 2, colorscale: scale, showscale: false, hoverongaps: false,
+        text: each((t, k) => t.cells[k + 1].text), texttemplate: "%{text}", textfont: { color: css("--ink"), size: narrow() ? 9 : 11.5 }, customdata: each(tipFor), hovertemplate: HOVER,
       }],
       layout: layout({ xaxis: { type: "category", title: { text: title }, showgrid: false, tickangle: narrow() ? -60 : "auto" }, yaxis: { type: "category", showgrid: false } }),
-      height: 110 + 26 * trials.length, head, rows,
+      height: 110 + 26 * trials.length,
     };
   }
 
   const PICTURES = {
     identity, histogram, tail, density, ess,
-    "by-length": () => parts("by_length", "mean_weight", sig), "kept-length": () => parts("by_length", "kept_tokens_share", share),
-    "by-sign": () => parts("by_advantage", "mean_weight", sig), "kept-sign": () => parts("by_advantage", "kept_tokens_share", share),
+    "by-length": () => parts("by-length", "response length, tokens", true), "kept-length": () => parts("kept-length", "response length, tokens", false),
+    "by-sign": () => parts("by-sign", "sign of the advantage", true), "kept-sign": () => parts("kept-sign", "sign of the advantage", false),
   };
   for (const cut of Object.keys(data.where)) PICTURES["where-" + cut] = () => where(cut);
 
-  function table(id, head, rows) {
-    const box = $("table-" + id);
-    box.replaceChildren();
-    if (!rows.length) return;
-    const out = document.createElement("table");
-    const cellOf = (cell, tag) => {
-      const td = document.createElement(tag);
-      if (cell.tip) {
-        const span = document.createElement("span");
-        span.className = "n"; span.dataset.tip = cell.tip; span.textContent = cell.text;
-        td.append(span);
-      } else td.textContent = cell.text;
-      return td;
-    };
-    const top = out.createTHead().insertRow();
-    for (const text of head) top.append(cellOf({ text }, "th"));
-    const body = out.createTBody();
-    for (const row of rows) { const tr = body.insertRow(); row.forEach((cell, i) => tr.append(cellOf(cell, i ? "td" : "th"))); }
-    box.append(out);
-    arrows(out);
-  }
   function draw(id) {
     const box = $("plot-" + id), cut = id.startsWith("where-") ? id.slice(6) : null;
     const hidden = cut !== null && state.cut !== "all" && state.cut !== cut;
@@ -426,7 +341,7 @@
     $("note-" + id).textContent = found.note || "";
     box.hidden = !found.traces.length;
     box.style.height = (found.height || (cut ? 320 : 340)) + "px";
-    table(id, found.head || [], found.rows);
+    for (const table of document.querySelectorAll("#table-" + id + " [data-level]")) table.hidden = table.dataset.level !== found.level;
     if (!found.traces.length) return;
     const size = state.print ? { width: 335, height: Math.min(found.height || 270, 480), autosize: false } : { autosize: true };
     Plotly.react(box, found.traces, Object.assign(found.layout, size), { responsive: !state.print, displaylogo: false, displayModeBar: false });
@@ -436,12 +351,11 @@
   function strips() {
     for (const box of document.querySelectorAll(".strip")) {
       const w = data.worst[Number(box.dataset.worst)];
-      w.log_ratios.forEach((l, i) => {
-        const token = document.createElement("b"), id = w.token_ids ? w.token_ids[i] : null;
-        const lines = ["token " + whole(w.first + i) + " of the response" + (id === null ? "" : ", id " + id)];
-        if (w.mask[i]) {
-          token.style.background = "rgba(var(" + (l < 0 ? "--less" : "--more") + ")," + Math.min(1, Math.abs(l)).toFixed(3) + ")";
-          lines.push("log ratio " + sig(l, 3) + " nats, probability under mu " + sig(Math.exp(w.log_mu[i])), "One token (n = 1): no interval.");
+      w.places.forEach((place, i) => {
+        const token = document.createElement("b"), l = w.shades[i], lines = [place];
+        if (w.said[i]) {
+          token.style.background = "rgba(var(" + (l < 0 ? "--less" : "--more") + ")," + Math.abs(l) + ")";
+          lines.push(w.said[i], "One token (n = 1): no interval.");
         } else {
           token.className = "off";
           lines.push("not in the mask: it does not count");
@@ -480,7 +394,7 @@
     drawAll();
   });
 
-  if (data.levels.sequence) { $("f-level").value = "sequence"; state.level = "sequence"; }
+  if ([...$("f-level").options].some((x) => x.value === "sequence")) { $("f-level").value = "sequence"; state.level = "sequence"; }
   document.querySelectorAll("table, .bars, .worst p").forEach(arrows);
   strips();
   drawAll();

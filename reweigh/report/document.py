@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from reweigh.audit.headline import headline
-from reweigh.audit.lengths import length_columns
-from reweigh.audit.outcomes import MEANINGS, numbers_of
-from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence
-from reweigh.audit.result import Audit, FileRead, TrialRow
+from reweigh.audit.pictures import Histogram, Tail, WorstSequence
+from reweigh.audit.recommend import Ranked, Recommendation
+from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
-from reweigh.audit.trial import Outcome
+from reweigh.audit.trial import MEANINGS, Outcome, TrialRow
 from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
+from reweigh.report.words import length_columns
 from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import plain
 from reweigh.stats.summary import Summary
 from reweigh.stats.sums import NUM_BINS
-from reweigh.stats.verdict import Verdict
 
 DOCUMENT_VERSION = 2
 SLICE_NUMBERS: Mapping[str, tuple[str, ...]] = {
@@ -29,15 +28,23 @@ _NO_INTERVAL = "no interval: fewer than two prompts"
 _TOO_LARGE = "beyond what a float64 holds"
 
 
-def document(audit: Audit) -> dict[str, Any]:
+def document_of(audit: Audit) -> dict[str, Any]:
     """The audit as JSON values; numbers that JSON has not got are null, with the reason beside them."""
-    top = headline(audit)
+    top, verdict = audit.headline, audit.verdict
     return {
         "reweigh_audit": DOCUMENT_VERSION,
         "summary": {"sentence": top.sentence, "todo": list(top.todo), "why": list(top.why), "use": top.use or None},
-        "verdict": _verdict(audit.verdict),
+        "verdict": {
+            "level": verdict.level,
+            "reason": verdict.reason,
+            "hint": verdict.hint,
+            "findings": [{"severity": f.severity, "reason": f.reason, "hint": f.hint} for f in verdict.findings],
+        },
         "diagnosis": None if audit.diagnosis is None else audit.diagnosis.to_dict(),
-        "files": [_file(file) for file in audit.files],
+        "files": [
+            {"path": str(file.path), "rows": file.rows, "tokens": file.tokens, "run": file.info.to_dict()}
+            for file in audit.files
+        ],
         "notes": list(audit.notes),
         "left_out": {"not_finite": audit.levels["token"].dropped, "positive": audit.positive},
         "levels": {name: _level(summary) for name, summary in audit.levels.items()},
@@ -45,20 +52,15 @@ def document(audit: Audit) -> dict[str, Any]:
         "estimator_meanings": dict(MEANINGS),
         "slices": {by: [_slice(row) for row in rows] for by, rows in audit.slices.items()},
         "where": {cut: _where(cut, rows) for cut, rows in audit.strata.items()},
-        "histograms": {name: _histogram(name, x) for name, x in audit.histograms.items()},
-        "density": _density(audit.density),
+        "histograms": {name: bars(name, x) for name, x in audit.histograms.items()},
+        "density": {
+            "minus_log_mu": audit.density.column_edges(),
+            "log_ratio": audit.density.row_edges(),
+            "counts": audit.density.counts.tolist(),
+        },
         "tails": {name: _tail(tail) for name, tail in audit.tails.items()},
         "worst": [_worst(one) for one in audit.worst],
     }
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    findings = [{"severity": f.severity, "reason": f.reason, "hint": f.hint} for f in verdict.findings]
-    return {"level": verdict.level, "reason": verdict.reason, "hint": verdict.hint, "findings": findings}
-
-
-def _file(file: FileRead) -> dict[str, Any]:
-    return {"path": str(file.path), "rows": file.rows, "tokens": file.tokens, "run": file.info.to_dict()}
 
 
 def _level(summary: Summary) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _level(summary: Summary) -> dict[str, Any]:
 
 
 def _number(number: Number) -> dict[str, Any]:
-    value, low, high, sample = (_finite(x) for x in (number.value, number.low, number.high, number.sample))
+    value, low, high, sample = (plain(x) for x in (number.value, number.low, number.high, number.sample))
     refused = number.refused
     if number.value is not None and value is None:
         refused = _TOO_LARGE
@@ -81,6 +83,10 @@ def _number(number: Number) -> dict[str, Any]:
     elif number.value is None and not refused:
         refused = "too few units, or all alike"
     return {"value": value, "low": low, "high": high, "sample": sample, "unit": number.unit, "refused": refused}
+
+
+def _numbers(numbers: Mapping[str, Number]) -> dict[str, Any]:
+    return {name: _number(x) for name, x in numbers.items()}
 
 
 def _trial(trial: TrialRow) -> dict[str, Any]:
@@ -101,7 +107,18 @@ def _trial(trial: TrialRow) -> dict[str, Any]:
 
 
 def _part(trial: TrialRow, outcome: Outcome) -> dict[str, Any]:
-    return _outcome(outcome) | {"numbers": {name: _number(x) for name, x in numbers_of(trial, outcome).items()}}
+    return {
+        "units": outcome.units,
+        "kept": outcome.kept,
+        "bounded": outcome.bounded,
+        "tokens": outcome.tokens,
+        "kept_tokens": outcome.kept_tokens,
+        "mean_weight": _exp(outcome.log_mean_weight),
+        "log_mean_weight": plain(outcome.log_mean_weight),
+        "largest_weight": _exp(outcome.log_largest),
+        "log_largest_weight": plain(outcome.log_largest),
+        "numbers": _numbers({name: trial.number(outcome, name) for name in MEANINGS}),
+    }
 
 
 def _where(cut: Cut, rows: tuple[Stratum, ...]) -> dict[str, Any]:
@@ -110,46 +127,36 @@ def _where(cut: Cut, rows: tuple[Stratum, ...]) -> dict[str, Any]:
 
 
 def _stratum(row: Stratum) -> dict[str, Any]:
-    def plain(numbers: Mapping[str, Number]) -> dict[str, Any]:
-        return {name: _number(x) for name, x in numbers.items()}
-
     return {
         "label": row.label,
         "start": row.start,
         "tokens": row.tokens,
         "sequences": row.sequences,
-        "token": plain(row.token),
-        "sequence": None if row.sequence is None else plain(row.sequence),
+        "token": _numbers(row.token),
+        "sequence": None if row.sequence is None else _numbers(row.sequence),
     }
 
 
-def _histogram(name: str, histogram: Histogram) -> dict[str, Any]:
+def bars(name: str, histogram: Histogram) -> dict[str, Any]:
+    """The bars of a level's log ratios, as the page draws them: those that are not empty, and what is between."""
     n = histogram.n
     bins = 32 if name == "token" or n >= 1000 else 16 if n >= 200 else 8  # on each side of 0
-    bars = histogram.linear(bins, 0.0 if name == "token" else MAX_OUTSIDE)
-    used = np.flatnonzero(bars.counts)
+    found = histogram.linear(bins, 0.0 if name == "token" else MAX_OUTSIDE)
+    used = np.flatnonzero(found.counts)
     first, last = (int(used[0]), int(used[-1])) if len(used) else (bins - 1, bins - 1)
     return {
         "n": n,
-        "width": bars.width,
-        "first": (first - bins + 1) * bars.width,
-        "counts": bars.counts[first : last + 1].tolist(),
-        "outside": bars.outside,
-    }
-
-
-def _density(density: Density) -> dict[str, Any]:
-    return {
-        "minus_log_mu": density.column_edges(),
-        "log_ratio": density.row_edges(),
-        "counts": density.counts.tolist(),
+        "width": found.width,
+        "first": (first - bins + 1) * found.width,
+        "counts": found.counts[first : last + 1].tolist(),
+        "outside": found.outside,
     }
 
 
 def _tail(tail: Tail) -> dict[str, Any]:
     return {
         "n": tail.n,
-        "khat": _finite(tail.khat),
+        "khat": plain(tail.khat),
         "limit": tail.limit,
         "log_ratios": [float(f"{x:.6g}") for x in tail.log_ratios],
         "fitted": [float(f"{x:.6g}") for x in tail.fitted],
@@ -175,17 +182,23 @@ def _rounded(x: float) -> float | None:
     return float(f"{x:.4g}") if math.isfinite(x) else None
 
 
-def _outcome(x: Outcome) -> dict[str, Any]:
+def recommendation(found: Recommendation) -> dict[str, Any]:
+    """Which estimator to use and why, as JSON values."""
     return {
-        "units": x.units,
-        "kept": x.kept,
-        "bounded": x.bounded,
-        "tokens": x.tokens,
-        "kept_tokens": x.kept_tokens,
-        "mean_weight": _exp(x.log_mean_weight),
-        "log_mean_weight": _finite(x.log_mean_weight),
-        "largest_weight": _exp(x.log_largest),
-        "log_largest_weight": _finite(x.log_largest),
+        "use": found.use,
+        "reason": found.reason,
+        "responses_of_a_step": found.n,
+        "ranked": [_ranked(x) for x in found.ranked],
+        "refused": [{"name": name, "reason": reason} for name, reason in found.refused.items()],
+        "guaranteed_progress": found.progress,
+    }
+
+
+def _ranked(x: Ranked) -> dict[str, Any]:
+    numbers = {"worst_bias": x.limits.bias, "worst_second_moment": x.limits.second, "worst_error": x.error}
+    return {"name": x.name, "why_not": x.why_not or None} | {
+        name: {"value": plain(one.value), "low": plain(one.low), "high": plain(one.high), "unit": one.unit}
+        for name, one in numbers.items()
     }
 
 
@@ -197,10 +210,6 @@ def _slice(row: SliceRow) -> dict[str, Any]:
             numbers = {name: _number(summary[name]) for name in SLICE_NUMBERS[level]}
             found[level] = {"n": summary.n, "refused": summary.refusal, "numbers": numbers}
     return found
-
-
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None
 
 
 def _exp(log_x: float) -> float | None:

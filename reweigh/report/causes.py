@@ -1,0 +1,234 @@
+"""A diagnosis as lines and tables: in short beside an audit, in full on a terminal, and as a section of the page."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, first_cause
+from reweigh.audit.where import Cut
+from reweigh.doctor.causes import ABOUT, BENIGN, CauseId
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
+from reweigh.records import RunInfo
+from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
+from reweigh.report.words import CUT_WORDS
+from reweigh.stats.numerals import share, two
+
+MAX_EVIDENCE = 12  # of a cause
+MAX_SLICES = 60
+_BAR = 20  # characters
+_SHARE = "Share of the sum of squared log ratios that this cause accounts for."
+_CONFIDENCE = "How sure the doctor is: from 0.5 on a cause is named, below it is a suspicion."
+_PICTURES = {
+    "identity": "mean ratio",
+    "histogram": "log ratios",
+    "tail": "the tail",
+    "density": "log ratio by token probability",
+}
+
+
+def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line]:
+    """A diagnosis beside an audit: the causes it names in full, the others in passing.
+
+    Args:
+        diagnosis: what a doctor said.
+        info: what the files say of their run: of the fixes, the general one and those of its programs are shown.
+    """
+    named = [one for one in diagnosis.causes if one.confidence >= NAMED]
+    some = named or list(diagnosis.causes[:1])
+    programs = [name.lower() for name in (info.engine, info.trainer) if name] if info is not None else []
+    yield EMPTY
+    yield line("Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Suspicion")
+    for i, one in enumerate(some, 1):
+        explained = "" if one.explained_share is None else f", {share(one.explained_share)} of the squared log ratios"
+        yield line(f"{i}. {ABOUT[one.id].title} ({one.id}): confidence {two(one.confidence)}{explained}")
+        yield from (line(evidence_sentence(e), indent=3) for e in one.evidence[:1])
+        theirs = (f"{name}: {one.fix[name]}" for name in dict.fromkeys(programs) if name in one.fix)
+        if fix := " ".join([*([one.fix["general"]] if "general" in one.fix else []), *theirs]):
+            yield line(f"fix: {fix}", indent=3)
+    if others := [one for one in diagnosis.causes if one not in some]:
+        yield line(f"suspected, not sure: {', '.join(f'{one.id} {two(one.confidence)}' for one in others)}")
+    if diagnosis.cannot_tell:
+        ids = ", ".join(dict.fromkeys(one.id for one in diagnosis.cannot_tell))
+        yield line(f"cannot tell: {ids}; `reweigh doctor FILE` says more")
+    for note in diagnosis.notes:
+        yield line(f"note: {note.rule}: {note.count:,} {note.counted}{f'; {note.hint}' if note.hint else ''}")
+
+
+def verdict(found: Diagnosis) -> Line:
+    """The verdict in a line."""
+    first = first_cause(found)
+    sure = found.benign or (first is not None and first.confidence >= NAMED)
+    style = "bold ok" if found.benign else "bold fail"
+    parts = (("verdict: " if sure else "suspicion: ", "bold"), (found.verdict, style))
+    return Line((*parts, (f"  {ABOUT[found.verdict].title}", "")))
+
+
+def on_terminal(found: Diagnosis) -> Iterator[Block]:
+    """A diagnosis in full: the verdict, what to do, then why."""
+    yield verdict(found)
+    yield line(ABOUT[found.verdict].meaning)
+    if found.source == "records":
+        yield line(f"{found.sequences:,} responses, {found.tokens:,} tokens", "dim")
+    yield EMPTY
+    yield _causes(found)
+    yield EMPTY
+    for one in found.causes:
+        if one.confidence >= NAMED and one.id not in BENIGN:
+            yield from _in_full(one)
+    if found.cannot_tell:
+        yield line("cannot tell", "bold")
+        for doubt in found.cannot_tell:
+            yield line(f"  {doubt.id}: {doubt.reason}")
+            if doubt.experiment:
+                yield line(f"    what would decide: {doubt.experiment}", "dim")
+        yield EMPTY
+    for by, cut in found.slices.items():
+        yield _slices(by, cut)
+        yield EMPTY
+    yield from (line(f"note: {_note(note)}") for note in found.notes)
+
+
+def _causes(found: Diagnosis) -> Table:
+    rows: list[list[Cell]] = []
+    for one in found.causes:
+        explained = one.explained_share
+        bar = "" if explained is None else "█" * round(explained * _BAR)
+        texts = (one.id, f"{one.confidence:.2f}", _explains(one), bar, ABOUT[one.id].title)
+        rows.append([Cell(text, style="" if one.confidence >= NAMED else "dim") for text in texts])
+    heads = (Column("cause", "left"), Column("confidence"), Column("explains"), NAMES, NAMES)
+    below = "explains: share of the sum of squared log ratios. Dim: a suspicion, not a finding."
+    told = any(one.explained_share is not None for one in found.causes)
+    return Table.of(heads, rows, notes=[below] if told else [], frame="none")
+
+
+def _in_full(one: Finding) -> Iterator[Line]:
+    yield line(one.id, "bold")
+    for e in one.evidence:
+        value, ends = evidence_value(e)
+        yield line(f"  {' '.join(x for x in (e.name, 'unknown' if value == '-' else value, ends) if x)}  {e.meaning}")
+    if one.rules_out:
+        yield line(f"  it is not this if: {one.rules_out}")
+    for name, text in one.fix.items():
+        yield Line((("  ", ""), (f"fix, {name}: " if name != "general" else "fix: ", "bold"), (text, "")))
+    yield EMPTY
+
+
+def _slices(by: str, cut: Mapping[str, Diagnosis]) -> Table:
+    rows: list[list[str]] = []
+    for label, one in cut.items():
+        first = next(c for c in one.causes if c.id == one.verdict)
+        rows.append([label, one.verdict, f"{first.confidence:.2f}", _explains(first), f"{one.tokens:,}"])
+    heads = (Column(by, "left"), Column("verdict", "left"), *map(Column, ("confidence", "explains", "tokens")))
+    return Table.of(heads, rows, notes=[] if cut else [f"no record says its {by}"], frame="none")
+
+
+def _explains(one: Finding) -> str:
+    return "-" if one.explained_share is None else share(one.explained_share)
+
+
+def _note(note: InputNote) -> str:
+    place = f", first at {note.place}" if note.place else ""
+    return f"{note.rule}: {note.count:,} {note.counted}{place}{f'. {note.hint}' if note.hint else ''}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One cause of the page.
+
+    Attributes:
+        id: its name.
+        words: its title.
+        bars: each with its name, its number, and how much of it is filled, in percent.
+        evidence: the numbers that speak for it; None if there are none.
+        rules_out: what would show that it is not this.
+        fix: what to do, by program.
+        seen_in: anchor and words of each picture in which it shows.
+    """
+
+    id: str
+    words: str
+    bars: tuple[tuple[str, Cell, int], ...]
+    evidence: Table | None
+    rules_out: str
+    fix: tuple[tuple[str, str], ...]
+    seen_in: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A diagnosis as a section of the page: a sentence, a card a cause, and the tables under titles of their own."""
+
+    said: str
+    cards: tuple[Card, ...]
+    tables: tuple[tuple[str, Table], ...]
+    notes: tuple[str, ...]
+
+
+def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
+    """The section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
+    read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
+    doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in diagnosis.cannot_tell]
+    some = [(by, label, ABOUT[one.verdict].title) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
+    tables: list[tuple[str, Table]] = []
+    if doubts:
+        heads = _sentences("why not", "columns that would decide", "cheapest experiment")
+        tables.append(("What these records cannot tell", Table.of((Column("cause", "left"), *heads), doubts)))
+    if some:
+        heads = (Column("cut by", "left"), Column("slice", "left"), *_sentences("cause"))
+        tables.append(("Slice by slice", Table.of(heads, some[:MAX_SLICES])))
+    said = cause_sentence(diagnosis)
+    return Section(
+        f"{said[:1].upper()}{said[1:]}. From {read}; the likeliest first.",
+        tuple(_card(one, cuts) for one in diagnosis.causes),
+        tuple(tables),
+        tuple(map(_note, diagnosis.notes)),
+    )
+
+
+def _card(one: Finding, cuts: Collection[Cut]) -> Card:
+    n = next((e.n for e in one.evidence if e.n is not None), None)
+    counted = f"\nn = {n:,}" if n is not None else ""
+    explained = None if one.explained_share is None else min(1.0, max(0.0, one.explained_share))
+    told = "not in the log ratio" if explained is None else share(explained)
+    sure = two(one.confidence)
+    rows: list[list[Cell | str]] = []
+    for e in one.evidence[:MAX_EVIDENCE]:
+        value, ends = evidence_value(e)
+        of = f"{e.n:,}" if e.n is not None else ""
+        lines = (value, f"95% interval {ends}" if ends else "no interval", f"n = {of}" if of else "", e.meaning)
+        rows.append([Cell(e.name, style="code"), Cell(value, "\n".join(x for x in lines if x)), ends, of, e.meaning])
+    heads = (Column("evidence", "left"), Column("value"), INTERVAL, Column("n"), *_sentences("what it means"))
+    return Card(
+        one.id,
+        ABOUT[one.id].title,
+        (
+            (
+                "confidence",
+                Cell(sure, f"{sure}\nno interval: a judgement{counted}\n{_CONFIDENCE}"),
+                round(100 * min(1.0, max(0.0, one.confidence))),
+            ),
+            (
+                "share of squared log ratios",
+                Cell(told, f"{told}\nno interval: a fact about these records{counted}\n{_SHARE}"),
+                round(100 * (explained or 0.0)),
+            ),
+        ),
+        Table.of(heads, rows) if rows else None,
+        one.rules_out,
+        tuple(one.fix.items()),
+        tuple(_places(one.id, cuts)),
+    )
+
+
+def _places(cause: CauseId, cuts: Collection[Cut]) -> Iterator[tuple[str, str]]:
+    words: Mapping[str, str] = {cut: CUT_WORDS[cut] for cut in cuts}
+    for name in ABOUT[cause].seen_in:
+        if name in _PICTURES:
+            yield f"fig-{name}", _PICTURES[name]
+        elif name == "worst":
+            yield name, "the worst sequences"
+        elif name in words:
+            yield f"fig-where-{name}", f"by {words[name]}"
+
+
+def _sentences(*headings: str) -> tuple[Column, ...]:
+    return tuple(Column(heading, "left", prose=True) for heading in headings)

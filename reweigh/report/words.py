@@ -1,0 +1,231 @@
+"""Words for the numbers of a report: which are shown, in what order, under which name, and what each says of itself."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from reweigh.audit.result import Audit
+from reweigh.audit.slices import SliceRow
+from reweigh.audit.trial import Outcome, Sign, TrialRow
+from reweigh.audit.where import Cut
+from reweigh.records import RunInfo
+from reweigh.report.tables import Cell
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import count, interval, share, two
+from reweigh.stats.summary import Summary
+from reweigh.stats.sums import LENGTH_EDGES
+
+# Name in Summary.numbers, and label.
+ROWS: tuple[tuple[str, str], ...] = (
+    ("mean_ratio", "mean ratio (must be 1)"),
+    ("kl_k3", "KL(mu||pi) by k3, nats"),
+    ("kl_k1", "KL(mu||pi) by k1, nats"),
+    ("mean_abs", "mean |log ratio|, nats"),
+    ("sd", "sd of log ratio, nats"),
+    ("tv", "total variation"),
+    ("beyond_2x", "ratio outside [1/2, 2]"),
+    ("excess_2", "weight lost by a cap of 2"),
+    ("renyi2", "log(1 + chi2), nats"),
+    ("renyi2_at_least", "log(1 + chi2) at least"),
+    ("ess_fraction", "effective share (ESS / n)"),
+    ("ess", "ESS of this sample, units"),
+    ("largest_share", "weight of largest unit"),
+    ("khat", "tail index (khat)"),
+    ("prob_gap", "mean |pi - mu|"),
+    ("largest_gap", "largest |pi - mu|"),
+)
+SHARES = ("beyond_2x", "ess_fraction", "largest_share", "kept_share", "kept_tokens_share", "bounded_share")
+HIDDEN = {"token": ("excess_2",)}  # of a token, the share beyond 2x says it better
+_LARGE_RATIO = 100.0  # from here on decimals say nothing
+PI_MU = "pi: the policy that trains; mu: the one that sampled; ratio: pi/mu; intervals: 95%, by prompt."
+MEAN_WEIGHT = "mean weight: over all units, dropped ones at 0; caps and drops take it below 1."
+RAW_STAR = "*: refused as a word on the next batch; a figure of this very sample."
+BY_WORDS = {
+    "step": "training step",
+    "env": "environment",
+    "length": "response length, tokens",
+    "position": "position in the response, tokens",
+    "lag": "lag (trainer version - sampling version; a sequence counts at its largest)",
+    "turn": "turn, from 0",
+    "source": "file",
+}
+CUT_WORDS: Mapping[Cut, str] = {
+    "position": "position in the response",
+    "probability": "probability of the token under mu",
+    "length": "response length, tokens",
+    "turn": "turn",
+    "lag": "lag (trainer version - sampling version)",
+    "env": "environment",
+    "step": "training step",
+}
+
+
+SIGN_WORDS: Mapping[Sign, str] = {"negative": "A < 0", "none": "A = 0 or none", "positive": "A > 0"}
+
+
+def shown(level: Summary, name: str) -> Number | None:
+    """The number of that name, if the level has it and a reader wants it."""
+    return None if name in HIDDEN.get(level.level, ()) else level.numbers.get(name)
+
+
+def shown_rows(levels: Sequence[Summary]) -> list[tuple[str, str]]:
+    """The rows that at least one of the levels has."""
+    return [(name, label) for name, label in ROWS if any(shown(level, name) for level in levels)]
+
+
+def refusals(levels: Sequence[Summary]) -> list[str]:
+    """Why numbers of a level are refused, once each."""
+    lines: list[str] = []
+    for level in levels:
+        if level.refusal:
+            lines.append(f"refused at {level.level} level: {level.refusal}")
+        for name, label in ROWS:
+            number = shown(level, name)
+            if number is not None and number.refused not in ("", level.refusal):
+                lines.append(f"refused at {level.level} level, {label}: {number.refused}")
+    return lines
+
+
+def slice_refusals(rows: Sequence[SliceRow]) -> list[str]:
+    """Why numbers of slices are refused, each reason once."""
+    of = [(row.label, row.sequence.refusal) for row in rows if row.sequence is not None and row.sequence.refusal]
+    alike = len(of) == len(rows) and len({reason for _, reason in of}) == 1
+    return [f"refused for {'all' if alike else labels}: {reason}" for reason, labels in grouped(of).items()]
+
+
+def said(name: str, number: Number) -> tuple[str, str]:
+    """Value and interval of a number as they are shown wherever it stands; shares in percent."""
+    if name not in SHARES or number.value is None:
+        return interval(number)
+    if number.low is None or number.high is None:
+        return share(number.value), ""
+    return share(number.value), f"[{share(number.low)}, {share(number.high)}]"
+
+
+def slice_ratio(token: Summary) -> tuple[str, str]:
+    """Mean ratio of a slice and its interval: three decimals, since a gap of 0.001 is what begins to matter."""
+    number = token["mean_ratio"]
+    value, low, high = number.value, number.low, number.high
+    if value is None or low is None or high is None or not math.isfinite(high) or value > _LARGE_RATIO:
+        return interval(number)[0], ""
+    return f"{value:.3f}", f"[{low:.3f}, {high:.3f}]"
+
+
+def slice_tv(sequence: Summary) -> tuple[str, str]:
+    """Total variation of a slice and its interval, in few columns."""
+    number = sequence["tv"]
+    ends = ("<1e-4" if 0 < x < 1e-4 else two(x) for x in (number.low or 0.0, number.high or 0.0))
+    return two(number.value or 0.0), f"[{', '.join(ends)}]"
+
+
+def tip(number: Number, n: int, unit: str, text: str, ends: str = "") -> str:
+    """Says of a number what a table has no room for: unit, interval, what it was computed from, what it means.
+
+    Args:
+        number: as it was measured.
+        n: how many units it is of.
+        unit: what they are.
+        text: the number as it is shown.
+        ends: its interval as it is shown, if it is; otherwise it has as many digits as the number's words.
+    """
+    percent = "%" in text
+    if number.value is None:
+        sample = None if number.sample is None else text.rstrip("*") if percent else two(number.sample)
+        beside = "" if sample is None else f"; {sample} in this sample"
+        first = f"refused: {number.refused or 'too few units, or all alike'}{beside}"
+    else:
+        first = f"{text} {'' if percent else number.unit}".strip()
+    low, high, show = number.low, number.high, share if percent else two
+    if number.value is None:
+        between = ""
+    elif low is None or high is None:
+        between = "no interval: a fact about these units" if low is high else "a bound at 95%"
+    elif math.isfinite(low) and math.isfinite(high):
+        between = f"95% interval {ends or f'[{show(low)}, {show(high)}]'}"
+    else:
+        between = "no interval: fewer than two prompts"
+    return "\n".join(x for x in (first, between, f"n = {count(n, unit)}", number.meaning) if x)
+
+
+def pair(name: str, number: Number, n: int, unit: str) -> tuple[Cell, Cell]:
+    """Value, with its tip, and interval."""
+    text, ends = said(name, number)
+    return Cell(text, tip(number, n, unit, text, ends)), Cell(ends)
+
+
+def counted(audit: Audit) -> str:
+    """What was read, in a line."""
+    token = audit.levels["token"]
+    files = str(audit.files[0].path) if len(audit.files) == 1 else f"{len(audit.files)} files"
+    text = f"{files}: {count(token.sequences, 'sequence')}, {count(token.tokens, 'token')}"
+    idle = sum(file.rows for file in audit.files) - token.sequences
+    return text + (f" ({count(idle, 'row')} without a token that counts)" if idle else "")
+
+
+def run_line(info: RunInfo) -> str:
+    """What is known of the run, in a line; empty if nothing is."""
+    programs = (
+        (info.engine, info.engine_version, info.dtype_mu, "sampled"),
+        (info.trainer, info.trainer_version, info.dtype_pi, "trains"),
+    )
+    who = [
+        " ".join(x for x in (name, version, f"({dtype})" if dtype else "", did) if x) if name else ""
+        for name, version, dtype, did in programs
+    ]
+    who.append(f"model {info.model}" if info.model else "")
+    how = [
+        f"temperature {info.temperature:g}" if info.temperature is not None else "",
+        f"top-p {info.top_p:g}" if info.top_p is not None else "",
+        f"top-k {info.top_k}" if info.top_k is not None else "",
+        f"min-p {info.min_p:g}" if info.min_p is not None else "",
+        f"repetition penalty {info.repetition_penalty:g}" if info.repetition_penalty is not None else "",
+        f"{info.logprobs_mode} log-probs" if info.logprobs_mode else "",
+    ]
+    return "; ".join(", ".join(part for part in parts if part) for parts in (who, how) if any(parts))
+
+
+@dataclass(frozen=True)
+class LengthColumn:
+    """Bins `first` to `last` of response length."""
+
+    first: int
+    last: int
+
+    @property
+    def low(self) -> int:
+        """The shortest response in it, tokens."""
+        return LENGTH_EDGES[self.first - 1] if self.first else 1
+
+    @property
+    def high(self) -> int | None:
+        """The longest, None if there is no limit."""
+        return LENGTH_EDGES[self.last] - 1 if self.last < len(LENGTH_EDGES) else None
+
+    @property
+    def label(self) -> str:
+        """For example `16-31`."""
+        return f"{self.low:,}+" if self.high is None else f"{self.low:,}-{self.high:,}"
+
+    def of(self, trial: TrialRow) -> Outcome:
+        """The outcome of an estimator on responses of these lengths."""
+        return sum(trial.by_bin[self.first : self.last + 1], Outcome())
+
+
+def length_columns(trials: Sequence[TrialRow], limit: int) -> list[LengthColumn]:
+    """Columns that cover all lengths there are; of more than `limit` bins, the pairs with fewest tokens are merged."""
+    tokens = [sum(trial.by_bin[i].tokens for trial in trials) for i in range(len(LENGTH_EDGES) + 1)]
+    found = [LengthColumn(i, i) for i, n in enumerate(tokens) if n]
+    while len(found) > limit:
+        sizes = [sum(tokens[a.first : b.last + 1]) for a, b in pairwise(found)]
+        i = sizes.index(min(sizes))
+        found[i : i + 2] = [LengthColumn(found[i].first, found[i + 1].last)]
+    return found
+
+
+def grouped(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Names by what is said of them, each once: of `(name, reason)` the names of a reason, joined."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    return {reason: ", ".join(some) for reason, some in names.items()}
