@@ -101,8 +101,8 @@ def by_reweigh(path: Path, workers: int = 1) -> int:
     import pyarrow.parquet as pq
 
     from reweigh.audit import audit
-    from reweigh.audit.workers import Workers
-    from reweigh.processes import single_threaded
+    from reweigh.scan import Workers
+    from reweigh.scan.engines import single_threaded
 
     single_threaded()
     assert audit(path, engine=Workers(workers)).verdict
@@ -113,12 +113,31 @@ def by_reweigh(path: Path, workers: int = 1) -> int:
     )
 
 
-CASES: dict[str, Callable[[Path], int]] = {"pyarrow": by_pyarrow, "numpy": by_numpy, "reweigh": by_reweigh}
+def with_doctor(path: Path) -> int:
+    """The audit with its doctor section, as the command makes it: one pass."""
+    from reweigh import audit, doctor
+    from reweigh.scan import look, scan
+    from reweigh.scan.engines import single_threaded
+
+    single_threaded()
+    known = look(path)
+    found = scan(known, [audit.question(), doctor.question(known, most=4_000_000)])
+    assert audit.answer(found).verdict
+    assert doctor.answer(found).verdict
+    return known.tokens
+
+
+CASES: dict[str, Callable[[Path], int]] = {
+    "pyarrow": by_pyarrow,
+    "numpy": by_numpy,
+    "reweigh": by_reweigh,
+    "with doctor": with_doctor,
+}
 
 
 def child(case: str, path: Path, workers: int) -> None:
     """One measurement, in this process; prints tokens, seconds, seconds of the processor, and peak MB."""
-    if case == "reweigh":  # what is loaded once a process is not a cost of a token
+    if case in ("reweigh", "with doctor"):  # what is loaded once a process is not a cost of a token
         import arviz_stats  # noqa: F401
 
     else:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from doctor_cases import TOKENS, Run, each, generate, samples, say, written
 from doctor_score import Answer, ask, exact_interval
 
-from reweigh.processes import single_threaded
+from reweigh.scan.engines import single_threaded
 
 HARMLESS = ("numerics", "quantised_rollout", "none")
 CLEAN = ("numerics-bf16", "numerics-bf16-both", "none-float32", "none-float32")  # the last in the mixture of experts

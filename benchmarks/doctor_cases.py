@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from faults import Fault, Level, World, WorldName, commit, find, pair, world_of
 from reweigh.doctor import CauseId
-from reweigh.processes import in_order, single_threaded
+from reweigh.scan.engines import in_order, single_threaded
 
 P = TypeVar("P")
 R = TypeVar("R")

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from doctor_cases import Run, each, samples, say, written
 from doctor_score import Answer, ask
 
-from reweigh.processes import single_threaded
+from reweigh.scan.engines import single_threaded
 
 CAUSES = ("stale_weights", "weight_sync", "update_below_precision", "quantised_rollout", "numerics", "none")
 RIGHT: dict[str, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ from doctor_cases import Run, each, samples, say, view, written
 from scipy.stats import beta
 
 from reweigh.doctor import Diagnosis, doctor
-from reweigh.processes import single_threaded
+from reweigh.scan.engines import single_threaded
 
 VIEWS = ("all", "one-pass", "minimal")
 SIZES = (50_000, 10_000, 2_000)

@@ -103,10 +103,11 @@ def _column(name: str, value: object, offsets: np.ndarray) -> pa.Array:
 def child(path: Path, workers: int) -> None:
     """One diagnosis, in this process; prints tokens and the two peaks in MB."""
     from reweigh.doctor import doctor
-    from reweigh.processes import single_threaded
+    from reweigh.scan import Workers
+    from reweigh.scan.engines import single_threaded
 
     single_threaded()
-    found = doctor(path, workers=workers)
+    found = doctor(path, engine=Workers(workers))
     main, worker = (
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )

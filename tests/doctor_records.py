@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reweigh.doctor import doctor
-from reweigh.doctor.run import conclude
-from reweigh.doctor.tokens import tokens_of
-from reweigh.doctor.visit import visit_tokens
+from reweigh.doctor.diagnose import conclude, visit_tokens
 from reweigh.records.schema import BY_NAME, Origin, RunInfo, fail
 from reweigh.records.table import conform
+from reweigh.scan.tokens import Part
 
 VOCABULARY = 48
 
@@ -122,7 +121,8 @@ def write(path, rows, *, row_group=1 << 20, info=None):
 
 def tokens(rows):
     """The doctor's tokens of good rows."""
-    return tokens_of(conform(table(rows), Origin("here", 0), fail))
+    (piece,) = Part(conform(table(rows), Origin("here", 0), fail), Origin("here", 0)).pieces()
+    return piece
 
 
 def visited(rows):

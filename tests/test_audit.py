@@ -10,9 +10,9 @@ import torch
 from reweigh import Batch, m2po, report, seq_tis, snis, token_tis
 from reweigh.audit import Audit, audit
 from reweigh.audit.pictures import Density, Histogram
-from reweigh.audit.runs import Shared
 from reweigh.audit.where import TokenRows, position_start
 from reweigh.records import RecordWriter, RunInfo
+from reweigh.scan.tokens import Shared
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import interval, of_log, share, two
 
@@ -128,7 +128,7 @@ def test_result_does_not_depend_on_how_records_are_cut(rows, found, tmp_path, mo
     write(tmp_path / "a.parquet", [rows[i] for i in order[:17]], group=5)
     write(tmp_path / "b.jsonl", [rows[i] for i in order[17:40]])
     write(tmp_path / "c.jsonl.gz", [rows[i] for i in order[40:]])
-    monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 200)
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 200)
     seen = []
     other = audit(tmp_path, by=BY, on_progress=seen.append)
     assert len(seen) > 10
@@ -202,7 +202,7 @@ def test_many_steps_become_ranges_and_many_envs_are_merged(tmp_path):
 def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch):
     held = []
 
-    def spy(sums, files):
+    def spy(sums, files, left_out):
         tensors = [x for part in (sums.levels, sums.trials, sums.histograms) for x in part.values()]
         tensors += [x for s in sums.slices.values() for d in (s.token, s.sequence) for x in d.values()]
         held.append(sum(v.numel() for x in tensors for v in vars(x).values() if isinstance(v, torch.Tensor)))
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr("reweigh.audit.run.conclude", spy)
-    monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 1500)
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 1500)
     # 32 steps each, so that the ranges of steps are the same
     for n in (64, 256):
         rows = [row | {"step": i % 32} for i, row in enumerate(make_rows(n))]
@@ -341,7 +341,9 @@ def test_rollouts_need_rescoring(tmp_path):
 
 
 def test_arguments_are_checked_before_anything_is_read():
-    with pytest.raises(ValueError, match="by must be one of step, env, length, position, lag, got 'colour'"):
+    with pytest.raises(
+        ValueError, match="by must be one of step, env, length, position, lag, turn, source, got 'colour'"
+    ):
         audit("/nonexistent", by=["colour"])
     for estimator in (snis(), m2po()):
         with pytest.raises(ValueError, match="audit: mine looks at a whole batch"):

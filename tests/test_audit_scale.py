@@ -11,18 +11,16 @@ import pytest
 import torch
 
 from reweigh import TOKEN, Batch, geo_rs, prefix_tis, token_mis, token_tis, weigh
-from reweigh.audit import audit
-from reweigh.audit.accumulate import Plan
-from reweigh.audit.measure import Job, Measured, measure
-from reweigh.audit.pack import pack, unpack
-from reweigh.audit.resume import StateFile
-from reweigh.audit.runs import Runs, Shared
+from reweigh.audit import audit, question
 from reweigh.audit.trial import Trial, default_estimators
-from reweigh.audit.workers import Workers
 from reweigh.layout import Packed
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.records.files import FilePart, cut, read_part
 from reweigh.report import document
+from reweigh.scan import Job, Measured, Workers, measure
+from reweigh.scan.measure import pack, unpack
+from reweigh.scan.state import Merged, StateFile
+from reweigh.scan.tokens import Runs, Shared
 
 BY = ("step", "env", "length", "position", "lag")
 
@@ -77,7 +75,7 @@ def folder(rows, tmp_path_factory):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 700)
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 700)
 
 
 def flat(value, path=""):
@@ -88,11 +86,11 @@ def flat(value, path=""):
     return [(path, value)]
 
 
-def sums_of(paths, plan, tokens, batch_tokens):
+def sums_of(paths, by, tokens, batch_tokens):
     total = Measured()
     for part in cut(paths, tokens):
-        total += measure(part, Job(plan, batch_tokens=batch_tokens))
-    return total.sums
+        total += measure(part, Job((question(by=by),), batch_tokens=batch_tokens))
+    return total.sums["audit"]
 
 
 # parts
@@ -153,10 +151,9 @@ def test_a_bad_file_is_refused_before_the_work_begins(folder, tmp_path):
     [(500, 150), *(pytest.param(10**9, n, marks=pytest.mark.slow) for n in (10**9, 1))],
 )
 def test_sums_do_not_depend_on_the_partition(folder, rows, tmp_path, tokens, batch_tokens):
-    plan = Plan(None, BY)
     order = np.random.default_rng(1).permutation(len(rows))
     whole = write(tmp_path / "whole.parquet", [rows[i] for i in order])
-    a, b = sums_of(whole, plan, 10**9, 10**9), sums_of(folder, plan, tokens, batch_tokens)
+    a, b = sums_of(whole, BY, 10**9, 10**9), sums_of(folder, BY, tokens, batch_tokens)
     for name, trial in a.trials.items():
         other = b.trials[name]
         assert torch.equal(trial.counts, other.counts), name
@@ -293,19 +290,23 @@ def test_runs_equal_packed_and_remember():
 
 
 def test_packed_sums_come_back_as_they_were(folder):
-    found = Measured()
+    found, job = Measured(), Job((question(by=BY),))
     for part in cut(folder, 5000):
-        found += measure(part, Job(Plan(None, BY)))
-    data = found.to_bytes()
-    again = Measured.from_bytes(data)
-    assert again.to_bytes() == data
+        found += measure(part, job)
+    data = found.to_bytes(job)
+    again = Measured.from_bytes(data, job)
+    assert again.to_bytes(job) == data
     assert (again.rows, again.tokens) == (found.rows, found.tokens)
-    assert torch.equal((again + found).sums.levels["token"].moments, 2 * found.sums.levels["token"].moments)
+    assert torch.equal(
+        (again + found).sums["audit"].levels["token"].moments, 2 * found.sums["audit"].levels["token"].moments
+    )
     for cut_short in (data[:-1], data[:20], b"", b"PK" + data):
         with pytest.raises(ValueError, match="unpack: "):
-            unpack(cut_short)
+            Measured.from_bytes(cut_short, job)
     with pytest.raises(KeyError):
-        unpack(pack([found.sums]).replace(b'"type": "Sums"', b'"type": "Path"'))
+        Measured.from_bytes(data.replace(b"accumulate.Sums", b"accumulate.Path"), job)
+    with pytest.raises(KeyError):
+        unpack(data)
 
 
 def test_pack_refuses_what_it_cannot_bring_back():
@@ -359,7 +360,7 @@ def test_resume_twice_and_without_a_state(folder, tmp_path, small_parts):
 
 
 def test_state_is_written_while_the_work_goes_on(folder, tmp_path, small_parts, monkeypatch):
-    monkeypatch.setattr("reweigh.audit.resume.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("reweigh.scan.state.SAVE_SECONDS", 0.0)
     state, sizes = tmp_path / "audit.state", []
     audit(folder, state=state, on_progress=lambda p: sizes.append(state.stat().st_size))
     assert len(sizes) == len(cut(folder, 700))
@@ -397,7 +398,7 @@ def test_a_state_of_something_else_is_refused(rows, tmp_path, small_parts, monke
     elif change == "fewer":
         (folder / "c.jsonl").unlink()
     elif change == "parts":
-        monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 900)
+        monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 900)
     else:
         options |= {
             "by": {"by": []},
@@ -406,7 +407,7 @@ def test_a_state_of_something_else_is_refused(rows, tmp_path, small_parts, monke
         }[change]
     before = state.read_bytes()
     with pytest.raises(
-        ValueError, match=rf"(?s)audit\.state: the state is of another audit: .*{said}.*\nhint: .*--resume"
+        ValueError, match=rf"(?s)audit\.state: the state is of another question: .*{said}.*\nhint: .*--resume"
     ):
         audit(folder, state=state, resume=True, **options)
     assert state.read_bytes() == before
@@ -422,7 +423,7 @@ def test_a_broken_state_is_refused(folder, tmp_path):
 
 
 def test_bad_records_leave_no_state(folder, tmp_path, small_parts, monkeypatch):
-    monkeypatch.setattr("reweigh.audit.resume.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("reweigh.scan.state.SAVE_SECONDS", 0.0)
     bad = tmp_path / "z.jsonl"
     bad.write_text(json.dumps({"sequence_id": "a", "log_mu": [0.5], "log_pi": [-1.0]}) + "\n")
     with pytest.raises(ValueError, match="is positive"):
@@ -431,8 +432,7 @@ def test_bad_records_leave_no_state(folder, tmp_path, small_parts, monkeypatch):
 
 
 def test_save_leaves_the_old_state_when_it_fails(tmp_path, folder, monkeypatch):
-    kept = StateFile.of(tmp_path / "audit.state", [FilePart(folder / "a.parquet", 0, 1)], Job(Plan()))
-    from reweigh.audit.resume import Merged
+    kept = StateFile.of(tmp_path / "audit.state", [FilePart(folder / "a.parquet", 0, 1)], Job((question(),)))
 
     kept.save(Merged(3))
     before = kept.path.read_bytes()
@@ -484,8 +484,8 @@ SCRIPT = """
 import sys
 import helper
 from reweigh import TOKEN, weigh
-from reweigh.audit import audit, run
-from reweigh.audit.workers import Workers
+from reweigh.audit import audit
+from reweigh.scan import Workers, run
 
 run.PART_TOKENS = 700
 if __name__ == "__main__":

@@ -142,26 +142,26 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(healthy, tmp_path, capsys, mon
     import os
     import signal
 
-    from reweigh.audit import workers
+    from reweigh.scan import engines
 
     monkeypatch.chdir(tmp_path)
     whole = records(tmp_path / "more.parquet", n=80)
     with monkeypatch.context() as m:
-        m.setattr("reweigh.audit.run.PART_TOKENS", 1)
-        measure, seen = workers.measure, []
+        m.setattr("reweigh.scan.run.PART_TOKENS", 1)
+        measure, seen = engines.measure, []
 
-        def interrupted(part, job):
+        def interrupted(part, job, before):
             seen.append(part)
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-            return measure(part, job)
+            return measure(part, job, before)
 
-        m.setattr(workers, "measure", interrupted)
+        m.setattr(engines, "measure", interrupted)
         assert main(["audit", healthy, whole]) == 130
         out, err = capsys.readouterr()
         assert out == ""
         assert err == "interrupted: the same command with --resume goes on from reweigh-audit.state\n"
-        m.setattr(workers, "measure", measure)
+        m.setattr(engines, "measure", measure)
         assert main(["audit", healthy, whole, "--resume"]) == 0
     resumed = capsys.readouterr().out
     assert main(["audit", healthy, whole]) == 0
@@ -180,9 +180,9 @@ def test_the_state_lies_beside_the_page_or_where_it_is_said(healthy, tmp_path, c
         (["--state", str(other)], other),
     ):
         with monkeypatch.context() as m:
-            m.setattr("reweigh.audit.resume.SAVE_SECONDS", 0.0)
+            m.setattr("reweigh.scan.state.SAVE_SECONDS", 0.0)
             m.setattr("reweigh.audit.run.conclude", lambda *_: signal.raise_signal(signal.SIGINT))
-            m.setattr("reweigh.audit.resume.StateFile.remove", lambda _: None)
+            m.setattr("reweigh.scan.state.StateFile.remove", lambda _: None)
             assert main(["audit", healthy, *arguments]) == 130
         assert f"--resume goes on from {state}" in capsys.readouterr().err
         assert state.exists()

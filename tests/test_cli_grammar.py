@@ -8,17 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import typer
 from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 
 from reweigh.__main__ import main
-from reweigh.audit.slices import By as AuditBy
 from reweigh.cli.app import app
-from reweigh.cli.output import CauseCut, Cut
-from reweigh.doctor.slices import By as DoctorBy
+from reweigh.cli.output import Cut
+from reweigh.scan import BYS
 
 ROOT = Path(__file__).parents[1]
 RECORDS = str(ROOT / "examples" / "records" / "vllm_bfloat16.parquet")
@@ -113,8 +111,14 @@ def test_help_of_groups_has_examples(path, capsys):
     assert out.split("Examples:\n")[1].count("reweigh") >= 2
 
 
+SHARED = (
+    *("--format", "--json", "--quiet", "--reader", "--workers", "--keep-going", "--html", "--estimators", "--by"),
+    *("--engine", "--ray-address", "--resume"),
+)
+
+
 def test_an_option_of_several_commands_is_worded_once():
-    for name in ("--format", "--json", "--quiet", "--reader", "--workers", "--keep-going", "--html", "--estimators"):
+    for name in SHARED:
         found = {
             (option.help, option.metavar, tuple(option.opts))
             for command in COMMANDS.values()
@@ -129,9 +133,10 @@ def test_the_short_form_of_json_is_where_it_was():
     assert {path[0] for path in has} == {"audit", "lab", "records", "doctor-install"}
 
 
-def test_cuts_are_those_of_the_audit_and_of_the_doctor():
-    assert tuple(one.value for one in Cut) == get_args(AuditBy)
-    assert tuple(one.value for one in CauseCut) == get_args(DoctorBy)
+def test_every_command_cuts_by_the_same():
+    assert tuple(one.value for one in Cut) == BYS
+    cut = {path[0] for path, command in COMMANDS.items() for option in command.params if "--by" in option.opts}
+    assert cut == {"audit", "doctor", "gate", "watch"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
@@ -180,7 +185,10 @@ def test_no_color_means_no_escape_codes(path, capsys, tmp_path, monkeypatch):
         (["doctor", "x", "--json"], "reweigh doctor: no such option: --json\nhint: did you mean --format json?"),
         (["lab", "claims", "--quite"], "reweigh lab claims: no such option: --quite\nhint: did you mean --quiet?"),
         (["audit"], "reweigh audit: missing argument 'PATHS...'\nhint: reweigh audit report/records.parquet; `reweigh"),
-        (["gate", "x", "--by", "steps"], "'--by': 'steps' is not one of 'step', 'env', 'length', 'position', 'lag'\n"),
+        (
+            ["gate", "x", "--by", "steps"],
+            "'--by': 'steps' is not one of 'step', 'env', 'length', 'position', 'lag', 'turn', 'source'\n",
+        ),
         (["gate", "x", "--by", "steps"], "hint: did you mean step? `reweigh gate --help` has more.\n"),
         (["audit", "x", "--format", "jsn"], "hint: did you mean json? "),
         (["plan", "--from"], "reweigh plan: option '--from' requires an argument\nhint: `reweigh plan --help`"),

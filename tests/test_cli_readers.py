@@ -8,9 +8,9 @@ import pytest
 
 from reweigh.__main__ import main
 from reweigh.audit import audit
-from reweigh.audit.workers import Workers
 from reweigh.records import read_batches
 from reweigh.report import document
+from reweigh.scan import Workers
 
 DATA = Path(__file__).parent / "data" / "readers"
 BOTH = {"slime": (8, 32), "miles": (3, 20), "nemo_rl": (2, 8), "prime_rl": (8, 22)} | {

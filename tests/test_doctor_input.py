@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reweigh.doctor import doctor
-from reweigh.doctor.run import conclude
-from reweigh.doctor.tokens import tokens_of
-from reweigh.doctor.visit import visit_tokens
+from reweigh.doctor.diagnose import conclude, visit_tokens
 from reweigh.records.schema import Origin, RunInfo, Tally
 from reweigh.records.table import aligned, conform
+from reweigh.scan.tokens import tokens_of
 
 BYS = ("step", "lag", "turn", "env", "source")
 ROWS = every_column(prompts=15)
@@ -339,7 +338,9 @@ def test_one_wild_trainer_value_does_not_hide_the_rest():
 
 def test_options_that_are_not_there_are_refused_before_anything_is_read(tmp_path):
     path = write(tmp_path / "a.parquet", [{**r, "log_pi": r["log_mu"], "log_pi_repeat": r["log_mu"]} for r in ROWS])
-    with pytest.raises(ValueError, match=r"by must be one of step, lag, turn, env, source, got 'epoch'"):
+    with pytest.raises(
+        ValueError, match=r"by must be one of step, env, length, position, lag, turn, source, got 'epoch'"
+    ):
         doctor(path, by=("epoch",))
     with pytest.raises(ValueError, match=r"no program 'nope'\nhint: use one of .*vllm"):
         doctor(path, programs=("nope",))

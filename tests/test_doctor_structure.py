@@ -295,7 +295,7 @@ def test_raw_log_probs_have_a_mean_ratio_over_1_and_the_inverse_at_1():
     found = diagnosed(rows)
     check(found)
     assert found.verdict == "raw_logprobs"
-    e = number(found, "raw_logprobs", "mean_ratio")
+    e = number(found, "raw_logprobs", "mean_ratio_of_clean_tokens")
     assert e.value - 1 == pytest.approx(forward.value, rel=1e-9)
     assert e.low > 1
     assert number(found, "raw_logprobs", "mean_log_ratio").low > 0

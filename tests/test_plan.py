@@ -260,7 +260,7 @@ def test_the_data_column_is_the_estimator_on_the_records(tmp_path):
 def test_records_in_parts_add_up(tmp_path, monkeypatch):
     path = written(tmp_path / "a.parquet", 2e-3, [100, 30, 7], n=90)
     whole = plan_records(path).to_dict()
-    monkeypatch.setattr("reweigh.plan.measured.BATCH_TOKENS", 500)
+    monkeypatch.setattr("reweigh.scan.run.BATCH_TOKENS", 500)
     parts = plan_records(path).to_dict()
     assert parts["records"]["sequences"] == whole["records"]["sequences"] == 90
     for a, b in zip(whole["lengths"][0]["modes"], parts["lengths"][0]["modes"], strict=True):

@@ -8,8 +8,8 @@ from test_audit_scale import HELPER, make_rows, write
 
 from reweigh import TOKEN, weigh
 from reweigh.audit import audit
-from reweigh.audit.on_ray import OnRay
 from reweigh.report import document
+from reweigh.scan import OnRay
 
 pytest.importorskip("ray.data")
 pytestmark = [
@@ -43,7 +43,7 @@ def helper(tmp_path, monkeypatch):
 
 
 def test_a_killed_worker_costs_a_retry_and_changes_nothing(folder, helper, tmp_path, monkeypatch):
-    monkeypatch.setattr("reweigh.audit.run.PART_TOKENS", 300)
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 300)
     estimators = {"mine": weigh(TOKEN, of=helper.dies_once)}
     seen = []
     found = audit(folder, estimators=estimators, by=["step"], engine=OnRay(workers=3), on_progress=seen.append)

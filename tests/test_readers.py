@@ -23,8 +23,8 @@ from reweigh.dumps import (
     formats,
     info_of,
     read,
-    reader_of,
     recognise,
+    source,
     tinker_rows,
 )
 from reweigh.dumps.miles import zigzag
@@ -104,10 +104,10 @@ def test_a_dump_reads_as_record_batches(folder):
     dumps = formats()
     got_log_pi = []
     for path in dumps.expand(DATA / folder):
-        reader = dumps.reader_of(path)
-        assert {"sequence_id", "log_mu", "log_pi"} <= set(reader.names(path))
-        assert isinstance(reader.info(path), RunInfo)
-        for part in reader.cut(path, 10):
+        reader = dumps.source(path)
+        assert {"sequence_id", "log_mu", "log_pi"} <= set(reader.names())
+        assert isinstance(reader.info(), RunInfo)
+        for part in reader.parts(10):
             for table, origin in reader.read(part, ("sequence_id", "log_mu", "log_pi", "mask"), 10, fail):
                 assert set(table.schema.names) <= {"sequence_id", "log_mu", "log_pi", "mask"}
                 got_log_pi += table.column("log_pi").to_pylist()
@@ -132,8 +132,8 @@ def test_lines_may_be_gzipped(tmp_path):
 
 def test_parts_of_a_file_together_are_the_file():
     path = DATA / "prime_rl/token_exports/step_4/rank_0.jsonl"
-    reader = reader_of(path)
-    parts = list(reader.cut(path, 1))
+    reader = source(path)
+    parts = list(reader.parts(1))
     assert len(parts) == 4
     names = [n for part in parts for t, _ in reader.read(part, None, 1000, fail) for n in t["sequence_id"].to_pylist()]
     assert names == [row["sequence_id"] for row in rows(path)]
@@ -578,7 +578,7 @@ def test_records_alone_are_left_to_their_reader(tmp_path):
     assert find(tmp_path).paths == (tmp_path / "a.jsonl", tmp_path / "b.parquet")
     assert recognise(tmp_path / "a.jsonl") is None
     assert recognise(tmp_path / "b.parquet") is None
-    [(table, _)] = reader_of(tmp_path / "b.parquet").read(FilePart(tmp_path / "b.parquet"), None, 100, fail)
+    [(table, _)] = source(tmp_path / "b.parquet").read(FilePart(tmp_path / "b.parquet"), None, 100, fail)
     assert table.num_rows == 1
 
 
@@ -610,7 +610,7 @@ def test_the_place_of_rows_after_a_bad_one(tmp_path):
     del dump["samples"][1]["tokens"]
     torch.save(dump, tmp_path / "7.pt")
     skipped = Skipped()
-    reader = formats(skipped=skipped).reader_of(tmp_path / "7.pt")
+    reader = formats(skipped=skipped).source(tmp_path / "7.pt")
     [(table, origin)] = reader.read(FilePart(tmp_path / "7.pt"), None, 1000, fail)
     assert [origin.place(i) for i in range(table.num_rows)] == [f"{tmp_path}/7.pt row {i}" for i in (0, 2, 3)]
     assert "record 1: the record has no tokens" in skipped.lines()[0]

@@ -12,14 +12,14 @@ import torch
 from reweigh import SEQUENCE, Batch, RatioStats, geo_rs, naive, seq_is, seq_tis, summarise, token_is, token_tis
 from reweigh.__main__ import main
 from reweigh.audit import audit
-from reweigh.audit.pack import pack, unpack
 from reweigh.audit.recommend import progress, recommend
-from reweigh.audit.runs import Shared
 from reweigh.audit.trial import Asked, Limits, Range, Trial, all_estimators, possible
 from reweigh.doctor.causes import ABOUT, CAUSES
 from reweigh.doctor.diagnosis import Diagnosis, Finding
 from reweigh.named import NAMED
 from reweigh.records import RecordWriter
+from reweigh.scan.measure import pack, unpack
+from reweigh.scan.tokens import Shared
 from reweigh.stats.summary import excess, min2
 from reweigh.theory.sga import Moments
 
@@ -135,7 +135,7 @@ def test_two_parts_are_the_whole_and_travel_as_bytes():
     b = replace(b, group=torch.arange(20, 50))
     a = replace(a, group=torch.arange(20))
     for name, one in TRIED.items():
-        both = unpack(pack(Trial.of(one, Shared.of(a)))) + Trial.of(one, Shared.of(b))
+        both = unpack(pack(Trial.of(one, Shared.of(a)), (Trial,)), (Trial,)) + Trial.of(one, Shared.of(b))
         assert both.limits.sum(0).tolist() == pytest.approx(whole[name].limits.sum(0).tolist(), rel=1e-7)
         assert (both.range, both.caps) == (whole[name].range, whole[name].caps)
 

@@ -17,17 +17,15 @@ from rich.console import Console
 
 from reweigh import report
 from reweigh.__main__ import main
-from reweigh.audit import audit
-from reweigh.audit.accumulate import Plan
-from reweigh.audit.measure import Job
+from reweigh.audit import audit, question
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.report.watch import dashboard, in_a_line, metrics, update
-from reweigh.watch import Memory, Watched, look, looking
-from reweigh.watch.folder import SETTLED_SECONDS, last_line_end
-from reweigh.watch.looking import MAX_TRIES
+from reweigh.scan import Job, Workers
+from reweigh.watch import Memory, Watched, look
+from reweigh.watch.folder import MAX_TRIES, SETTLED_SECONDS, last_line_end
 
 DATA = Path(__file__).parent / "data" / "readers"
-JOB = Job(Plan(by=("step",)))
+JOB = Job((question(by=("step",)),))
 NOW = 2e9  # seconds since the epoch: the clock of these tests
 
 
@@ -98,21 +96,24 @@ def assert_close(a, b, where):
         assert a == b, where
 
 
-def test_new_files_are_read_once_and_add_up_to_the_audit_of_all(tmp_path, monkeypatch):
+def test_new_files_are_read_once_and_add_up_to_the_audit_of_all(tmp_path):
     opened = []
-    plain = looking.measure
-    monkeypatch.setattr(looking, "measure", lambda part, job: opened.append(part.path.name) or plain(part, job))
+
+    def engine(tasks, job):
+        opened.extend(one.part.path.name for one in tasks)
+        return Workers(1)(tasks, job)
+
     first = [parquet(tmp_path / f"step_{i}.parquet", i) for i in range(3)]
-    one = look(Watched(), tmp_path, JOB, NOW)
+    one = look(Watched(), tmp_path, JOB, NOW, engine=engine)
     assert names(one.read) == ["step_0.parquet", "step_1.parquet", "step_2.parquet"]
     assert one.news
     assert not one.more
     same(one.watched, first)
-    two = look(one.watched, tmp_path, JOB, NOW)
+    two = look(one.watched, tmp_path, JOB, NOW, engine=engine)
     assert (two.read, two.waiting, two.news) == ((), (), False)
     (tmp_path / "inner").mkdir()
     added = [parquet(tmp_path / "inner" / "step_3.parquet", 3), parquet(tmp_path / "step_10.parquet", 10)]
-    three = look(two.watched, tmp_path, JOB, NOW)
+    three = look(two.watched, tmp_path, JOB, NOW, engine=engine)
     assert names(three.read) == ["step_10.parquet", "step_3.parquet"]
     same(three.watched, [*first, *added])
     assert sorted(opened) == sorted(
@@ -176,7 +177,7 @@ def test_a_file_with_a_wrong_value_adds_nothing_of_itself(tmp_path):
     assert names(found.watched.troubles) == ["nan.parquet"]
     assert "log_pi" in next(iter(found.watched.troubles.values())).reason
     assert found.watched.total.rows == 12
-    lenient = look(Watched(), tmp_path, Job(JOB.plan, keep_going=True), NOW)
+    lenient = look(Watched(), tmp_path, Job(JOB.families, keep_going=True), NOW)
     assert names(lenient.read) == ["nan.parquet", "ok.parquet"]
 
 
@@ -310,7 +311,7 @@ def test_a_full_folder_is_read_in_portions(tmp_path):
     same(found.watched, paths)
 
 
-def test_a_watch_goes_on_from_its_state(tmp_path, monkeypatch):
+def test_a_watch_goes_on_from_its_state(tmp_path):
     folder, other = tmp_path / "dumps", tmp_path / "other"
     folder.mkdir()
     other.mkdir()
@@ -329,18 +330,21 @@ def test_a_watch_goes_on_from_its_state(tmp_path, monkeypatch):
     for name in ("files", "troubles", "pending", "beside", "rewritten", "looks"):
         assert getattr(back, name) == getattr(watched, name), name
     opened = []
-    plain = looking.measure
-    monkeypatch.setattr(looking, "measure", lambda part, job: opened.append(part) or plain(part, job))
+
+    def engine(tasks, job):
+        opened.extend(one.part for one in tasks)
+        return Workers(1)(tasks, job)
+
     with open(growing, "a") as file:
         file.write(lines[6][9:] + "".join(lines[7:]))
     rest(growing, ago=0.5)
-    found = look(back, folder, JOB, NOW)
+    found = look(back, folder, JOB, NOW, engine=engine)
     assert [(part.path.name, part.first_row, part.first_line) for part in opened] == [("b.jsonl", 6, 7)]
     same(found.watched, [*paths, growing])
     with pytest.raises(ValueError, match=r"the state is of another watch: folder was .*\nhint: .*--fresh"):
         Memory.of(tmp_path / "state", other, JOB).load()
     with pytest.raises(ValueError, match="--keep-going was False, and is True"):
-        Memory.of(tmp_path / "state", folder, Job(JOB.plan, keep_going=True)).load()
+        Memory.of(tmp_path / "state", folder, Job(JOB.families, keep_going=True)).load()
     (tmp_path / "state").write_bytes(b"reweigh1 no")
     with pytest.raises(ValueError, match="not the state of a watch by this version of reweigh"):
         memory.load()

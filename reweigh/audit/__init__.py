@@ -1,12 +1,11 @@
 """Audit of records: how large the gap between sampler and trainer is, and what estimators would do about it."""
 
-from reweigh.audit.on_ray import OnRay
 from reweigh.audit.recommend import Headline, Recommendation
-from reweigh.audit.result import Audit, FileRead
-from reweigh.audit.run import Progress, Report, audit
-from reweigh.audit.slices import By, SliceRow
+from reweigh.audit.result import Audit
+from reweigh.audit.run import answer, audit, question
+from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import Outcome, TrialRow, default_estimators
-from reweigh.audit.workers import Workers
+from reweigh.scan import By, FileRead, OnRay, Progress, Report, Workers
 
 __all__ = [
     "Audit",
@@ -21,6 +20,8 @@ __all__ = [
     "SliceRow",
     "TrialRow",
     "Workers",
+    "answer",
     "audit",
     "default_estimators",
+    "question",
 ]

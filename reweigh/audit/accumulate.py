@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
-from reweigh.audit.parts import merge
-from reweigh.audit.pictures import Density, Histogram, Worst
-from reweigh.audit.runs import Shared
-from reweigh.audit.slices import By, Slices
+from reweigh.audit.pictures import WORST_COLUMNS, Density, Histogram, Worst, WorstSequence
+from reweigh.audit.slices import Slices
 from reweigh.audit.trial import Trial, default_estimators, possible
 from reweigh.audit.where import Cut, Strata, TokenRows, all_strata
-from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
-from reweigh.records import RecordBatch
+from reweigh.scan.cuts import CUT_COLUMNS, By, merge
+from reweigh.scan.measure import Family
+from reweigh.scan.tokens import Part
 from reweigh.stats.sums import RatioStats
+
+COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Sums:
         worst: the sequences that are farthest off.
         slices: by what they are cut by.
         positive: tokens that were left out because a log-prob is over 0.
+        steps_stand_in: rows whose lag is counted from their step, for want of the trainer's version.
     """
 
     levels: dict[str, RatioStats] = field(default_factory=dict[str, RatioStats])
@@ -50,19 +53,13 @@ class Sums:
     worst: Worst = field(default_factory=Worst)
     slices: dict[By, Slices] = field(default_factory=dict[By, Slices])
     positive: int = 0
+    steps_stand_in: int = 0
 
     @classmethod
-    def of(cls, batch: Batch, part: RecordBatch, plan: Plan, positive: int = 0) -> "Sums":
-        """The sums of one part of the records.
-
-        Args:
-            batch: the tokens that count.
-            part: the columns beside them.
-            plan: what is asked.
-            positive: how many tokens were left out of `batch` because a log-prob is over 0.
-        """
-        batch = batch.with_ratio()
-        layout, shared = batch.layout, Shared.of(batch)
+    def of(cls, plan: Plan, part: Part) -> "Sums":
+        """Add up some records."""
+        batch, shared = part.batch, part.shared
+        layout = batch.layout
         levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
         estimators = default_estimators(batch) if plan.estimators is None else possible(plan.estimators, batch)
         live, log_ratio = shared.runs.lengths, batch.log_ratio
@@ -77,8 +74,9 @@ class Sums:
             all_strata(TokenRows.of(shared), part),
             Density.of(shared),
             Worst.of(shared, by_sequence, part),
-            {by: Slices.of(by, batch, part) for by in plan.by},
-            positive,
+            {by: Slices.of(by, part) for by in plan.by},
+            part.positive,
+            part.steps_stand_in,
         )
 
     def __add__(self, other: "Sums") -> "Sums":
@@ -92,4 +90,20 @@ class Sums:
             self.worst + other.worst,
             merge(self.slices, other.slices),
             self.positive + other.positive,
+            self.steps_stand_in + other.steps_stand_in,
         )
+
+
+def family(estimators: Mapping[str, Estimator] | None = None, by: tuple[By, ...] = ()) -> Family:
+    """The sums of an audit, as a family of a scan."""
+    plan = Plan(estimators, by)
+    return Family(
+        "audit",
+        partial(Sums.of, plan),
+        COLUMNS,
+        (Sums, Trial, Histogram, Density, Strata, Worst, WorstSequence, Slices),
+        {
+            "estimators": "default" if estimators is None else {name: repr(e) for name, e in estimators.items()},
+            "--by": list(by),
+        },
+    )

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.audit.runs import Shared
-from reweigh.records import RecordBatch
+from reweigh.scan.tokens import Part, Shared
 from reweigh.stats.summary import Summary
 from reweigh.stats.sums import RatioStats
 from reweigh.stats.tail import MAX_KHAT
@@ -243,7 +242,7 @@ class Worst:
     found: list[WorstSequence] = field(default_factory=list[WorstSequence])
 
     @classmethod
-    def of(cls, shared: Shared, by_sequence: NDArray[np.float64], part: RecordBatch) -> "Worst":
+    def of(cls, shared: Shared, by_sequence: NDArray[np.float64], part: Part) -> "Worst":
         """Of one batch.
 
         Args:
@@ -272,14 +271,14 @@ def _worst(found: list[WorstSequence]) -> list[WorstSequence]:
     return sorted(found, key=lambda x: (-abs(x.log_ratio), x.name))[:MAX_WORST]
 
 
-def _column(part: RecordBatch, name: str, rows: NDArray[np.int64]) -> list[Any]:
+def _column(part: Part, name: str, rows: NDArray[np.int64]) -> list[Any]:
     if name not in part.table.schema.names:
         return [None] * len(rows)
     column = part.table.column(name)
     return [column[int(row)].as_py() for row in rows]
 
 
-def _sequence(shared: Shared, log_ratio: float, part: RecordBatch, row: int) -> WorstSequence:
+def _sequence(shared: Shared, log_ratio: float, part: Part, row: int) -> WorstSequence:
     runs, batch = shared.runs, shared.batch
     start, length = int(runs.starts[row]), int(runs.sizes[row])
     sizes = np.abs(batch.log_ratio[start : start + length].numpy())

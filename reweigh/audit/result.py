@@ -3,28 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from reweigh.audit.accumulate import Sums
 from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence, tail_of
 from reweigh.audit.recommend import Headline, Recommendation, headline, recommend
-from reweigh.audit.slices import COLUMNS_OF, By, SliceRow
+from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import Asked, Limits, Outcome, TrialRow
 from reweigh.audit.where import Cut, Stratum, shown_cuts
 from reweigh.doctor.diagnosis import Diagnosis
 from reweigh.records import RunInfo
+from reweigh.scan.cuts import COLUMNS_OF, By
+from reweigh.scan.run import FileRead
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.verdict import Finding, Verdict, judge
-
-
-@dataclass(frozen=True)
-class FileRead:
-    """One file: how many rows and counted tokens it had, and what it says about its run."""
-
-    path: Path
-    rows: int
-    tokens: int
-    info: RunInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +79,13 @@ class Audit:
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 
 
-def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
+def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[str, ...] = ()) -> Audit:
     """The audit of what was read.
 
     Raises:
         ValueError: nothing in it counts.
     """
-    _refuse_nothing(files, sums)
+    _refuse_nothing(files, sums, left_out)
     levels: dict[str, Summary] = {}
     for name, stats in sums.levels.items():
         summary = summarise(stats)
@@ -128,15 +119,20 @@ def conclude(sums: Sums, files: tuple[FileRead, ...]) -> Audit:
         {name: tail_of(sums.levels[name], summary) for name, summary in levels.items()},
         tuple(sums.worst.found),
         sums.positive,
-        _notes(files, levels, sums),
+        (*left_out, *_notes(files, levels, sums)),
     )
 
 
-def _refuse_nothing(files: tuple[FileRead, ...], sums: Sums) -> None:
+def _refuse_nothing(files: tuple[FileRead, ...], sums: Sums, left_out: tuple[str, ...]) -> None:
     if sum(file.tokens for file in files):
         return
     rows = sum(file.rows for file in files)
     where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
+    if rows == 0 and left_out:
+        raise ValueError(
+            f"{where}: nothing to judge: {'; '.join(left_out)}\n"
+            "hint: `reweigh records validate` says what to do about each."
+        )
     if rows == 0:
         raise ValueError(f"{where}: there are no records\nhint: did the run that wrote it get to its first response?")
     dropped = int(sums.levels["token"].dropped) + sums.positive
@@ -176,5 +172,10 @@ def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sum
         if set(slices.token) == {None}:
             columns = " and ".join(COLUMNS_OF.get(by, ()))
             notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
+    if sums.steps_stand_in:
+        notes[
+            f"the lag of {sums.steps_stand_in:,} rows is counted from their step, as they do not record the "
+            "trainer's version"
+        ] = None
     notes.update(dict.fromkeys(summary.note for summary in levels.values() if summary.note))
     return tuple(notes)

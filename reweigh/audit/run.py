@@ -1,47 +1,17 @@
-"""Audit record files: cut them into parts, measure each, merge the results in their order, and judge."""
+"""Audit record files: one family of sums over a scan, and what they say."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from os import PathLike
-from pathlib import Path
-from typing import Protocol
 
-from reweigh.audit.accumulate import Plan
-from reweigh.audit.measure import Engine, Job
-from reweigh.audit.result import Audit, FileRead, conclude
-from reweigh.audit.resume import Keeper, Merged, StateFile
-from reweigh.audit.slices import BYS, By
+from reweigh.audit.accumulate import COLUMNS, Sums, family
+from reweigh.audit.result import Audit, conclude
 from reweigh.audit.trial import refuse_batch_readers
-from reweigh.audit.workers import Workers
-from reweigh.dumps import formats
 from reweigh.estimators import Estimator
-from reweigh.records import read_info
-from reweigh.records.files import FilePart, Paths, cut
-
-PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an audit is: rows and tokens read, and the rows there are, None if that is not known.
-
-    Attributes:
-        resumed: tokens that an earlier run had read.
-    """
-
-    rows: int
-    tokens: int
-    total_rows: int | None
-    resumed: int = 0
-
-
-class Report(Protocol):
-    """What is called after each part."""
-
-    def __call__(self, progress: Progress, /) -> None:
-        """Show it."""
-        ...
+from reweigh.records.files import OF_BATCH, Paths
+from reweigh.scan.cuts import By, refuse_other_cuts
+from reweigh.scan.engines import Engine, Workers
+from reweigh.scan.measure import Family
+from reweigh.scan.run import Report, Scanned, scan
 
 
 def audit(
@@ -65,8 +35,8 @@ def audit(
     Args:
         paths: files, folders or globs with both sides' log-probs: records, or dumps of training frameworks.
         estimators: what to try, by the name to show; a default set if not given.
-        by: what to cut the numbers by: "step", "env", "length", "position" or "lag".
-        keep_going: leave out tokens whose log-prob cannot be one, and count them; otherwise they are an error.
+        by: what to cut the numbers by: "step", "env", "length", "position", "lag", "turn" or "source" (file).
+        keep_going: leave out rows and tokens that cannot be used, and count them; otherwise the first is an error.
         reader: name of the files' format (see `reweigh.dumps.FORMATS`); recognised by their content if not given.
         engine: what runs it: `Workers(8)` processes, `OnRay()`; this process alone if not given.
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
@@ -83,49 +53,38 @@ def audit(
         >>> found = audit("report/records.parquet", by=["length"])  # doctest: +SKIP
         >>> print(found.verdict)  # doctest: +SKIP
     """
-    by = tuple(dict.fromkeys(by))
-    for name in by:
-        if name not in BYS:
-            raise ValueError(f"audit: by must be one of {', '.join(BYS)}, got {name!r}")
+    found = scan(
+        paths,
+        [question(estimators, by)],
+        keep_going=keep_going,
+        reader=reader,
+        engine=engine,
+        state=state,
+        resume=resume,
+        on_progress=on_progress,
+    )
+    result = answer(found)
+    found.done()
+    return result
+
+
+def question(estimators: Mapping[str, Estimator] | None = None, by: Iterable[By] = ()) -> Family:
+    """Ask for an audit of what is scanned; see `audit` for the arguments.
+
+    Raises:
+        ValueError: there is no such cut, or what an estimator does depends on how records are cut.
+    """
+    cuts = refuse_other_cuts("audit", by)
     if estimators is not None:
         refuse_batch_readers(estimators)
-    if resume and state is None:
-        raise ValueError("audit: resume needs the state file to go on from\nhint: audit(..., state=path, resume=True)")
-    found_by = formats(reader)
-    files = found_by.expand(paths)
-    parts = cut(files, PART_TOKENS, formats=found_by)
-    job = Job(Plan(estimators, by), keep_going, reader=reader)
-    kept = None if state is None else StateFile.of(Path(state), parts, job)
-    merged = _merge(parts, job, engine, kept, resume, on_progress)
-    counts = {path: merged.files.get(str(path), (0, 0)) for path in files}
-    found = conclude(
-        merged.total.sums, tuple(FileRead(path, *n, read_info(path, found_by)) for path, n in counts.items())
-    )
-    if kept is not None:
-        kept.remove()
-    return found
+    return family(estimators, cuts)
 
 
-def _merge(
-    parts: Sequence[FilePart], job: Job, engine: Engine, kept: StateFile | None, resume: bool, report: Report | None
-) -> Merged:
-    merged = kept.load() if kept is not None and resume else Merged()
-    resumed, keeper = merged.total.tokens, Keeper.start(kept)
-    total = None if any(part.rows is None for part in parts) else sum(part.rows or 0 for part in parts)
-    rest = parts[merged.parts :]
-    try:
-        with closing(engine(rest, job)) as results:
-            for part, found in zip(rest, results, strict=True):
-                merged = merged.then(part, found)
-                keeper = keeper.keep(merged)
-                if report is not None:
-                    report(Progress(merged.total.rows, merged.total.tokens, total, resumed))
-    except ValueError:  # of the records: once they are mended, what was merged is of other files
-        if kept is not None:
-            kept.remove()
-        raise
-    except BaseException:  # Ctrl-C, a dead worker: what was merged is not lost
-        if kept is not None and merged.parts:
-            kept.save(merged)
-        raise
-    return merged
+def answer(found: Scanned) -> Audit:
+    """Make the audit of what was scanned.
+
+    Raises:
+        ValueError: nothing in it counts.
+    """
+    sums: Sums = found.sums.get("audit", Sums())
+    return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))

@@ -1,42 +1,33 @@
-"""The same statistics for parts of the records: by step, environment, length, position or lag."""
+"""The same statistics for slices of the records."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from reweigh.audit.keys import (
-    MISSING,
+from reweigh.batch import Batch
+from reweigh.levels import SEQUENCE, TOKEN, Level
+from reweigh.scan.cuts import (
+    NAMES,
     OTHER,
+    By,
+    Codes,
     Key,
-    bin_label,
     coarse,
-    first_by_hash,
+    codes,
     in_ranges,
-    integers,
-    lags,
-    largest_lag,
-    range_label,
+    label,
+    merge,
+    names_of,
     width_of,
     without,
 )
-from reweigh.audit.parts import merge, positions, take, take_sequences
-from reweigh.batch import Batch
-from reweigh.levels import SEQUENCE, TOKEN, Level
-from reweigh.records import RecordBatch
+from reweigh.scan.tokens import MISSING, Part, take, take_sequences
 from reweigh.stats.summary import Summary, summarise
-from reweigh.stats.sums import RatioStats, length_bin
+from reweigh.stats.sums import RatioStats
 
-By = Literal["step", "env", "length", "position", "lag"]
-"""What an audit can be cut by."""
-BYS: tuple[By, ...] = get_args(By)
-COLUMNS_OF: Mapping[By, tuple[str, ...]] = {"step": ("step",), "env": ("env",), "lag": ("versions", "trainer_version")}
-
-MAX_RANGES = 16  # steps and lags are grouped into ranges of 2, 4, 8, ... until there are no more than these
-MAX_ENVS = 1000  # environments counted one by one; of more, those with the lowest hash, and the others together
-MAX_ENVS_SHOWN = 15  # those with most tokens; the rest is merged
+MAX_RANGES = 16  # steps, lags and turns are grouped into ranges of 2, 4, 8, ... until there are no more than these
+MAX_NAMES = 1000  # environments or files counted one by one; of more, those with the lowest hash, and the rest together
+MAX_NAMES_SHOWN = 15  # those with most tokens; the rest is merged
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,41 +48,40 @@ class Slices:
     width: int = 1
 
     @classmethod
-    def of(cls, by: By, batch: Batch, part: RecordBatch) -> "Slices":
-        """Slices of one part of the records; `batch` has its tokens."""
-        if by == "env":
-            return cls(by, *_by_name(batch, part))._merged()
-        tokens, seqs = _codes(by, batch, part)
-        if tokens is None:
-            assert seqs is not None
-            width = width_of(seqs[batch.layout.lengths > 0].unique().tolist(), MAX_RANGES) if by == "step" else 1
-            token, sequence = _of_sequences(batch, coarse(seqs, width))
-            return cls(by, token, sequence, width)
-        width = width_of(tokens[batch.layout.mask].unique().tolist(), MAX_RANGES) if by == "lag" else 1
-        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, coarse(tokens, width))}
-        if seqs is None:
+    def of(cls, by: By, part: Part) -> "Slices":
+        """Cut some records."""
+        batch, by_code = part.batch, codes(by, part)
+        if by_code.token is None:
+            assert by_code.sequence is not None
+            live = by_code.sequence[batch.layout.lengths > 0]
+            width = width_of(by, live.unique().tolist(), MAX_RANGES)
+            token, sequence = _of_sequences(batch, coarse(by_code.sequence, width))
+            return cls(by, _named(by, token, by_code), _named(by, sequence, by_code), width)._merged()
+        width = width_of(by, by_code.token[batch.layout.mask].unique().tolist(), MAX_RANGES)
+        token = {key: RatioStats.of(x, TOKEN) for key, x in _split(batch, coarse(by_code.token, width))}
+        if by_code.sequence is None:
             return cls(by, token, {}, width)
-        return cls(by, token, _of_sequences(batch, coarse(seqs, width), (SEQUENCE,))[-1], width)
+        return cls(by, token, _of_sequences(batch, coarse(by_code.sequence, width), (SEQUENCE,))[-1], width)
 
     def __add__(self, other: "Slices") -> "Slices":
         """The slices of both."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
         both = Slices(self.by, merge(a.token, b.token), merge(a.sequence, b.sequence), width)
-        return both._at(max(width, width_of([k for k in both.token if isinstance(k, int)], MAX_RANGES)))._merged()
+        return both._at(max(width, width_of(self.by, both.token, MAX_RANGES)))._merged()
 
     def rows(self) -> list["SliceRow"]:
         """The slices as numbers, in order; environments with most tokens first."""
-        if self.by == "env":
+        if self.by in NAMES:
             most = sorted(self.token, key=lambda k: (-float(self.token[k].moments[0].sum()), str(k)))
-            shown = _keep(self, set(most[:MAX_ENVS_SHOWN]))
+            shown = _keep(self, set(most[:MAX_NAMES_SHOWN]))
             keys = sorted(shown.token, key=lambda k: (k == OTHER, k is None, most.index(k) if k in most else 0))
         else:
             shown = self
             keys = sorted(self.token, key=lambda k: (k is None, k if isinstance(k, int) else 0))
         return [
             SliceRow(
-                _label(self.by, key, self.width),
+                label(self.by, key, self.width),
                 summarise(shown.token[key]),
                 summarise(shown.sequence[key]) if key in shown.sequence else None,
             )
@@ -99,15 +89,13 @@ class Slices:
         ]
 
     def _at(self, width: int) -> "Slices":
-        if self.by not in ("step", "lag") or width == self.width:
+        if width == self.width:
             return self
         return Slices(self.by, in_ranges(self.token, width), in_ranges(self.sequence, width), width)
 
     def _merged(self) -> "Slices":
-        if self.by != "env" or len(self.token) <= MAX_ENVS + 1:
-            return self
-        # By hash and not by who came first: the same ones are kept however the records are cut.
-        return _keep(self, first_by_hash(self.token, MAX_ENVS))
+        kept = names_of(self.by, self.token, MAX_NAMES)
+        return self if kept is None else _keep(self, kept)
 
 
 @dataclass(frozen=True)
@@ -119,27 +107,8 @@ class SliceRow:
     sequence: Summary | None
 
 
-def _codes(by: By, batch: Batch, part: RecordBatch) -> tuple[Tensor | None, Tensor | None]:
-    """The number of each token, None if it is its sequence's; and of each sequence, None if it has none."""
-    layout = batch.layout
-    if by == "length":
-        return None, length_bin(layout.lengths)
-    if by == "position":
-        return length_bin(positions(batch)), None
-    if by == "step":
-        return None, torch.from_numpy(integers(part.column("step"), layout.num_seqs))
-    lag = lags(batch, part)
-    return lag, largest_lag(lag, batch)
-
-
-def _by_name(batch: Batch, part: RecordBatch) -> tuple[dict[Key, RatioStats], dict[Key, RatioStats]]:
-    values = part.column("env")
-    names: list[Key] = [None] * batch.layout.num_seqs if values is None else values.tolist()
-    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    keys = list(index)
-    both = _of_sequences(batch, torch.tensor([index[name] for name in names], dtype=torch.int64))
-    token, sequence = ({keys[i]: stats for i, stats in level.items() if isinstance(i, int)} for level in both)
-    return token, sequence
+def _named(by: By, stats: dict[Key, RatioStats], by_code: Codes) -> dict[Key, RatioStats]:
+    return {by_code.names[i]: x for i, x in stats.items() if isinstance(i, int)} if by in NAMES else stats
 
 
 def _of_sequences(
@@ -162,11 +131,3 @@ def _split(batch: Batch, codes: Tensor) -> list[tuple[Key, Batch]]:
 
 def _keep(slices: Slices, keys: set[Key]) -> Slices:
     return Slices(slices.by, without(slices.token, keys), without(slices.sequence, keys), slices.width)
-
-
-def _label(by: By, key: Key, width: int) -> str:
-    if by in ("length", "position") and isinstance(key, int):
-        return bin_label(key, 1 if by == "length" else 0)
-    if by == "env":
-        return "other" if key == OTHER else range_label(key, 1)
-    return range_label(key, width)

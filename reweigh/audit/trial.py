@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.audit.runs import Runs, Shared
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Factor, Weights
 from reweigh.levels import Unit, heads, log_ratio
@@ -31,6 +30,7 @@ from reweigh.named import (
     trm,
     turn_tis,
 )
+from reweigh.scan.tokens import Runs, Shared
 from reweigh.stats.intervals import Number, bernoulli_kl, bounded, clustered, design_effect, t_quantile
 from reweigh.stats.sums import NUM_BINS, NUM_BUCKETS, SHIFT_STEP, bucket
 from reweigh.stats.tail import MAX_SHARE

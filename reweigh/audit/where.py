@@ -10,23 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh.audit.keys import (
-    MISSING,
+from reweigh.scan.cuts import (
     OTHER,
     Key,
     bin_label,
-    first_by_hash,
+    codes,
     in_ranges,
-    integers,
-    lags,
     largest_lag,
+    merge,
+    names_of,
     range_label,
     width_of,
     without,
 )
-from reweigh.audit.parts import merge
-from reweigh.audit.runs import Shared
-from reweigh.records import RecordBatch
+from reweigh.scan.tokens import MISSING, Part, Shared
 from reweigh.stats.intervals import Number, clustered
 from reweigh.stats.sums import NUM_BUCKETS, bucket
 
@@ -110,7 +107,6 @@ class TokenRows:
 
 Cut = Literal["position", "probability", "length", "turn", "lag", "env", "step"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
-CUT_COLUMNS = ("step", "env", "versions", "trainer_version")  # what they need beside a batch
 
 PROBABILITY_BINS = 25  # a quarter of a decade each from 1 down to 1e-6, then everything below
 MAX_TURNS = 32  # told apart; later ones count as one
@@ -154,10 +150,9 @@ class Strata:
     def limited(self) -> "Strata":
         """With no more keys than are told apart."""
         if self.cut in ("step", "lag"):
-            return self._at(max(self.width, width_of((k for k in self.token if isinstance(k, int)), MAX_RANGES)))
-        if self.cut != "env" or len(self.token) <= MAX_ENVS + 1:
-            return self
-        return self._kept(first_by_hash(self.token, MAX_ENVS))
+            return self._at(max(self.width, width_of(self.cut, self.token, MAX_RANGES)))
+        kept = names_of(self.cut, self.token, MAX_ENVS)
+        return self if kept is None else self._kept(kept)
 
     def _kept(self, keys: set[Key]) -> "Strata":
         return Strata(self.cut, without(self.token, keys), without(self.sequence, keys), self.width)
@@ -212,7 +207,7 @@ class Stratum:
     sequences: int
 
 
-def all_strata(rows: TokenRows, part: RecordBatch) -> dict[Cut, Strata]:
+def all_strata(rows: TokenRows, part: Part) -> dict[Cut, Strata]:
     """By each cut that the records allow."""
     shared = rows.shared
     batch, runs = shared.batch, shared.runs
@@ -227,19 +222,19 @@ def all_strata(rows: TokenRows, part: RecordBatch) -> dict[Cut, Strata]:
         found["turn"] = Strata(
             "turn", _by_piece(_numbered(rows.by_code(runs.turn.numpy().astype(np.int64))), rows.buckets)
         )
-    if part.tokens("versions") is not None and part.column("trainer_version") is not None:
-        lag = lags(batch, part)
-        by_token = Strata("lag", _by_piece(rows.by_code(lag.numpy()), rows.buckets))
-        by_largest = _of_sequences("lag", largest_lag(lag, batch).numpy(), whole, rows.buckets)
+    if (lag := part.lag) is not None:
+        by_token = Strata("lag", _by_piece(rows.by_code(lag), rows.buckets))
+        largest = largest_lag(torch.from_numpy(lag), batch).numpy()
+        by_largest = _of_sequences("lag", largest, whole, rows.buckets)
         found["lag"] = Strata("lag", by_token.token, by_largest.sequence).limited()
-    if (steps := part.column("step")) is not None:
-        found["step"] = _of_sequences("step", integers(steps, runs.num_seqs), whole, rows.buckets).limited()
-    if (envs := part.column("env")) is not None:
-        index = {name: i for i, name in enumerate(dict.fromkeys(envs.tolist()))}
-        names, codes = list(index), np.array([index[name] for name in envs.tolist()], np.int64)
-        by_index = _of_sequences("env", codes, whole, rows.buckets)
+    if (steps := part.whole_numbers("step")) is not None:
+        found["step"] = _of_sequences("step", steps, whole, rows.buckets).limited()
+    if part.column("env") is not None:
+        by_name = codes("env", part)
+        assert by_name.sequence is not None
+        by_index = _of_sequences("env", by_name.sequence.numpy(), whole, rows.buckets)
         token, sequence = (
-            {names[k]: x for k, x in level.items() if isinstance(k, int)}
+            {by_name.names[k]: x for k, x in level.items() if isinstance(k, int)}
             for level in (by_index.token, by_index.sequence)
         )
         found["env"] = Strata("env", token, sequence).limited()

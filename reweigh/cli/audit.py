@@ -1,21 +1,18 @@
 """`reweigh audit`: how large the gap between sampler and trainer is, in records, and what estimators would do."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from reweigh import audit as auditing
+from reweigh import doctor as diagnosing
 from reweigh import report
 from reweigh.audit import Audit
-from reweigh.audit.measure import Engine
-from reweigh.audit.resume import DEFAULT_STATE
-from reweigh.audit.workers import Workers as Processes
 from reweigh.cli.estimators import asked
+from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
 from reweigh.cli.output import (
     INTERRUPTED,
-    Bar,
     By,
     Estimators,
     Form,
@@ -31,14 +28,13 @@ from reweigh.cli.output import (
     stdout,
 )
 from reweigh.cli.output import TextOption as Text
-from reweigh.doctor import doctor as diagnose
-from reweigh.processes import single_threaded
 from reweigh.report.audit import of_trial
 from reweigh.report.document import recommendation
 from reweigh.report.tables import WIDE, to_terminal
+from reweigh.scan import look, scan
+from reweigh.scan.engines import single_threaded
 
 FailOn = Literal["warn", "fail", "never"]
-EngineName = Literal["local", "ray"]
 _SAMPLE = 4_000_000  # tokens that the cause is looked for in: seconds
 _FAILING: dict[FailOn, tuple[str, ...]] = {"warn": ("warn", "fail"), "fail": ("fail",), "never": ()}
 
@@ -67,18 +63,10 @@ def audit(
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted audit stopped.")] = False,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"What --resume goes on from, until the work is done: beside the page, or {DEFAULT_STATE}.",
-        ),
-    ] = None,
-    engine: Annotated[EngineName, typer.Option(help="This machine's cores, or a Ray cluster's.")] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; this machine alone if not given.")
-    ] = None,
+    resume: Resume = False,
+    state: State = None,
+    engine: Runs = "local",
+    ray_address: RayAddress = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
@@ -98,31 +86,34 @@ def audit(
     """
     tried = None if estimators is None else asked(estimators)
     single_threaded()  # a second thread of one small operation mostly waits for the first
-    kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
+    kept = state_of("audit", state, html)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            found = auditing.audit(
-                paths,
-                estimators=None if tried is None else tried.estimators,
-                by=[one.value for one in by or []],
+            known = look(paths, reader)
+            families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
+            if doctor:
+                families.append(diagnosing.question(known, most=_SAMPLE))
+            scanned = scan(
+                known,
+                families,
                 keep_going=keep_going,
-                reader=reader,
-                engine=_engine(engine, workers, ray_address),
+                engine=engine_of("audit", engine, workers, ray_address),
                 state=kept,
                 resume=resume,
-                on_progress=_reporting(bar),
+                on_progress=reporting(bar),
             )
+            found = auditing.answer(scanned)
             if doctor:
-                bar.stage("looking for the cause: tokens")
-                found = replace(found, diagnosis=diagnose(paths, reader=reader, most=_SAMPLE, on_progress=bar))
+                bar.stage("looking for the cause")
+                found = replace(found, diagnosis=diagnosing.answer(scanned))
+            scanned.done()
             found = replace(found if text else without_text(found), asked=tried, batch=batch)
             bar.stage("writing the page" if html is not None else "comparing estimators")
             if html is not None:
                 html.parent.mkdir(parents=True, exist_ok=True)
                 html.write_text(report.page(found), encoding="utf-8")
     except KeyboardInterrupt:
-        after = f"the same command with --resume goes on from {kept}" if kept.exists() else "nothing had been saved yet"
-        say(f"interrupted: {after}")
+        say_interrupted(kept)
         raise typer.Exit(INTERRUPTED) from None
     if as_json or form == "json":
         said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}
@@ -139,26 +130,6 @@ def audit(
         raise typer.Exit(1)
 
 
-def _engine(name: EngineName, workers: int | None, ray_address: str | None) -> Engine:
-    if name == "ray":
-        from reweigh.audit.on_ray import OnRay
-
-        return OnRay(ray_address, workers)
-    if ray_address is not None:
-        raise ValueError("audit: --ray-address is of a Ray cluster\nhint: add --engine ray, or leave it out.")
-    return Processes(workers)
-
-
 def without_text(found: Audit) -> Audit:
     """The audit without what the worst responses say: neither their text nor the ids that spell it."""
     return replace(found, worst=tuple(replace(one, text=None, token_ids=None) for one in found.worst))
-
-
-def _reporting(bar: Bar) -> auditing.Report:
-    def update(done: auditing.Progress) -> None:
-        rate = (done.tokens - done.resumed) / max(bar.seconds, 1e-9)
-        bar.at(done.rows, done.total_rows, f"{done.tokens:,} tokens, {rate:,.0f} tokens/s")
-        if done.rows == done.total_rows:
-            bar.stage("working out intervals")
-
-    return update

@@ -1,20 +1,28 @@
 """`reweigh doctor`: the cause of the gap between sampler and trainer, from records or from logged scalars."""
 
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.output import Bar, CauseBy, Form, Quiet, Reader, Workers, print_json, progress, stdout
-from reweigh.processes import cores, single_threaded
+from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
+from reweigh.cli.output import (
+    INTERRUPTED,
+    By,
+    Form,
+    KeepGoing,
+    Quiet,
+    Reader,
+    Workers,
+    print_json,
+    progress,
+    stdout,
+)
 from reweigh.report import terminal
 from reweigh.report.causes import verdict
 from reweigh.report.tables import to_terminal
-
-_WORTH_STARTING = 1 << 25  # bytes of records: below, one process is done before others have imported what they need
+from reweigh.scan.engines import single_threaded
 
 FailOn = Literal["cause", "never"]
 
@@ -34,7 +42,7 @@ def doctor(
         list[str] | None,
         typer.Option(metavar="RECORDS", help="Records from before the trouble, such as step 0: what is normal here."),
     ] = None,
-    by: CauseBy = None,
+    by: By = None,
     program: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,15 +58,20 @@ def doctor(
     fail_on: Annotated[
         FailOn, typer.Option(help="`cause`: exit code 1 if the verdict is anything but none and numerics.")
     ] = "never",
+    keep_going: KeepGoing = True,
     reader: Reader = None,
     workers: Workers = None,
+    resume: Resume = False,
+    state: State = None,
+    engine: Runs = "local",
+    ray_address: RayAddress = None,
     quiet: Quiet = False,
 ) -> None:
     """Name the cause of the gap between sampler and trainer, with the evidence and the fix.
 
     Causes are ranked: what is structurally wrong with the records first, then log-probs of another distribution than
     was sampled, then faults that make the sampler another policy, and rounding last. Exit code 0, or 1 with
-    --fail-on cause; 2 if the records cannot be read.
+    --fail-on cause; 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
 
     \b
     Examples:
@@ -79,16 +92,25 @@ def doctor(
 
         assert paths is not None
         single_threaded()  # a second thread of one small operation mostly waits for the first
-        with progress("reading records: tokens", quiet=quiet) as bar:
-            found = diagnose(
-                paths,
-                by=[one.value for one in by or []],
-                baseline=baseline,
-                programs=program,
-                reader=reader,
-                workers=workers or _workers(paths),
-                on_progress=_reporting(bar, baseline is not None),
-            )
+        kept = state_of("doctor", state)
+        then = "working out causes" if baseline is None else "reading the baseline, and working out causes"
+        try:
+            with progress("reading records: rows", quiet=quiet) as bar:
+                found = diagnose(
+                    paths,
+                    by=[one.value for one in by or []],
+                    baseline=baseline,
+                    programs=program,
+                    keep_going=keep_going,
+                    reader=reader,
+                    engine=engine_of("doctor", engine, workers, ray_address),
+                    state=kept,
+                    resume=resume,
+                    on_progress=reporting(bar, then),
+                )
+        except KeyboardInterrupt:
+            say_interrupted(kept)
+            raise typer.Exit(INTERRUPTED) from None
     if form == "json":
         print_json(found.to_dict())
     elif quiet:
@@ -97,33 +119,3 @@ def doctor(
         terminal(found, stdout())
     if fail_on == "cause" and not found.benign:
         raise typer.Exit(1)
-
-
-def _workers(paths: list[str]) -> int:
-    size = 0
-    for path in paths:
-        one = Path(path)
-        files = (
-            one.rglob("*")
-            if one.is_dir()
-            else [one]
-            if one.is_file()
-            else Path().glob(path)
-            if not one.is_absolute()
-            else []
-        )
-        size += sum(os.stat(file).st_size for file in files if file.is_file())
-    return cores() if size >= _WORTH_STARTING else 1
-
-
-def _reporting(bar: Bar, baseline: bool) -> Callable[[int, int], None]:
-    done = 0
-
-    def update(new: int, total: int) -> None:
-        nonlocal done
-        done += new
-        bar(new, total)
-        if done == total:
-            bar.stage("reading the baseline" if baseline else "working out causes")
-
-    return update

@@ -1,16 +1,13 @@
 """`reweigh gate`: hold records against a policy and a baseline, for continuous integration."""
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from reweigh import gate as gating
-from reweigh.audit import Progress, Report
-from reweigh.audit.workers import Workers as Processes
+from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
 from reweigh.cli.output import (
     INTERRUPTED,
     By,
@@ -27,11 +24,11 @@ from reweigh.cli.output import (
 )
 from reweigh.gate.policy import HISTORICAL
 from reweigh.gate.result import GATE_VERSION
-from reweigh.processes import single_threaded
 from reweigh.report import junit as to_junit
 from reweigh.report import markdown, terminal
 from reweigh.report.gate import verdict
 from reweigh.report.tables import to_terminal
+from reweigh.scan.engines import single_threaded
 
 DEFAULT_POLICY = Path("gate.yaml")
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -63,6 +60,10 @@ def gate(
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
+    resume: Resume = False,
+    state: State = None,
+    engine: Runs = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Hold the gap of records against bounds, absolute and against a baseline.
 
@@ -89,18 +90,21 @@ def gate(
     asked = gating.read_policy(target) if gates else None
     _refuse_missing_baseline(asked, baseline, save_baseline)
     base = None if baseline is None else gating.read_baseline(baseline)
+    kept = state_of("gate", state)
     try:
-        with _reporting(quiet) as on_progress:
+        with progress("reading records: rows", quiet=quiet) as bar:
             run = gating.read_run(
                 records,
                 [*(asked.by if asked else ()), *(one.value for one in by or ())],
                 keep_going=keep_going,
                 reader=reader,
-                engine=Processes(workers),
-                on_progress=on_progress,
+                engine=engine_of("gate", engine, workers, ray_address),
+                state=kept,
+                resume=resume,
+                on_progress=reporting(bar),
             )
     except KeyboardInterrupt:
-        say("interrupted: nothing was written")
+        say_interrupted(kept)
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:
@@ -180,13 +184,3 @@ def _write(path: Path, text: str, said: _Said) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     said(f"wrote {path}")
-
-
-@contextmanager
-def _reporting(quiet: bool) -> Generator[Report, None, None]:
-    with progress("reading records: rows", quiet=quiet) as bar:
-
-        def update(done: Progress) -> None:
-            bar.at(done.rows, done.total_rows)
-
-        yield update

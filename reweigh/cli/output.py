@@ -121,22 +121,14 @@ def progress(description: str, total: float | None = None, quiet: bool = False) 
 
 
 class Cut(str, Enum):
-    """What numbers can be cut by."""
+    """What records can be cut by."""
 
     STEP = "step"
     ENV = "env"
     LENGTH = "length"
     POSITION = "position"
     LAG = "lag"
-
-
-class CauseCut(str, Enum):
-    """What records can be cut by before causes are looked for."""
-
-    STEP = "step"
-    LAG = "lag"
     TURN = "turn"
-    ENV = "env"
     SOURCE = "source"
 
 
@@ -158,7 +150,10 @@ Workers = Annotated[
     ),
 ]
 KeepGoing = Annotated[
-    bool, typer.Option("--keep-going", help="Leave out tokens whose log-prob cannot be one, and count them.")
+    bool,
+    typer.Option(
+        "--keep-going/--no-keep-going", help="Leave out rows and tokens that cannot be used, and count them, or stop."
+    ),
 ]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write a page, which needs nothing else.")
@@ -177,5 +172,4 @@ Estimators = Annotated[
     ),
 ]
 
-By = Annotated[list[Cut] | None, typer.Option("--by", help="Also cut the numbers by this. Repeatable.")]
-CauseBy = Annotated[list[CauseCut] | None, typer.Option("--by", help="Also diagnose each slice. Repeatable.")]
+By = Annotated[list[Cut] | None, typer.Option("--by", help="Also look at each slice by this. Repeatable.")]

@@ -4,11 +4,23 @@ from typing import Annotated
 
 import typer
 
-from reweigh.cli.output import Form, Quiet, Reader, print_json, progress, stdout
+from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
+from reweigh.cli.output import (
+    INTERRUPTED,
+    Form,
+    KeepGoing,
+    Quiet,
+    Reader,
+    Workers,
+    print_json,
+    progress,
+    stdout,
+)
 from reweigh.plan.result import Plan
 from reweigh.plan.run import BATCH, KEEP, plan_records
 from reweigh.plan.run import plan as plan_model
 from reweigh.report import terminal
+from reweigh.scan.engines import single_threaded
 
 _MOST = 64  # lengths of a sweep
 
@@ -30,7 +42,13 @@ def plan(
     turns: Annotated[
         float | None, typer.Option(metavar="N", help="Turns of a response: plans for weights of turns, too.")
     ] = None,
+    keep_going: KeepGoing = False,
     reader: Reader = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    state: State = None,
+    engine: Runs = "local",
+    ray_address: RayAddress = None,
     form: Form = "text",
     quiet: Quiet = False,
 ) -> None:
@@ -38,7 +56,8 @@ def plan(
 
     The verdict comes first. The model has independent tokens (log r ~ N(-KL T, 2 KL T)); ~ marks what it knows only
     roughly, and what it does not know is refused. With --from it takes KL, lengths and spread from records, and what
-    each mode does to these very sequences stands beside the model. Exit code 0; 2 if a value or the records are wrong.
+    each mode does to these very sequences stands beside the model. Exit code 0; 2 if a value or the records are wrong,
+    130 after Ctrl-C: then --resume goes on.
 
     \b
     Examples:
@@ -54,8 +73,25 @@ def plan(
             raise ValueError(
                 f"plan: records have their own KL and turns, got {given} beside --from\nhint: leave one out."
             )
-        with progress("reading records: rows", quiet=quiet) as count:
-            found = plan_records(source, lengths, batch, keep=keep, reader=reader, on_rows=count)
+        single_threaded()  # a second thread of one small operation mostly waits for the first
+        kept = state_of("plan", state)
+        try:
+            with progress("reading records: rows", quiet=quiet) as bar:
+                found = plan_records(
+                    source,
+                    lengths,
+                    batch,
+                    keep=keep,
+                    keep_going=keep_going,
+                    reader=reader,
+                    engine=engine_of("plan", engine, workers, ray_address),
+                    state=kept,
+                    resume=resume,
+                    on_progress=reporting(bar, "planning"),
+                )
+        except KeyboardInterrupt:
+            say_interrupted(kept)
+            raise typer.Exit(INTERRUPTED) from None
     else:
         found = _of_model(kl, lengths, batch, keep, turns)
     if form == "json":

@@ -11,17 +11,31 @@ import typer
 from rich.live import Live
 
 from reweigh import watch as watching
-from reweigh.audit import Audit
-from reweigh.audit.accumulate import Plan
-from reweigh.audit.measure import Job
-from reweigh.audit.slices import By as Slicing
+from reweigh.audit import Audit, question
 from reweigh.cli.audit import without_text
 from reweigh.cli.estimators import asked
-from reweigh.cli.output import By, Estimators, Form, FormName, Html, KeepGoing, Quiet, Reader, progress, say, stdout
+from reweigh.cli.options import RayAddress, Runs, engine_of
+from reweigh.cli.output import (
+    By,
+    Estimators,
+    Form,
+    FormName,
+    Html,
+    KeepGoing,
+    Quiet,
+    Reader,
+    Workers,
+    progress,
+    say,
+    stdout,
+)
 from reweigh.cli.output import TextOption as Text
-from reweigh.processes import single_threaded
 from reweigh.report import page
 from reweigh.report.watch import dashboard, in_a_line, update
+from reweigh.scan import By as Slicing
+from reweigh.scan import Job
+from reweigh.scan.engines import single_threaded
+from reweigh.scan.state import write_whole
 from reweigh.stats.numerals import count
 
 DEFAULT_STATE = Path("reweigh-watch.state")
@@ -35,6 +49,9 @@ def watch(
     estimators: Estimators = None,
     reader: Reader = None,
     keep_going: KeepGoing = False,
+    workers: Workers = None,
+    engine: Runs = "local",
+    ray_address: RayAddress = None,
     text: Text = True,
     state: Annotated[
         Path | None,
@@ -63,9 +80,9 @@ def watch(
     single_threaded()  # a second thread of one small operation mostly waits for the first
     tried = None if estimators is None else asked(estimators)
     cuts: list[Slicing] = ["step", *(one.value for one in by or [])]
-    plan = Plan(None if tried is None else tried.estimators, tuple(dict.fromkeys(cuts)))
-    job = Job(plan, keep_going, reader=reader)
+    job = Job((question(None if tried is None else tried.estimators, cuts),), keep_going, reader=reader)
     kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
+    runs = engine_of("watch", engine, workers, ray_address)
     memory = watching.Memory.of(kept, folder, job)
     watched = watching.Watched() if fresh else memory.load()
     live = Live(console=stdout(), auto_refresh=False)
@@ -76,7 +93,7 @@ def watch(
     try:
         while True:
             with progress("looking", quiet=quiet or live.is_started):  # the dashboard is there after the first look
-                found = watching.look(watched, folder, job, time.time())
+                found = watching.look(watched, folder, job, time.time(), engine=runs)
                 watched, waiting = found.watched, found.waiting
                 if first or found.news:
                     memory.save(watched)
@@ -120,7 +137,7 @@ def _write_page(html: Path | None, audit: Audit | None, text: bool) -> None:
     if html is None or audit is None:
         return
     html.parent.mkdir(parents=True, exist_ok=True)
-    watching.write_whole(html, page(audit if text else without_text(audit)).encode())
+    write_whole(html, page(audit if text else without_text(audit)).encode())
 
 
 def _summary(

@@ -1,7 +1,18 @@
 """Names the cause of a mismatch: from paired log-probs, or from a run's logged scalars alone."""
 
 from reweigh.doctor.causes import CAUSES, CauseId
+from reweigh.doctor.diagnose import answer, doctor, question
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding, InputNote
-from reweigh.doctor.run import doctor
 
-__all__ = ["doctor", "Diagnosis", "Finding", "Evidence", "CannotTell", "InputNote", "CauseId", "CAUSES"]
+__all__ = [
+    "CAUSES",
+    "CannotTell",
+    "CauseId",
+    "Diagnosis",
+    "Evidence",
+    "Finding",
+    "InputNote",
+    "answer",
+    "doctor",
+    "question",
+]

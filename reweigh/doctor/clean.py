@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reweigh.batch import POSITIVE_TOLERANCE
 from reweigh.doctor.cells import Array, Cells, Ints
-from reweigh.doctor.tokens import Tokens, windows
+from reweigh.scan.tokens import Tokens, windows
 
 Bools = NDArray[np.bool_]
 
@@ -61,7 +61,7 @@ def clean(tokens: Tokens) -> Clean:
     filler, placeholder, zeros = _placeholders(tokens)
     broken = _broken(tokens) & ~filler
     gap = _gap(tokens)
-    whole = Cells.of(tokens.bucket, zero_of(tokens), 1, ~broken * 1.0, np.where(broken, 0.0, gap**2))
+    whole = Cells.of(tokens.bucket, zero_of(tokens), 1, ~broken, np.where(broken, 0.0, gap**2))
     # In this order: a placeholder would hide the foreign text around it, which shows in both policies' agreement.
     left = tokens.take(~filler & ~broken)
     foreign, surprise = _foreign(left)
@@ -84,6 +84,8 @@ def _gap(tokens: Tokens) -> Array:
 def _broken(tokens: Tokens) -> Bools:
     """Finds values that are no log-probs at all, so that no test can use the token."""
     log_pi, log_mu = tokens.log_pi, tokens.log_mu
+    if all(bool((x <= POSITIVE_TOLERANCE).all() and (x > -np.inf).all()) for x in (log_pi, log_mu)):  # a NaN is neither
+        return np.zeros(len(tokens), np.bool_)
     return ~np.isfinite(log_mu) | (log_mu > POSITIVE_TOLERANCE) | ~np.isfinite(log_pi) | (log_pi > POSITIVE_TOLERANCE)
 
 
@@ -104,7 +106,7 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
     certain = zeros & (log_pi >= np.log(0.5)) & (log_pi < np.log(0.98))
-    doubt = Cells.of(tokens.bucket, zero_of(tokens), 1, (proof & zeros) * 1.0, certain * 1.0)
+    doubt = Cells.of(tokens.bucket, zero_of(tokens), 1, proof & zeros, certain)
     # Zeros of a response are candidates if at least as many are beside a rare token as beside a fairly certain one.
     # By response, so that the same is found however records are cut into batches.
     responses = len(tokens.rows.sizes)
@@ -158,7 +160,7 @@ def _foreign(tokens: Tokens) -> tuple[Bools, Cells]:
         total = np.bincount(window, np.where(np.isfinite(excess), excess, -WIDEST), minlength=count)
         # Variance of a window's surprise, taken to be its entropy, at least half a nat a token.
         spread = np.bincount(window, np.where(np.isfinite(entropy), np.maximum(entropy, 0.5), WIDEST), minlength=count)
-        apart = np.bincount(window, np.abs(tokens.gap), minlength=count)
+        apart = np.bincount(window, tokens.distance, minlength=count)
         odd = (
             (n >= SURPRISE_WINDOW // 2)
             & (apart < _AGREED * n)
@@ -189,9 +191,11 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     # Of each window: how far log_pi is from log_mu in place; from log_pi of the next token, which is what there is to
     # tell places apart by; and from log_mu at each offset, the best of which is kept.
     n = np.bincount(window, minlength=count)
-    here = np.bincount(window, np.abs(tokens.gap), minlength=count) / np.maximum(n, 1)
-    varied = _distance(tokens, tokens.log_pi, 1, window, count)
-    at_offset = np.stack([_distance(tokens, tokens.log_mu, k, window, count) for k in OFFSETS])
+    here = np.bincount(window, tokens.distance, minlength=count) / np.maximum(n, 1)
+    place = WINDOW * _number_in_response(seq_of)
+    pairs = {k: _pairs(tokens, k, n, place, tokens.counts[seq_of]) for k in range(1, FARTHEST + 1)}
+    varied = _distance(tokens, tokens.log_pi, 1, pairs[1], window, count)
+    at_offset = np.stack([_distance(tokens, tokens.log_mu, k, pairs[abs(k)], window, count) for k in OFFSETS])
     best, least = at_offset.argmin(0), at_offset.min(0)
 
     # A window tells something if neighbours differ. It fits if log_mu is of its tokens; it is off if another place is
@@ -233,22 +237,39 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     # Sums by response.
     cell = np.where(shifted, which, np.where(parted, _PART, _IN_PLACE))
     sizes = np.bincount(tokens.seq, minlength=responses)
-    before = np.bincount(tokens.seq, tokens.gap**2, minlength=responses)
-    left = np.bincount(clean.seq, clean.gap**2, minlength=responses)
+    before = np.bincount(tokens.seq, tokens.squares, minlength=responses)
+    left = np.bincount(clean.seq, clean.squares, minlength=responses)
     some = sizes > 0
     sums = [x[some] for x in (np.ones(responses), sizes.astype(np.float64), before, left)]
     return clean, Cells.of(tokens.rows.bucket[some], cell[some], len(CELLS), *sums)
 
 
-def _distance(tokens: Tokens, other: Array, k: int, window: Ints, count: int) -> Array:
+Pairs = tuple[Bools, Ints, Ints]
+"""Which tokens have a partner some places on; and of each window, how many have one that far on, and that far back."""
+
+
+def _number_in_response(seq: Ints) -> Ints:
+    """Counts windows from the first of their response."""
+    begins = np.concatenate([[True], seq[1:] != seq[:-1]])
+    at = np.arange(len(seq))
+    return at - np.maximum.accumulate(np.where(begins, at, 0))
+
+
+def _pairs(tokens: Tokens, k: int, n: Ints, place: Ints, length: Ints) -> Pairs:
+    """Finds partners, given of each window its tokens, the place of its first, and the length of its response."""
+    there = tokens.seq[:-k] == tokens.seq[k:]
+    return there, np.clip(length - k - place, 0, n), n - np.clip(k - place, 0, n)
+
+
+def _distance(tokens: Tokens, other: Array, k: int, pairs: Pairs, window: Ints, count: int) -> Array:
     """Averages the distance of log_pi to `other` k places on, window by window; infinite where few have a partner."""
-    near = np.zeros(len(tokens))
-    there = np.zeros(len(tokens), np.bool_)
+    there, *numbers = pairs
+    n = numbers[k < 0]
     a, b = (slice(None, -k), slice(k, None)) if k > 0 else (slice(-k, None), slice(None, k))
-    there[a] = tokens.seq[a] == tokens.seq[b]
-    near[a] = np.where(there[a], np.abs(tokens.log_pi[a] - other[b]), 0.0)
-    n = np.bincount(window, there, minlength=count)
-    total = np.bincount(window, near, minlength=count)
+    near = np.subtract(tokens.log_pi[a], other[b])
+    np.abs(near, out=near)
+    near[~there] = 0.0
+    total = np.bincount(window[a], near, minlength=count)
     return np.where(n >= _FEWEST - FARTHEST, total / np.maximum(n, 1), np.inf)
 
 

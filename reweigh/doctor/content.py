@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reweigh.doctor.cells import Array, Cells, Estimate, jackknife
-from reweigh.doctor.tokens import Tokens
+from reweigh.doctor.cells import Array, Cells, Estimate, binned, jackknife
+from reweigh.scan.tokens import Tokens
 
 # Edges of -log pi, nats, and of the entropy: finer where a temperature acts most.
 SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7, 6.0, 8.0])
@@ -18,14 +18,14 @@ MOMENTS = ("n", "gap", "gap^2", "x", "x^2", "x gap")  # x: log pi + entropy, 0 o
 def content(tokens: Tokens) -> Cells:
     """Adds up `[64, surprisal x entropy, MOMENTS]`; without entropies all are in the first entropy bin, with x = 0."""
     gap = tokens.gap
-    s = np.searchsorted(SURPRISAL_EDGES, -tokens.log_pi)
+    s = binned(SURPRISAL_EDGES, -tokens.log_pi)
     entropy = tokens.entropy
     if entropy is None:
         e, x = np.zeros(len(tokens), np.int64), np.zeros(len(tokens))
     else:
         known = np.isfinite(entropy)
         entropy = np.where(known, entropy, 0.0)
-        e = np.searchsorted(ENTROPY_EDGES, entropy)
+        e = binned(ENTROPY_EDGES, entropy)
         x = np.where(known, tokens.log_pi + entropy, 0.0)
     return Cells.of(
         tokens.bucket,
@@ -33,7 +33,7 @@ def content(tokens: Tokens) -> Cells:
         NUM_SURPRISAL * NUM_ENTROPY,
         np.ones(len(gap)),
         gap,
-        gap**2,
+        tokens.squares,
         x,
         x**2,
         x * gap,
@@ -49,7 +49,7 @@ def tail(tokens: Tokens) -> Cells:
         known = np.isfinite(tokens.entropy)
         entropy = np.where(known, tokens.entropy, 0.0)
     far = known & (-tokens.log_pi - entropy > FAR)
-    return Cells.of(tokens.bucket, np.searchsorted(ENTROPY_EDGES, entropy), NUM_ENTROPY, known * 1.0, far * 1.0)
+    return Cells.of(tokens.bucket, binned(ENTROPY_EDGES, entropy), NUM_ENTROPY, known, far)
 
 
 def cut_off(cells: Cells) -> bool:

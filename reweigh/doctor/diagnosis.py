@@ -17,7 +17,7 @@ class Evidence:
     """One number that speaks for a cause.
 
     Attributes:
-        name: short and fixed, for programs: "mean_ratio".
+        name: short and fixed, for programs: "own_noise".
         value: the number; NaN if it cannot be had.
         meaning: a sentence for people, with units.
         low: lower end of its 95% interval, clustered by response; None if it is a count or has none.

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, Keyed
 from reweigh.doctor.content import Explained, explained
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 Sums = Mapping[str, Cells | Keyed | Prompts]
 
@@ -101,12 +101,12 @@ def _share(part: float, whole: float) -> float:
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:
     """Returns the one-sided p-value of the estimate being above a bound."""
-    return float(student.sf(estimate.above(bound), max(estimate.df, 1)))
+    return float(stdtr(max(estimate.df, 1), -estimate.above(bound)))
 
 
 def p_below(estimate: Estimate, bound: float = 0.0) -> float:
     """Returns the one-sided p-value of the estimate being below a bound."""
-    return float(student.cdf(estimate.above(bound), max(estimate.df, 1)))
+    return float(stdtr(max(estimate.df, 1), estimate.above(bound)))
 
 
 def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:

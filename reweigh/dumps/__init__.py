@@ -11,8 +11,8 @@ from reweigh.dumps.open import (
     formats,
     info_of,
     read,
-    reader_of,
     recognise,
+    source,
 )
 from reweigh.dumps.tinker import tinker_rows
 
@@ -28,7 +28,7 @@ __all__ = [
     "formats",
     "info_of",
     "read",
-    "reader_of",
     "recognise",
+    "source",
     "tinker_rows",
 ]

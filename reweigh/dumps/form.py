@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reweigh.records.files import FilePart, numbered_lines, open_lines
+from reweigh.records.files import FilePart, Opened, numbered_lines, open_lines
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
 
 Row = Mapping[str, Any]
@@ -299,10 +299,10 @@ def items_of_lines(part: FilePart, rows: Callable[[Mapping[str, Any], int], Sequ
         ) from None
 
 
-def first_object(path: Path) -> Mapping[str, Any]:
-    """The first object of a file of JSON; empty if it has none or is not JSON."""
+def first_object(path: Path, opened: Opened | None = None) -> Mapping[str, Any]:
+    """Read the first object of a file of JSON; empty if it has none or is not JSON."""
     try:
-        with open_lines(path, "rb") as file:
+        with open_lines(path, "rb") if opened is None else opened.lines() as file:
             text = next((x for x in file if x.strip()), b"")
         found = _parsed(text)
         if found is None:

@@ -15,8 +15,7 @@ import pyarrow as pa
 from reweigh.dumps import martingale, miles, nemo_rl, open_instruct, openai, prime_rl, sglang, skyrl, slime, verifiers
 from reweigh.dumps.form import LINES, BadRecordError, Format, Head, Item, Row, Skipped, check_row, first_object
 from reweigh.dumps.tensors import load_torch
-from reweigh.records.files import FilePart, Formats, Paths, Reader, expand, parquet_names
-from reweigh.records.files import reader_of as records_reader_of
+from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, parquet_names, source_of
 from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
@@ -63,47 +62,47 @@ class UnknownFormatError(UnreadableFileError):
     """A file that no reader knows."""
 
 
-def look(path: Path) -> Head:
-    """What recognition goes by.
+def look(file: Opened) -> Head:
+    """Read what recognition goes by.
 
     Raises:
         UnreadableFileError: a torch file that is damaged, or that holds more than plain data.
     """
-    with open(path, "rb") as file:
-        start = file.read(_START)
+    path, start = file.path, file.stream().read(_START)
     packed = start[:2] == b"\x1f\x8b"
     kind = next((kind for magic, kind in _MAGIC if start.startswith(magic)), "json" if packed else "other")
     if not packed and start.lstrip()[:1] in (b"{", b"["):
         kind = "json"
     first: Any = {}
     if kind == "json":
-        first = first_object(path)
+        first = first_object(path, file)
     elif kind == "torch":
         first = load_torch(path)
     return Head(path, kind, first if isinstance(first, Mapping) else {}, start)
 
 
-def recognise(path: str | PathLike[str]) -> Format | None:
-    """The format of a file by its content; None for reweigh's own.
+def recognise(path: str | PathLike[str] | Opened) -> Format | None:
+    """Tell the format of a file by its content; None for reweigh's own.
 
     Raises:
         UnknownFormatError: no reader knows it; the message lists what was tried, and what the file looks like.
         UnreadableFileError: it is damaged.
     """
-    head = look(Path(path))
+    file = path if isinstance(path, Opened) else Opened(Path(path))
+    head = look(file)
     found = [one for one in FORMATS.values() if one.recognises(head)]
     if found:
         return found[0]
-    if head.path.name.endswith((".parquet", ".pq")) and _OUR_OWN & _columns(head.path):
+    if head.path.name.endswith((".parquet", ".pq")) and _OUR_OWN & _columns(file):
         return None
     if broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
         return None  # what is broken is told by the reader of records
     raise _unknown(head)
 
 
-def _columns(path: Path) -> set[str]:
+def _columns(file: Opened) -> set[str]:
     try:
-        return set(parquet_names(path))
+        return set(parquet_names(file))
     except UnreadableFileError:
         return _OUR_OWN  # damaged: what is wrong is told by the reader of records
 
@@ -163,7 +162,7 @@ class Found:
 
 
 def find(paths: Paths, reader: str | None = None) -> Found:
-    """The files that are meant by files, folders and globs, each once; folders of dumps with their subfolders.
+    """Find the files that are meant by files, folders and globs, each once; folders of dumps with their subfolders.
 
     Args:
         paths: what a user named.
@@ -173,6 +172,10 @@ def find(paths: Paths, reader: str | None = None) -> Found:
         FileNotFoundError: nothing is there.
         ValueError: a folder has dumps of several formats, or nothing that a reader knows.
     """
+    return _find(paths, _Known(reader))
+
+
+def _find(paths: Paths, known: "_Known") -> Found:
     given = [paths] if isinstance(paths, str | PathLike) else list(paths)
     if not given:
         raise ValueError("find: no path was given\nhint: name at least one file, folder or glob.")
@@ -180,16 +183,16 @@ def find(paths: Paths, reader: str | None = None) -> Found:
     ignored: list[Path] = []
     for item in map(Path, given):
         if item.is_dir():
-            here = _folder(item, reader)
+            here = _folder(item, known)
             ignored += here.ignored
             chosen: Sequence[Path] = here.paths
         elif item.exists() or not has_magic(str(item)):
-            chosen = [_stands_for(path, reader) for path in _existing(item)]
+            chosen = [_stands_for(path, known) for path in _existing(item)]
         else:
             matches = sorted(map(Path, glob(str(item), recursive=True)), key=_natural)
             if not matches:
                 raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
-            chosen = [_stands_for(path, reader) for path in matches if path.is_file()]
+            chosen = [_stands_for(path, known) for path in matches if path.is_file()]
         for path in chosen:
             found.setdefault(path.resolve(), path)
     return Found(tuple(found.values()), tuple(ignored))
@@ -201,16 +204,16 @@ def _existing(path: Path) -> list[Path]:
     return [path]
 
 
-def _stands_for(path: Path, reader: str | None) -> Path:
-    one = recognise(path) if reader is None else named(reader)
+def _stands_for(path: Path, known: "_Known") -> Path:
+    one = known.format_of(path)
     if one is None:
         return expand(path)[0]
     return one.lead(path) or path
 
 
-def _folder(folder: Path, reader: str | None) -> Found:
-    if reader is not None:
-        one = named(reader)
+def _folder(folder: Path, known: "_Known") -> Found:
+    if known.reader is not None:
+        one = named(known.reader)
         if one is None:
             return Found(tuple(expand(folder)))
         files = [path for path in _files(folder) if path.name.endswith(one.endings)]
@@ -222,10 +225,10 @@ def _folder(folder: Path, reader: str | None) -> Found:
     broken: list[Path] = []
     for path in _files(folder):
         try:
-            if broken_lines(look(path)):
+            if broken_lines(known.head_of(path)):
                 (broken if path.stat().st_size else unknown).append(path)
                 continue
-            one = recognise(path)
+            one = known.format_of(path)
         except UnknownFormatError:
             unknown.append(path)
         except UnreadableFileError:
@@ -245,7 +248,7 @@ def _folder(folder: Path, reader: str | None) -> Found:
             "hint: name the subfolder or files of one of them, or choose with --reader."
         )
     if not kinds and (broken or unknown):
-        recognise([*broken, *unknown][0])  # raises, unless it is broken lines
+        known.format_of([*broken, *unknown][0])  # raises, unless it is broken lines
     if not kinds or RECORDS in kinds:
         return Found(tuple(expand(folder)))
     [(name, files)] = kinds.items()
@@ -259,7 +262,7 @@ def _folder(folder: Path, reader: str | None) -> Found:
 def _may_be(one: Format, path: Path) -> bool:
     """Whether a file is of a format; one that cannot be read is taken, so that reading it says why."""
     try:
-        head = look(path)
+        head = look(Opened(path))
     except UnreadableFileError:
         return True
     return one.recognises(head) or broken_lines(head)
@@ -304,37 +307,90 @@ class DumpRow:
     place: str
 
 
-def reader_of(path: Path, reader: str | None = None, skipped: Skipped | None = None) -> Reader:
-    """How to read a file, whoever wrote it: a dump by its content, records by their name.
+def source(path: Path | Opened, reader: str | None = None, skipped: Skipped | None = None) -> Source:
+    """Know how to read a file, whoever wrote it: a dump by its content, records by their name.
 
     Args:
         path: the file.
         reader: a format's name, to not look into the file.
         skipped: where to list records that are no good; without it the first of them is an error.
     """
-    one = recognise(path) if reader is None else named(reader)
+    return _source(path, recognise(path) if reader is None else named(reader), skipped)
+
+
+def _source(file: Path | Opened, one: Format | None, skipped: Skipped | None) -> Source:
     if one is None:
-        return records_reader_of(path)
-    return Reader(one.info, partial(_names, one), one.parts, partial(_tables, one, skipped))
+        return source_of(file)
+    path = file.path if isinstance(file, Opened) else file
+    return Source(
+        path,
+        partial(one.info, path),
+        partial(_names, one, path),
+        partial(one.parts, path),
+        partial(_tables, one, skipped),
+    )
 
 
 def formats(reader: str | None = None, skipped: Skipped | None = None) -> Formats:
-    """Dumps and records alike, for the functions that read record files.
+    """Take dumps and records alike, for the functions that read record files.
+
+    What is found out of a file is kept with what is returned, and the file stays open for whoever reads it next.
 
     Args:
         reader: a format's name, to not look into the files.
         skipped: where to list records that are no good; without it the first of them is an error.
     """
-    return Formats(partial(_expand, reader), partial(reader_of, reader=reader, skipped=skipped))
+    known = _Known(reader, skipped)
+    return Formats(known.expand, known.source)
 
 
-def _expand(reader: str | None, paths: Paths) -> list[Path]:
-    return list(find(paths, reader).paths)
+_MOST_OPEN = 64  # files; of more, those that were not asked for longest are closed, and opened again when they are
+
+
+class _Known:
+    """Files that were looked into: open, with the format that each is of."""
+
+    def __init__(self, reader: str | None, skipped: Skipped | None = None) -> None:
+        self.reader, self._skipped = reader, skipped
+        self._open: dict[Path, Opened] = {}
+        self._formats: dict[Path, Format | None] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process, which has to look for itself."""
+        return _Known, (self.reader, self._skipped)
+
+    def expand(self, paths: Paths) -> list[Path]:
+        """List the files that are meant, see `find`."""
+        return list(_find(paths, self).paths)
+
+    def source(self, path: Path) -> Source:
+        """Know how to read one of them."""
+        one = self.format_of(path)
+        return _source(self._opened(path) if one is None else path, one, self._skipped)
+
+    def format_of(self, path: Path) -> Format | None:
+        """Tell the format of one of them."""
+        if self.reader is not None:
+            return named(self.reader)
+        if path not in self._formats:
+            self._formats[path] = recognise(self._opened(path))
+        return self._formats[path]
+
+    def head_of(self, path: Path) -> Head:
+        """Read what recognition goes by."""
+        return look(self._opened(path))
+
+    def _opened(self, path: Path) -> Opened:
+        file = self._open.pop(path, None) or Opened(path)
+        self._open[path] = file
+        if len(self._open) > _MOST_OPEN:
+            del self._open[next(iter(self._open))]
+        return file
 
 
 def info_of(path: Path, reader: str | None = None) -> RunInfo:
-    """What a file says of the run."""
-    return reader_of(path, reader).info(path)
+    """Read what a file says of the run."""
+    return source(path, reader).info()
 
 
 def read(

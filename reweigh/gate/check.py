@@ -4,13 +4,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 from os import PathLike
 
-from reweigh.audit import Report, Workers
-from reweigh.audit.measure import Engine
-from reweigh.audit.slices import COLUMNS_OF
 from reweigh.gate.numbers import Cut, Run, read_baseline, read_run
 from reweigh.gate.policy import EACH, HISTORICAL, Bound, Policy, read_policy
 from reweigh.gate.result import Check, Gate, decide
 from reweigh.records.files import Paths
+from reweigh.scan import Engine, Report, Workers
+from reweigh.scan.cuts import COLUMNS_OF
 from reweigh.stats.intervals import Number
 
 # Numbers of sequences grow with their length, those of tokens hardly. From a fifth on this is worth a word; ours.
@@ -35,9 +34,9 @@ def gate(
         records: files, folders or globs, as `reweigh.audit.audit` takes them; or what `read_run` made of them.
         policy: bounds, or the YAML file that has them.
         baseline: an earlier run, or the file that `reweigh gate --save-baseline` wrote of one.
-        keep_going: leave out tokens whose log-prob cannot be one; otherwise they are an error.
+        keep_going: leave out rows and tokens that cannot be used, and count them; otherwise the first is an error.
         reader: name of the files' format; recognised by their content if not given.
-        engine: what runs the audit: `reweigh.audit.Workers(8)`.
+        engine: what runs it: `Workers(8)` processes, `OnRay()`; this process alone if not given.
         on_progress: called after each part.
 
     Raises:

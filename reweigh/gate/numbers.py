@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
@@ -11,11 +11,12 @@ from statistics import NormalDist
 from typing import Any, Literal, cast, get_args
 
 from reweigh import __version__
-from reweigh.audit import By, Report, Workers, audit
-from reweigh.audit.measure import Engine, Job, Measured
+from reweigh.audit.accumulate import Sums
+from reweigh.audit.run import answer, question
 from reweigh.audit.slices import Slices
 from reweigh.records import RunInfo
-from reweigh.records.files import FilePart, Paths
+from reweigh.records.files import Paths
+from reweigh.scan import By, Engine, Report, Workers, scan
 from reweigh.stats.intervals import Number, bernoulli_kl
 from reweigh.stats.summary import Summary, bootstrap, excess, summarise
 from reweigh.stats.sums import HostSums, RatioStats
@@ -229,21 +230,6 @@ class Run:
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Runs an audit and keeps what it added up, which numbers with intervals are made of."""
-
-    engine: Engine
-    total: list[Measured] = field(default_factory=list[Measured])
-
-    def __call__(self, parts: Sequence[FilePart], job: Job) -> Generator[Measured, None, None]:
-        total = Measured()
-        for found in self.engine(parts, job):
-            total += found
-            yield found
-        self.total.append(total)
-
-
 def read_run(
     records: Paths,
     by: Iterable[By] = (),
@@ -251,6 +237,8 @@ def read_run(
     keep_going: bool = False,
     reader: str | None = None,
     engine: Engine = Workers(1),  # noqa: B008 - a frozen value
+    state: str | PathLike[str] | None = None,
+    resume: bool = False,
     on_progress: Report | None = None,
 ) -> Run:
     """Measure records, once, in parts; see `reweigh.audit.audit` for the arguments and errors.
@@ -260,16 +248,23 @@ def read_run(
         >>> run = read_run("examples/records/vllm_bfloat16.parquet")  # doctest: +SKIP
         >>> run.find("token", None, None).numbers["kl_k3"]  # doctest: +SKIP
     """
-    kept = _Kept(engine)
-    found = audit(
-        records, by=by, estimators={}, keep_going=keep_going, reader=reader, engine=kept, on_progress=on_progress
+    scanned = scan(
+        records,
+        [question({}, by)],
+        keep_going=keep_going,
+        reader=reader,
+        engine=engine,
+        state=state,
+        resume=resume,
+        on_progress=on_progress,
     )
-    sums = kept.total[0].sums
+    found = answer(scanned)
+    sums: Sums = scanned.sums["audit"]
     cuts = [_cut(stats, None, None) for stats in sums.levels.values()]
     for one in sums.slices.values():
         cuts += [_cut(stats, one.by, label) for label, stats in _slices(one)]
     paths = [str(file.path) for file in found.files]
-    return Run(
+    run = Run(
         tuple(cut for cut in cuts if cut.n),
         found.info,
         paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more",
@@ -277,6 +272,8 @@ def read_run(
         found.notes,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+    scanned.done()
+    return run
 
 
 def _slices(slices: Slices) -> Iterator[tuple[str, RatioStats]]:

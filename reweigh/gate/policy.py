@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reweigh.audit import By
-from reweigh.audit.slices import BYS
 from reweigh.gate.numbers import INSTEAD, KINDS, LEVEL_NAMES, Cut, LevelName, Run
+from reweigh.scan.cuts import BYS
 from reweigh.stats.intervals import Number
 
 Rule = Literal["at_most", "at_least", "no_worse_than_baseline", "rise_at_most", "fall_at_most"]

@@ -1,8 +1,9 @@
 """What records say of a plan's inputs: KL a token, lengths, spread, and what each estimator did to these very units."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -11,18 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.dumps import formats
 from reweigh.estimators import Estimator, Weights
 from reweigh.levels import SEQUENCE, TOKEN, heads
 from reweigh.plan.model import Band, Expected, MixedRatio
-from reweigh.records import read_batches
-from reweigh.records.files import Paths
+from reweigh.scan.measure import Family
+from reweigh.scan.run import Scanned
+from reweigh.scan.tokens import Part
 from reweigh.stats.summary import Summary, summarise
 from reweigh.stats.sums import RatioStats
 
 Array = NDArray[np.float64]
 
-BATCH_TOKENS = 1 << 19  # that are worked on at a time
 _LENGTHS = 24  # groups of sequences of nearly one length, for the model
 
 
@@ -160,53 +160,81 @@ class Measured:
         return MixedRatio.of_lengths(self.kl, self.each.grouped(), self.each.spread())
 
 
-def measure(
-    paths: Paths,
-    estimators: Mapping[str, Estimator],
-    *,
-    reader: str | None = None,
-    on_rows: Callable[[int], None] = lambda _: None,
-) -> Measured:
-    """Read records once, in parts, and add them up.
+@final
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What a plan adds up; `a + b` is of both.
+
+    Attributes:
+        token: stats of the tokens.
+        sequence: stats of the sequences.
+        each: three numbers of each sequence, some records after the other.
+        tallies: what each estimator did, by its name.
+        turns: those of records that say so.
+        with_turns: sequences of those records.
+    """
+
+    token: RatioStats = field(default_factory=lambda: RatioStats.empty(TOKEN))
+    sequence: RatioStats = field(default_factory=lambda: RatioStats.empty(SEQUENCE))
+    each: tuple[Sequences, ...] = ()
+    tallies: Mapping[str, Tally] = field(default_factory=dict[str, Tally])
+    turns: float = 0.0
+    with_turns: float = 0.0
+
+    @classmethod
+    def of(cls, estimators: Mapping[str, Estimator], part: Part) -> "Sums":
+        """Add up some records."""
+        batch = part.batch
+        token, sequence = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
+        turned = batch.layout.turn is not None
+        tallies = {
+            name: Tally.of(one(batch))
+            for name, one in estimators.items()
+            if turned or not any(f.level.name == "turn" for f in one.factors)
+        }
+        turns = float(heads(batch.layout).sum()) if turned else 0.0
+        with_turns = float((batch.layout.lengths > 0).sum()) if turned else 0.0
+        return cls(token, sequence, (Sequences.of(batch),), tallies, turns, with_turns)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Add up both."""
+        names = dict.fromkeys((*self.tallies, *other.tallies))
+        tallies = {name: self.tallies.get(name, Tally()) + other.tallies.get(name, Tally()) for name in names}
+        return Sums(
+            self.token + other.token,
+            self.sequence + other.sequence,
+            (*self.each, *other.each),
+            tallies,
+            self.turns + other.turns,
+            self.with_turns + other.with_turns,
+        )
+
+
+def family(estimators: Mapping[str, Estimator]) -> Family:
+    """Ask for what a plan needs of what is scanned.
 
     Args:
-        paths: files, folders or globs with both sides' log-probs: records, or dumps of training frameworks.
-        estimators: to run on them, by name; those that need turns only where the records have them.
-        reader: name of the files' format; recognised by their content if not given.
-        on_rows: called with the number of rows of each part.
+        estimators: to run on the records, by name; those that need turns only where the records have them.
+    """
+    asked = {name: repr(one) for name, one in estimators.items()}
+    return Family("plan", partial(Sums.of, estimators), (), (Sums, Sequences, Tally), {"estimators": asked})
+
+
+def measured(found: Scanned) -> Measured:
+    """Make numbers of what was scanned.
 
     Raises:
-        ValueError: a value that breaks a rule, a missing column, or no token at all; with file, row and remedy.
-        FileNotFoundError: nothing is there.
+        ValueError: no token counts.
     """
-    token, sequence = RatioStats.empty(TOKEN), RatioStats.empty(SEQUENCE)
-    tallies, parts = dict[str, Tally](), list[Sequences]()
-    turns = with_turns = 0.0
-    for part in read_batches(paths, columns=(), max_tokens=BATCH_TOKENS, formats=formats(reader)):
-        batch = part.check().batch.with_ratio()
-        stats = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
-        token, sequence = token + stats[0], sequence + stats[1]
-        parts.append(Sequences.of(batch))
-        for name, estimator in estimators.items():
-            by_turn = any(f.level.name == "turn" for f in estimator.factors)
-            if by_turn and batch.layout.turn is None:
-                continue
-            tallies[name] = tallies.get(name, Tally()) + Tally.of(estimator(batch))
-        if batch.layout.turn is not None:
-            turns += float(heads(batch.layout).sum())
-            with_turns += float((batch.layout.lengths > 0).sum())
-        on_rows(batch.layout.num_seqs)
-    if not parts or not sum(len(p.length) for p in parts):
-        raise ValueError(
-            f"plan: no token counts in {_names(paths)}\nhint: `reweigh records describe` says what is in a file."
-        )
-    each = Sequences.joined(parts)
-    return Measured(summarise(token), summarise(sequence), each, tallies, turns / with_turns if with_turns else None)
+    sums: Sums = found.sums.get("plan", Sums())
+    if not sum(len(p.length) for p in sums.each):
+        names = ", ".join(str(file.path) for file in found.files)
+        raise ValueError(f"plan: no token counts in {names}\nhint: `reweigh records describe` says what is in a file.")
+    turns = sums.turns / sums.with_turns if sums.with_turns else None
+    return Measured(
+        summarise(sums.token), summarise(sums.sequence), Sequences.joined(list(sums.each)), sums.tallies, turns
+    )
 
 
 def _log_sum(log_w: Tensor) -> float:
     return float(torch.logsumexp(log_w, 0)) if log_w.numel() else -math.inf
-
-
-def _names(paths: Paths) -> str:
-    return str(paths) if not isinstance(paths, (list, tuple)) else ", ".join(map(str, paths))

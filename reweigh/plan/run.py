@@ -1,15 +1,17 @@
 """Plan from a KL and lengths, or from records: the model, each mode, each default, the band and the caps."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 
 from reweigh.estimators import Estimator
 from reweigh.plan.advice import advise
-from reweigh.plan.measured import Measured, measure
+from reweigh.plan.measured import Measured, family, measured
 from reweigh.plan.model import Band, Expected, MixedRatio, cappings, expect
 from reweigh.plan.modes import Mode, defaults, modes
 from reweigh.plan.result import AtLength, LengthBand, Plan, Row
 from reweigh.records.files import Paths
+from reweigh.scan import Engine, Report, Workers, scan
 from reweigh.stats.verdict import judge
 
 BATCH = 1024  # sequences in a step, if nobody says
@@ -50,8 +52,12 @@ def plan_records(
     batch: float = BATCH,
     *,
     keep: float = KEEP,
+    keep_going: bool = False,
     reader: str | None = None,
-    on_rows: Callable[[int], None] = lambda _: None,
+    engine: Engine = Workers(1),  # noqa: B008 - a frozen value
+    state: str | PathLike[str] | None = None,
+    resume: bool = False,
+    on_progress: Report | None = None,
 ) -> Plan:
     """The same with KL, lengths and spread of records, and beside the model what each mode did to these very sequences.
 
@@ -60,8 +66,12 @@ def plan_records(
         lengths: tokens: plan for these, with the records' KL and spread; for the records' own lengths if not given.
         batch: sequences in a step, at least 1.
         keep: share of sequences that the length-aware band is to keep.
+        keep_going: leave out rows and tokens that cannot be used, and count them; otherwise the first is an error.
         reader: name of the files' format; recognised by their content if not given.
-        on_rows: called with the number of rows of each part.
+        engine: what runs it: `Workers(8)` processes, `OnRay()`; this process alone if not given.
+        state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
+        resume: go on from `state`; from the beginning if there is no such file.
+        on_progress: called after each part.
 
     Raises:
         ValueError: a value out of its range, or of the records, with file, row and remedy; no token at all.
@@ -69,7 +79,18 @@ def plan_records(
     """
     _check(0.0, lengths or (1,), batch, keep, None)
     wanted = {_key(mode): mode.estimator for mode in (*modes(turns=1), *defaults()) if not mode.estimator.normalise}
-    m = measure(paths, wanted, reader=reader, on_rows=on_rows)
+    found = scan(
+        paths,
+        [family(wanted)],
+        keep_going=keep_going,
+        reader=reader,
+        engine=engine,
+        state=state,
+        resume=resume,
+        on_progress=on_progress,
+    )
+    m = measured(found)
+    found.done()
     verdict = judge(m.token, m.sequence)
     variance = m.each.variance(m.kl)
     fault = "" if m.token.identity else verdict.reason

@@ -3,11 +3,14 @@
 
 import glob
 import gzip
+import io
 import json
+import os
+import weakref
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -133,25 +136,90 @@ class FilePart:
     tokens: int | None = None
 
 
+class Opened:
+    """A file that is opened once: each reading of it has a place of its own, and none opens it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = _Descriptor(path)
+
+    def stream(self) -> io.BufferedReader:
+        """Read the bytes from the beginning."""
+        return io.BufferedReader(_Reading(self._descriptor), 1 << 16)
+
+    def lines(self) -> IO[bytes]:
+        """Read them through gzip if the name ends in .gz."""
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=self.stream())) if self.path.suffix == ".gz" else self.stream()
+
+    @cached_property
+    def parquet(self) -> pq.ParquetFile:
+        """The file as Parquet, its footer read once.
+
+        Raises:
+            UnreadableFileError: it is none, or not whole.
+        """
+        try:
+            return pq.ParquetFile(self.stream())
+        except (pa.ArrowException, OSError) as e:
+            raise _unreadable(self, e) from None
+
+
+class _Descriptor:
+    """An open file of the operating system, closed when nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
+
+
+class _Reading(io.RawIOBase):
+    """Reads a file from a place of its own."""
+
+    def __init__(self, descriptor: _Descriptor) -> None:
+        self._descriptor, self._at = descriptor, 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that it has a place."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place."""
+        size = os.fstat(self._descriptor.number).st_size
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read on."""
+        count = os.preadv(self._descriptor.number, [buffer], self._at)
+        self._at += count
+        return count
+
+
 Read = Callable[[FilePart, Sequence[str] | None, int, Report], Iterator[tuple[pa.Table, Origin]]]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """One format of files.
+class Source:
+    """One file of a known format, which is opened once for all that is asked of it.
 
     Attributes:
-        info: what a file says about the run that wrote it.
-        names: names of a file's columns; of JSON lines, those of the first record.
-        cut: the parts of a file of about so many tokens each, in order, that together are the file. It depends on
-            the file and that number alone.
+        path: the file.
+        info: what it says about the run that wrote it.
+        names: names of its columns; of JSON lines, those of the first record.
+        parts: its parts of about so many tokens each, in order, that together are the file. They depend on the file
+            and that number alone.
         read: tables of a part's rows in order, with the types that the file has: given the columns wanted (all if
             None), about how many tokens a table may have, and whom to tell of values that cannot be read.
     """
 
-    info: Callable[[Path], RunInfo]
-    names: Callable[[Path], list[str]]
-    cut: Callable[[Path, int], Iterator[FilePart]]
+    path: Path
+    info: Callable[[], RunInfo]
+    names: Callable[[], list[str]]
+    parts: Callable[[int], Iterator[FilePart]]
     read: Read
 
 
@@ -161,65 +229,60 @@ class Formats:
 
     Attributes:
         expand: from what a user names (files, folders, globs) to the files, each once, in the order to read them.
-        reader_of: how to read one of them; travels to other processes by name.
+        source: one of them.
     """
 
     expand: Callable[[Paths], list[Path]]
-    reader_of: Callable[[Path], Reader]
-
-
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+    source: Callable[[Path], Source]
 
 
 _MAGIC = b"PAR1"
 _MAX_ROWS = 65_536  # of one table, however short the rows
 
 
-def read_parquet_info(path: Path) -> RunInfo:
-    """The run's metadata; all unknown if the file holds none."""
-    with _opened(path) as file:
-        try:
-            return RunInfo.from_metadata(file.metadata.metadata)
-        except ValueError as e:
-            raise UnreadableFileError(f"{path}: {e}") from None
+def parquet_info(file: Opened) -> RunInfo:
+    """Read the run's metadata; all unknown if the file holds none."""
+    try:
+        return RunInfo.from_metadata(file.parquet.metadata.metadata)
+    except UnreadableFileError:
+        raise
+    except ValueError as e:
+        raise UnreadableFileError(f"{file.path}: {e}") from None
 
 
-def parquet_names(path: Path) -> list[str]:
-    """Names of the file's columns."""
-    with _opened(path) as file:
-        return list(file.schema_arrow.names)
+def parquet_names(file: Opened) -> list[str]:
+    """List the names of the file's columns."""
+    return list(file.parquet.schema_arrow.names)
 
 
-def cut_parquet(path: Path, tokens: int) -> Iterator[FilePart]:
-    """Parts of about so many tokens. A row group is never cut: its pages cannot be read from the middle."""
-    with _opened(path) as file:
-        row = 0
-        for groups, rows, size in _runs(file.metadata, range(file.metadata.num_row_groups), tokens):
-            yield FilePart(path, groups[0], groups[-1] + 1, row, rows=rows, tokens=size)
-            row += rows
+def cut_parquet(file: Opened, tokens: int) -> Iterator[FilePart]:
+    """Cut into parts of about so many tokens. A row group is never cut: its pages cannot be read from the middle."""
+    metadata, row = file.parquet.metadata, 0
+    for groups, rows, size in _runs(metadata, range(metadata.num_row_groups), tokens):
+        yield FilePart(file.path, groups[0], groups[-1] + 1, row, rows=rows, tokens=size)
+        row += rows
 
 
 def read_parquet(
-    part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
+    file: Opened, part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
 ) -> Iterator[tuple[pa.Table, Origin]]:
-    """Raw tables of about `max_tokens` tokens (more if rows of one row group differ much), in the file's order."""
-    path = part.path
-    with _opened(path) as file:
-        have = file.schema_arrow.names
-        wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
-        row = part.first_row
-        every = range(file.metadata.num_row_groups)
-        for groups, rows, tokens in _runs(file.metadata, every[part.start : part.stop], max_tokens):
-            size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
-            try:
-                for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
-                    yield pa.Table.from_batches([batch]), Origin(path, row)
-                    row += batch.num_rows
-            except (pa.ArrowException, OSError) as e:
-                raise UnreadableFileError(
-                    f"{path}: damaged after row {row} of {file.metadata.num_rows}: {_line(e)}\n"
-                    "hint: the footer is whole but data pages are not; copy the file again from where it was written."
-                ) from None
+    """Read raw tables of about `max_tokens` tokens (more if rows of one row group differ much), in the file's order."""
+    path, parquet = file.path, file.parquet
+    have = parquet.schema_arrow.names
+    wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
+    row = part.first_row
+    every = range(parquet.metadata.num_row_groups)
+    for groups, rows, tokens in _runs(parquet.metadata, every[part.start : part.stop], max_tokens):
+        size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
+        try:
+            for batch in parquet.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
+                yield pa.Table.from_batches([batch]), Origin(path, row)
+                row += batch.num_rows
+        except (pa.ArrowException, OSError) as e:
+            raise UnreadableFileError(
+                f"{path}: damaged after row {row} of {parquet.metadata.num_rows}: {_line(e)}\n"
+                "hint: the footer is whole but data pages are not; copy the file again from where it was written."
+            ) from None
 
 
 def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
@@ -247,22 +310,9 @@ def _num_tokens(group: pq.RowGroupMetaData) -> int:
     return group.num_rows
 
 
-@contextmanager
-def _opened(path: Path) -> Generator[pq.ParquetFile, None, None]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as e:
-        raise _unreadable(path, e) from None
-    with file:
-        yield file
-
-
-def _unreadable(path: Path, error: Exception) -> Exception:
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return error
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        starts = file.read(len(_MAGIC))
+def _unreadable(file: Opened, error: Exception) -> Exception:
+    path, stream = file.path, file.stream()
+    starts, size = stream.read(len(_MAGIC)), stream.seek(0, io.SEEK_END)
     if starts == _MAGIC or size == 0:
         return UnreadableFileError(
             f"{path}: truncated or not closed: {size} bytes and no Parquet footer at the end\n"
@@ -293,19 +343,20 @@ def open_lines(path: Path, mode: str) -> IO[bytes]:
     return open(path, mode)
 
 
-def read_jsonl_info(path: Path) -> RunInfo:
-    """The metadata on the first line; all unknown if it holds none."""
-    for _, record in _records(FilePart(path)):
-        return _info(path, record) if _is_info(record) else RunInfo(schema_version=None)
+def jsonl_info(file: Opened) -> RunInfo:
+    """Read the metadata on the first line; all unknown if it holds none."""
+    for _, record in _records(file, FilePart(file.path)):
+        return _info(file.path, record) if _is_info(record) else RunInfo(schema_version=None)
     return RunInfo(schema_version=None)
 
 
-def cut_jsonl(path: Path, tokens: int) -> Iterator[FilePart]:
-    """Parts of about so many tokens, cut at the ends of lines; a gzipped file cannot be cut, and is one part."""
+def cut_jsonl(opened: Opened, tokens: int) -> Iterator[FilePart]:
+    """Cut into parts of about so many tokens, at the ends of lines; a gzipped file cannot be cut, and is one part."""
+    path = opened.path
     if path.suffix == ".gz":
         yield FilePart(path)
         return
-    with open(path, "rb") as file:
+    with opened.stream() as file:
         start = at = row = rows = 0
         first = 1
         for line, text in enumerate(file, start=1):
@@ -319,14 +370,14 @@ def cut_jsonl(path: Path, tokens: int) -> Iterator[FilePart]:
 
 
 def read_jsonl(
-    part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
+    file: Opened, part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
 ) -> Iterator[tuple[pa.Table, Origin]]:
-    """Tables of about `max_tokens` tokens, in the file's order."""
+    """Read tables of about `max_tokens` tokens, in the file's order."""
     path, first_row = part.path, part.first_row
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     tokens = 0
-    for line, record in _records(part):
+    for line, record in _records(file, part):
         if line == 1 and _is_info(record):
             _info(path, record)
             continue
@@ -344,9 +395,9 @@ def read_jsonl(
         yield table_of(rows, origin, report), origin
 
 
-def jsonl_names(path: Path) -> list[str]:
-    """Names of the first record's fields."""
-    for line, record in _records(FilePart(path)):
+def jsonl_names(file: Opened) -> list[str]:
+    """List the names of the first record's fields."""
+    for line, record in _records(file, FilePart(file.path)):
         if not (line == 1 and _is_info(record)):
             return list(record)
     return []
@@ -389,9 +440,9 @@ def _number_texts(values: pa.Array) -> pa.Array:
     return values.cast(pa.string())
 
 
-def numbered_lines(part: FilePart) -> Iterator[tuple[int, bytes]]:
-    """The lines of a part, blank ones too, each with its number in the file."""
-    with open_lines(part.path, "rb") as file:
+def numbered_lines(part: FilePart, opened: Opened | None = None) -> Iterator[tuple[int, bytes]]:
+    """List the lines of a part, blank ones too, each with its number in the file; opens it unless it is open."""
+    with open_lines(part.path, "rb") if opened is None else opened.lines() as file:
         at = file.seek(part.start)
         for number, line in enumerate(file, start=part.first_line):
             if part.stop is not None and at >= part.stop:
@@ -400,10 +451,10 @@ def numbered_lines(part: FilePart) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _records(part: FilePart) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(file: Opened, part: FilePart) -> Iterator[tuple[int, dict[str, Any]]]:
     path, number = part.path, 0
     try:
-        for number, line in numbered_lines(part):
+        for number, line in numbered_lines(part, file):
             if line.strip():
                 yield number, _record(path, number, line)
     except gzip.BadGzipFile as e:
@@ -450,11 +501,7 @@ def _info(path: Path, record: dict[str, Any]) -> RunInfo:
 
 
 MAX_TOKENS = 1 << 20
-_OF_BATCH = (*REQUIRED, "prompt_id", "mask", "advantage", "turns")
-_READERS: Mapping[Format, Reader] = {
-    "parquet": Reader(read_parquet_info, parquet_names, cut_parquet, read_parquet),
-    "jsonl": Reader(read_jsonl_info, jsonl_names, cut_jsonl, read_jsonl),
-}
+OF_BATCH = (*REQUIRED, "prompt_id", "mask", "advantage", "turns")
 
 
 @dataclass(frozen=True, eq=False)
@@ -519,24 +566,28 @@ class RecordBatch:
         return None if values.null_count == len(values) else values
 
 
-def reader_of(path: Path) -> Reader:
-    """How to read a file, by its name's ending."""
-    return _READERS[format_of(path)]
+def source_of(file: Path | Opened) -> Source:
+    """Know how to read a file of records, by its name's ending; open it unless it is open."""
+    file = file if isinstance(file, Opened) else Opened(file)
+    if format_of(file.path) == "parquet":
+        info, names, parts, read = parquet_info, parquet_names, cut_parquet, read_parquet
+    else:
+        info, names, parts, read = jsonl_info, jsonl_names, cut_jsonl, read_jsonl
+    return Source(file.path, partial(info, file), partial(names, file), partial(parts, file), partial(read, file))
 
 
-RECORDS = Formats(expand, reader_of)
+RECORDS = Formats(expand, source_of)
 """Record files and nothing else; `reweigh.dumps.formats()` has the dumps of training frameworks too."""
 
 
 def read_info(path: str | Path, formats: Formats = RECORDS) -> RunInfo:
-    """What a file says about the run that wrote it."""
-    path = Path(path)
-    return formats.reader_of(path).info(path)
+    """Read what a file says about the run that wrote it."""
+    return formats.source(Path(path)).info()
 
 
 def read_names(path: Path, formats: Formats = RECORDS) -> list[str]:
-    """Names of a file's columns; of JSON lines, those of the first record."""
-    return formats.reader_of(path).names(path)
+    """List the names of a file's columns; of JSON lines, those of the first record."""
+    return formats.source(path).names()
 
 
 def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED, formats: Formats = RECORDS) -> list[FilePart]:
@@ -557,8 +608,9 @@ def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED, format
     """
     found: list[FilePart] = []
     for path in formats.expand(paths):
-        _check_file(path, required, formats)
-        found += formats.reader_of(path).cut(path, tokens)
+        source = formats.source(path)
+        _check_file(source, required)
+        found += source.parts(tokens)
     return found
 
 
@@ -588,7 +640,7 @@ def read_batches(
         ...     stats += RatioStats.of(part.batch, SEQUENCE)
     """
     if columns is not None:
-        columns = (*_OF_BATCH, *columns)
+        columns = (*OF_BATCH, *columns)
     for table, origin in read_tables(paths, columns=columns, max_tokens=max_tokens, formats=formats):
         yield RecordBatch(batch_of(table), table, origin)
 
@@ -602,8 +654,9 @@ def read_part(
 ) -> Iterator[RecordBatch]:
     """Stream one part that `cut` named; see `read_batches`."""
     if columns is not None:
-        columns = (*_OF_BATCH, *columns)
-    for table, origin in _read_tables(part, _wanted(columns, REQUIRED), REQUIRED, max_tokens, formats):
+        columns = (*OF_BATCH, *columns)
+    source = formats.source(part.path)
+    for table, origin in _read_tables(source, part, _wanted(columns, REQUIRED), REQUIRED, max_tokens):
         yield RecordBatch(batch_of(table), table, origin)
 
 
@@ -618,22 +671,23 @@ def read_tables(
     """Stream records as canonical Arrow tables; with `required=ROLLOUT_REQUIRED`, of rollouts yet to be rescored."""
     wanted = _wanted(columns, required)
     for path in formats.expand(paths):
-        _check_file(path, required, formats)
-        yield from _read_tables(FilePart(path), wanted, required, max_tokens, formats)
+        source = formats.source(path)
+        _check_file(source, required)
+        yield from _read_tables(source, FilePart(path), wanted, required, max_tokens)
 
 
 def read_raw(
     path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report, formats: Formats = RECORDS
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Stream one file's rows as they are, with the types that the file has."""
-    return formats.reader_of(path).read(FilePart(path), columns, max_tokens, report)
+    return formats.source(path).read(FilePart(path), columns, max_tokens, report)
 
 
-def _check_file(path: Path, required: Sequence[str], formats: Formats) -> None:
-    read_info(path, formats)  # refuses another version of the schema
-    names = read_names(path, formats)
+def _check_file(source: Source, required: Sequence[str]) -> None:
+    source.info()  # refuses another version of the schema
+    names = source.names()
     if names:  # JSON lines without a record have none
-        check_names(names, required, str(path), fail)
+        check_names(names, required, str(source.path), fail)
 
 
 def _wanted(columns: Sequence[str] | None, required: Sequence[str]) -> tuple[str, ...] | None:
@@ -641,18 +695,19 @@ def _wanted(columns: Sequence[str] | None, required: Sequence[str]) -> tuple[str
 
 
 def _read_tables(
-    part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int, formats: Formats
+    source: Source, part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int
 ) -> Iterator[tuple[pa.Table, Origin]]:
-    for raw, origin in formats.reader_of(part.path).read(part, wanted, max_tokens, fail):
+    for raw, origin in source.read(part, wanted, max_tokens, fail):
         table = conform(raw, origin, fail)
         # a JSONL file may drop a column part of the way
         check_names(table.schema.names, required, origin.place(0), fail)
         aligned(table, origin, required, fail)
-        for start, length in _parts(lengths_of(single(table, "log_mu")), max_tokens):
+        for start, length in slices_of(lengths_of(single(table, "log_mu")), max_tokens):
             yield table.slice(start, length), origin.slice(start, length)
 
 
-def _parts(lengths: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
+def slices_of(lengths: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
+    """Cut rows of these lengths into slices, each a first row and a number of rows, of at most so many tokens."""
     ends = np.cumsum(lengths)
     start = done = 0
     while start < len(lengths):

@@ -255,4 +255,4 @@ class Origin:
 
     def keep(self, rows: Sequence[int]) -> "Origin":
         """The origin of a table that has only these rows of it."""
-        return replace(self, kept=rows)
+        return replace(self, kept=rows if self.kept is None else [self.kept[row] for row in rows])

@@ -19,6 +19,7 @@ from reweigh.records.schema import BY_NAME, COLUMNS, Column, Origin, Report, Vio
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 
+NO_TOKEN = "mask: no token counts"  # the rule of rows that are for nothing
 FILL = -1  # what stands for a null integer in a list
 _RESCORE = (
     "this is a rollout that no trainer has rescored. Compute log_pi of its tokens with the trainer's forward, "
@@ -418,7 +419,7 @@ def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
         row = int(np.argmax(empty))
         detail = f"no token counts: {lengths[row]} tokens in the response, 0 in the mask"
         hint = "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled."
-        report(Violation("mask: no token counts", origin.place(row), detail, hint, int(empty.sum())))
+        report(Violation(NO_TOKEN, origin.place(row), detail, hint, int(empty.sum())))
 
 
 def _mask(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

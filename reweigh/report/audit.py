@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from reweigh.audit.recommend import Recommendation
 from reweigh.audit.result import Audit
-from reweigh.audit.slices import By, SliceRow
+from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import SIGNS, Outcome, Sign, TrialRow
 from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
 from reweigh.report.causes import in_short
@@ -30,6 +30,7 @@ from reweigh.report.words import (
     slice_tv,
     tip,
 )
+from reweigh.scan.cuts import By
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import count, digits, interval, of_log, share, two
 from reweigh.stats.summary import Summary

@@ -8,7 +8,7 @@ from reweigh.report.tables import EMPTY, NAMES, Block, Column, Line, Table, line
 from reweigh.report.words import said, slice_ratio
 from reweigh.stats.numerals import count, two
 from reweigh.trainers.seen import Seen
-from reweigh.watch.looking import Look
+from reweigh.watch.folder import Look
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -32,8 +32,11 @@ _LABELS = {
 
 def metrics(found: Look) -> dict[str, float]:
     """The numbers by the names that `reweigh.trainers` gives them in training; empty while nothing counts."""
-    levels = found.watched.total.sums.levels
-    return Seen(levels["token"], levels["sequence"]).flat() if found.watched.total.tokens else {}
+    total = found.watched.total
+    if not total.tokens:
+        return {}
+    levels = total.sums["audit"].levels
+    return Seen(levels["token"], levels["sequence"]).flat()
 
 
 def update(found: Look, audit: Audit | None) -> dict[str, Any]:

@@ -47,6 +47,8 @@ BY_WORDS = {
     "length": "response length, tokens",
     "position": "position in the response, tokens",
     "lag": "lag (trainer version - sampling version; a sequence counts at its largest)",
+    "turn": "turn, from 0",
+    "source": "file",
 }
 CUT_WORDS: Mapping[Cut, str] = {
     "position": "position in the response",

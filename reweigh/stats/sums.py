@@ -712,8 +712,13 @@ def bucket(batch: Batch) -> Tensor:
     if key is None:
         key = torch.arange(batch.layout.num_seqs, device=batch.log_pi.device)
         return key % NUM_BUCKETS
+    return bucket_of(key)
+
+
+def bucket_of(group: Tensor) -> Tensor:
+    """Tell the bucket of each cluster's hash."""
     # Multiplicative hashing (Knuth): the high bits of key times a large odd number.
-    return (key.long() * 0x9E3779B97F4A7C1 >> 40) % NUM_BUCKETS
+    return (group.long() * 0x9E3779B97F4A7C1 >> 40) % NUM_BUCKETS
 
 
 def exponents(device: torch.device) -> Tensor:

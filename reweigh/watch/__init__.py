@@ -1,7 +1,7 @@
 """Watch a run: follow a folder of dumps that grows, and keep the audit of it up to date."""
 
-from reweigh.watch.looking import Look, look
-from reweigh.watch.state import Memory, Read, Trouble, Watched, write_whole
+from reweigh.watch.folder import Look, look
+from reweigh.watch.state import Memory, Read, Trouble, Watched
 
 __all__ = [
     "Look",
@@ -10,5 +10,4 @@ __all__ = [
     "Trouble",
     "Watched",
     "look",
-    "write_whole",
 ]

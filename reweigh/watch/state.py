@@ -1,20 +1,32 @@
 """What a watch knows: the sums of all that was read, what was read of each file, and which files are in trouble."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from reweigh import __version__
-from reweigh.audit import Audit, FileRead
-from reweigh.audit.measure import Job, Measured
-from reweigh.audit.pack import pack, unpack
-from reweigh.audit.result import conclude
+from reweigh.audit import Audit, answer
 from reweigh.records import RunInfo
-from reweigh.watch.folder import Stamp
+from reweigh.scan import FileRead, Job, Measured, Scanned
+from reweigh.scan.measure import pack, types_of, unpack
+from reweigh.scan.state import write_whole
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file has changed: its size and the time of its last change, in ns."""
+
+    size: int
+    time: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        """Of a file as it is now."""
+        stat = path.stat()
+        return cls(stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class Watched:
         files = [
             FileRead(Path(name), one.rows, one.tokens, RunInfo.from_dict(one.info)) for name, one in self.files.items()
         ]
-        return conclude(self.total.sums, tuple(files))
+        return answer(Scanned(self.total.sums, tuple(files), self.total.notes))
 
     def then(self, name: str, found: Measured, one: Read) -> "Watched":
         """With more of a file."""
@@ -97,25 +109,25 @@ class Memory:
     Attributes:
         path: the file.
         identity: what is watched and asked, by name. A state of another identity is refused.
+        types: dataclasses that the sums are made of.
     """
 
     path: Path
     identity: Mapping[str, Any]
+    types: tuple[type, ...] = ()
 
     @classmethod
     def of(cls, path: Path, folder: Path, job: Job) -> "Memory":
         """The memory of a watch of this folder."""
-        asked = job.plan.estimators
-        identity = {
+        identity: dict[str, Any] = {
             "version of reweigh": __version__,
             "version of the state": STATE_VERSION,
             "folder": str(folder.resolve()),
-            "estimators": "default" if asked is None else {name: repr(one) for name, one in asked.items()},
-            "--by": list(job.plan.by),
+            **{name: value for one in job.families for name, value in one.identity.items()},
             "--keep-going": job.keep_going,
             "--reader": job.reader,
         }
-        return cls(path, identity)
+        return cls(path, identity, types_of(job))
 
     def save(self, watched: Watched) -> None:
         """Write it whole or not at all: to a file beside it, then by renaming."""
@@ -129,9 +141,8 @@ class Memory:
             for table in (watched.pending, watched.beside, watched.rewritten)
         ]
         total = watched.total
-        data = pack(
-            [dict(self.identity), total.rows, total.tokens, total.sums, tables[0], troubles, stamps, watched.looks]
-        )
+        found = [total.rows, total.tokens, total.sums, total.notes]
+        data = pack([dict(self.identity), found, tables[0], troubles, stamps, watched.looks], self.types)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, data)
 
@@ -144,7 +155,7 @@ class Memory:
         if not self.path.exists():
             return Watched()
         try:
-            identity, rows, tokens, sums, files, troubles, stamps, looks = unpack(self.path.read_bytes())
+            identity, found, files, troubles, stamps, looks = unpack(self.path.read_bytes(), self.types)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(
                 f"{self.path}: not the state of a watch by this version of reweigh: {e}\n"
@@ -159,7 +170,7 @@ class Memory:
                 )
         pending, beside, rewritten = ({name: Stamp(*x) for name, x in table.items()} for table in stamps)
         return Watched(
-            Measured(rows, tokens, sums),
+            Measured(*found),
             {name: Read(Stamp(x[0], x[1]), *x[2:]) for name, x in files.items()},
             {name: Trouble(Stamp(x[0], x[1]), *x[2:]) for name, x in troubles.items()},
             pending,
@@ -167,16 +178,3 @@ class Memory:
             rewritten,
             looks,
         )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a reader sees what was there before, or all of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

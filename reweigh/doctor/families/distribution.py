@@ -6,12 +6,13 @@ temperature, a penalty that one side does not know), it is 1, and the gap has a 
 
 import numpy as np
 
-from reweigh.doctor.cells import Array, Cells, Estimate, jackknife, ratio
+from reweigh.doctor.cells import Array, Cells, Estimate, Ints, binned, jackknife, ratio
 from reweigh.doctor.content import Explained, content, cut_off, tail
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above, p_below
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
+CLEAN_MEAN = "mean_ratio_of_clean_tokens"  # another number than the audit's mean ratio, which is of all tokens
 WIDEST = 10.0  # nats: a ratio counts at most e^10 in the means, so that one token cannot make them
 IDENTITY = (
     "n",
@@ -35,7 +36,8 @@ _LEAST = 1e-3  # of the mean ratio: less is no matter
 def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
     gap = tokens.gap
     bounded = np.clip(gap, -WIDEST, WIDEST)
-    squares = gap**2
+    squares = tokens.squares
+    more = np.expm1(bounded)
     if tokens.entropy is None:
         known = surprise = np.zeros(len(gap))
     else:
@@ -46,18 +48,18 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
         np.zeros(len(gap), np.int64),
         1,
         np.ones(len(gap)),
-        np.expm1(bounded),
+        more,
         np.expm1(-bounded),
         gap,
         squares,
-        np.abs(gap),
+        tokens.distance,
         np.where(gap > 0, squares, 0.0),
         known,
         surprise,
         surprise**2,
-        ((tokens.log_mu > -1e-6) & (tokens.log_pi < -2e-3)) * 1.0,
-        np.minimum(np.expm1(bounded), 19.0),
-        np.where(np.abs(gap) > 1.0, squares, 0.0),
+        (tokens.log_mu > -1e-6) & (tokens.log_pi < -2e-3),
+        np.minimum(more, 19.0),
+        np.where(tokens.distance > 1.0, squares, 0.0),
     )
     return {"identity": cells, "content": content(tokens), "tail": tail(tokens)}
 
@@ -69,7 +71,10 @@ def _examine_normalisation(case: Case) -> Findings:
         return []
     forward, backward, gap, least = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP, BOUNDED))
     mean = evidence(
-        "mean_ratio", _plus(forward, 1), "mean of pi/mu over sampled tokens: 1 if log_mu is of what was sampled"
+        CLEAN_MEAN,
+        _plus(forward, 1),
+        "mean of pi/mu without the tokens that a finding above takes out, a ratio counted as at most e^10: 1 if log_mu "
+        "is of what was sampled",
     )
     back = evidence("mean_inverse_ratio", _plus(backward, 1), "mean of mu/pi: 1 if pi is what was sampled from")
     shift = evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled")
@@ -203,20 +208,30 @@ def _measure_proper(tokens: Tokens) -> dict[str, Cells]:
         return {}
     again = _again(tokens)
     middle = -(tokens.log_pi + tokens.log_mu) / 2
-    cell = np.searchsorted(_BINS, middle) * 2 + again
+    cell = binned(_BINS, middle) * 2 + again
     gap, known = tokens.gap, tokens.token_id >= 0
-    moments = (known * 1.0, np.where(known, gap, 0.0), np.where(known, gap**2, 0.0))
+    moments = (known, np.where(known, gap, 0.0), np.where(known, tokens.squares, 0.0))
     return {"seen": Cells.of(tokens.bucket, cell, 2 * _NUM, *moments)}
 
 
 def _again(tokens: Tokens) -> np.ndarray:
     """Returns 1 where the token's id stood earlier in the response."""
     assert tokens.token_id is not None
-    order = np.lexsort((np.arange(len(tokens)), tokens.token_id, tokens.seq))
+    order = _by_response_and_id(tokens.seq, tokens.token_id)
     seq, token = tokens.seq[order], tokens.token_id[order]
     again = np.zeros(len(tokens), np.int64)
     again[order[1:]] = (seq[1:] == seq[:-1]) & (token[1:] == token[:-1])
     return again
+
+
+def _by_response_and_id(seq: Ints, token_id: Ints) -> Ints:
+    """Orders tokens by response, then id, then place."""
+    low, high = (int(x) for x in (token_id.min(), token_id.max())) if len(seq) else (0, 0)
+    places, ids = len(seq).bit_length(), (high - low).bit_length()
+    if (int(seq[-1]).bit_length() if len(seq) else 0) + ids + places > 62:
+        return np.lexsort((token_id, seq))
+    # One number a token, all of them different, is sorted several times as fast as two keys.
+    return np.sort((((seq << ids) + (token_id - low)) << places) + np.arange(len(seq))) & ((1 << places) - 1)
 
 
 def _examine_proper(case: Case) -> Findings:
@@ -239,7 +254,9 @@ def _temperature(case: Case) -> Findings:
             "slope", slope, "of the log ratio on log pi + entropy: 1 - 1/T where the trainer leaves out a temperature T"
         ),
         evidence(
-            "mean_ratio", Estimate(forward.value + 1, forward.se, forward.df, forward.n), "mean of pi/mu: stays 1"
+            CLEAN_MEAN,
+            Estimate(forward.value + 1, forward.se, forward.df, forward.n),
+            "mean of pi/mu without the tokens that a finding above takes out: stays 1",
         ),
     )
     p = p_above(share, 0.1)

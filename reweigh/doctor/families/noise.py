@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from reweigh.doctor.cells import Array, Cells, Estimate, Ints, jackknife, ratio
+from reweigh.doctor.cells import Array, Cells, Estimate, Ints, binned, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell, Suspicion
 from reweigh.doctor.families.distribution import SQUARES, N, improper
 from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 BINS = np.array([0.05, 0.15, 0.35, 0.7, 1.2, 2.7, 4.7, 7.0])  # edges of -log p, nats
 NUM = len(BINS) + 1
@@ -31,12 +31,12 @@ _INDEPENDENT = 0.06  # correlation of neighbours' sizes: rounding and dropout ar
 def _measure(tokens: Tokens) -> dict[str, Cells]:
     gap, bucket, scale = tokens.gap, tokens.bucket, tokens.scale
     zero = np.zeros(len(gap), np.int64)
-    size = np.abs(gap) / scale
-    p = np.searchsorted(BINS, -(tokens.log_pi + tokens.log_mu) / 2)
+    size, squares = tokens.relative, tokens.squares
+    p = binned(BINS, -(tokens.log_pi + tokens.log_mu) / 2)
     one = np.ones(len(gap))
     sums = {
-        "sizes": Cells.of(bucket, _level(size), NUM_LEVELS, one, gap**2),
-        "shape": Cells.of(bucket, p, NUM, one, np.abs(gap), gap**2, gap**4),
+        "sizes": Cells.of(bucket, _level(size), NUM_LEVELS, one, squares),
+        "shape": Cells.of(bucket, p, NUM, one, tokens.distance, squares, gap**4),
         "neighbours": _neighbours(tokens, np.minimum(size, 5.0)),
     }
     for name, other in (("repeat", tokens.repeat), ("prefill", tokens.prefill)):
@@ -46,16 +46,24 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
         other = np.where(known, other, 0.0)
         to_pi = np.where(known, (tokens.log_pi - other) ** 2, 0.0)
         to_mu = np.where(known, (tokens.log_mu - other) ** 2, 0.0)
-        sums[name] = Cells.of(bucket, zero, 1, known * 1.0, to_pi, to_mu, np.where(known, gap**2, 0.0))
+        sums[name] = Cells.of(bucket, zero, 1, known, to_pi, to_mu, np.where(known, tokens.squares, 0.0))
         if name == "prefill":
-            for side, squares in (("trainer_to_prefill", to_pi), ("decode_to_prefill", to_mu)):
-                sums[side] = Cells.of(zero, _level(np.sqrt(squares) / scale), NUM_LEVELS, known * 1.0)
+            for side, apart in (("trainer_to_prefill", to_pi), ("decode_to_prefill", to_mu)):
+                sums[side] = Cells.of(zero, _level(np.sqrt(apart) / scale), NUM_LEVELS, known)
     return sums
 
 
 def _level(size: Array) -> Ints:
+    """Returns `np.searchsorted(LEVELS, np.log(size))`."""
     with np.errstate(divide="ignore"):
-        return np.searchsorted(LEVELS, np.log(size))
+        logs = np.log(size)
+    # Levels are evenly spaced: the cell is near where it should be, and at most one off for rounding.
+    near = np.clip((logs - LEVELS[0]) * ((len(LEVELS) - 1) / (LEVELS[-1] - LEVELS[0])), 0, len(LEVELS) - 1)
+    at = near.astype(np.int64)
+    at -= logs <= LEVELS[at]
+    at += 1
+    at += logs > np.append(LEVELS, np.inf)[at]
+    return at
 
 
 def _neighbours(tokens: Tokens, size: Array) -> Cells:

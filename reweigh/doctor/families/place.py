@@ -12,7 +12,7 @@ from reweigh.doctor.diagnosis import CannotTell, Suspicion
 from reweigh.doctor.families.noise import far_of, matters, together_of
 from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above, p_below
 from reweigh.doctor.prompts import Prompts
-from reweigh.doctor.tokens import UNKNOWN, Tokens
+from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
 MOMENTS = ("n", "size", "gap^2", "room")
@@ -27,7 +27,7 @@ _LONGEST = 1 << 40  # tokens: no prompt is longer
 def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
     """Returns the moments, token by token."""
     gap, scale = tokens.gap, tokens.scale
-    size = np.minimum(np.abs(gap) / scale, CAP)
+    size = np.minimum(tokens.relative, CAP)
     return np.ones(len(gap)), size, (size * scale) ** 2, scale**2
 
 
@@ -41,7 +41,16 @@ def part(squares: float, total: Array) -> float:
 
 def half_octave(position: np.ndarray) -> np.ndarray:
     """Bins a place: 0, 1, 2, ... at 0, 1, 2, 3, 4, 6, 8, 12, ..."""
+    if len(position) and position.max() < len(_HALF_OCTAVE):
+        return _HALF_OCTAVE.take(position)
+    return _half_octave(position)
+
+
+def _half_octave(position: np.ndarray) -> np.ndarray:
     return np.minimum((2 * np.log2(position + 1)).astype(np.int64), PLACES - 1)
+
+
+_HALF_OCTAVE = _half_octave(np.arange(1 << 16))  # of the places that most tokens have
 
 
 def _measure_places(tokens: Tokens) -> dict[str, Cells]:
@@ -183,15 +192,16 @@ _MIXED = ("one version", "before the change", "after the change")
 def _measure_versions(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
     sums: dict[str, Cells | Keyed | Prompts] = {}
-    lag, step = tokens.lag, tokens.step
+    step = tokens.step
+    lag = None if tokens.lag is None else np.maximum(tokens.lag, -1)  # a later version than the trainer's is not old
     if step is not None:
         late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
-        sums["lag"] = Keyed.of(*_where(step != UNKNOWN, bucket, step, late, *moments))
+        sums["lag"] = Keyed.of(*_where(step != MISSING, bucket, step, late, *moments))
     version = _used(tokens.version, step)
     if version is not None:
         responses = len(rows.sizes)
         lowest, _ = _range(version, tokens.seq, responses)
-        some = (np.bincount(tokens.seq, minlength=responses) > 0) & (lowest > UNKNOWN)
+        some = (np.bincount(tokens.seq, minlength=responses) > 0) & (lowest > MISSING)
         by_row = [np.bincount(tokens.seq, m, minlength=responses)[some].astype(np.float64) for m in moments]
         sums["prompts"] = Prompts.of(rows.group[some], lowest[some], *by_row)
     if lag is not None and tokens.version is not None:
@@ -207,19 +217,23 @@ def _measure_versions(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
 def _used(version: Ints | None, step: Ints | None) -> Ints | None:
     """Says which weights sampled a token, or when: its version, or its step where it has none."""
     if version is None or step is None:
-        return step if version is None else np.where(version >= 0, version, UNKNOWN)
+        return step if version is None else np.where(version >= 0, version, MISSING)
     return np.where(version >= 0, version, step)
 
 
 def _where(which: NDArray[np.bool_], *columns: NDArray[Any]) -> list[NDArray[Any]]:
-    return [column[which] for column in columns]
+    if which.all():
+        return list(columns)
+    at = np.flatnonzero(which)
+    return [column.take(at) for column in columns]
 
 
 def _range(version: np.ndarray, seq: np.ndarray, responses: int) -> tuple[np.ndarray, np.ndarray]:
     low = np.full(responses, np.iinfo(np.int64).max)
     high = np.full(responses, np.iinfo(np.int64).min)
-    np.minimum.at(low, seq, version)
-    np.maximum.at(high, seq, version)
+    if len(seq):  # tokens stand in the order of their responses
+        begins = np.flatnonzero(np.concatenate([[True], seq[1:] != seq[:-1]]))
+        low[seq[begins]], high[seq[begins]] = np.minimum.reduceat(version, begins), np.maximum.reduceat(version, begins)
     return low, high
 
 

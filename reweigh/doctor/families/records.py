@@ -9,7 +9,7 @@ from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES
 from reweigh.doctor.diagnosis import Suspicion
 from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
 from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
-from reweigh.doctor.tokens import Tokens
+from reweigh.scan.tokens import Tokens
 
 _CERTAIN = 1e-12  # p-value of what was found token by token
 _WRONG_BINS = 3  # of surprise under pi: less than the entropy, up to 1.5 nats more, beyond
@@ -34,11 +34,11 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
             tokens.bucket,
             zero,
             1,
-            rare_pi * 1.0,
-            rare_mu * 1.0,
-            up * 1.0,
-            down * 1.0,
-            np.where(up | down, gap**2, 0.0),
+            rare_pi,
+            rare_mu,
+            up,
+            down,
+            np.where(up | down, tokens.squares, 0.0),
             np.where(up | down, gap, 0.0),
         ),
     }
@@ -46,17 +46,14 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
 
 def _turns(tokens: Tokens) -> Cells:
     """Adds up `[64, first turn or later ones' beginnings or rests, (n, surprise = -log pi - entropy, gap^2)]`."""
-    turn = np.cumsum(tokens.turn_start)
     at = np.arange(len(tokens))
     since = at - np.maximum.accumulate(np.where(tokens.turn_start, at, 0))
-    begins = np.full(len(tokens.rows.sizes), np.iinfo(np.int64).max)
-    np.minimum.at(begins, tokens.seq, turn)
-    later = np.where(turn > begins[tokens.seq], np.where(since < _BEGINNING, 1, 2), 0)
+    later = np.where(tokens.turn > 0, np.where(since < _BEGINNING, 1, 2), 0)
     if tokens.entropy is None:
         return Cells.of(tokens.bucket, later, 3, *np.zeros((3, len(tokens))))
     known = np.isfinite(tokens.entropy)
     surprise = np.where(known, np.minimum(-tokens.log_pi, -tokens.log_mu) - np.where(known, tokens.entropy, 0.0), 0.0)
-    return Cells.of(tokens.bucket, later, 3, known * 1.0, surprise, np.where(known, tokens.gap**2, 0.0))
+    return Cells.of(tokens.bucket, later, 3, known, surprise, np.where(known, tokens.squares, 0.0))
 
 
 def _examine(case: Case) -> Findings:

@@ -1,4 +1,4 @@
-"""The state file of an audit: what was merged so far, so that an interrupted audit goes on where it stopped."""
+"""The state file of a scan: what was merged so far, so that an interrupted scan goes on where it stopped."""
 
 import os
 import time
@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from reweigh import __version__
-from reweigh.audit.measure import Job, Measured
-from reweigh.audit.pack import pack, unpack
 from reweigh.records.files import FilePart
+from reweigh.scan.measure import Job, Measured, pack, types_of, unpack
 
 SAVE_SECONDS = 10.0  # between two writings of the state: the most work that a killed process loses
-DEFAULT_STATE = Path("reweigh-audit.state")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,24 +38,25 @@ class Merged:
 
 @dataclass(frozen=True)
 class StateFile:
-    """Where the state of one audit is kept.
+    """Where the state of one scan is kept.
 
     Attributes:
         path: the file.
-        identity: what the audit is of and asks, by name. A state of another identity is refused.
+        identity: what the scan is of and asks, by name. A state of another identity is refused.
+        types: dataclasses that its sums are made of.
     """
 
     path: Path
     identity: dict[str, Any]
+    types: tuple[type, ...] = ()
 
     @classmethod
     def of(cls, path: Path, parts: Sequence[FilePart], job: Job) -> "StateFile":
-        """The state file of an audit of these parts."""
-        asked = job.plan.estimators
+        """Name what a scan of these parts is of."""
         identity: dict[str, Any] = {
             "version of reweigh": __version__,
-            "estimators": "default" if asked is None else {name: repr(e) for name, e in asked.items()},
-            "--by": list(job.plan.by),
+            "families": [one.name for one in job.families],
+            **{name: value for one in job.families for name, value in one.identity.items()},
             "--keep-going": job.keep_going,
             "--reader": job.reader,
             "tokens of a batch": job.batch_tokens,
@@ -69,23 +68,15 @@ class StateFile:
             identity[f"time of change of {file}"] = stat.st_mtime_ns
             cuts = [(part.start, part.stop) for part in parts if part.path == file]
             identity[f"parts of {file}"] = [len(cuts), cuts[0][1]]
-        return cls(path, identity)
+        return cls(path, identity, types_of(job))
 
     def save(self, merged: Merged) -> None:
         """Write it whole or not at all: to a file beside it, then by renaming."""
         files = {name: list(counts) for name, counts in merged.files.items()}
         total = merged.total
-        data = pack([self.identity, merged.parts, files, total.rows, total.tokens, total.sums])
+        found = [total.rows, total.tokens, total.sums, total.notes]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with open(beside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(self.path, pack([self.identity, merged.parts, files, found], self.types))
 
     def load(self) -> Merged:
         """Read it; nothing merged if there is no such file.
@@ -96,7 +87,7 @@ class StateFile:
         if not self.path.exists():
             return Merged()
         try:
-            identity, parts, files, rows, tokens, sums = unpack(self.path.read_bytes())
+            identity, parts, files, found = unpack(self.path.read_bytes(), self.types)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(
                 f"{self.path}: not a state of this version of reweigh: {e}\nhint: start anew without --resume."
@@ -105,14 +96,14 @@ class StateFile:
             was, now = identity.get(name), self.identity.get(name)
             if was != now:
                 raise ValueError(
-                    f"{self.path}: the state is of another audit: {name} was {_short(was)}, and is {_short(now)}\n"
+                    f"{self.path}: the state is of another question: {name} was {_short(was)}, and is {_short(now)}\n"
                     "hint: give the same files and options to go on with it; start anew without --resume."
                 )
         counts = {name: (n[0], n[1]) for name, n in files.items()}
-        return Merged(parts, counts, Measured(rows, tokens, sums))
+        return Merged(parts, counts, Measured(*found))
 
     def remove(self) -> None:
-        """Delete it, once the audit is done."""
+        """Delete it, once the work is done."""
         self.path.unlink(missing_ok=True)
 
 
@@ -139,6 +130,19 @@ class Keeper:
             return self
         self.file.save(merged)
         return replace(self, saved=time.monotonic())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a reader sees what was there before, or all of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:

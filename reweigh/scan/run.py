@@ -1,0 +1,209 @@
+"""Scan record files: cut them into parts, measure the families of sums of each in one pass, and merge them in order."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from reweigh.dumps import formats
+from reweigh.records.files import Formats, Paths, cut
+from reweigh.records.schema import RunInfo, Violation
+from reweigh.records.table import NO_TOKEN
+from reweigh.scan.engines import Engine, Task, Workers
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job
+from reweigh.scan.state import Keeper, Merged, StateFile
+
+PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """One file: how many rows and counted tokens it had, and what it says about its run."""
+
+    path: Path
+    rows: int
+    tokens: int
+    info: RunInfo
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a scan is: rows and tokens read, and the rows there are, None if that is not known.
+
+    Attributes:
+        resumed: tokens that an earlier run had read.
+    """
+
+    rows: int
+    tokens: int
+    total_rows: int | None
+    resumed: int = 0
+
+
+class Report(Protocol):
+    """What is called after each part."""
+
+    def __call__(self, progress: Progress, /) -> None:
+        """Show it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of some records before they are read.
+
+    Attributes:
+        files: in the order of reading.
+        tasks: their parts, in order.
+        reader: name of the files' format; recognised by their content if None.
+        formats: how to read them, with what is known of each.
+    """
+
+    files: tuple[Path, ...]
+    tasks: tuple[Task, ...]
+    reader: str | None
+    formats: Formats
+
+    @property
+    def tokens(self) -> int:
+        """Add up the tokens, about; those of files that only reading tells are not in it."""
+        return sum(one.part.tokens or 0 for one in self.tasks)
+
+    @property
+    def rows(self) -> int | None:
+        """Add up the rows; None if only reading tells."""
+        rows = [one.part.rows for one in self.tasks]
+        return None if None in rows else sum(n or 0 for n in rows)
+
+    def share(self, most: int | None) -> float:
+        """Say what share of the tokens about so many are; 1 for None."""
+        return 1.0 if most is None or self.tokens <= most else most / self.tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """What a scan found.
+
+    Attributes:
+        sums: by name of the family; those of no record at all are missing.
+        files: what was read.
+        notes: rules that do not hold, by rule: what was left out or is not known, and how much of it.
+        state: the file that the scan goes on from, if it was asked for one.
+    """
+
+    sums: Mapping[str, Any]
+    files: tuple[FileRead, ...]
+    notes: Mapping[str, Violation] = field(default_factory=dict[str, Violation])
+    state: StateFile | None = None
+
+    @property
+    def info(self) -> RunInfo:
+        """What all files say alike."""
+        merged = self.files[0].info
+        for file in self.files[1:]:
+            merged = merged.merged(file.info)
+        return merged
+
+    def left_out(self, columns: Collection[str]) -> Iterator[str]:
+        """Say which rows were left out because of these columns, and why."""
+        for one in self.notes.values():
+            if one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns:
+                yield f"{one.count:,} row{'' if one.count == 1 else 's'} left out: {one.rule}, first in {one.place}"
+
+    def done(self) -> None:
+        """Delete the state file: what was wanted of the sums has been worked out of them."""
+        if self.state is not None:
+            self.state.remove()
+
+
+def look(paths: Paths, reader: str | None = None) -> Known:
+    """Find files and cut them into parts, before anything is read but their footers or first lines; see `scan`."""
+    how = formats(reader)
+    files = how.expand(paths)
+    tasks: list[Task] = []
+    before = 0
+    for part in cut(files, PART_TOKENS, formats=how):
+        tasks.append(Task(part, before))
+        before += part.tokens or 0
+    return Known(tuple(files), tuple(tasks), reader, how)
+
+
+def scan(
+    paths: Paths | Known,
+    families: Sequence[Family],
+    *,
+    keep_going: bool = False,
+    reader: str | None = None,
+    engine: Engine = Workers(1),  # noqa: B008 - a frozen value
+    state: str | PathLike[str] | None = None,
+    resume: bool = False,
+    on_progress: Report | None = None,
+) -> Scanned:
+    """Read records once, in parts, and add up families of sums.
+
+    Memory does not grow with the number of records, unless a family's sums do. What is added up does not depend on how
+    records are cut into parts and files: counts are the same, and sums to 1e-9; for one cut it is the same to the last
+    bit whatever engine ran it.
+
+    Args:
+        paths: files, folders or globs with both sides' log-probs: records, or dumps of training frameworks; or what
+            `look` found of them.
+        families: what to add up.
+        keep_going: leave out rows and tokens that cannot be used, and count them; otherwise the first is an error.
+        reader: name of the files' format (see `reweigh.dumps.FORMATS`); recognised by their content if not given.
+        engine: what runs it: `Workers(8)` processes, `OnRay()`; this process alone if not given.
+        state: file to keep what was merged in, written every few seconds and when interrupted; `Scanned.done` deletes
+            it.
+        resume: go on from `state`; from the beginning if there is no such file.
+        on_progress: called after each part.
+
+    Raises:
+        ValueError: a value that breaks a rule, or a missing column; with file, row and remedy. A state of other files
+            or another question.
+        FileNotFoundError: nothing is there.
+
+    Example:
+        >>> from reweigh.plan.measured import family
+        >>> from reweigh.scan import scan
+        >>> found = scan("examples/records/vllm_bfloat16.parquet", [family({})])
+        >>> found.files[0].rows
+        64
+    """
+    name = families[0].name
+    if resume and state is None:
+        raise ValueError(
+            f"{name}: resume needs the state file to go on from\nhint: {name}(..., state=path, resume=True)"
+        )
+    known = paths if isinstance(paths, Known) else look(paths, reader)
+    job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats)
+    kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job)
+    merged = _merge(known, job, engine, kept, resume, on_progress)
+    counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
+    files = tuple(FileRead(path, *n, known.formats.source(path).info()) for path, n in counts.items())
+    return Scanned(merged.total.sums, files, merged.total.notes, kept)
+
+
+def _merge(
+    known: Known, job: Job, engine: Engine, kept: StateFile | None, resume: bool, report: Report | None
+) -> Merged:
+    merged = kept.load() if kept is not None and resume else Merged()
+    resumed, keeper = merged.total.tokens, Keeper.start(kept)
+    total, rest = known.rows, known.tasks[merged.parts :]
+    try:
+        with closing(engine(rest, job)) as results:
+            for task, found in zip(rest, results, strict=True):
+                merged = merged.then(task.part, found)
+                keeper = keeper.keep(merged)
+                if report is not None:
+                    report(Progress(merged.total.rows, merged.total.tokens, total, resumed))
+    except ValueError:  # of the records: once they are mended, what was merged is of other files
+        if kept is not None:
+            kept.remove()
+        raise
+    except BaseException:  # Ctrl-C, a dead worker: what was merged is not lost
+        if kept is not None and merged.parts:
+            kept.save(merged)
+        raise
+    return merged

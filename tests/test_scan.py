@@ -1,0 +1,268 @@
+"""One reading for every command: families of sums over one pass, one lag, one rule for bad values, one open."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from doctor_records import every_column, world, write
+
+from reweigh import doctor as diagnosing
+from reweigh.__main__ import main
+from reweigh.audit import answer, audit, question
+from reweigh.doctor import doctor
+from reweigh.plan import plan_records
+from reweigh.records import RecordWriter
+from reweigh.records.files import cut
+from reweigh.report import document
+from reweigh.scan import BYS, Job, Measured, Workers, look, measure, scan
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples" / "records"
+ROWS = every_column(prompts=12)  # 48 responses
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 300)
+    monkeypatch.setattr("reweigh.scan.tokens.PIECE_TOKENS", 100)
+
+
+# one pass
+
+
+def together(path, **options):
+    known = look(path)
+    found = scan(known, [question(by=options.get("by", ())), diagnosing.question(known, options.get("by", ()))])
+    return document(answer(found)), diagnosing.answer(found).to_dict()
+
+
+@pytest.mark.parametrize("name", ["transformers_int8", "vllm_bfloat16"])
+def test_an_audit_with_a_diagnosis_is_both_to_the_last_bit(name):
+    path = EXAMPLES / f"{name}.parquet"
+    assert together(path) == (document(audit(path)), doctor(path).to_dict())
+
+
+def test_every_cut_together_is_every_cut_alone(tmp_path, small):
+    path = write(tmp_path / "a.parquet", ROWS, row_group=5)
+    assert together(path, by=BYS) == (document(audit(path, by=BYS)), doctor(path, by=BYS).to_dict())
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "jsonl.gz"])
+def test_an_audit_opens_its_file_once_and_reads_it_once(tmp_path, form):
+    """By Python's own audit hook, in a fresh interpreter; Arrow is never given a path to open by itself."""
+    path = tmp_path / f"a.{form}"
+    with RecordWriter(path) as writer:
+        writer.write(world(0, prompts=6))
+    code = (
+        "import sys; opened = []; mine = sys.argv[1];"
+        "sys.addaudithook(lambda event, args: opened.append(args) if event == 'open' and str(args[0]) == mine else 0);"
+        "import pyarrow.parquet as pq; plain = pq.ParquetFile;"
+        "pq.ParquetFile = lambda source: opened.append(source) if str(source) == mine else plain(source);"
+        "from reweigh.__main__ import main; main(['audit', mine, '-q', '--workers', '1']);"
+        "print(len(opened))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.splitlines()[-1] == "1"
+
+
+def test_each_part_is_read_once_whatever_is_asked(tmp_path, small, capsys, monkeypatch):
+    import reweigh.records.files as files
+
+    path, read = write(tmp_path / "a.parquet", ROWS, row_group=6), []
+    plain = files.read_parquet
+    monkeypatch.setattr(files, "read_parquet", lambda file, part, *rest: read.append(part) or plain(file, part, *rest))
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", path, "-q", "--workers", "1"]) == 0
+    assert read == cut(path, 300)
+    assert len(read) > 3
+
+
+# one lag
+
+
+def lagging(**columns):
+    whole = {name: lambda i, n, g, value=value: value for name, value in columns.items()}
+    return world(3, prompts=15, versions=lambda i, n, g: np.full(n, 5 - i % 3), **whole)
+
+
+@pytest.mark.parametrize("columns", [{"step": 5}, {"trainer_version": 5}, {"trainer_version": 5, "step": 900}])
+def test_audit_and_doctor_count_the_same_lag(tmp_path, columns):
+    path = write(tmp_path / "a.parquet", lagging(**columns))
+    found = audit(path, by=["lag"])
+    slices = {row.label: row.token.n for row in found.slices["lag"]}
+    assert slices == {label: one.tokens for label, one in doctor(path, by=["lag"]).slices["lag"].items()}
+    assert list(slices) == ["0", "1", "2"]
+    assert ("counted from their step" in " ".join(found.notes)) == ("trainer_version" not in columns)
+
+
+def test_a_step_below_the_versions_does_not_count_them(tmp_path):
+    path = write(tmp_path / "a.parquet", lagging(step=2))
+    assert [row.label for row in audit(path, by=["lag"]).slices["lag"]] == ["not recorded"]
+    assert doctor(path, by=["lag"]).slices["lag"] == {}
+
+
+@pytest.mark.parametrize("by", BYS)
+def test_audit_and_doctor_cut_alike(tmp_path, by):
+    path = write(tmp_path / "a.parquet", ROWS)
+    theirs = {label: one.tokens for label, one in doctor(path, by=[by]).slices[by].items()}
+    ours = {row.label: row.token.n for row in audit(path, by=[by]).slices[by] if row.label != "not recorded"}
+    assert ours == theirs
+    assert sum(ours.values()) > 0
+
+
+# one name for one number
+
+
+@pytest.mark.parametrize("name", ["transformers_int8", "vllm_fp8_kv"])
+def test_no_two_numbers_of_one_page_have_one_name(name):
+    ours, theirs = together(EXAMPLES / f"{name}.parquet")
+    numbers = {key: x["value"] for key, x in ours["levels"]["token"]["numbers"].items()}
+    evidence = {x["name"]: x["value"] for cause in theirs["causes"] for x in cause["evidence"]}
+    shared = set(numbers) & set(evidence)
+    assert {key: numbers[key] for key in shared} == {key: evidence[key] for key in shared}
+    assert "mean_ratio" in numbers
+    assert "mean_ratio" not in evidence
+
+
+# one rule for bad values
+
+
+def spoilt():
+    rows = [dict(r) for r in ROWS]
+    rows[4]["log_mu"] = np.array(rows[4]["log_mu"])
+    rows[4]["log_mu"][5] = np.nan
+    rows[7]["versions"] = rows[7]["versions"][:-1]
+    rows[9]["entropy_pi"] = rows[9]["entropy_pi"][:-1]
+    return rows
+
+
+COMMANDS = {
+    "audit": lambda path, **k: document(audit(path, **k)),
+    "doctor": lambda path, **k: doctor(path, **k).to_dict(),
+    "plan": lambda path, **k: plan_records(path, **k).to_dict(),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bad_value_stops_every_command_with_the_same_words(tmp_path, name):
+    rows = spoilt()
+    rows[7], rows[9] = ROWS[7], ROWS[9]
+    path = write(tmp_path / "a.parquet", rows)
+    with pytest.raises(
+        ValueError, match=r"a\.parquet row 4: log_mu\[5\] = nan is not finite\nhint: .*--keep-going"
+    ) as e:
+        COMMANDS[name](path, keep_going=False)
+    with pytest.raises(ValueError, match="not finite") as other:
+        audit(path)
+    assert str(e.value) == str(other.value)
+
+
+def test_what_is_left_out_is_counted_in_the_same_words(tmp_path):
+    path = write(tmp_path / "a.parquet", spoilt())
+    with pytest.raises(ValueError, match=r"row 7: versions has \d+ values"):
+        audit(path)
+    found = audit(path, keep_going=True)
+    assert found.notes[0] == f"1 row left out: versions: list length differs, first in {path} row 7"
+    assert found.files[0].rows == len(ROWS) - 1  # the audit does not read entropies
+    said = {note.rule: note.count for note in doctor(path).notes}
+    assert said == {
+        "versions: list length differs": 1,
+        "entropy_pi: list length differs": 1,
+        "log_mu: not finite": 1,
+    }
+
+
+def test_a_column_that_only_the_doctor_reads_does_not_stop_an_audit(tmp_path):
+    rows = spoilt()
+    rows[4], rows[7] = ROWS[4], ROWS[7]
+    path = write(tmp_path / "a.parquet", rows)
+    ours, theirs = together(path)
+    assert ours == document(audit(path))
+    assert [(note["rule"], note["count"]) for note in theirs["notes"]] == [("entropy_pi: list length differs", 1)]
+    assert theirs["sequences"] == len(ROWS) - 1
+
+
+# one way to run, stop and go on
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_goes_on_from_its_state_to_the_last_bit(tmp_path, small, name):
+    path, state = write(tmp_path / "a.parquet", ROWS, row_group=4), tmp_path / "state"
+    run, seen = COMMANDS[name], []
+
+    def stop(progress):
+        seen.append(progress)
+        if len(seen) == 3:
+            raise Stop
+
+    whole = run(path)
+    with pytest.raises(Stop):
+        run(path, state=state, on_progress=stop)
+    assert state.exists()
+    after = []
+    assert run(path, state=state, resume=True, on_progress=after.append) == whole
+    assert after[0].resumed == seen[-1].tokens > 0
+    assert not state.exists()
+    with pytest.raises(ValueError, match=f"{name}: resume needs the state file"):
+        run(path, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_runs_in_processes_to_the_last_bit(tmp_path, small, name):
+    path = write(tmp_path / "a.parquet", ROWS, row_group=4)
+    assert COMMANDS[name](path, engine=Workers(2)) == COMMANDS[name](path)
+
+
+def test_sums_of_every_family_travel_as_bytes(tmp_path):
+    path = write(tmp_path / "a.parquet", spoilt())
+    known = look(path)
+    job = Job((question(by=BYS), diagnosing.question(known, BYS)), keep_going=True)
+    found = measure(known.tasks[0].part, job)
+    data = found.to_bytes(job)
+    again = Measured.from_bytes(data, job)
+    assert again.to_bytes(job) == data
+    assert again.notes == found.notes
+    assert list(again.sums) == ["audit", "doctor"]
+
+
+# a sample
+
+
+def test_a_sample_is_spread_over_the_records_and_said(tmp_path, small):
+    path = write(tmp_path / "a.parquet", [{**r, "step": i} for i, r in enumerate(world(0, prompts=60))], row_group=20)
+    whole, some = doctor(path), doctor(path, most=2000, by=["step"])
+    assert 1000 < some.tokens < 3000 < whole.tokens
+    starts = [int(label.split(" to ")[0]) for label in some.slices["step"]]
+    assert len(starts) > 6
+    assert max(starts) - min(starts) > 150
+    [note] = some.notes
+    assert (note.rule, note.count) == ("looked at a sample", some.sequences)
+    assert doctor(path, most=10**6).to_dict() == whole.to_dict()
+
+
+@pytest.mark.slow
+def test_a_sample_does_not_depend_on_what_reads_it(tmp_path, small):
+    path = write(tmp_path / "a.parquet", world(0, prompts=60), row_group=20)
+    assert doctor(path, most=2000).to_dict() == doctor(path, most=2000, engine=Workers(2)).to_dict()
+
+
+def test_the_command_line_goes_on_too(tmp_path, small, monkeypatch, capsys):
+    path, state = write(tmp_path / "a.parquet", ROWS, row_group=4), tmp_path / "d.state"
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr("reweigh.doctor.diagnose.answer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr("reweigh.scan.state.SAVE_SECONDS", 0.0)
+        assert main(["doctor", path, "--state", str(state)]) == 130
+    assert capsys.readouterr().err == f"interrupted: the same command with --resume goes on from {state}\n"
+    assert main(["doctor", path, "--state", str(state), "--resume", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == doctor(path).to_dict()
+    assert main(["plan", "--from", path, "--engine", "local", "--ray-address", "auto"]) == 2
+    assert "--ray-address is of a Ray cluster" in capsys.readouterr().err
