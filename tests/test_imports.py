@@ -97,8 +97,7 @@ def room(name):
     """The room that a module is in; `stats` alone is its `__init__`, which imports nothing."""
     if name in FLOOR:
         return name
-    top = name.split(".")[0]
-    return top
+    return name.split(".")[0]
 
 
 def on_wrong_floor():
