@@ -461,8 +461,9 @@ def test_doctor_install_without_verl_says_so():
     """With it: tests/frameworks/check_verl.py."""
     done = doctor("verl", start=("-c", WITHOUT_VERL))
     assert done.returncode == 1
-    assert "FAIL  version: reweigh.trainers.verl: verl is not installed; known versions are 0.9.1" in done.stdout
-    assert 'hint: pip install "verl==0.9.1"' in done.stderr
+    known = KNOWN["verl"]
+    assert f"verl: verl is not installed; known versions are {', '.join(known)}" in done.stdout
+    assert f'hint: pip install "verl=={known[-1]}"' in done.stderr
 
 
 def test_doctor_install_knows_one_framework():

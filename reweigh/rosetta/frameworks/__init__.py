@@ -39,6 +39,7 @@ PROFILES: tuple[Profile, ...] = (
     ROLL,
     OPEN_INSTRUCT,
 )
+"""Every framework's profile."""
 
 
 def profile_of(name: str) -> Profile:
