@@ -101,8 +101,7 @@ def summarise(stats: RatioStats) -> Summary:
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
     numbers = means | _bounded(h) | _moments(h, refusal) | tail
     numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
-    notes = (h.tail.note, drift_of(h, blocks))
-    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note="; ".join(x for x in notes if x))
+    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note=drift_of(h, blocks))
 
 
 def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tuple[float, float]:

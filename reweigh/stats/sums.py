@@ -296,10 +296,7 @@ class HostSums:
         # Only the tail is read, so what stands for the body may be anything below it.
         sample = np.full(n, top[-1] - 1.0)
         sample[: min(n, len(top))] = top[:n]
-        try:
-            fit = smoothed_tail(sample)
-        except ModuleNotFoundError:
-            return TailFit(note='the tail index needs arviz-stats: pip install "reweigh[audit]"')
+        fit = smoothed_tail(sample)
         if fit is None:
             return TailFit()
         length = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
@@ -311,14 +308,12 @@ class TailFit:
     """A generalised Pareto fit to the largest ratios.
 
     Attributes:
-        khat: tail index; None if there is no fit: too few units, too many ties, or no package to fit with.
+        khat: tail index; None if there is no fit: too few units, or too many ties.
         smoothed: log ratios that the fit has in place of the largest, in falling order, as far as its tail goes.
-        note: what is missing to make a fit; empty as a rule.
     """
 
     khat: float | None = None
     smoothed: Array = field(default_factory=lambda: np.empty(0))
-    note: str = ""
 
 
 def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, RatioStats]:
