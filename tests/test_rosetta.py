@@ -577,6 +577,7 @@ def test_the_console_says_nothing_but_data_on_stdout():
     assert json.loads(done.stdout)["unknown"] == {"nothing": []}
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_the_profiles():
     script, env = ROOT / "docs" / "rosetta.py", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

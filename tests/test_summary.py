@@ -63,6 +63,7 @@ def test_every_number_says_what_it_is():
                 assert number.low <= number.value <= number.high, name
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_under_clustering():
     """Log-normal tokens; 40 prompts of 8 responses that share a shift with mean ratio 1."""
     sd, shared = 0.05, 0.1
@@ -166,6 +167,7 @@ def test_sequences_that_drift_as_a_whole_are_told_with_a_note():
     assert summary(normal(0.02, (400, 256))).note == ""
 
 
+@pytest.mark.slow
 def test_a_mean_below_1_is_no_fault_of_the_logs_under_a_heavy_tail():
     """Log-normal, so the identity holds: at nominal 99.9% hardly one in forty may be called a fault."""
     for s2, n in ((1.0, 64), (9.0, 64), (9.0, 1024)):

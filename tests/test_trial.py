@@ -114,6 +114,7 @@ def test_it_is_what_the_bounds_of_the_core_say():
     assert limits(naive(), batch).bias.value == pytest.approx(2 * summarise(stats).value("tv"), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_of_a_known_law():
     """log r normal with variance 1: E min(r, 2), and TV, in closed form."""
     phi = lambda x: 0.5 * math.erfc(-x / math.sqrt(2))  # noqa: E731
