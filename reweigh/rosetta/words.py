@@ -139,6 +139,7 @@ def _transform(f: Factor) -> str:
 
 # Three sequences of 4, 3 and 2 tokens. The last token of the second was sampled with less than a tenth of pi.
 RATIOS = ((1.5, 1.2, 0.9, 1.1), (1.3, 0.8, 4.0), (0.5, 0.9))
+"""Token ratios of the three sequences that a meaning is shown on."""
 _MU = ((0.3, 0.5, 0.4, 0.6), (0.4, 0.5, 0.09), (0.5, 0.6))
 ADVANTAGE = (1.0, 1.0, -1.0)
 
