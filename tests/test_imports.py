@@ -231,3 +231,4 @@ def test_help_loads_nothing_heavy():
     assert "audit" in out.stdout
     loaded = {name.split(".")[0] for name in out.stderr.split()}
     assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "jinja2", "plotly"}
