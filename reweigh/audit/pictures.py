@@ -20,6 +20,7 @@ from reweigh.stats.tail import MAX_KHAT
 # linear histogram of range 2^k nest in them, so the scale can be chosen when all has been read.
 _SUB, _LOW, _HIGH = 32, -29, 14
 _SIDE = 1 + (_HIGH - _LOW + 1) * _SUB + 1
+MAX_OUTSIDE = 0.005  # share of sequences that may lie beyond the bars of a report
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,21 @@ class Histogram:
                 np.add.at(total, bins - 1 - place[inside], counts[1, inside])
                 return Bars(width, total, left)
         raise AssertionError("the last exponent returns")
+
+    def drawn(self, level: str) -> dict[str, Any]:
+        """Make the bars that a report draws of a level's log ratios: those that are not empty, and what is between."""
+        n = self.n
+        bins = 32 if level == "token" or n >= 1000 else 16 if n >= 200 else 8  # on each side of 0
+        bars = self.linear(bins, 0.0 if level == "token" else MAX_OUTSIDE)
+        used = np.flatnonzero(bars.counts)
+        first, last = (int(used[0]), int(used[-1])) if len(used) else (bins - 1, bins - 1)
+        return {
+            "n": n,
+            "width": bars.width,
+            "first": (first - bins + 1) * bars.width,
+            "counts": bars.counts[first : last + 1].tolist(),
+            "outside": bars.outside,
+        }
 
 
 @dataclass(frozen=True)
