@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     import typer
 
-    from reweigh.cli.app import app, complete
-    from reweigh.cli.usage import Errors, explained
+    from reweigh.cli.app import Errors, app, complete, explained
 
     complete()
     try:

@@ -305,7 +305,7 @@ def test_packed_sums_come_back_as_they_were(folder):
         with pytest.raises(ValueError, match="unpack: "):
             Measured.from_bytes(cut_short, job)
     with pytest.raises(KeyError):
-        Measured.from_bytes(data.replace(b"accumulate.Sums", b"accumulate.Path"), job)
+        Measured.from_bytes(data.replace(b"run.Sums", b"run.Path"), job)
     with pytest.raises(KeyError):
         unpack(data)
 

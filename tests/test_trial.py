@@ -136,7 +136,7 @@ def test_two_parts_are_the_whole_and_travel_as_bytes():
     b = replace(b, group=torch.arange(20, 50))
     a = replace(a, group=torch.arange(20))
     for name, one in TRIED.items():
-        both = unpack(pack(Trial.of(one, Shared.of(a)), (Trial,)), (Trial,)) + Trial.of(one, Shared.of(b))
+        both = unpack(pack(Trial.of(one, Shared.of(a)), (Trial, Range)), (Trial, Range)) + Trial.of(one, Shared.of(b))
         assert both.limits.sum(0).tolist() == pytest.approx(whole[name].limits.sum(0).tolist(), rel=1e-7)
         assert (both.range, both.caps) == (whole[name].range, whole[name].caps)
 

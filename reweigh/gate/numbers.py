@@ -11,8 +11,7 @@ from statistics import NormalDist
 from typing import Any, Literal, cast, get_args
 
 from reweigh import __version__
-from reweigh.audit.accumulate import Sums
-from reweigh.audit.run import answer, question
+from reweigh.audit.run import Sums, answer, question
 from reweigh.audit.slices import Slices
 from reweigh.records import RunInfo
 from reweigh.records.files import Paths
