@@ -168,7 +168,7 @@ class Balance(CapRule):
         return _largest_mean(l.sort(descending=True).values, n, units.clamp(min=1)).amax()
 
     def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
-        return self._range(stats, n).log_cap
+        return self.range_of_stats(stats).log_cap
 
     def range_of_stats(self, stats: RatioStats) -> CapRange:
         """Bracket the root of `N mean(r - C)_+ = C` over all units of the stats, as their sample would have it.
@@ -194,10 +194,8 @@ class Balance(CapRule):
 
         Source: the bracket is that of a convex function; ours.
         """
-        return self._range(stats, self._step(stats.moments[0].sum()))
-
-    def _range(self, stats: RatioStats, n: Tensor) -> CapRange:
-        units = stats.moments[0].sum().clamp(min=1)  # 0 / 0 is no ratio, and with no units at all nothing depends on it
+        units = stats.moments[0].sum()
+        n, units = self._step(units), units.clamp(min=1)  # 0 / 0 is no ratio, and with no units nothing depends on it
         point = _largest_mean(stats.top, n, units).amax()
         exact = (point >= stats.top[-1]) | (units <= len(stats.top))
         low, high = _on_the_grid(stats, units, n)

@@ -296,10 +296,10 @@ def _parsed(node: ast.expr, where: str) -> Any:
             raise ValueError(f"{where}: estimators are joined with *, got {ast.unparse(node)}\n{TEXT_HINT}")
         return {"product": [_parsed(node.left, where), _parsed(node.right, where)]}
     if isinstance(node, ast.Name):
-        return {"name": _named(node.id, _WORDS, where)}
+        return {"name": _known(node.id, _WORDS, "estimator", where)}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError(f"{where}: not an estimator: {ast.unparse(node)}\n{TEXT_HINT}")
-    name, words = _named(node.func.id, _WORDS, where), _keywords(node, where)
+    name, words = _known(node.func.id, _WORDS, "estimator", where), _keywords(node, where)
     if name == "weigh":
         names = ("level", "transform", "of", "scale")
         return {"factors": [_bound(name, names, node.args, words, where, _value)]}
@@ -364,11 +364,5 @@ def _value(node: ast.expr, where: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.func.id == "Truncate":
             return {"name": "Clip", **_bound("Truncate", ("high",), node.args, _keywords(node, where), where, _value)}
-        return _call(_named(node.func.id, (*TRANSFORMS, *RULES), where), node, where)
+        return _call(_known(node.func.id, (*TRANSFORMS, *RULES), "estimator", where), node, where)
     raise ValueError(f"{where}: not a value: {ast.unparse(node)}\n{TEXT_HINT}")
-
-
-def _named(word: str, known: Sequence[str], where: str) -> str:
-    if word in known:
-        return word
-    raise ValueError(f"{where}: no estimator is called {word!r}\nhint: {nearest(word, known)}")
