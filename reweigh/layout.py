@@ -60,7 +60,7 @@ def in_a_graph(x: Tensor) -> bool:
 
 
 def owners(ends: Int[Tensor, " S"], slots: int) -> Int[Tensor, " slots"]:
-    """For each slot, how many runs end at or before it, and so which run it is in; without a host sync.
+    """Count, for each slot, the runs that end at or before it: the run that it is in; without a host sync.
 
     Args:
         ends: where each run ends, rising.
@@ -118,7 +118,7 @@ class Tiles:
 
     @classmethod
     def of(cls, offsets: Int[Tensor, " S_plus_1"], slots: int, each: int | None = None) -> "Tiles":
-        """All rows of sequences that lie end to end.
+        """Make all rows of sequences that lie end to end.
 
         Args:
             offsets: sequence i is at flat slots `offsets[i] : offsets[i + 1]`, rising from 0.
@@ -142,7 +142,7 @@ class Tiles:
         return cls(offsets[seq] + place * WIDTH, seq, place, size, each)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Count the rows."""
         return len(self.start)
 
     def __getitem__(self, rows: slice | Tensor) -> "Tiles":
@@ -150,7 +150,7 @@ class Tiles:
         return Tiles(self.start[rows], self.seq[rows], self.place[rows], self.size[rows])
 
     def take(self, x: Tensor) -> Tensor:
-        """The rows of a token-shaped tensor: `[R, 64]`, 0 beyond the end of a sequence. It may be a view of `x`."""
+        """Read the rows of a token-shaped tensor: `[R, 64]`, 0 beyond the end of a sequence; maybe a view of it."""
         x = x.detach()
         if self.partial is None or self.inside is None or self.seqs is None:
             if self.each is None:
@@ -320,11 +320,11 @@ class Padded(Layout):
 
     @property
     def num_seqs(self) -> int:
-        """Number of rows."""
+        """Count the rows."""
         return self.mask.shape[0]
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
-        """Sum over each row."""
+        """Sum each row's slots."""
         return x.sum(-1)
 
     def max_floored(self, x: Tensor) -> Tensor:
@@ -357,7 +357,7 @@ class Padded(Layout):
         return Padded(self.mask[which], None if self.turn is None else self.turn[which])
 
     def parts(self, slots: int) -> list[tuple[slice, slice]]:
-        """Cut between rows."""
+        """Cut between two rows."""
         if not may_look(self.mask) or slots >= self.mask.numel():
             return [(slice(0, self.num_seqs), slice(0, self.num_seqs))]
         step = max(1, slots // max(1, self.mask.shape[1]))

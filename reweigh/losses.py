@@ -180,7 +180,7 @@ def num_kept(weights: Weights) -> Tensor:
 
 
 def advantage_over_length(layout: Layout, advantage: Tensor) -> Tensor:
-    """The advantage over its sequence's length, token-shaped: with `num_sequences`, the mean of sequence means."""
+    """Divide the advantage by its sequence's length, token-shaped: with `num_sequences`, the mean of sequence means."""
     return _advantage(layout, advantage) / layout.spread(layout.lengths.clamp(min=1).to(advantage.dtype))
 
 

@@ -50,7 +50,7 @@ _WORDS = (*NAMED, "weigh", "self_normalised", "for_advantage")
 
 
 def to_dict(estimator: Estimator) -> dict[str, Any]:
-    """The estimator as factors, of values that JSON has: infinity is "inf", what is as by default is left out.
+    """Write an estimator as factors, of values that JSON has: infinity is "inf", what is as by default is left out.
 
     Raises:
         ValueError: a part of it is not of this library, or holds stats of its own.
@@ -65,7 +65,7 @@ def to_dict(estimator: Estimator) -> dict[str, Any]:
 
 
 def from_dict(value: Any, where: str = "estimator") -> Estimator:
-    """The estimator that a dict or list says.
+    """Make the estimator that a dict or list says.
 
     Args:
         value: one of `{"name": "seq_tis", "cap": 2}`: a named one and its arguments; `{"factors": [...]}`: what
@@ -343,7 +343,7 @@ def _keywords(node: ast.Call, where: str) -> dict[str, ast.expr]:
 
 
 def _mixed(node: ast.expr, where: str) -> Any:
-    """An estimator, or a plain value beside it."""
+    """Read an estimator, or a plain value beside it."""
     plain = isinstance(node, ast.Constant | ast.UnaryOp)
     return _value(node, where) if plain else _parsed(node, where)
 

@@ -204,7 +204,7 @@ def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:
 
 
 def design_effect(total: Array, count: Array, n: float, variance: float) -> float:
-    """How many times clustering multiplies the variance of a mean: clustered variance over that of independent units.
+    """Divide the variance of a mean under clustering by that of independent units.
 
     Args:
         total: sum over each cluster, `[G]`.

@@ -62,11 +62,11 @@ class Summary:
     note: str = ""
 
     def __getitem__(self, name: str) -> Number:
-        """The number of that name."""
+        """Give the number of that name."""
         return self.numbers[name]
 
     def value(self, name: str) -> float | None:
-        """The value of the number of that name, or None if it is refused."""
+        """Give the value of the number of that name, or None if it is refused."""
         return self.numbers[name].value
 
 
@@ -422,7 +422,7 @@ def _split(cap: float) -> tuple[int, float, float]:
 
 
 def _truncated(h: HostSums, cap: float, power: Literal[1, 2]) -> _GridSum:
-    """Sum of min(r, C)^power."""
+    """Sum min(r, C)^power over the units."""
     counts, sums, squares = (g.sum(0) for g in h.grid)
     rows = sums if power == 1 else squares
     below, foot, head = _split(cap)
@@ -444,7 +444,7 @@ def _truncated(h: HostSums, cap: float, power: Literal[1, 2]) -> _GridSum:
 
 
 def _rejected(h: HostSums, cap: float) -> _GridSum:
-    """Sum of r 1{r <= C}."""
+    """Sum r 1{r <= C} over the units."""
     _, sums, squares = (g.sum(0) for g in h.grid)
     counts = h.grid[0].sum(0)
     below, foot, head = _split(cap)
@@ -649,6 +649,6 @@ def resample(
 
 @lru_cache(maxsize=8)
 def _times(groups: int, draws: int, seed: int) -> Array:
-    """How often each cluster is drawn in each resample, `[draws, groups]`."""
+    """Draw how often each cluster is in each resample, `[draws, groups]`."""
     times = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, size=draws)
     return times.astype(np.float64)

@@ -96,7 +96,7 @@ class RatioStats:
 
     @classmethod
     def empty(cls, level: Level, device: Any = None) -> "RatioStats":
-        """The stats of nothing: the zero of `+`."""
+        """Make the stats of nothing: the zero of `+`."""
         zero = torch.zeros((), dtype=torch.float64, device=device)
         return cls(
             level,
@@ -158,7 +158,7 @@ class RatioStats:
 
     @cached_property
     def host(self) -> "HostSums":
-        """The sums as NumPy arrays on the host: one copy and one synchronisation, at the first call."""
+        """Copy the sums to the host as NumPy arrays: one synchronisation, at the first call."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "level"}
         flat = torch.cat([t.reshape(-1) for t in tensors.values()]).cpu().numpy()
         parts = np.split(flat, np.cumsum([t.numel() for t in tensors.values()])[:-1])
@@ -289,7 +289,7 @@ class HostSums:
 
     @cached_property
     def tail(self) -> "TailFit":
-        """The fit of a Pareto tail to the largest ratios."""
+        """Fit a Pareto tail to the largest ratios."""
         top = self.top[np.isfinite(self.top)]
         n = int(min(self.n, TAIL_OF))
         if n < MIN_UNITS:
@@ -538,7 +538,7 @@ class RatioSums:
         return sums
 
     def cells(self, units: Float[Tensor, " bins"]) -> Float[Tensor, "3 bins cells"]:
-        """The grid: counts, and sums of r and of r^2, these 0 in the cell over the top.
+        """Bring the grid together: counts, and sums of r and of r^2, these 0 in the cell over the top.
 
         Args:
             units: of each length bin.
@@ -552,7 +552,7 @@ class RatioSums:
 
 
 def _some(flags: Tensor) -> list[Tensor | None]:
-    """Where the flags are set, a part at a time; all of them, as None, if values may not be looked at."""
+    """Find where flags are set, a part at a time; all of them, as None, if values may not be looked at."""
     if not may_look(flags):
         return [None]
     which = flags.nonzero().squeeze(1)
@@ -653,7 +653,7 @@ def _powers(e: Tensor) -> list[Tensor]:
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Sum of squares of each row."""
+    """Sum the squares of each row."""
     return torch.linalg.vector_norm(x, dim=-1).square_() if may_look(x) else (x * x).sum(-1)
 
 
@@ -671,7 +671,7 @@ def _gaps(log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Ten
 
 
 def _larger_blocks(smallest: Float[Tensor, "R blocks"], tiles: Tiles) -> Float[Tensor, "3 4"]:
-    """For each block size: whole blocks, the shifted sums of their ratio's square and fourth power, and the shift.
+    """Sum each block size: whole blocks, the shifted sums of their ratio's square and fourth power, and the shift.
 
     Args:
         smallest: log ratio of each block of 16 slots of all rows, in order; -inf unless all of them are tokens.

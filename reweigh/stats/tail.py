@@ -138,7 +138,7 @@ def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
 
 
 def identity_holds(h: HostSums, khat: float | None) -> bool:
-    """Whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from.
+    """Tell whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from.
 
     A mean over 1 is evidence at any tail. A mean below 1 is none where the tail is heavy: the few large ratios that
     would make up for it are then missing from most samples, and the t interval knows nothing of them. Nor does the
@@ -197,7 +197,7 @@ def renyi2_by_blocks(h: HostSums) -> tuple[float, float] | None:
 
 
 def block_rates(h: HostSums) -> dict[int, tuple[float, float]]:
-    """By block size: `log mean r_block^2`, nats, and its standard error; sizes with too few whole blocks left out."""
+    """Give `log mean r_block^2`, nats, and its standard error by block size; those of too few whole blocks left out."""
     rates: dict[int, tuple[float, float]] = {}
     for size, (count, squares, fourths, shift) in zip(BLOCK_SIZES, h.blocks, strict=True):
         if count >= MIN_UNITS and squares > 0:
