@@ -9,7 +9,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -356,17 +356,27 @@ def cut_jsonl(opened: Opened, tokens: int) -> Iterator[FilePart]:
     if path.suffix == ".gz":
         yield FilePart(path)
         return
+
+    def is_row(line: int, text: bytes) -> bool:
+        return bool(text.strip()) and not (line == 1 and _is_info(_record(path, line, text)))
+
     with opened.stream() as file:
-        start = at = row = rows = 0
-        first = 1
-        for line, text in enumerate(file, start=1):
-            if rows and at - start + len(text) > tokens * _TOKEN_BYTES:
-                yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
-                start, first, row, rows = at, line, row + rows, 0
-            at += len(text)
-            rows += bool(text.strip()) and not (line == 1 and _is_info(_record(path, line, text)))
-        if rows or start == 0:
-            yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
+        for part in cut_at_lines(path, file, tokens * _TOKEN_BYTES, is_row):
+            yield replace(part, tokens=(cast("int", part.stop) - part.start) // _TOKEN_BYTES)
+
+
+def cut_at_lines(path: Path, file: IO[bytes], most: int, is_row: Callable[[int, bytes], bool]) -> Iterator[FilePart]:
+    """Cut a file into parts of at most so many bytes, unless one row has more; `is_row` of a line's number and text."""
+    start = at = row = rows = 0
+    first = 1
+    for line, text in enumerate(file, start=1):
+        if rows and at - start + len(text) > most:
+            yield FilePart(path, start, at, row, first, rows)
+            start, first, row, rows = at, line, row + rows, 0
+        at += len(text)
+        rows += is_row(line, text)
+    if rows or start == 0:
+        yield FilePart(path, start, at, row, first, rows)
 
 
 def read_jsonl(

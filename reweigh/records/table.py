@@ -275,7 +275,7 @@ def _length(row: Mapping[str, Any]) -> int:
 
 
 def _number(value: Any, column: Column) -> float | int:
-    array = _numpy(value)
+    array = to_numpy(value)
     integer = pa.types.is_integer(column.type)
     if array.ndim or array.dtype.kind not in ("iu" if integer else "fiu"):
         raise ValueError(f"{column.name} must be {'an integer' if integer else 'a number'}, got {value!r}")
@@ -286,7 +286,7 @@ def _number(value: Any, column: Column) -> float | int:
 
 def _token_array(value: Any, column: Column) -> np.ndarray:
     try:
-        array = _numpy(value)
+        array = to_numpy(value)
     except ValueError:
         raise ValueError(f"{column.name} must be a flat list, got one of unequal lists") from None
     if array.ndim != 1:
@@ -311,7 +311,8 @@ def _token_array(value: Any, column: Column) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any) -> np.ndarray:
+    """Make an array of a list, an array or a tensor on any device; bfloat16, which NumPy lacks, becomes float32."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
