@@ -70,10 +70,11 @@ def _look(file: Opened) -> Head:
     """
     path, start = file.path, file.stream().read(_START)
     packed = start[:2] == b"\x1f\x8b"
-    kind: Kind = "json" if packed else "other"
-    kind = next((named for magic, named in _MAGIC if start.startswith(magic)), kind)
-    if not packed and start.lstrip()[:1] in (b"{", b"["):
-        kind = "json"
+    kind: Kind = "json" if packed or start.lstrip()[:1] in (b"{", b"[") else "other"
+    for magic, name in _MAGIC:
+        if start.startswith(magic):
+            kind = name
+            break
     first: Any = {}
     if kind == "json":
         first = first_object(path, file)
