@@ -15,7 +15,9 @@ from reweigh.audit import audit, question
 from reweigh.audit.trial import Trial, default_estimators
 from reweigh.layout import Packed
 from reweigh.records import RecordWriter, RunInfo
-from reweigh.records.files import FilePart, cut, read_part
+from reweigh.records.files import MAX_TOKENS, FilePart, RecordBatch, cut, source_of
+from reweigh.records.schema import fail
+from reweigh.records.table import batch_of, conform
 from reweigh.report import document
 from reweigh.scan import Job, Measured, Workers, measure
 from reweigh.scan.measure import pack, unpack
@@ -94,6 +96,12 @@ def sums_of(paths, by, tokens, batch_tokens):
 
 
 # parts
+
+
+def read_part(part, max_tokens=MAX_TOKENS):
+    for raw, origin in source_of(part.path).read(part, None, max_tokens, fail):
+        table = conform(raw, origin, fail)
+        yield RecordBatch(batch_of(table), table, origin)
 
 
 @pytest.mark.parametrize("tokens", [1, 300, 2000, 10**9])

@@ -16,7 +16,7 @@ from reweigh.named import turn_tis
 from reweigh.plan import Band, MixedRatio, expect, length_band, plan, plan_records
 from reweigh.plan.measured import Tally
 from reweigh.plan.model import figure
-from reweigh.plan.modes import defaults
+from reweigh.plan.run import defaults
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.theory.laws import LogNormalRatio
 from reweigh.transforms import Clip, Screen
