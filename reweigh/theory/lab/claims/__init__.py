@@ -1,6 +1,6 @@
 """The post claim by claim: what it says, what we say of it, and the evidence, computed on the spot.
 
-The texts stand in `claims.toml`; `sequence.py` and `token.py` compute what each verdict rests on.
+The texts stand in `claims.toml`; `evidence.py` computes what each verdict rests on.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,9 +10,7 @@ from typing import Any, Literal
 
 import tomllib
 
-from reweigh.theory.lab.claims.material import Evidence
-from reweigh.theory.lab.claims.sequence import EVIDENCE as _ON_SEQUENCES
-from reweigh.theory.lab.claims.token import EVIDENCE as _ON_TOKENS
+from reweigh.theory.lab.claims.evidence import EVIDENCE, Evidence
 
 __all__ = ["CLAIMS", "MEANING", "Checked", "Claim", "Evidence", "Verdict", "check_claims", "select_claims"]
 
@@ -70,32 +68,15 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        c = self.claim
-        return {
-            "number": c.number,
-            "title": c.title,
-            "post": c.post,
-            "verdict": c.verdict,
-            "why": c.why,
-            "sharper": c.sharper,
-            "use": c.use,
-            "holds": self.evidence.holds,
-            "evidence": self.evidence.text,
-        }
-
-
-_EVIDENCE = {**_ON_SEQUENCES, **_ON_TOKENS}
-
-
-def _claim(number: int, verdict: Verdict, **texts: str) -> Claim:
-    """A row of `claims.toml`, whose texts may take several lines, with its evidence."""
-    joined = {name: " ".join(lines.split()) for name, lines in texts.items()}
-    return Claim(number=number, verdict=verdict, **joined, evidence=_EVIDENCE[number])
+        claim = {k: v for k, v in self.claim.__dict__.items() if k != "evidence"}
+        return {**claim, "holds": self.evidence.holds, "evidence": self.evidence.text}
 
 
 def _read() -> tuple[Claim, ...]:
-    text = files(__name__).joinpath("claims.toml").read_text(encoding="utf-8")
-    return tuple(_claim(**row) for row in tomllib.loads(text)["claim"])
+    """The rows of `claims.toml`, whose texts may take several lines, each with its evidence."""
+    rows = tomllib.loads(files(__name__).joinpath("claims.toml").read_text(encoding="utf-8"))["claim"]
+    texts = [{k: " ".join(v.split()) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    return tuple(Claim(**row, evidence=EVIDENCE[row["number"]]) for row in texts)
 
 
 CLAIMS: tuple[Claim, ...] = _read()
