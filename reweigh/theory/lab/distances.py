@@ -106,6 +106,11 @@ def distances(world: World) -> Distances:
     def along(x: Tensor) -> float:
         return float((visits * torch.where(torch.isfinite(x), x, 0)[s.row]).sum())
 
+    tv_states: list[float] = []
+    for t in range(world.policies.length):
+        group, count = prefixes(every, t)
+        gap = every.pi.new_zeros(count).index_add(0, group, torch.where(every.lengths > t, every.pi - every.mu, 0))
+        tv_states.append(float(gap.abs().sum()) / 2)
     kl = -float(mu @ log_ratio)
     return Distances(
         mean_ratio=mean,
@@ -124,7 +129,7 @@ def distances(world: World) -> Distances:
         kl_tokens=along(states.kl_mu_pi),
         length_mu=float(mu @ s.lengths),
         length_pi=float(every.pi @ every.lengths),
-        tv_states=tuple(_tv_of_states(world, t) for t in range(world.policies.length)),
+        tv_states=tuple(tv_states),
         tv_one_step=tuple((float(mu @ (one - r).abs()) + lost) / 2 for one in world.batch.log_ratio.exp().unbind(-1)),
     )
 
@@ -183,10 +188,3 @@ def norms(world: World) -> Norms:
         score2_pi=float(s.pi @ score2),
         score2_mu=float(s.mu @ score2),
     )
-
-
-def _tv_of_states(world: World, t: int) -> float:
-    s = world.sequences
-    group, count = prefixes(s, t)
-    gap = s.pi.new_zeros(count).index_add(0, group, torch.where(s.lengths > t, s.pi - s.mu, 0))
-    return float(gap.abs().sum()) / 2

@@ -320,7 +320,8 @@ def exact_snis(
         )
     w, p, s, g = weights.per_unit, world.mu, world.sampled, world.gradient
     coef = coefficients(world, estimator, advantage)
-    u = _nodes(w)
+    low, high = -_LEFT - math.log(float(w.max())), math.log(_RIGHT) - math.log(float(w.min()))
+    u = torch.exp(torch.arange(low, high + _STEP, _STEP, dtype=torch.float64))
     decay = torch.exp(-u[:, None] * w)  # [nodes, L]
     phi = decay @ p
     tilted = decay * p
@@ -328,42 +329,29 @@ def exact_snis(
     twice = _weight(u, 2, n * phi ** (n - 1))
     mean = s.total((once @ tilted)[:, None] * coef)
     # About a centre close to the mean: at a large n the squares of f itself would cancel to the last digits.
-    centre = s.total(p[:, None] * coef) / float(p @ w)
+    m = s.total(p[:, None] * coef)
+    centre = m / float(p @ w)
     squares = float((twice @ tilted) @ _away(s, coef, w, centre))
     pairs = _weight(u, 2, n * (n - 1) * phi ** (n - 2)) if n > 1 else torch.zeros_like(u)
     for part in torch.arange(len(u)).split(max(1, _NUMBERS // coef.numel())):
         away = s.total(tilted[part][:, :, None] * coef) - (tilted[part] @ w)[:, None] * centre
         squares += float(pairs[part] @ away.square().sum(-1))
-    delta_bias, delta_trace = _first_order(world, w, coef, n)
+    # Delta method: bias -E[w^2 (f - m)] / n, variance E[w^2 |f - m|^2] / n, with m = E[w f] and E w = 1; coef is w f.
+    crossed = s.total(p[:, None] * (w[:, None] * coef)) - float(p @ w.square()) * m
     return ExactSNIS(
         g,
         mean,
         max(0.0, squares - float((mean - centre).square().sum())),
         n,
-        float((twice @ tilted) @ w.square()),
-        delta_bias,
-        delta_trace,
+        inverse_ess=float((twice @ tilted) @ w.square()),
+        delta_bias=-crossed / n,
+        delta_trace_cov=float(p @ _away(s, coef, w, m)) / n,
     )
-
-
-def _nodes(w: Tensor) -> Tensor:
-    low = -_LEFT - math.log(float(w.max()))
-    high = math.log(_RIGHT) - math.log(float(w.min()))
-    return torch.exp(torch.arange(low, high + _STEP, _STEP, dtype=torch.float64))
 
 
 def _weight(u: Tensor, power: int, density: Tensor) -> Tensor:
     """What a node counts: the trapezoid rule in log u, for the integral of u^(power - 1) density du."""
     return _STEP * u**power * density
-
-
-def _first_order(world: World, w: Tensor, coef: Tensor, n: int) -> tuple[Tensor, float]:
-    """Delta method: bias `-E[w^2 (f - m)] / n`, variance `E[w^2 |f - m|^2] / n`, with `m = E[w f]` and `E w = 1`."""
-    s, p = world.sampled, world.mu
-    m = s.total(p[:, None] * coef)
-    scaled = w[:, None] * coef  # w^2 f, as coef is w f
-    crossed = s.total(p[:, None] * scaled) - float(p @ w.square()) * m
-    return -crossed / n, float(p @ _away(s, coef, w, m)) / n
 
 
 def _away(s: Sequences, coef: Tensor, w: Tensor, point: Tensor) -> Tensor:
@@ -426,15 +414,13 @@ class Group:
         total = [0.0] * len(values)
         for counts in _compositions(self.size - 1, len(values)):
             chance = _multinomial(counts, chances)
+            others = [*zip(counts, values, strict=True)]
             for i, own in enumerate(values):
-                total[i] += chance * self._standardised(own, counts, values)
+                mean = (own + sum(c * v for c, v in others)) / self.size
+                squares = (own - mean) ** 2 + sum(c * (v - mean) ** 2 for c, v in others)
+                sd = math.sqrt(squares / (self.size - self.unbiased))
+                total[i] += chance * ((own - mean) / (sd + self.eps) if own != mean else 0.0)
         return total
-
-    def _standardised(self, own: float, counts: tuple[int, ...], values: list[float]) -> float:
-        mean = (own + sum(c * v for c, v in zip(counts, values, strict=True))) / self.size
-        squares = (own - mean) ** 2 + sum(c * (v - mean) ** 2 for c, v in zip(counts, values, strict=True))
-        sd = math.sqrt(squares / (self.size - self.unbiased))
-        return (own - mean) / (sd + self.eps) if own != mean else 0.0
 
 
 def exact_group_mean(world: World, estimator: Estimator, group: Group) -> Float[Tensor, " params"]:

@@ -103,34 +103,19 @@ def estimators(given: Mapping[str, Any], world: World) -> dict[str, Exact]:
     band = geo_rs(low, high)
     raw, less, a_mu, a_pi = Reward(), Reward(float(given["b"])), Advantage("mu"), Advantage("pi")
     clip = PPOClip(float(given["eps"]), float(given["eps"]))
+    advantages: dict[str, AnyAdvantage] = {"R": raw, "Rb": less, "Amu": a_mu, "Api": a_pi}
     table: dict[str, tuple[Estimator, AnyAdvantage, Loss]] = {
-        "naive": (naive(), raw, reinforce),
-        "naive_b": (naive(), less, reinforce),
         "suffix_is_R": (suffix_is(), raw, reinforce),
-        "prefix_is_R": (prefix_is(), raw, reinforce),
-        "prefix_is_Amu": (prefix_is(), a_mu, reinforce),
-        "prefix_is_Api": (prefix_is(), a_pi, reinforce),
-        "prefix_tis_R": (prefix_tis(cap), raw, reinforce),
-        "prefix_tis_Amu": (prefix_tis(cap), a_mu, reinforce),
-        "prefix_tis_Api": (prefix_tis(cap), a_pi, reinforce),
-        "seq_is": (seq_is(), raw, reinforce),
-        "seq_is_b": (seq_is(), less, reinforce),
-        "seq_tis": (seq_tis(cap), raw, reinforce),
-        "seq_tis_b": (seq_tis(cap), less, reinforce),
-        "seq_mis": (seq_mis(0.0, cap), raw, reinforce),
-        "seq_mis_b": (seq_mis(0.0, cap), less, reinforce),
-        "geo_rs": (band, raw, reinforce),
-        "geo_rs_b": (band, less, reinforce),
         "geo_rs_seq_is": (band * seq_is(), raw, reinforce),
         "geo_rs_tok_tis": (band * token_tis(cap), raw, reinforce),
-        "ppo_clip_Amu": (naive(), a_mu, clip),
-        "ppo_clip_Api": (naive(), a_pi, clip),
-        "ppo_clip_Rb": (naive(), less, clip),
     }
+    whole = {"naive": naive(), "seq_is": seq_is(), "seq_tis": seq_tis(cap), "seq_mis": seq_mis(0.0, cap)}
+    for name, estimator in (whole | {"geo_rs": band}).items():
+        table |= {name: (estimator, raw, reinforce), f"{name}_b": (estimator, less, reinforce)}
     tokens = {"tok_is": token_is(), "tok_tis": token_tis(cap), "tok_mis": token_mis(0.0, cap)}
-    for name, estimator in tokens.items():
-        for suffix, advantage in (("R", raw), ("Rb", less), ("Amu", a_mu), ("Api", a_pi)):
-            table[f"{name}_{suffix}"] = (estimator, advantage, reinforce)
+    for name, estimator in (tokens | {"prefix_is": prefix_is(), "prefix_tis": prefix_tis(cap)}).items():
+        table |= {f"{name}_{key}": (estimator, a, reinforce) for key, a in advantages.items()}
+    table |= {f"ppo_clip_{key}": (naive(), a, clip) for key, a in advantages.items()}
     wanted: Sequence[str] = [name for name in given.get("estimators", {}) if name in table]
     return {name: exact(world, table[name][0], table[name][1], loss=table[name][2]) for name in wanted}
 
@@ -248,11 +233,6 @@ def sequences(world: World) -> dict[str, list[float]]:
     s = world.sequences
     log_ratio = (s.log_pi - s.log_mu).sum(-1)
     return {"pi": s.pi.tolist(), "mu": s.mu.tolist(), "log_rho": log_ratio.tolist()}
-
-
-def accepted(world: World, low: float, high: float) -> float:
-    """What the band on the geometric ratio keeps under mu."""
-    return float(world.mu @ geo_rs(low, high)(world.batch).keep.double())
 
 
 def _memory(ctx: str) -> int | None:
@@ -418,7 +398,7 @@ class Comparison:
             self.add(group, where, given, computed)
             return
         for key, value in cast("Mapping[str, Any]", given).items():
-            mine = cast("Mapping[str, Any]", computed)[key] if _has(computed, key) else None
+            mine = cast("Mapping[str, Any]", computed).get(key) if isinstance(computed, Mapping) else None
             if isinstance(value, Mapping):
                 self.walk(f"{group}.{key}", f"{where}.{key}", value, mine)
             elif scales is None:
@@ -440,10 +420,6 @@ def numbers(x: Any) -> list[float]:
     if not isinstance(x, (int, float)):
         raise ValueError(f"golden file: a number was expected, got {x!r}")
     return [float(x) if math.isfinite(x) else math.nan]
-
-
-def _has(tree: Any, key: str) -> bool:
-    return isinstance(tree, Mapping) and key in tree
 
 
 def _error(given: list[float], ours: list[float], scale: float) -> float:
@@ -546,35 +522,29 @@ def _instance(found: Comparison, given: Json) -> None:
     cap, band = float(given["C"]), (float(given["lo"]), float(given["hi"]))
     g = k.gradient
     sizes = {"": g * g, **dict.fromkeys(_GRADIENTS, g)}
-    snis_sizes = sizes | {"N": 1.0, "E_inv_ess": 1.0}
-    group_sizes = {"mean_self": g, "mean_loo": g}
+    exacts = estimators(given, world)
+    entries: dict[str, tuple[Callable[[Json], Mapping[str, Any]], Mapping[str, float]]] = {
+        "estimators": (lambda x: {name: moments(x[name], exacts[name]) for name in exacts}, sizes),
+        "snis": (lambda x: snis(x, world), sizes | {"N": 1.0, "E_inv_ess": 1.0}),
+        "grpo": (lambda x: groups(x, world, cap), {"mean_self": g, "mean_loo": g}),
+    }
     computed: dict[str, Callable[[Any], Any]] = {
         "leaves": lambda _: leaves(world),
         "dist": lambda _: dist(world, d, k),
         "weights_at_C": lambda _: weights_at(world, cap),
         "seq": lambda _: sequences(world),
-        "geo_accept_mu": lambda _: accepted(world, *band),
-        "snis": lambda x: snis(x, world),
-        "grpo": lambda x: groups(x, world, cap),
+        "geo_accept_mu": lambda _: float(world.mu @ geo_rs(*band)(world.batch).keep.double()),
         "C_rules": lambda x: caps(x, world, d.m2),
     }
     for key, value in given.items():
         where = f"{name}.{key}"
         if key in INPUTS and key != "leaves":
             continue
-        if key == "estimators":
-            exacts = estimators(given, world)
-            for estimator, entries in value.items():
-                mine = moments(entries, exacts[estimator]) if estimator in exacts else None
-                found.walk("estimators", f"{where}.{estimator}", entries, mine, sizes)
-        elif key == "snis":
-            mine = computed[key](value)
-            for n, entries in value.items():
-                found.walk("snis", f"{where}.{n}", entries, mine[n], snis_sizes)
-        elif key == "grpo":
-            mine = computed[key](value)
-            for weight, entries in value.items():
-                found.walk("grpo", f"{where}.{weight}", entries, mine.get(weight), group_sizes)
+        if key in entries:
+            compute, scales = entries[key]
+            mine = compute(value)
+            for entry, quantities in value.items():
+                found.walk(key, f"{where}.{entry}", quantities, mine.get(entry), scales)
         elif key == "bounds":
             n = float(given.get("C_rules", {}).get("N", 64))
             sides = inequalities(world, d, k, cap, band, n)

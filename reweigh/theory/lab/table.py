@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reweigh.estimators import Estimator
 from reweigh.named import naive, seq_is, seq_tis, token_is, token_tis
@@ -76,7 +75,6 @@ def spread(slopes: Sequence[float]) -> Spread:
     return Spread(float(np.median(known)), min(known), max(known))
 
 
-Array = NDArray[np.float64]
 LENGTHS = (16, 32, 64, 128)
 CAP, CAPS = 2.0, (2.0, 4.0, 8.0, 16.0)
 RANDOM_LENGTHS = (3, 5, 7)  # odd ones: a majority of an even number is another event
@@ -117,35 +115,16 @@ class Row:
         return plain
 
 
-@dataclass(frozen=True)
 class _Place:
-    """Where a bound of the post is evaluated."""
+    """A gap of iid tokens at a length: where a bound of the post is evaluated."""
 
-    pi: Array
-    mu: Array
-    counted: Counted
-    length: int
-
-    @classmethod
-    def of(cls, gap: tuple[tuple[float, ...], tuple[float, ...]], length: int) -> "_Place":
+    def __init__(self, gap: tuple[tuple[float, ...], tuple[float, ...]], length: int) -> None:
         pi, mu = (np.array(p) / sum(p) for p in gap)
-        return cls(pi, mu, Counted.of(pi, mu, length), length)
-
-    @property
-    def tv(self) -> float:
-        return float(np.abs(self.pi - self.mu).sum() / 2)
-
-    @property
-    def token_m2(self) -> float:
-        return float((self.pi**2 / self.mu).sum())
-
-    @property
-    def m2(self) -> float:
-        return self.token_m2**self.length
-
-    @property
-    def f_max(self) -> float:
-        return self.counted.score_max * self.length
+        self.length, self.counted = length, Counted.of(pi, mu, length)
+        self.tv = float(np.abs(pi - mu).sum() / 2)
+        self.token_m2 = float((pi**2 / mu).sum())
+        self.m2 = self.token_m2**length
+        self.f_max = self.counted.score_max * length
 
 
 @dataclass(frozen=True)
@@ -168,7 +147,7 @@ def post_table(count: Callable[[int], None] = lambda _: None) -> list[Row]:
         count: told of every step, of `STEPS`.
     """
     subjects, found = _subjects(), dict[tuple[int, int, int], Extremes]()
-    places = [[_Place.of(gap, length) for length in LENGTHS] for gap in (SMOOTH, RARE)]
+    places = [[_Place(gap, length) for length in LENGTHS] for gap in (SMOOTH, RARE)]
     for g, of_gap in enumerate(places):
         for t, place in enumerate(of_gap):
             for s, subject in enumerate(subjects):
