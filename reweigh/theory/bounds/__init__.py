@@ -98,7 +98,7 @@ BOUNDS: tuple[Callable[..., float], ...] = (
 
 @dataclass(frozen=True)
 class About:
-    """What a bound says of itself.
+    """A bound's account of itself.
 
     Attributes:
         name: its name.
@@ -114,7 +114,7 @@ class About:
 
 
 def about(bound: Callable[..., float]) -> About:
-    """What a bound of `BOUNDS` says of itself, from its documentation.
+    """Read what a bound of `BOUNDS` says of itself in its documentation.
 
     Raises:
         ValueError: if it lacks a part of it, as all do under `python -OO`.

@@ -216,7 +216,7 @@ class _Walk:
         return [(a, self.following[:, a]) for a in range(self.following.shape[1]) if (self.following[:, a] >= 0).all()]
 
     def step(self, state: Array, factor: Array) -> tuple[Array, float]:
-        """What is at each row a token later when a token multiplies by its factor, and what ended with that token."""
+        """Go on by a token that multiplies by its factor: what is then at each row, and what ended with that token."""
         out, ended = np.zeros_like(state), float((state[:, None] * np.where(self.following < 0, factor, 0)).sum())
         for a, column in self.moves():
             np.add.at(out, column, state * factor[:, a])
@@ -257,7 +257,7 @@ _ORDERLESS = {level.name for level in (TOKEN, SEQUENCE, GEOMETRIC, WORST)}
 
 @dataclass(frozen=True)
 class Extremes:
-    """What the worst reward with |R| <= 1 does to an estimator.
+    """Effect of the worst reward with |R| <= 1 on an estimator.
 
     Attributes:
         bias: `sup_R |E_mu ghat - g|`.
@@ -388,7 +388,7 @@ MAX_COUNTS = 3_000_000  # ways that tokens can be counted, up to which they are 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """What iid tokens and the worst reward with |R| <= 1 do to an estimator that weighs each token by itself.
+    """Effect of the worst reward with |R| <= 1 on an estimator that weighs each of iid tokens by itself.
 
     Attributes:
         length: T.

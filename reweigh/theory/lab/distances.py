@@ -1,4 +1,4 @@
-"""How far two tabular policies are apart, exactly: over sequences, over states, and step by step."""
+"""Exact distances of two tabular policies: over sequences, over states, and step by step."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class StateDistances:
 
     @classmethod
     def of(cls, policies: Policies) -> "StateDistances":
-        """From the tables."""
+        """Measure them from the tables."""
         log_pi, log_mu = policies.log_pi, policies.log_mu
         pi, mu = log_pi.exp(), log_mu.exp()
         return cls(
@@ -86,7 +86,7 @@ class Distances:
 
 
 def distances(world: World) -> Distances:
-    """Every distance between the policies of a world; its reward is not read.
+    """Measure every distance between the policies of a world; its reward is not read.
 
     Example:
         >>> from reweigh.theory.lab import distances, random_world
@@ -135,7 +135,7 @@ def distances(world: World) -> Distances:
 
 
 def ratio_law(world: World) -> FiniteRatio:
-    """The exact law of the sequence ratio under mu, for the rules that choose a cap."""
+    """Give the exact law of the sequence ratio under mu, for the rules that choose a cap."""
     log_ratio = world.batch.layout.sum(world.batch.log_ratio)
     return FiniteRatio(log_ratio.numpy(), world.mu.numpy())
 
@@ -170,7 +170,7 @@ class Norms:
 
 
 def norms(world: World) -> Norms:
-    """The constants of the bounds, exactly."""
+    """Compute the constants of the bounds, exactly."""
     s, reward = world.sequences, world.reward
     p = world.policies.log_pi.exp()
     token = ((1 - p).square() + p.square().sum(-1, keepdim=True) - p.square()).sqrt()

@@ -1,4 +1,4 @@
-"""What an estimator does in a world, exactly: moments, self-normalised or in groups, and what its bias is made of."""
+"""Exact effect of an estimator in a world: moments, self-normalised or in groups, and the parts of its bias."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class Reward:
     baseline: float | Literal["value"] = 0.0
 
     def of(self, world: World) -> Float[Tensor, "sampled T"]:
-        """For every token of what mu can sample."""
+        """Give it for every token of what mu can sample."""
         b = world.value_mu if self.baseline == "value" else self.baseline
         return (world.sampled_reward - b)[:, None].expand(world.sampled.mask.shape)
 
@@ -47,7 +47,7 @@ class Advantage:
     policy: Literal["pi", "mu"]
 
     def of(self, world: World) -> Float[Tensor, "sampled T"]:
-        """For every token of what mu can sample."""
+        """Give it for every token of what mu can sample."""
         s = world.sequences
         values = prefix_values(s, s.log_pi if self.policy == "pi" else s.log_mu, world.reward)
         return torch.where(s.mask, values.diff(dim=-1), 0)[s.sampled]
@@ -64,12 +64,12 @@ class PerSequence:
     values: Float[Tensor, " sampled"]
 
     def of(self, world: World) -> Float[Tensor, "sampled T"]:
-        """For every token of what mu can sample."""
+        """Give it for every token of what mu can sample."""
         return self.values[:, None].expand(world.sampled.mask.shape)
 
 
 AnyAdvantage = Reward | Advantage | PerSequence
-"""What may multiply the score in the lab."""
+"""All that may multiply the score in the lab."""
 
 
 def prefix_values(sequences: Sequences, log_p: Tensor, reward: Tensor) -> Float[Tensor, "L T_plus_1"]:
@@ -118,7 +118,7 @@ class Outcome:
 
     @property
     def lemma(self) -> Moments:
-        """What the lemma of stochastic gradient ascent asks: its terms, the best step, the guaranteed gain."""
+        """Moments for the lemma of stochastic gradient ascent: its terms, the best step, the guaranteed gain."""
         return Moments(self.g.numpy(), self.mean.numpy(), self.trace_cov)
 
     @property
@@ -128,14 +128,14 @@ class Outcome:
 
     @property
     def cosine(self) -> float:
-        """Of the angle between m and g; NaN if one of them is 0."""
+        """Cosine of the angle between m and g; NaN if one of them is 0."""
         return float(self.g @ self.mean) / (float(self.g.norm() * self.mean.norm()) or math.nan)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Exact(Outcome):
-    """What an estimator does to one sequence of mu: ghat is its value there, and a batch is the mean of n of them.
+    """Effect of an estimator on one sequence of mu: ghat is its value there, and a batch is the mean of n of them.
 
     Attributes:
         second_moment: `E_mu |ghat|^2`.
@@ -218,7 +218,7 @@ def exact(
 def coefficients(
     world: World, estimator: Estimator, advantage: AnyAdvantage | None = None, *, loss: Loss = reinforce
 ) -> Float[Tensor, "sampled T"]:
-    """What multiplies the score of each token in the gradient: `w_t A_t`, from the loss, for what mu can sample.
+    """Find what multiplies the score of each token in the gradient: `w_t A_t`, from the loss, for what mu can sample.
 
     Raises:
         ValueError: on an estimator whose weights depend on the other sequences of the batch.
@@ -350,7 +350,7 @@ def exact_snis(
 
 
 def _weight(u: Tensor, power: int, density: Tensor) -> Tensor:
-    """What a node counts: the trapezoid rule in log u, for the integral of u^(power - 1) density du."""
+    """Weigh a node by the trapezoid rule in log u, for the integral of u^(power - 1) density du."""
     return _STEP * u**power * density
 
 

@@ -52,8 +52,8 @@ def _divergences(world: World, d: Distances, k: Norms) -> dict[str, Sides]:
 
 
 def _naive(world: World, d: Distances, k: Norms) -> dict[str, Sides]:
-    found, length = exact(world, naive()), world.policies.length
-    delta, bias = float(StateDistances.of(world.policies).tv.max()), found.bias_norm
+    plain, length = exact(world, naive()), world.policies.length
+    delta, bias = float(StateDistances.of(world.policies).tv.max()), plain.bias_norm
     second = b.token_second_moment(k.reward, k.score_token, length, (1 + 2 * delta) ** 2, 2 * delta)
     return {
         "naive bias<=2K TV": (bias, b.post_naive_bias(k.integrand, d.tv)),
@@ -70,10 +70,10 @@ def _naive(world: World, d: Distances, k: Norms) -> dict[str, Sides]:
             b.naive_bias_by_concentration(k.reward, k.score_token, length, delta, d.tv),
         ),
         "naive 2nd<=Rmax^2 Ks^2 T^2": (
-            found.second_moment,
+            plain.second_moment,
             b.post_naive_second_moment(k.reward, k.score_token, length),
         ),
-        "naive 2nd<=Rmax^2Ks^2(sqrtT(1+2D)+2TD)^2": (found.second_moment, second),
+        "naive 2nd<=Rmax^2Ks^2(sqrtT(1+2D)+2TD)^2": (plain.second_moment, second),
         "on-policy 2nd: F_pi<=Rmax^2 Ks^2 T": (
             k.integrand2_pi,
             b.on_policy_second_moment(k.reward, k.score_token, length),
@@ -212,7 +212,7 @@ def _largest_advantage(world: World) -> float:
 
 
 def _signal(world: World) -> list[float]:
-    """For each step, the largest norm of `E_pi[A^pi s]` at a state."""
+    """Find the largest norm of `E_pi[A^pi s]` at a state of each step."""
     s = world.sequences
     out: list[float] = []
     coef = torch.zeros_like(s.log_pi)
@@ -229,7 +229,7 @@ def _signal(world: World) -> list[float]:
 
 
 def weights_at(world: World, cap: float) -> dict[str, float]:
-    """What truncation and rejection at a cap leave, by the library's weights."""
+    """Measure what truncation and rejection at a cap leave, by the library's weights."""
     law = ratio_law(world)
     truncated, rejected = (e(world.batch).per_unit for e in (seq_tis(cap), seq_mis(0.0, cap)))
     return {

@@ -54,21 +54,21 @@ class Spread:
 
 
 def fit(x: Sequence[float], y: Sequence[float], bound: float) -> Fit:
-    """Fit it to y at the places x, with the bound at the last one."""
+    """Fit a power of x to y, with the bound at the last place."""
     exponent = slope(x, y)
     middle = np.exp(np.mean(np.log(y)) - exponent * np.mean(np.log(x))) if math.isfinite(exponent) else math.nan
     return Fit(exponent, float(middle), y[-1], bound / y[-1] if y[-1] > ROUNDING else math.inf)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of log y against log x, by least squares; NaN where y is 0 somewhere."""
+    """Fit the slope of log y against log x, by least squares; NaN where y is 0 somewhere."""
     if min(y) <= ROUNDING:
         return math.nan
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def spread(slopes: Sequence[float]) -> Spread:
-    """Of exponents, one a world."""
+    """Take median and range of exponents, one a world."""
     known = [v for v in slopes if math.isfinite(v)]
     if len(known) < len(slopes):
         return Spread(math.nan, math.nan, math.nan)
@@ -108,7 +108,7 @@ class Row:
     random: Spread
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what is not a number or infinite is None."""
+        """Give it as JSON has it: what is not a number or infinite is None."""
         plain: dict[str, Any] = asdict(self)
         for part in ("smooth", "rare", "random"):
             plain[part] = {k: v if math.isfinite(v) else None for k, v in plain[part].items()}
@@ -146,19 +146,19 @@ def post_table(count: Callable[[int], None] = lambda _: None) -> list[Row]:
     Args:
         count: told of every step, of `STEPS`.
     """
-    subjects, found = _subjects(), dict[tuple[int, int, int], Extremes]()
+    subjects, extremes = _subjects(), dict[tuple[int, int, int], Extremes]()
     places = [[_Place(gap, length) for length in LENGTHS] for gap in (SMOOTH, RARE)]
     for g, of_gap in enumerate(places):
         for t, place in enumerate(of_gap):
             for s, subject in enumerate(subjects):
-                found[g, t, s] = place.counted.extremes(subject.estimator, subject.loss)
+                extremes[g, t, s] = place.counted.extremes(subject.estimator, subject.loss)
             count(1)
     random = _random(subjects, count)
     rows: list[Row] = []
     for s, subject in enumerate(subjects):
         fits: dict[str, list[Fit]] = {"bias": [], "second moment": []}
         for g, of_gap in enumerate(places):
-            at = [found[g, t, s] for t in range(len(LENGTHS))]
+            at = [extremes[g, t, s] for t in range(len(LENGTHS))]
             fits["bias"].append(fit(LENGTHS, [x.bias for x in at], subject.bias_bound(of_gap[-1])))
             x, y = LENGTHS, [x.second_moment for x in at]
             bound = subject.variance_bound(of_gap[-1])

@@ -178,13 +178,13 @@ class Policies:
 
 
 def count_sequences(vocab: int, length: int, eos: int | None) -> int:
-    """How many sequences so many tokens make at a length, or up to it with an eos."""
+    """Count the sequences that so many tokens make at a length, or up to it with an eos."""
     inner = vocab - (eos is not None)
     return inner**length if eos is None else sum(inner**k for k in range(length)) + inner**length
 
 
 def shown(count: int) -> str:
-    """A number to read, however large."""
+    """Write a number to read, however large."""
     return f"{count:,}" if count < 10**12 else f"about 10^{math.log10(count):.0f}"
 
 
@@ -219,7 +219,7 @@ class Sequences:
 
     @classmethod
     def of(cls, policies: Policies) -> "Sequences":
-        """All of them.
+        """Go through all sequences of the policies.
 
         Raises:
             ValueError: if there are too many.
@@ -248,17 +248,17 @@ class Sequences:
 
     @property
     def lengths(self) -> Float[Tensor, " L"]:
-        """Number of tokens."""
+        """Number of tokens of each sequence."""
         return self.mask.sum(-1).double()
 
     @property
     def pi(self) -> Float[Tensor, " L"]:
-        """Probability under pi."""
+        """Probability of each sequence under pi."""
         return self.log_pi.sum(-1).exp()
 
     @property
     def mu(self) -> Float[Tensor, " L"]:
-        """Probability under mu."""
+        """Probability of each sequence under mu."""
         return self.log_mu.sum(-1).exp()
 
     @property
@@ -267,7 +267,7 @@ class Sequences:
         return torch.isfinite(self.log_mu).all(-1)
 
     def take(self, rows: Tensor) -> "Sequences":
-        """Some of them."""
+        """Take some of the sequences."""
         parts = {name: getattr(self, name)[rows] for name in ("tokens", "row", "log_pi", "log_mu")}
         return replace(self, **parts)
 
@@ -389,7 +389,7 @@ class World:
 
     @cached_property
     def sequences(self) -> Sequences:
-        """All sequences."""
+        """All sequences of the policies."""
         return Sequences.of(self.policies)
 
     @cached_property
@@ -410,11 +410,11 @@ class World:
 
     @cached_property
     def batch(self) -> Batch:
-        """What mu can sample, as one batch without an advantage."""
+        """Everything that mu can sample, as one batch without an advantage."""
         return self.batch_with(None)
 
     def batch_with(self, advantage: Tensor | None) -> Batch:
-        """What mu can sample, as one batch, for the estimators and losses of the library.
+        """Make one batch of what mu can sample, for the estimators and losses of the library.
 
         Args:
             advantage: `[sampled, T]`, or `[sampled]` for one a sequence.

@@ -15,7 +15,7 @@ from reweigh.theory.lab.claims.evidence import EVIDENCE, Evidence
 __all__ = ["CLAIMS", "MEANING", "Checked", "Claim", "Evidence", "Verdict", "check_claims", "select_claims"]
 
 Verdict = Literal["OK", "OK+", "LOOSE", "WRONG", "NON-SEQUITUR", "MISLEADING", "NOT PROVED"]
-"""What is said of a claim; `MEANING` has the words."""
+"""Verdict on a claim; `MEANING` has the words."""
 
 MEANING: dict[Verdict, str] = {
     "OK": "holds as stated",
@@ -26,7 +26,7 @@ MEANING: dict[Verdict, str] = {
     "MISLEADING": "true to the letter, and says less than it seems to",
     "NOT PROVED": "asserted as a theorem, and no proof of it is given",
 }
-"""What each verdict means."""
+"""Meaning of each verdict."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,24 @@ class Checked:
     evidence: Evidence
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Give it as JSON has it."""
         claim = {k: v for k, v in self.claim.__dict__.items() if k != "evidence"}
         return {**claim, "holds": self.evidence.holds, "evidence": self.evidence.text}
 
 
-def _read() -> tuple[Claim, ...]:
-    """The rows of `claims.toml`, whose texts may take several lines, each with its evidence."""
-    rows = tomllib.loads(files(__name__).joinpath("claims.toml").read_text(encoding="utf-8"))["claim"]
-    texts = [{k: " ".join(v.split()) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
-    return tuple(Claim(**row, evidence=EVIDENCE[row["number"]]) for row in texts)
+def _claim(number: int, verdict: Verdict, **texts: str) -> Claim:
+    """Join a row of `claims.toml`, whose texts may take several lines, with its evidence."""
+    joined = {name: " ".join(lines.split()) for name, lines in texts.items()}
+    return Claim(number=number, verdict=verdict, **joined, evidence=EVIDENCE[number])
 
 
-CLAIMS: tuple[Claim, ...] = _read()
+_ROWS = tomllib.loads(files(__name__).joinpath("claims.toml").read_text(encoding="utf-8"))["claim"]
+CLAIMS: tuple[Claim, ...] = tuple(_claim(**row) for row in _ROWS)
 """All of them, in the order of the post; 0 is the lemma of Part 1."""
 
 
 def select_claims(numbers: Iterable[int] = ()) -> tuple[Claim, ...]:
-    """The claims with these numbers, in the order of the post; all if none is given.
+    """Pick the claims with these numbers, in the order of the post; all if none is given.
 
     Raises:
         ValueError: if there is no claim of a number.

@@ -1,4 +1,4 @@
-"""What the claims rest on: random worlds, every inequality of the lab in each, and a computation for each claim."""
+"""Evidence on the claims: random worlds, every inequality of the lab in each, and a computation for each claim."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -46,7 +46,7 @@ _REWARDS: tuple[RewardKind, ...] = ("normal", "uniform", "binary", "normal")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a computation found.
+    """Result of a computation.
 
     Attributes:
         holds: whether our verdict stands.
@@ -78,8 +78,8 @@ def worlds() -> tuple[World, ...]:
 def _sides() -> dict[str, list[Sides]]:
     out: dict[str, list[Sides]] = {}
     for world in worlds():
-        found = inequalities(world, distances(world), norms(world), CAP, (0.9, 1.1), BATCH)
-        for name, pair in found.items():
+        sides = inequalities(world, distances(world), norms(world), CAP, (0.9, 1.1), BATCH)
+        for name, pair in sides.items():
             out.setdefault(name, []).append(pair)
     return out
 
@@ -154,10 +154,10 @@ def _lemma() -> Evidence:
         curvature = softmax_smoothness(norms(world).half_range)
         start = value(world, world.policies.log_pi)
         for estimator in (naive(), token_is(), seq_is(), seq_tis(2.0)):
-            coef, found = coefficients(world, estimator), exact(world, estimator)
-            lemma = found.lemma
+            coef, result = coefficients(world, estimator), exact(world, estimator)
+            lemma = result.lemma
             helped += lemma.gain(0.5 / curvature, curvature).bias > 1e-12
-            small = Moments(found.g.numpy(), found.mean.numpy() / 10, found.trace_cov / 100)
+            small = Moments(result.g.numpy(), result.mean.numpy() / 10, result.trace_cov / 100)
             rescaled = max(rescaled, abs(small.efficiency(64) - lemma.efficiency(64)))
             each, mu = world.sampled.dense(coef), world.mu
             # Every gradient that a batch of one or of two can give, and its probability.
@@ -205,10 +205,10 @@ def _unbiased() -> Evidence:
     over = 0
     means: list[float] = []
     for world in cut:
-        s, d, found = world.sequences, distances(world), exact(world, seq_is())
+        s, d, result = world.sequences, distances(world), exact(world, seq_is())
         lost = torch.where(s.sampled, 0, s.pi * world.reward)
-        gaps.append(float((found.bias + s.total(lost[:, None].expand(s.mask.shape))).norm()))
-        over += found.bias_norm > b.unsupported_bias(norms(world).integrand, d.unsupported) + 1e-12
+        gaps.append(float((result.bias + s.total(lost[:, None].expand(s.mask.shape))).norm()))
+        over += result.bias_norm > b.unsupported_bias(norms(world).integrand, d.unsupported) + 1e-12
         means.append(d.mean_ratio)
     return Evidence(
         worst < 1e-12 and largest(gaps) < 1e-12 and over == 0 and min(means) < 0.9,
@@ -221,11 +221,11 @@ def _unbiased() -> Evidence:
 def _seq_is_variance() -> Evidence:
     worst = 0.0
     for world in worlds():
-        s, found = world.sampled, exact(world, seq_is())
+        s, result = world.sampled, exact(world, seq_is())
         ratio = (s.log_pi - s.log_mu).sum(-1).exp()
         second = ratio.square() * world.sampled_reward.square() * s.square_norms(torch.ones_like(s.log_pi))
         direct = float(world.mu @ second) - float(world.gradient.square().sum())
-        worst = max(worst, abs(found.trace_cov / direct - 1))
+        worst = max(worst, abs(result.trace_cov / direct - 1))
     world = random_world(vocab=2, length=4, gap=0.7)
     each = world.sampled.dense(
         (world.sampled.log_pi - world.sampled.log_mu).sum(-1, keepdim=True).exp()
@@ -320,13 +320,13 @@ def _over_m2(length: int, mu: float) -> float:
 
 
 def _percent() -> Evidence:
-    found: list[tuple[float, float, float]] = []
+    rows: list[tuple[float, float, float]] = []
     for shift in (0.05, 0.005):
         tables = table([[0.5 + shift, 0.5 - shift]]), table([[0.5, 0.5]])
         policies = Policies(*tables, 200, memory=0)
         states = StateDistances.of(policies)
-        found.append((float(states.chi2[0]), float(states.tv[0]), float(chain(policies).chi2[-1]) + 1))
-    (chi2, tv, m2), (chi2_small, tv_small, m2_small) = found
+        rows.append((float(states.chi2[0]), float(states.tv[0]), float(chain(policies).chi2[-1]) + 1))
+    (chi2, tv, m2), (chi2_small, tv_small, m2_small) = rows
     one, five = b.post_m2(0.01, 200), b.post_m2(0.05, 200)
     return Evidence(
         round(one, 1) == 7.3 and int(five) == 17_292 and abs(m2 - one) < 1e-6 and m2_small < 1.03,
@@ -343,18 +343,18 @@ def _heavy() -> World:
 def _snis_bias() -> Evidence:
     world = random_world(vocab=3, length=4, memory=1, gap=0.4, seed=3)
     sizes = (64, 256, 1024)
-    found = [exact_snis(world, n) for n in sizes]
-    power = exponent((found[1].bias_norm, found[2].bias_norm), (256, 1024))
-    ratio = found[2].bias_norm / float(found[2].delta_bias.norm())
+    results = [exact_snis(world, n) for n in sizes]
+    power = exponent((results[1].bias_norm, results[2].bias_norm), (256, 1024))
+    ratio = results[2].bias_norm / float(results[2].delta_bias.norm())
     k, m2 = norms(world).integrand, distances(world).m2
-    over = sum(x.bias_norm > b.snis_bias(k, m2, x.n) for x in found)
+    over = sum(x.bias_norm > b.snis_bias(k, m2, x.n) for x in results)
     constants: list[float] = []
     for length in (2, 4, 6):
         longer = random_world(vocab=3, length=length, memory=0, gap=0.8, reward="binary", seed=1)
         constants.append(distances(longer).m2)
     return Evidence(
         abs(power + 1) < 0.02 and abs(ratio - 1) < 0.05 and over == 0 and constants[2] > constants[0] ** 2.9,
-        f"Exact |bias| times N: {', '.join(f'{x.bias_norm * x.n:.4g}' for x in found)} at N = "
+        f"Exact |bias| times N: {', '.join(f'{x.bias_norm * x.n:.4g}' for x in results)} at N = "
         f"{', '.join(map(str, sizes))} (chi2 = {m2 - 1:.2f}), power of N {power:.3f}, {ratio:.3f} of the first-order "
         "term at N = 1024; `snis_bias` holds at each. E_mu r^2, which the constant grows with, of iid tokens at T = "
         f"2, 4, 6: {', '.join(f'{c:.2f}' for c in constants)}.",
@@ -372,14 +372,14 @@ def _snis_norm() -> Evidence:
         batch = Batch.padded(s.log_pi[rows], s.log_mu[rows], s.mask[rows])
         ghat = (snis()(batch).per_unit[:, None] * f[rows]).mean(0)
         worst = max(worst, float(ghat.norm() / f[rows].norm(dim=1).max().clamp(min=1e-30)))
-    found = exact_snis(world, n)
-    mse, plain = found.bias_norm**2 + found.trace_cov, exact(world, seq_is()).mse(n)
-    delta = float(found.delta_bias.norm())
+    result = exact_snis(world, n)
+    mse, plain = result.bias_norm**2 + result.trace_cov, exact(world, seq_is()).mse(n)
+    delta = float(result.delta_bias.norm())
     return Evidence(
-        worst <= 1 + 1e-9 and mse < plain / 3 and found.delta_trace_cov > 3 * found.trace_cov,
+        worst <= 1 + 1e-9 and mse < plain / 3 and result.delta_trace_cov > 3 * result.trace_cov,
         f"200 batches of {n}: |ghat| is at most {worst:.3f} of the largest |f_i|. At E_mu r^2 = {d.m2:.0f}, N = {n}: "
-        f"exact |bias| {found.bias_norm:.3f} (first order: {delta:.3f}), exact variance {found.trace_cov:.3f} (first "
-        f"order: {found.delta_trace_cov:.2f}), error {mse:.3f} where Seq-IS has {plain:.2f}.",
+        f"exact |bias| {result.bias_norm:.3f} (first order: {delta:.3f}), exact variance {result.trace_cov:.3f} (first "
+        f"order: {result.delta_trace_cov:.2f}), error {mse:.3f} where Seq-IS has {plain:.2f}.",
     )
 
 
@@ -437,14 +437,14 @@ def _controllable() -> Evidence:
 
 def _error() -> Evidence:
     world = random_world(vocab=2, length=4, gap=0.7)
-    found = exact(world, seq_tis(1.5))
+    result = exact(world, seq_tis(1.5))
     s = world.sampled
     ratio = (s.log_pi - s.log_mu).sum(-1).exp().clamp(max=1.5)
     each = s.dense((ratio * world.sampled_reward)[:, None].expand(s.mask.shape))
     one = float(world.mu @ (each - world.gradient).square().sum(-1))
     pairs = ((each[:, None] + each) / 2 - world.gradient).square().sum(-1)
     two = float(world.mu @ pairs @ world.mu)
-    gap = max(abs(one / (found.bias_norm**2 + found.trace_cov) - 1), abs(two / found.mse(2) - 1))
+    gap = max(abs(one / (result.bias_norm**2 + result.trace_cov) - 1), abs(two / result.mse(2) - 1))
     return Evidence(
         gap < 1e-12,
         f"E |ghat - g|^2 over every sequence is {one:.4f}, and {two:.4f} over every pair for the mean of two; "
