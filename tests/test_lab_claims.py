@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reweigh.theory.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
-from reweigh.theory.lab.claims.material import exponent, iid_law, tiny
+from reweigh.theory.lab.claims.evidence import exponent, iid_law, tiny
 
 pytest.importorskip("typer")
 
