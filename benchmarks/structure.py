@@ -10,7 +10,7 @@ Imports are read off the files: late ones count, those under `if TYPE_CHECKING` 
 
 A walk is the second run in one process, so that what importing calls is not counted. A function is a `def` of the
 package that was called, in any thread; lambdas, comprehensions and class bodies belong to the one that holds them.
-Opens of the audited file are those by Python and those by pyarrow; a fit of a tail is a call of arviz-stats.
+Opens of the audited file are those by Python and those by pyarrow; a fit of a tail is one of a Pareto distribution.
 """
 
 import argparse
@@ -306,21 +306,28 @@ class Opens:
 
 
 class Fits:
-    """Counts the fits of a tail by arviz-stats, and the different tails among them, told by their five largest."""
+    """Counts the fits of a tail, and the different tails among them, told by the largest that each was made of."""
 
     def __init__(self) -> None:
         import numpy as np
-        from arviz_stats.base.array import array_stats
 
         self.tails: list[tuple[float, ...]] = []
-        psislw = array_stats.psislw
 
-        def fitted(negative_log_ratio: Any, *args: Any, **kwargs: Any) -> Any:
-            top = np.sort(np.ravel(negative_log_ratio))[:5]
-            self.tails.append(tuple((top - top[0]).round(9).tolist()))
-            return psislw(negative_log_ratio, *args, **kwargs)
+        def counted(owner: Any, name: str, sign: float) -> None:
+            fit = getattr(owner, name)
 
-        array_stats.psislw = fitted
+            def fitted(values: Any, *args: Any, **kwargs: Any) -> Any:
+                top = np.sort(sign * np.ravel(values))[::-1][:5]
+                self.tails.append(tuple((top - top[0]).round(9).tolist()))
+                return fit(values, *args, **kwargs)
+
+            setattr(owner, name, fitted)
+
+        transforms = import_module("reweigh.transforms")
+        if hasattr(transforms, "pareto_fit"):
+            counted(transforms, "pareto_fit", 1.0)
+        else:  # older checkouts have arviz-stats do it, which takes negative log ratios
+            counted(import_module("arviz_stats.base.array").array_stats, "psislw", -1.0)
 
 
 def an_audit(root: Path, folder: Path) -> Callable[[], object]:

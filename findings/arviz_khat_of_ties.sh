@@ -7,8 +7,9 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m pip install --quiet --target "$folder" "arviz-stats==0.8.0" "numpy==2.4.6" "scipy==1.17.1"
-PYTHONPATH="$folder" "${PYTHON:-python3}" -W ignore - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
+"${PYTHON:-python3}" -m venv "$folder"
+"$folder/bin/pip" install --quiet "arviz-stats==0.8.0" "numpy==2.4.6" "scipy==1.17.1"
+"$folder/bin/python" -W ignore - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
 import numpy as np
 from arviz_stats.base.array import array_stats
 

@@ -6,8 +6,9 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m pip install --quiet --target "$folder" "datasets==5.2.0" "numpy==2.4.6" "pyarrow==26.0.1" "pandas==3.1.1"
-HF_HOME="$folder" PYTHONPATH="$folder" "${PYTHON:-python3}" - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
+"${PYTHON:-python3}" -m venv "$folder"
+"$folder/bin/pip" install --quiet "datasets==5.2.0" "numpy==2.4.6" "pyarrow==26.0.1" "pandas==3.1.1"
+cat >"$folder/try.py" <<'PY'
 import numpy as np
 from datasets import Dataset
 
@@ -18,6 +19,7 @@ print("row", repr(asked[0]["log_mu"]), asked[0]["id"])
 print("column", repr(asked[:]["log_mu"]), asked[:]["id"][0])
 print("python", rows[:]["log_mu"][0], rows[:]["id"][0])
 PY
+HF_HOME="$folder" "$folder/bin/python" "$folder/try.py" | diff /dev/fd/3 - 3<<'SEEN'
 {'log_mu': 'float64', 'id': 'uint64'}
 row np.float64(-0.1234567890123) 9223372036854775813
 column array([-0.12345679], dtype=float32) -9223372036854775803

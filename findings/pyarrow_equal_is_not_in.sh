@@ -6,8 +6,9 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m pip install --quiet --target "$folder" "pyarrow==26.0.1"
-PYTHONPATH="$folder" "${PYTHON:-python3}" - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
+"${PYTHON:-python3}" -m venv "$folder"
+"$folder/bin/pip" install --quiet "pyarrow==26.0.1"
+"$folder/bin/python" - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
 import io
 
 import pyarrow as pa

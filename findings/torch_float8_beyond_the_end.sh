@@ -6,8 +6,9 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m pip install --quiet --target "$folder" "torch==2.13.0" "ml_dtypes==0.6.0" "numpy==2.4.6"
-PYTHONPATH="$folder" "${PYTHON:-python3}" -W ignore - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
+"${PYTHON:-python3}" -m venv "$folder"
+"$folder/bin/pip" install --quiet "torch==2.13.0" "ml_dtypes==0.6.0" "numpy==2.4.6"
+"$folder/bin/python" -W ignore - <<'PY' | diff /dev/fd/3 - 3<<'SEEN'
 import ml_dtypes
 import numpy as np
 import torch

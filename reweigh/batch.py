@@ -1,7 +1,7 @@
 """Batches: the log-probs that two policies gave the same sampled tokens, and which of them count."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +30,7 @@ def log_ratio_of(log_pi: Tensor, log_mu: Tensor, live: Tensor) -> Tensor:
 
 
 def tame(x: Tensor) -> Tensor:
-    """Finite: 0 in place of what is not. The argument's memory may be used."""
+    """Put 0 in place of what is not finite. The argument's memory may be used."""
     if may_look(x) and math.isfinite(float(x.sum())):
         return x
     return x.nan_to_num_(0.0, 0.0, 0.0)
@@ -67,8 +67,8 @@ class Batch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that log ratios are computed in: float32, or float64 if a log-prob is."""
-        return _dtype_of(self.log_pi, self.log_mu)
+        """Name the type that log ratios are computed in: float32, or float64 if a log-prob is."""
+        return torch.promote_types(torch.promote_types(self.log_pi.dtype, self.log_mu.dtype), torch.float32)
 
     @property
     def log_ratio(self) -> Float[Tensor, "*tok"]:
@@ -141,11 +141,13 @@ class Batch:
         """
         if log_pi.dim() != 2:
             raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
-        _same_shape("Batch.padded", log_pi, log_mu=log_mu, mask=mask, turn=turn)
-        advantage = _per_token("Batch.padded", advantage, log_pi, log_pi.shape[0], lambda x: x[:, None])
-        _group_shape("Batch.padded", group, log_pi.shape[0])
+        others = {"log_mu": log_mu, "mask": mask, "turn": turn}
+        _check_shapes("Batch.padded", log_pi, others, log_pi.shape[0], advantage, group)
         live, dropped = _live_of(log_pi, log_mu, mask)
-        return cls(log_pi, log_mu, Padded(live, turn), advantage, group, dropped)
+        layout = Padded(live, turn)
+        if advantage is not None and advantage.shape != log_pi.shape:
+            advantage = layout.spread(advantage.flatten())
+        return cls(log_pi, log_mu, layout, advantage, group, dropped)
 
     @classmethod
     def packed(
@@ -185,12 +187,12 @@ class Batch:
             raise ValueError(
                 f"Batch.packed: cu_seqlens must be integers [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
             )
-        _same_shape("Batch.packed", log_pi, log_mu=log_mu, mask=mask, turn=turn)
-        num_seqs = cu_seqlens.shape[0] - 1
+        others = {"log_mu": log_mu, "mask": mask, "turn": turn}
+        _check_shapes("Batch.packed", log_pi, others, cu_seqlens.shape[0] - 1, advantage, group)
         live, dropped = _live_of(log_pi, log_mu, mask)
         layout = Packed(live, cu_seqlens, turn)
-        advantage = _per_token("Batch.packed", advantage, log_pi, num_seqs, layout.spread)
-        _group_shape("Batch.packed", group, num_seqs)
+        if advantage is not None and advantage.shape != log_pi.shape:
+            advantage = layout.spread(advantage.flatten())
         return cls(log_pi, log_mu, layout, advantage, group, dropped)
 
     @classmethod
@@ -268,32 +270,30 @@ class Batch:
         return self
 
 
-def _same_shape(where: str, log_pi: Tensor, **others: Tensor | None) -> None:
-    """Refuse what is not shaped as the log-probs are."""
+def _check_shapes(
+    where: str,
+    log_pi: Tensor,
+    others: dict[str, Tensor | None],
+    num_seqs: int,
+    advantage: Tensor | None,
+    group: Tensor | None,
+) -> None:
+    """Refuse what is not shaped as the log-probs are, or not one a sequence where that is asked for."""
     for name, x in others.items():
         if x is not None and x.shape != log_pi.shape:
             raise ValueError(
                 f"{where}: {name} and log_pi must have one shape, got {tuple(x.shape)} and {tuple(log_pi.shape)}.\n"
                 "hint: log-probs, mask and turns are all of the response tokens, shifted the same way."
             )
-
-
-def _per_token(
-    where: str, advantage: Tensor | None, log_pi: Tensor, num_seqs: int, spread: Callable[[Tensor], Tensor]
-) -> Tensor | None:
-    """The advantage of each token, from one a token or one a sequence."""
-    if advantage is None or advantage.shape == log_pi.shape:
-        return advantage
-    if advantage.numel() == num_seqs and advantage.shape[0] == num_seqs:
-        return spread(advantage.flatten()).expand(log_pi.shape)
-    raise ValueError(
-        f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
-        f"got {tuple(advantage.shape)}"
-    )
-
-
-def _group_shape(where: str, group: Tensor | None, num_seqs: int) -> None:
-    """Refuse a group that is not one integer a sequence."""
+    if (
+        advantage is not None
+        and advantage.shape != log_pi.shape
+        and (advantage.numel() != num_seqs or advantage.shape[0] != num_seqs)
+    ):
+        raise ValueError(
+            f"{where}: advantage must have one value a token {tuple(log_pi.shape)} or one a sequence ({num_seqs},), "
+            f"got {tuple(advantage.shape)}"
+        )
     if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
         raise ValueError(
             f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
@@ -350,17 +350,13 @@ def _check_log_probs(name: str, log_p: Tensor, mask: Tensor) -> None:
             )
 
 
-def _dtype_of(log_pi: Tensor, log_mu: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
-
-
 def _live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Tell tokens that count from those that would if their log-probs were finite: None if there are none of these."""
     given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
     log_pi, log_mu = log_pi.detach(), log_mu.detach()
     if in_a_graph(log_pi):
         return _finite_op(log_pi, log_mu, given)
-    dtype = _dtype_of(log_pi, log_mu)
+    dtype = torch.promote_types(torch.promote_types(log_pi.dtype, log_mu.dtype), torch.float32)
     if may_look(log_pi):
         # A finite norm says that no number, masked ones included, is beyond the root of the largest: no difference
         # overflows. One that overflows says nothing, which costs time only.

@@ -124,7 +124,7 @@ class CapRange:
 
     @property
     def log_cap(self) -> Float[Tensor, ""]:
-        """The middle of the range in nats: the cap itself where the range is a point."""
+        """Middle of the range in nats: the cap itself where the range is a point."""
         # A mean of infinities is NaN, and their sum over 2 is not.
         return torch.where(self.low == self.high, self.low, (self.low + self.high) / 2)
 
@@ -168,7 +168,7 @@ class Balance(CapRule):
         return _largest_mean(l.sort(descending=True).values, n, units.clamp(min=1)).amax()
 
     def _of_stats(self, stats: RatioStats, units: Tensor, n: Tensor) -> Tensor:
-        return self._range(stats, n).log_cap
+        return self.range_of_stats(stats).log_cap
 
     def range_of_stats(self, stats: RatioStats) -> CapRange:
         """Bracket the root of `N mean(r - C)_+ = C` over all units of the stats, as their sample would have it.
@@ -194,10 +194,8 @@ class Balance(CapRule):
 
         Source: the bracket is that of a convex function; ours.
         """
-        return self._range(stats, self._step(stats.moments[0].sum()))
-
-    def _range(self, stats: RatioStats, n: Tensor) -> CapRange:
-        units = stats.moments[0].sum().clamp(min=1)  # 0 / 0 is no ratio, and with no units at all nothing depends on it
+        units = stats.moments[0].sum()
+        n, units = self._step(units), units.clamp(min=1)  # 0 / 0 is no ratio, and with no units nothing depends on it
         point = _largest_mean(stats.top, n, units).amax()
         exact = (point >= stats.top[-1]) | (units <= len(stats.top))
         low, high = _on_the_grid(stats, units, n)
@@ -434,7 +432,7 @@ class Tradeoff(CapRule):
         return caps.log().index_select(0, self._proxy(mean, square, n).argmin()[None]).squeeze(0)
 
     def _proxy(self, mean: Float[Tensor, " cap"], square: Float[Tensor, " cap"], n: float | Tensor) -> Tensor:
-        """The sum to make small at each cap, from the moments of `w`; infinite where the mean is 0."""
+        """Work out the sum to make small at each cap, from the moments of `w`; infinite where the mean is 0."""
         proxy = (1 - mean).clamp(min=0) ** 2 + self.noise * square / (n * mean * mean)
         return torch.where(mean > 0, proxy, torch.inf)
 
@@ -523,7 +521,7 @@ def _on_the_grid(stats: RatioStats, units: Tensor, n: Tensor) -> tuple[Tensor, T
 
 
 def _spread_at_most(cell: Tensor, rest: Tensor, sum_over: Tensor) -> Tensor:
-    """The largest root that the mean and variance of a cell allow: the cap when its ratios take two values only.
+    """Bound the root by what the mean and variance of a cell allow: the cap when its ratios take two values only.
 
     `sum (r - C)_+` of k ratios of mean m and variance v is at most `k (sqrt(v + (m - C)^2) + m - C) / 2`.
 

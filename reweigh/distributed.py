@@ -85,7 +85,7 @@ class _Merge(ABC):
 
     @abstractmethod
     def merged(self, maxima: list[Tensor], sums: list[Tensor]) -> Part:
-        """The part over all ranks."""
+        """Make the part over all ranks."""
 
 
 @final
@@ -192,7 +192,7 @@ def _places(top: Tensor) -> Tensor:
 
 
 def _shares(rows: Tensor, top: Tensor) -> Tensor:
-    """How many of its largest ratios each rank sends: `[P]`, from what each shows, `[P, places]`."""
+    """Count how many of its largest ratios each rank sends: `[P]`, from what each shows, `[P, places]`."""
     places = _places(top)
     stands_for = places.diff(prepend=places.new_zeros(1)).repeat(rows.shape[0])
     # Stable, so that of equal values of one rank the earlier place comes first.

@@ -37,7 +37,7 @@ class Factor:
     scale: float = 1.0
 
     def __repr__(self) -> str:
-        """The factor as one would write it."""
+        """Write the factor as one would."""
         extra = "" if self.of is log_ratio else f", of={self.of.__name__}"
         extra += f", scale={self.scale:g}" if self.scale != 1 else ""
         extra += f", sign={self.sign:+d}" if self.sign else ""
@@ -60,7 +60,7 @@ class Estimator:
     normalise: Normalise | None = None
 
     def __mul__(self, other: "Estimator") -> "Estimator":
-        """The product; self-normalisation is not a factor, so it must come last.
+        """Multiply; self-normalisation is not a factor, so it must come last.
 
         Raises:
             ValueError: if either side is self-normalised.
@@ -71,17 +71,17 @@ class Estimator:
 
     @property
     def unit(self) -> Unit:
-        """The finest unit of any factor, to which a weight belongs; a gate on the advantage's sign is per token."""
+        """Find the finest unit of any factor, to which a weight belongs; a gate on a sign is per token."""
         units = {"token" if f.sign else f.level.unit for f in self.factors} or {"token"}
         return "token" if "token" in units else "turn" if "turn" in units else "sequence"
 
     @property
     def reads_batch(self) -> bool:
-        """Whether a unit's weight depends on the other units of the batch (normalised, fitted or sorted)."""
+        """Tell whether a unit's weight depends on the others of the batch (normalised, fitted or sorted)."""
         return self.normalise is not None or any(f.transform.reads_batch for f in self.factors)
 
     def __call__(self, batch: Batch, log_normaliser: Tensor | None = None) -> "Weights":
-        """Weights of the batch's units.
+        """Weigh the batch's units.
 
         Args:
             batch: the tokens.
@@ -119,24 +119,20 @@ class Estimator:
         others = [i for i, f in enumerate(self.factors) if f.level.unit != "sequence"]
         if others:  # values of the tokens' size come of it in any case, so the ratio is made once for all factors
             batch = batch.with_ratio()
-        units = dict(zip(others, self._fold(batch, others), strict=True))
+        units: list[list[Tensor]] = [[] for _ in self.factors]
         # One value a sequence: nothing of the tokens' size is kept, so go part by part.
-        parts = [self._fold(part, whole) for part in batch.parts()] if whole else []
-        for i, *values in zip(whole, *parts, strict=True):
-            units[i] = values[0] if len(values) == 1 else torch.cat(values)
-        return [units[i] for i in range(len(self.factors))]
-
-    def _fold(self, batch: Batch, which: list[int]) -> list[Tensor]:
-        # Factors often share a statistic, and a log ratio is computed anew at each call.
-        batch = batch.with_ratio() if which else batch
-        values: dict[Statistic, Tensor] = {}
-        folded: list[Tensor] = []
-        for f in (self.factors[i] for i in which):
-            if f.of not in values:
-                values[f.of] = f.of(batch)
-            x = values[f.of]
-            folded.append(f.level.fold(x if f.scale == 1 else x * f.scale, batch.layout))
-        return folded
+        for which, parts in ((others, [batch]), (whole, batch.parts() if whole else [])):
+            for part in parts:
+                # Factors often share a statistic, and a log ratio is computed anew at each call.
+                part = part.with_ratio() if which else part
+                values: dict[Statistic, Tensor] = {}
+                for i in which:
+                    f = self.factors[i]
+                    if f.of not in values:
+                        values[f.of] = f.of(part)
+                    x = values[f.of]
+                    units[i].append(f.level.fold(x if f.scale == 1 else x * f.scale, part.layout))
+        return [values[0] if len(values) == 1 else torch.cat(values) for values in units]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,23 +168,23 @@ class Weights:
 
     @property
     def keep_tokens(self) -> Bool[Tensor, "*tok"]:
-        """Which tokens are kept."""
+        """Mark the tokens that are kept."""
         return self.layout.spread(self.keep) & self.layout.mask if self.unit == "sequence" else self.keep
 
     @property
     def num_units(self) -> Tensor:
-        """How many units exist, 0-d."""
-        return self._count(self.valid)
+        """Count the units that exist, 0-d."""
+        return self.once(self.valid).sum()
 
     @property
     def num_kept(self) -> Tensor:
-        """How many units are kept, 0-d."""
-        return self._count(self.keep)
+        """Count the units that are kept, 0-d."""
+        return self.once(self.keep).sum()
 
     @property
     def num_bounded(self) -> Tensor:
-        """How many kept units had their ratio moved to a bound, 0-d."""
-        return self._count(self.bounded)
+        """Count the kept units whose ratio was moved to a bound, 0-d."""
+        return self.once(self.bounded).sum()
 
     def log_normaliser(self, group: Tensor | None = None) -> Tensor:
         """`log(sum of weights / number)` over kept units, nats: what self-normalisation subtracts.
@@ -199,7 +195,7 @@ class Weights:
         Returns:
             0-d, or `[S]` if a group was given. 0 where no unit is kept.
         """
-        one_each = self.keep & heads(self.layout) if self.unit == "turn" else self.keep
+        one_each = self.once(self.keep)
         log_w = torch.where(one_each, self.log_w, -torch.inf)
         if group is None:
             total = torch.logsumexp(log_w.flatten().double(), 0)
@@ -216,14 +212,15 @@ class Weights:
         total, count = same @ sums.double(), same @ counts.double()
         return torch.where(count > 0, shift + (total / count).log(), 0).to(self.log_w.dtype)
 
-    def _count(self, units: Tensor) -> Tensor:
-        return (units & heads(self.layout)).sum() if self.unit == "turn" else units.sum()
+    def once(self, units: Tensor) -> Tensor:
+        """Mark each of some units once: a turn at its first token."""
+        return units & heads(self.layout) if self.unit == "turn" else units
 
 
 def weigh(
     level: Level, transform: Transform | None = None, of: Statistic = log_ratio, *, scale: float = 1.0
 ) -> Estimator:
-    """An estimator of one factor: fold `of` (times `scale`) to `level`, then `transform`; the ratio if not given.
+    """Make an estimator of one factor: fold `of` (times `scale`) to `level`, then `transform`; the ratio if not given.
 
     Example:
         >>> from reweigh import SEQUENCE, Reject, weigh
@@ -307,7 +304,7 @@ class Normaliser:
     @classmethod
     def of(cls, weights: Weights) -> "Normaliser":
         """Sums of the weights of an estimator *before* self-normalisation; all float64."""
-        units = weights.keep & heads(weights.layout) if weights.unit == "turn" else weights.keep
+        units = weights.once(weights.keep)
         log_w = torch.where(units, weights.log_w, -torch.inf).double().flatten()
         shift = torch.cat([log_w, log_w.new_full((1,), -torch.inf)]).max()
         return cls(shift, torch.exp(log_w - _finite(shift)).sum(), units.sum().double())
@@ -324,7 +321,7 @@ class Normaliser:
         return torch.where(self.count > 0, _finite(self.shift) + (self.total / self.count).log(), 0)
 
     def scaled(self, shift: Tensor) -> Tensor:
-        """The total written with another shift, no smaller than its own."""
+        """Write the total with another shift, no smaller than its own."""
         return torch.where(torch.isfinite(self.shift), self.total * torch.exp(self.shift - shift), 0)
 
 

@@ -60,7 +60,7 @@ def in_a_graph(x: Tensor) -> bool:
 
 
 def owners(ends: Int[Tensor, " S"], slots: int) -> Int[Tensor, " slots"]:
-    """For each slot, how many runs end at or before it, and so which run it is in; without a host sync.
+    """Count, for each slot, the runs that end at or before it: the run that it is in; without a host sync.
 
     Args:
         ends: where each run ends, rising.
@@ -118,7 +118,7 @@ class Tiles:
 
     @classmethod
     def of(cls, offsets: Int[Tensor, " S_plus_1"], slots: int, each: int | None = None) -> "Tiles":
-        """All rows of sequences that lie end to end.
+        """Make all rows of sequences that lie end to end.
 
         Args:
             offsets: sequence i is at flat slots `offsets[i] : offsets[i + 1]`, rising from 0.
@@ -142,7 +142,7 @@ class Tiles:
         return cls(offsets[seq] + place * WIDTH, seq, place, size, each)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Count the rows."""
         return len(self.start)
 
     def __getitem__(self, rows: slice | Tensor) -> "Tiles":
@@ -150,7 +150,7 @@ class Tiles:
         return Tiles(self.start[rows], self.seq[rows], self.place[rows], self.size[rows])
 
     def take(self, x: Tensor) -> Tensor:
-        """The rows of a token-shaped tensor: `[R, 64]`, 0 beyond the end of a sequence. It may be a view of `x`."""
+        """Read the rows of a token-shaped tensor: `[R, 64]`, 0 beyond the end of a sequence; maybe a view of it."""
         x = x.detach()
         if self.partial is None or self.inside is None or self.seqs is None:
             if self.each is None:
@@ -181,16 +181,17 @@ class Tiles:
         values = x[spots // x.shape[1], spots % x.shape[1]] if x.dim() == 2 else x[spots]
         return torch.where(inside < self.size[:, None], values, torch.zeros((), dtype=x.dtype, device=x.device))
 
-    def map(self, of: Callable[["Tiles"], Tensor]) -> Tensor:
-        """Join what is made of each part along the rows, which are the last axis."""
-        parts = [of(part) for part in self.parts]
-        return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else of(self)
-
     def count(self, mask: Bool[Tensor, "*tok"]) -> Int[Tensor, " R"]:
-        """Tokens of each row."""
+        """Count the tokens of each row."""
         if not may_look(mask):
             return self.take(mask).sum(-1)
-        return self.map(lambda part: _count_bytes(part.take(mask)))
+        counts: list[Tensor] = []
+        for rows in (part.take(mask) for part in self.parts):
+            if rows.storage_offset() % 8:  # a view of what was given, and not where a number of eight bytes can begin
+                rows = rows.clone()
+            # Eight slots at a time: a byte holds the count of 64.
+            counts.append(rows.view(torch.int64).sum(1).view(torch.uint8).view(-1, 8).sum(1))
+        return torch.cat(counts)
 
     @property
     def parts(self) -> "tuple[Tiles, ...]":
@@ -211,13 +212,6 @@ class Tiles:
             out.append(self[slice(a, b)])
             a = b
         return tuple(out)
-
-
-def _count_bytes(mask: Tensor) -> Tensor:
-    """Count the True of each row of 64, eight slots at a time: a byte holds the count of 64."""
-    if mask.storage_offset() % 8:  # a view of what was given, and not where a number of eight bytes can begin
-        mask = mask.clone()
-    return mask.view(torch.int64).sum(1).view(torch.uint8).view(-1, 8).sum(1)
 
 
 class Layout(ABC):
@@ -282,17 +276,17 @@ class Layout(ABC):
     @property
     def tiles(self) -> tuple[Tiles, Tensor]:
         """Rows of 64 slots, and the number of tokens in each; without empty rows where values may be looked at."""
-        return self._tiles_seen if may_look(self.mask) else self._all_tiles_counted()
+        if may_look(self.mask):
+            return self._tiles_seen
+        tiles = self.all_tiles()
+        return tiles, tiles.count(self.mask)
 
     @cached_property
     def _tiles_seen(self) -> tuple[Tiles, Tensor]:
-        tiles, count = self._all_tiles_counted()
+        tiles = self.all_tiles()
+        count = tiles.count(self.mask)
         some = count.nonzero().squeeze(1)
         return (tiles, count) if len(some) == len(count) else (tiles[some], count[some])
-
-    def _all_tiles_counted(self) -> tuple[Tiles, Tensor]:
-        tiles = self.all_tiles()
-        return tiles, tiles.count(self.mask)
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum per sequence: tokens -> `[S]`; 0 for an empty sequence."""
@@ -326,11 +320,11 @@ class Padded(Layout):
 
     @property
     def num_seqs(self) -> int:
-        """Number of rows."""
+        """Count the rows."""
         return self.mask.shape[0]
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
-        """Sum over each row."""
+        """Sum each row's slots."""
         return x.sum(-1)
 
     def max_floored(self, x: Tensor) -> Tensor:
@@ -363,7 +357,7 @@ class Padded(Layout):
         return Padded(self.mask[which], None if self.turn is None else self.turn[which])
 
     def parts(self, slots: int) -> list[tuple[slice, slice]]:
-        """Cut between rows."""
+        """Cut between two rows."""
         if not may_look(self.mask) or slots >= self.mask.numel():
             return [(slice(0, self.num_seqs), slice(0, self.num_seqs))]
         step = max(1, slots // max(1, self.mask.shape[1]))
@@ -414,10 +408,9 @@ class Packed(Layout):
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
         """Sum over each run of tokens."""
-        rows = self.tiles[0].map(lambda part: part.take(x).sum(-1))
-        return (
-            x.new_zeros(self.num_seqs, dtype=torch.float64).index_add(0, self.tiles[0].seq, rows.double()).to(x.dtype)
-        )
+        tiles, total = self.tiles[0], x.new_zeros(self.num_seqs, dtype=torch.float64)
+        rows = torch.cat([part.take(x).sum(-1) for part in tiles.parts])
+        return total.index_add(0, tiles.seq, rows.double()).to(x.dtype)
 
     def max_floored(self, x: Tensor) -> Tensor:
         """Maximum of each run of tokens."""

@@ -95,7 +95,7 @@ class Level:
     fold: Callable[[Tensor, Layout], Tensor] = field(repr=False)
 
     def valid(self, layout: Layout) -> Tensor:
-        """Which units exist: tokens of the mask, or sequences and turns with at least one."""
+        """Mark the units that exist: tokens of the mask, or sequences and turns with at least one."""
         return layout.lengths > 0 if self.unit == "sequence" else layout.mask
 
 

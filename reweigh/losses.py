@@ -47,8 +47,7 @@ def policy_gradient(
 
     Source: Williams (1992); with truncated weights, Yao et al. (2025) and Liu and Li (2025).
     """
-    layout = weights.layout
-    gain = _advantage(layout, advantage) * _live(weights.keep_tokens, log_pi)
+    gain = _advantage(weights.layout, advantage) * _live(weights.keep_tokens, log_pi)
     return -(weights.per_token * gain).sum() / denominator
 
 
@@ -88,10 +87,9 @@ def ppo_clip(
     if dual is not None and not dual > 1:
         raise ValueError(f"ppo_clip: dual must be > 1, got {dual}")
     _check_clip("ppo_clip", low, high)
-    layout = weights.layout
     keep = weights.keep_tokens
     log_ratio = _live(keep, log_pi) - _live(keep, log_old.detach())
-    return _clipped(log_ratio, _advantage(layout, advantage), weights, denominator, low, high, dual)
+    return _clipped(log_ratio, _advantage(weights.layout, advantage), weights, denominator, low, high, dual)
 
 
 def cispo(
@@ -120,11 +118,10 @@ def cispo(
     Source: MiniMax (2025), MiniMax-M1, the CISPO objective.
     """
     _check_clip("cispo", low, high)
-    layout = weights.layout
     keep = weights.keep_tokens
     live = _live(keep, log_pi)
     ratio = torch.exp(live.detach() - _live(keep, log_old.detach())).clamp(max(0.0, 1 - low), 1 + high)
-    return -(weights.per_token * ratio * _advantage(layout, advantage) * live).sum() / denominator
+    return -(weights.per_token * ratio * _advantage(weights.layout, advantage) * live).sum() / denominator
 
 
 def gspo(
@@ -155,8 +152,7 @@ def gspo(
     Source: Zheng et al. (2025), Group sequence policy optimization.
     """
     _check_clip("gspo", low, high)
-    layout = weights.layout
-    keep = weights.keep_tokens
+    layout, keep = weights.layout, weights.keep_tokens
     live = _live(keep, log_pi)
     gap = _live(layout.mask, log_pi.detach()) - _live(layout.mask, log_old.detach())
     mean = torch.where(keep, layout.spread(GEOMETRIC.fold(gap, layout)), 0)
@@ -180,7 +176,7 @@ def num_kept(weights: Weights) -> Tensor:
 
 
 def advantage_over_length(layout: Layout, advantage: Tensor) -> Tensor:
-    """The advantage over its sequence's length, token-shaped: with `num_sequences`, the mean of sequence means."""
+    """Divide the advantage by its sequence's length, token-shaped: with `num_sequences`, the mean of sequence means."""
     return _advantage(layout, advantage) / layout.spread(layout.lengths.clamp(min=1).to(advantage.dtype))
 
 

@@ -50,7 +50,7 @@ _WORDS = (*NAMED, "weigh", "self_normalised", "for_advantage")
 
 
 def to_dict(estimator: Estimator) -> dict[str, Any]:
-    """The estimator as factors, of values that JSON has: infinity is "inf", what is as by default is left out.
+    """Write an estimator as factors, of values that JSON has: infinity is "inf", what is as by default is left out.
 
     Raises:
         ValueError: a part of it is not of this library, or holds stats of its own.
@@ -65,7 +65,7 @@ def to_dict(estimator: Estimator) -> dict[str, Any]:
 
 
 def from_dict(value: Any, where: str = "estimator") -> Estimator:
-    """The estimator that a dict or list says.
+    """Make the estimator that a dict or list says.
 
     Args:
         value: one of `{"name": "seq_tis", "cap": 2}`: a named one and its arguments; `{"factors": [...]}`: what
@@ -296,10 +296,10 @@ def _parsed(node: ast.expr, where: str) -> Any:
             raise ValueError(f"{where}: estimators are joined with *, got {ast.unparse(node)}\n{TEXT_HINT}")
         return {"product": [_parsed(node.left, where), _parsed(node.right, where)]}
     if isinstance(node, ast.Name):
-        return {"name": _named(node.id, _WORDS, where)}
+        return {"name": _known(node.id, _WORDS, "estimator", where)}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError(f"{where}: not an estimator: {ast.unparse(node)}\n{TEXT_HINT}")
-    name, words = _named(node.func.id, _WORDS, where), _keywords(node, where)
+    name, words = _known(node.func.id, _WORDS, "estimator", where), _keywords(node, where)
     if name == "weigh":
         names = ("level", "transform", "of", "scale")
         return {"factors": [_bound(name, names, node.args, words, where, _value)]}
@@ -343,7 +343,7 @@ def _keywords(node: ast.Call, where: str) -> dict[str, ast.expr]:
 
 
 def _mixed(node: ast.expr, where: str) -> Any:
-    """An estimator, or a plain value beside it."""
+    """Read an estimator, or a plain value beside it."""
     plain = isinstance(node, ast.Constant | ast.UnaryOp)
     return _value(node, where) if plain else _parsed(node, where)
 
@@ -364,11 +364,5 @@ def _value(node: ast.expr, where: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.func.id == "Truncate":
             return {"name": "Clip", **_bound("Truncate", ("high",), node.args, _keywords(node, where), where, _value)}
-        return _call(_named(node.func.id, (*TRANSFORMS, *RULES), where), node, where)
+        return _call(_known(node.func.id, (*TRANSFORMS, *RULES), "estimator", where), node, where)
     raise ValueError(f"{where}: not a value: {ast.unparse(node)}\n{TEXT_HINT}")
-
-
-def _named(word: str, known: Sequence[str], where: str) -> str:
-    if word in known:
-        return word
-    raise ValueError(f"{where}: no estimator is called {word!r}\nhint: {nearest(word, known)}")

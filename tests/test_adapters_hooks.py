@@ -426,6 +426,7 @@ def test_prompts_have_one_name_everywhere():
     assert prompt_id([1, 2]) == prompt_id(torch.tensor([1, 2])) != prompt_id([12])
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns():
     """As the docs show it: forty lines, whole, and the reward rises."""
     path = Path(__file__).parents[1] / "examples" / "plain_loop.py"

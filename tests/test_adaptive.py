@@ -194,6 +194,7 @@ def worker(rank, world, out):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_the_cap_of_all(tmp_path):
     mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
     parts = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
@@ -227,7 +228,8 @@ def test_what_means_nothing_is_refused(call, text):
 
 
 # Last, for it swaps the modules that the tests above have imported.
-@pytest.mark.parametrize("kind", ["padded", pytest.param("packed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["padded", "packed"])
 @pytest.mark.parametrize("place", range(len(RULES)), ids=lambda i: repr(RULES[i]))
 def test_one_graph_and_no_waiting(unchecked, place, kind, monkeypatch):
     """Of the batch, and of running stats that the step itself adds to."""

@@ -113,7 +113,7 @@ def test_help_of_groups_has_examples(path, capsys):
 
 SHARED = (
     *("--format", "--json", "--quiet", "--reader", "--workers", "--keep-going", "--html", "--estimators", "--by"),
-    *("--engine", "--ray-address", "--resume"),
+    *("--ray-address", "--resume"),
 )
 
 

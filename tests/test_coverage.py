@@ -11,7 +11,6 @@ PATH = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
 
 @pytest.fixture(scope="module")
 def coverage():
-    pytest.importorskip("arviz_stats")
     spec = importlib.util.spec_from_file_location("coverage_benchmark", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

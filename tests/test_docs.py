@@ -104,6 +104,7 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), scope)
 
 
+@pytest.mark.slow
 def test_the_table_of_estimators_is_that_of_the_code():
     script, path = ROOT / "docs" / "estimators.py", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

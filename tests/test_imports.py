@@ -39,8 +39,6 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 CORE = {room for room in FLOOR if FLOOR[room] <= FLOOR["spec"]}
 
 OUTSIDE_OF_CORE = {"torch", "numpy", "jaxtyping"}
-# What a function of the core may import when it is called, because its docstring says that it needs an extra.
-OPTIONAL_IN_CORE = {"transforms": {"arviz_stats"}}
 DRAWING = {"rich", "jinja2", "plotly", "typer"}
 DRAWS = {"report", "cli", "__main__"}
 
@@ -190,13 +188,12 @@ def test_the_core_needs_torch_and_numpy_only():
     for name in files():
         if room(name) not in CORE:
             continue
-        for module, through_the_package, late in imports(name):
+        for module, through_the_package, _ in imports(name):
             top = module.split(".")[0]
             assert not through_the_package, f"{name} imports a public name from reweigh: import it from its module"
             if top in sys.stdlib_module_names or top in OUTSIDE_OF_CORE | {"reweigh"}:
                 continue
-            assert late, f"{name} imports {top}"
-            assert top in OPTIONAL_IN_CORE.get(room(name), ()), f"{name} imports {top}"
+            raise AssertionError(f"{name} imports {top}")
 
 
 def test_only_one_module_talks_to_other_processes():
@@ -216,7 +213,6 @@ def test_importing_the_package_loads_no_optional_dependency():
     loaded = set(ast.literal_eval(out.stdout))
     assert "torch" in loaded
     assert not loaded & {
-        "arviz_stats",
         "pyarrow",
         "transformers",
         "rich",
@@ -235,4 +231,4 @@ def test_help_loads_nothing_heavy():
     assert "audit" in out.stdout
     loaded = {name.split(".")[0] for name in out.stderr.split()}
     assert "typer" in loaded
-    assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "arviz_stats", "jinja2", "plotly"}
+    assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "jinja2", "plotly"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reweigh.theory.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
-from reweigh.theory.lab.claims.material import exponent, iid_law, tiny
+from reweigh.theory.lab.claims.evidence import exponent, iid_law, tiny
 
 pytest.importorskip("typer")
 
@@ -25,6 +25,7 @@ def run(*args):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: str(c.number))
 def test_every_verdict_holds_and_shows_numbers(claim):
     torch.set_num_threads(1)
@@ -98,6 +99,7 @@ def test_the_command_prints_what_was_asked():
     assert "\n6. " not in text.stdout
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_number_that_is_no_claim():
     done = run("32")
     assert (done.returncode, done.stdout) == (2, "")

@@ -259,6 +259,7 @@ def tokens(*p):
     return torch.tensor(p, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [naive(), token_is(), token_tis(1.1)])
 @pytest.mark.parametrize(
     ("pi", "mu", "length"),

@@ -127,6 +127,7 @@ def test_null_is_only_null(changed):
     assert run(changed(forget)).exit_code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("add", "where"),
     [

@@ -88,7 +88,6 @@ def test_the_reference_covers_every_name_with_the_same_defaults():
 
 
 def test_psis_equals_the_plain_loops_where_there_is_a_tail():
-    pytest.importorskip("arviz_stats")
     for seed in range(3):
         batch = random_batch(seed, 0.6, size=(60, 9))
         expected = torch.tensor(reference.psis(reference.rows(batch)), dtype=torch.float64)

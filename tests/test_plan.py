@@ -16,7 +16,7 @@ from reweigh.named import turn_tis
 from reweigh.plan import Band, MixedRatio, expect, length_band, plan, plan_records
 from reweigh.plan.measured import Tally
 from reweigh.plan.model import figure
-from reweigh.plan.modes import defaults
+from reweigh.plan.run import defaults
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.theory.laws import LogNormalRatio
 from reweigh.transforms import Clip, Screen
@@ -257,6 +257,7 @@ def test_the_data_column_is_the_estimator_on_the_records(tmp_path):
     assert at.band.on_data == pytest.approx(float(kept.num_kept / kept.num_units), abs=1 / 300)
 
 
+@pytest.mark.slow
 def test_records_in_parts_add_up(tmp_path, monkeypatch):
     path = written(tmp_path / "a.parquet", 2e-3, [100, 30, 7], n=90)
     whole = plan_records(path).to_dict()
@@ -267,6 +268,7 @@ def test_records_in_parts_add_up(tmp_path, monkeypatch):
         assert b["on_data"] == (None if a["on_data"] is None else pytest.approx(a["on_data"], rel=1e-6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers_bfloat16", "vllm_bfloat16"])
 def test_on_real_records_the_model_is_near(name):
     """64 sequences each: an honest model of numerics alone is within five standard errors on every sequence mode."""

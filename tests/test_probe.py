@@ -393,6 +393,7 @@ def serve(folder: Path) -> Iterator[Serve]:
                     behaviour.held.wait()
                 with lock:
                     behaviour.bodies.append(body)
+                    number = len(behaviour.bodies)  # of this request: others may come before it is answered
                     if behaviour.always is not None:
                         return self.reply(behaviour.always, {"error": "as told"})
                     if behaviour.failures:
@@ -405,16 +406,16 @@ def serve(folder: Path) -> Iterator[Serve]:
                     if behaviour.raw:
                         log_mu = plain.score([Response(body["prompt"], one.token_ids)])[0].log_pi
                 if self.path == "/completion":
-                    return self.reply(200, self.llama_cpp(one, log_mu, body))
+                    return self.reply(200, self.llama_cpp(one, log_mu, body, number))
                 return self.reply(200, {"choices": [self.choice(one, log_mu)]})
 
-            def llama_cpp(self, one: Sample, log_mu: list[float], body) -> dict:
+            def llama_cpp(self, one: Sample, log_mu: list[float], body, number: int) -> dict:
                 reply = {"tokens": one.token_ids, "stop_type": {"stop": "eos", "length": "limit"}[one.finish_reason]}
                 if not behaviour.logprobs:
                     return reply
                 word = "prob" if body["post_sampling_probs"] else "logprob"
                 values = torch.tensor(log_mu).exp().tolist() if word == "prob" else log_mu
-                dropped = behaviour.dropped if len(behaviour.bodies) <= behaviour.dropped_of else ()
+                dropped = behaviour.dropped if number <= behaviour.dropped_of else ()
                 pairs = enumerate(zip(one.token_ids, values, strict=True))
                 given = [{"id": i, word: value} for t, (i, value) in pairs if t not in dropped]
                 return reply | {"completion_probabilities": given}

@@ -90,7 +90,7 @@ def test_another_diagnosis_is_another_headline(found):
     before = found.headline.sentence
     stale = Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),))
     other = replace(found, diagnosis=stale)
-    assert "the engine samples with old weights" in other.headline.sentence
+    assert "the sampler is some updates behind" in other.headline.sentence
     assert found.headline.sentence == before
     assert replace(found, batch=7).recommendation.n == 7
     assert found.recommendation.n == 96

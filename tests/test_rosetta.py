@@ -25,6 +25,7 @@ from reweigh import (
     Truncate,
     check_estimator,
     geo_rs,
+    levels,
     naive,
     opsm,
     seq_mis,
@@ -32,6 +33,7 @@ from reweigh import (
     token_is,
     token_mis,
     token_tis,
+    transforms,
     weigh,
 )
 from reweigh.__main__ import main
@@ -333,8 +335,9 @@ def all_readings():
 
 @pytest.mark.parametrize("plan", list(all_readings()))
 def test_the_code_that_is_shown_makes_what_runs(plan):
-    """Names of the public API and of the rosetta's own parts; bounds are shown to six digits."""
-    names = {**vars(reweigh), **{n: getattr(reweigh, n) for n in reweigh.__all__}, **vars(parts), "math": math}
+    """Names of the public API, of levels, transforms and the rosetta's own parts; bounds are shown to six digits."""
+    public = {name: getattr(reweigh, name) for name in reweigh.__all__}
+    names = {**vars(levels), **vars(transforms), **public, **vars(parts), "math": math}
     made = eval(code(plan.estimator), names)
     batch = example().batch()
     torch.testing.assert_close(made(batch).per_token, plan.estimator(batch).per_token, rtol=1e-5, atol=1e-6)
@@ -577,6 +580,7 @@ def test_the_console_says_nothing_but_data_on_stdout():
     assert json.loads(done.stdout)["unknown"] == {"nothing": []}
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_the_profiles():
     script, env = ROOT / "docs" / "rosetta.py", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -96,6 +96,6 @@ def test_the_lowest_versions_are_those_that_the_project_allows():
     for name, version in pinned.items():
         [low] = [s.version for s in lowest[name].specifier if s.operator == ">="]
         assert Version(version) == Version(low), name
-    used = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][x] for x in ("audit", "probe", "lab"))]
+    used = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][x] for x in ("audit", "probe"))]
     names = {canonicalize_name(Requirement(text).name) for group in used for text in group}
     assert names - {"reweigh", "torch"} <= set(pinned)

@@ -71,7 +71,6 @@ def test_the_largest_go_until_the_mean_is_within_the_bound(values, bound, kept):
 
 
 def test_pareto_smoothing_moves_only_the_tail_and_not_above_the_largest():
-    pytest.importorskip("arviz_stats")
     x = torch.randn(100, generator=torch.Generator().manual_seed(0)).double()
     valid = torch.arange(100) != 7
     log_w, keep = ParetoSmooth()(x, valid)
@@ -89,7 +88,6 @@ def test_pareto_smoothing_moves_only_the_tail_and_not_above_the_largest():
 )
 def test_a_tail_that_cannot_be_fitted_is_left_as_it_is(tail):
     """Half of the sequences on-policy, say: their ratios are 1, all of them."""
-    pytest.importorskip("arviz_stats")
     x = torch.cat([torch.linspace(-2, -1, 100 - len(tail)), tail])
     log_w, keep = ParetoSmooth()(x, torch.ones(100, dtype=torch.bool))
     assert torch.equal(log_w, x)

@@ -56,7 +56,6 @@ def test_a_mean_ratio_that_is_not_1_fails_and_names_where_to_look(shift, word):
 
 
 def test_a_sequence_gap_that_cannot_be_trusted_warns_with_the_reason():
-    pytest.importorskip("arviz_stats")
     verdict = judge(stats(normal(0.8, (2000, 8)))[1])
     assert verdict.level == "warn"
     assert "cannot be trusted as weights: tail index" in verdict.reason

@@ -411,7 +411,7 @@ def test_an_update_as_json_has_the_names_of_the_hooks(seen):
     assert names(found["waiting"]) == ["c.parquet"]
     assert found["metrics"] == metrics(seen)
     level = seen.watched.audit().levels["token"]
-    assert found["metrics"]["reweigh/token/kl_k3"] == pytest.approx(level.get("kl_k3"))
+    assert found["metrics"]["reweigh/token/kl_k3"] == pytest.approx(level.value("kl_k3"))
     assert found["use"] == "seq_tis(2)"
 
 

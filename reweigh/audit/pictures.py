@@ -1,5 +1,6 @@
 """What is drawn of an audit: histograms that add up, the largest ratios, and the sequences farthest off."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
+# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import math
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from reweigh.stats.tail import MAX_KHAT
 # linear histogram of range 2^k nest in them, so the scale can be chosen when all has been read.
 _SUB, _LOW, _HIGH = 32, -29, 14
 _SIDE = 1 + (_HIGH - _LOW + 1) * _SUB + 1
+MAX_OUTSIDE = 0.005  # share of sequences that may lie beyond the bars of a report
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,51 +34,64 @@ class Histogram:
     counts: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> "Histogram":
-        """Histogram of the values of a flat tensor."""
+    def of(cls, x: Tensor, zeros: int = 0) -> "Histogram":
+        """Count the values of a flat tensor, without that many of its zeros."""
         if x.dtype == torch.float32:
             # Sign, exponent and the first five digits behind the point are a float32's first 14 bits, and are a cell.
             bits = x.numpy().view(np.uint32) >> 18
             by_bits = np.bincount(bits.astype(np.int64), minlength=len(_CELL_OF_BITS))
-            counts = np.bincount(_CELL_OF_BITS, by_bits, 2 * _SIDE).astype(np.int64)  # counts are exact in float64
-            return cls(torch.from_numpy(counts).view(2, _SIDE))
-        return cls(torch.bincount(_cells(x), minlength=2 * _SIDE).view(2, _SIDE))
-
-    def without_zeros(self, count: int) -> "Histogram":
-        """With that many zeros less."""
-        counts = self.counts.clone()
-        counts[0, 0] -= count
-        return Histogram(counts)
+            found = np.bincount(_CELL_OF_BITS, by_bits, 2 * _SIDE).astype(np.int64)  # counts are exact in float64
+            counts = torch.from_numpy(found).view(2, _SIDE)
+        else:
+            counts = torch.bincount(_cells(x), minlength=2 * _SIDE).view(2, _SIDE)
+        counts[0, 0] -= zeros
+        return cls(counts)
 
     def __add__(self, other: "Histogram") -> "Histogram":
-        """The histogram of both."""
+        """Count the values of both."""
         return Histogram(self.counts + other.counts)
 
     @property
     def n(self) -> int:
-        """Number of values."""
+        """Count the values."""
         return int(self.counts.sum())
 
     def linear(self, bins: int, outside: float = 0.0) -> "Bars":
-        """Equal bins around 0, over the smallest range that leaves at most a share `outside` of the values out.
+        """Make equal bins around 0, over the smallest range that leaves at most a share `outside` of the values out.
 
         Args:
             bins: a side, a power of two up to 32.
             outside: share of values.
         """
-        below, counts = _lower_edges(), self.counts.numpy()
+        counts, most = self.counts.numpy(), outside * self.n
         for exponent in range(_LOW, _HIGH + 1):
             width = 2.0**exponent / bins
-            half_steps = np.floor(below / (width / 2))  # bins are centred: their edges are odd multiples of width / 2
+            # Bins are centred: their edges are odd multiples of width / 2.
+            half_steps = np.floor(_LOWER_EDGES / (width / 2))
             place = ((half_steps + 1) // 2).astype(np.int64)
             inside = place < bins
             left = int(counts[:, ~inside].sum())
-            if left <= outside * self.n or exponent == _HIGH:
+            if left <= most or exponent == _HIGH:
                 total = np.zeros(2 * bins - 1, dtype=np.int64)
                 np.add.at(total, bins - 1 + place[inside], counts[0, inside])
                 np.add.at(total, bins - 1 - place[inside], counts[1, inside])
                 return Bars(width, total, left)
         raise AssertionError("the last exponent returns")
+
+    def drawn(self, level: str) -> dict[str, Any]:
+        """Make the bars that a report draws of a level's log ratios: those that are not empty, and what is between."""
+        n = self.n
+        bins = 32 if level == "token" or n >= 1000 else 16 if n >= 200 else 8  # on each side of 0
+        bars = self.linear(bins, 0.0 if level == "token" else MAX_OUTSIDE)
+        used = np.flatnonzero(bars.counts)
+        first, last = (int(used[0]), int(used[-1])) if len(used) else (bins - 1, bins - 1)
+        return {
+            "n": n,
+            "width": bars.width,
+            "first": (first - bins + 1) * bars.width,
+            "counts": bars.counts[first : last + 1].tolist(),
+            "outside": bars.outside,
+        }
 
 
 @dataclass(frozen=True)
@@ -114,12 +129,12 @@ class Density:
 
     @classmethod
     def empty(cls) -> "Density":
-        """Of no token."""
+        """Count no token."""
         return cls(torch.zeros(DENSITY_COLUMNS, DENSITY_ROWS, dtype=torch.int64))
 
     @classmethod
     def of(cls, shared: Shared) -> "Density":
-        """Of the tokens that count."""
+        """Count the tokens that are not masked."""
         log_mu, log_ratio = (
             x.float().numpy().view(np.uint32) >> 22 for x in (shared.batch.log_mu, shared.batch.log_ratio)
         )
@@ -131,44 +146,31 @@ class Density:
         return cls(torch.from_numpy(counts.reshape(DENSITY_COLUMNS, DENSITY_ROWS)))
 
     def __add__(self, other: "Density") -> "Density":
-        """The density of both."""
+        """Count the tokens of both."""
         return Density(self.counts + other.counts)
 
     @staticmethod
     def row_edges() -> list[float]:
-        """Ends of the rows, nats; the outermost cells go on beyond them."""
-        above = [_half_octave(_Y_LOW, i) for i in range(DENSITY_ROWS // 2 + 1)]
+        """Say where rows end, nats; the outermost cells go on beyond."""
+        above = [2.0 ** (_Y_LOW + i // 2) * (1.5 if i % 2 else 1.0) for i in range(DENSITY_ROWS // 2 + 1)]
         return [-x for x in reversed(above)] + above
 
     @staticmethod
     def column_edges() -> list[float]:
-        """Ends of the columns as -log mu, nats."""
-        return [_half_octave(_X_LOW, i) for i in range(DENSITY_COLUMNS + 1)]
+        """Say where columns end, as -log mu, nats."""
+        return [2.0 ** (_X_LOW + i // 2) * (1.5 if i % 2 else 1.0) for i in range(DENSITY_COLUMNS + 1)]
 
 
-def _half_octave(low: int, index: int) -> float:
-    return 2.0 ** (low + index // 2) * (1.5 if index % 2 else 1.0)
-
-
-def _half_octaves() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Which half octave, counted from 2^0, a float32's first 10 bits are; and whether they are of a negative number."""
+def _of_bits() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Give the start of the column, and the row, of each value of a float32's first 10 bits."""
     bits = np.arange(1 << 10)
-    return ((bits & 511) - 2 * 127).astype(np.float64), bits >= 512
-
-
-def _columns() -> NDArray[np.int32]:
-    place, _ = _half_octaves()
-    return ((place - 2 * _X_LOW).clip(0, DENSITY_COLUMNS - 1) * DENSITY_ROWS).astype(np.int32)
-
-
-def _rows() -> NDArray[np.int32]:
-    place, negative = _half_octaves()
-    middle = DENSITY_ROWS // 2
+    place, middle = (bits & 511) - 2 * 127, DENSITY_ROWS // 2  # half octaves from 2^0, by magnitude
+    column = (place - 2 * _X_LOW).clip(0, DENSITY_COLUMNS - 1) * DENSITY_ROWS
     magnitude = (place - 2 * _Y_LOW + 1).clip(0, middle)
-    return (middle + np.where(negative, -magnitude, magnitude)).astype(np.int32)
+    return column.astype(np.int32), (middle + np.where(bits >= 512, -magnitude, magnitude)).astype(np.int32)
 
 
-_COLUMN_OF_BITS, _ROW_OF_BITS = _columns(), _rows()
+_COLUMN_OF_BITS, _ROW_OF_BITS = _of_bits()
 
 
 def _cells(x: Tensor) -> Tensor:
@@ -184,15 +186,8 @@ def _cell_of_bits() -> NDArray[np.int64]:
 
 
 _CELL_OF_BITS = _cell_of_bits()
-
-
-def _lower_edges() -> NDArray[np.float64]:
-    octaves = 2.0 ** (np.arange(_LOW, _HIGH + 1, dtype=np.float64) - 1)
-    inner = (octaves[:, None] * (1 + np.arange(_SUB) / _SUB)).ravel()
-    return np.concatenate([[0.0], inner, [2.0**_HIGH]])
-
-
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
+_OCTAVES = 2.0 ** (np.arange(_LOW, _HIGH + 1, dtype=np.float64) - 1)
+_LOWER_EDGES = np.concatenate([[0.0], (_OCTAVES[:, None] * (1 + np.arange(_SUB) / _SUB)).ravel(), [2.0**_HIGH]])
 
 
 MAX_WORST = 10  # sequences
@@ -204,7 +199,7 @@ WORST_COLUMNS = ("token_ids", "text")
 
 @dataclass(frozen=True, eq=False)
 class WorstSequence:
-    """One sequence.
+    """Holds a sequence that is far off.
 
     Attributes:
         name: its sequence_id.
@@ -243,7 +238,7 @@ class Worst:
 
     @classmethod
     def of(cls, shared: Shared, by_sequence: NDArray[np.float64], part: Part) -> "Worst":
-        """Of one batch.
+        """Choose the worst of one batch.
 
         Args:
             shared: the batch.
@@ -263,7 +258,7 @@ class Worst:
         return cls(_worst([_sequence(shared, float(by_sequence[s]), part, int(s)) for s in chosen]))
 
     def __add__(self, other: "Worst") -> "Worst":
-        """The worst of both."""
+        """Choose the worst of both."""
         return Worst(_worst([*self.found, *other.found]))
 
 
@@ -321,10 +316,10 @@ class Tail:
     khat: float | None
     limit: float
 
-
-def tail_of(stats: RatioStats, summary: Summary) -> Tail:
-    """The tail of some stats; `summary` is of them."""
-    h = stats.host
-    top = h.top[np.isfinite(h.top)]
-    limit = min(MAX_KHAT, 1 - 1 / math.log10(summary.n)) if summary.n > 1 else 0.0
-    return Tail(summary.n, tuple(top.tolist()), tuple(h.tail.smoothed.tolist()), h.tail.khat, limit)
+    @classmethod
+    def of(cls, stats: RatioStats, summary: Summary) -> "Tail":
+        """Take the tail of some stats; `summary` is of them."""
+        h = stats.host
+        top = h.top[np.isfinite(h.top)]
+        limit = min(MAX_KHAT, 1 - 1 / math.log10(summary.n)) if summary.n > 1 else 0.0
+        return cls(summary.n, tuple(top.tolist()), tuple(h.tail.smoothed.tolist()), h.tail.khat, limit)

@@ -263,9 +263,15 @@ def recommend(audit: Judged, asked: Asked | None = None, n: float | None = None)
 
 
 def _choice(audit: Judged, ranked: list[Ranked], n: float) -> tuple[str | None, str]:
-    blocked = _blocked(audit)
-    if blocked:
-        return None, blocked
+    cause = first_cause(audit.diagnosis)
+    named = cause is not None and cause.confidence >= NAMED
+    if cause is not None and named and not ABOUT[cause.id].correctable:
+        return None, f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
+    if not all(level.identity for level in audit.levels.values()):
+        why = "the mean ratio is not 1, so the log-probs are not of what was sampled and no weight is right"
+        return None, f"{_FIRST}: {why}"
+    if audit.verdict.level == "fail" and not named:
+        return None, f"{_FIRST}: {audit.verdict.reason}"
     fit = [x for x in ranked if not x.why_not]
     if not fit:
         return None, "no estimator that was tried has bounded weights and keeps anything"
@@ -300,18 +306,6 @@ def _by_token(audit: Judged, best: Ranked) -> tuple[str | None, str]:
     )
 
 
-def _blocked(audit: Judged) -> str:
-    cause = first_cause(audit.diagnosis)
-    named = cause is not None and cause.confidence >= NAMED
-    if cause is not None and named and not ABOUT[cause.id].correctable:
-        return f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
-    if not all(level.identity for level in audit.levels.values()):
-        return f"{_FIRST}: the mean ratio is not 1, so the log-probs are not of what was sampled and no weight is right"
-    if audit.verdict.level == "fail" and not (named and cause is not None):
-        return f"{_FIRST}: {audit.verdict.reason}"
-    return ""
-
-
 def _shown(x: Number) -> str:
     ends = "" if x.low is None or x.high is None else f" [{two(x.low)}, {two(x.high)}]"
     return f"{two(x.value or 0.0)}{ends}"
@@ -341,35 +335,54 @@ def headline(audit: Judged, use: str | None) -> Headline:
         audit: what was found.
         use: name of the estimator that is recommended; None if none is.
     """
-    trial, cause = next((x for x in audit.trials if x.name == use), None), _named(audit)
+    trial = next((x for x in audit.trials if x.name == use), None)
+    called = f"{use} (no correction)" if use == "naive" else use
+    first = first_cause(audit.diagnosis)
+    about = None if first is None else ABOUT[first.id]
+    # A cause that the doctor is sure of, unless nothing need be done about it.
+    sure = first is not None and first.id not in BENIGN and first.confidence >= NAMED
+
+    # The sentence: how far ratios can be trusted, the cause, and what to use.
     parts = [_state(audit)]
     if audit.diagnosis is not None:
         parts.append(cause_sentence(audit.diagnosis))
     wrong = not all(level.identity for level in audit.levels.values())
-    if cause is None:
+    if not sure:
         ill = wrong or audit.verdict.level == "fail"
         none = "find the cause first: no estimator mends this" if ill else "no estimator tried here helps"
-        parts.append(f"use {_called(trial)}" if trial else none)
-    elif ABOUT[cause.id].correctable and not wrong:
-        meanwhile = f"meanwhile use {_called(trial)}" if trial else "no estimator tried here helps meanwhile"
+        parts.append(f"use {called}" if trial else none)
+    elif about is not None and about.correctable and not wrong:
+        meanwhile = f"meanwhile use {called}" if trial else "no estimator tried here helps meanwhile"
         parts.append(f"lessen that; {meanwhile}")
     else:
         parts.append("fix that first: no estimator mends it")
+
+    # What to do, each thing once: about the cause, then about the numbers, then the estimator.
+    todo: dict[str, None] = {}
+    if first is not None and about is not None and first.id != "none":
+        fix = first.fix.get("general") or next(iter(first.fix.values()), "")
+        verb = "Lessen the cause" if about.correctable else "Remove the cause"
+        if not sure:
+            verb = "Nothing need be removed" if first.id in BENIGN else "Look into"
+        todo[f"{verb} ({about.title}){': ' + _small(fix) if fix else ''}"] = None
+        if first.rules_out:
+            todo[f"It is something else if {_small(first.rules_out)}"] = None
+    if sure:
+        todo["Audit again: what is left of the gap decides which estimator is worth using"] = None
+    else:  # what the numbers alone can say
+        todo.update({_capital(finding.hint): None for finding in audit.verdict.findings if finding.hint})
+    if trial is not None:
+        all_ = trial.all
+        todo[
+            f"{'Until then use' if sure else 'Use'} {called}: it keeps {share(all_.kept_share)} of the "
+            f"{trial.unit}s at a mean weight of {of_log(all_.log_mean_weight)}, {share(all_.effective_share)} effective"
+        ] = None
+    elif not todo:
+        todo["Look for the cause: no estimator tried here mends this gap"] = None
+
     why = [_capital(finding.reason) for finding in audit.verdict.findings]
-    if (first := first_cause(audit.diagnosis)) is not None:
-        why += [evidence_sentence(one) for one in first.evidence[:3]]
-    return Headline("; ".join(parts), _todo(audit, trial), tuple(why), trial.name if trial else "")
-
-
-def _named(audit: Judged) -> Finding | None:
-    """The cause that a doctor is sure of, unless nothing need be done about it."""
-    cause = first_cause(audit.diagnosis)
-    sure = cause is not None and cause.id not in BENIGN and cause.confidence >= NAMED
-    return cause if sure else None
-
-
-def _called(trial: TrialRow) -> str:
-    return f"{trial.name} (no correction)" if trial.name == "naive" else trial.name
+    why += [evidence_sentence(one) for one in first.evidence[:3]] if first is not None else []
+    return Headline("; ".join(parts), tuple(todo), tuple(why), trial.name if trial else "")
 
 
 def _state(audit: Judged) -> str:
@@ -386,32 +399,6 @@ def _state(audit: Judged) -> str:
         return f"the gap is larger than numerics explain: KL {two(token['kl_k3'].value or 0.0)} nats a token, {said}"
     word = "can be trusted" if (effective.value or 0.0) >= ESS_GOOD else "are weak"
     return f"sequence ratios {word}: {said}"
-
-
-def _todo(audit: Judged, trial: TrialRow | None) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    cause, known = first_cause(audit.diagnosis), _named(audit) is not None
-    if cause is not None and cause.id != "none":
-        fix = cause.fix.get("general") or next(iter(cause.fix.values()), "")
-        verb = "Lessen the cause" if ABOUT[cause.id].correctable else "Remove the cause"
-        if not known:
-            verb = "Nothing need be removed" if cause.id in BENIGN else "Look into"
-        found[f"{verb} ({ABOUT[cause.id].title}){': ' + _small(fix) if fix else ''}"] = None
-        if cause.rules_out:
-            found[f"It is something else if {_small(cause.rules_out)}"] = None
-    if known:
-        found["Audit again: what is left of the gap decides which estimator is worth using"] = None
-    else:  # what the numbers alone can say
-        found.update({_capital(finding.hint): None for finding in audit.verdict.findings if finding.hint})
-    if trial is not None:
-        all_ = trial.all
-        found[
-            f"{'Until then use' if known else 'Use'} {_called(trial)}: it keeps {share(all_.kept_share)} of the "
-            f"{trial.unit}s at a mean weight of {of_log(all_.log_mean_weight)}, {share(all_.effective_share)} effective"
-        ] = None
-    elif not found:
-        found["Look for the cause: no estimator tried here mends this gap"] = None
-    return tuple(found)
 
 
 def _small(text: str) -> str:

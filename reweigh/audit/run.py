@@ -1,17 +1,107 @@
 """Audit record files: one family of sums over a scan, and what they say."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 
-from reweigh.audit.accumulate import COLUMNS, Sums, family
-from reweigh.audit.result import Audit, conclude
-from reweigh.audit.trial import refuse_batch_readers
+import numpy as np
+import torch
+
+from reweigh.audit.pictures import WORST_COLUMNS, Density, Histogram, Tail, Worst, WorstSequence
+from reweigh.audit.result import Audit
+from reweigh.audit.slices import Slices
+from reweigh.audit.trial import (
+    SIGNS,
+    Limits,
+    Outcome,
+    Range,
+    Trial,
+    TrialRow,
+    default_estimators,
+    possible,
+    refuse_batch_readers,
+)
+from reweigh.audit.where import CUTS, Cut, Strata, TokenRows, all_strata
 from reweigh.estimators import Estimator
+from reweigh.levels import SEQUENCE, TOKEN, TURN
 from reweigh.records.files import OF_BATCH, Paths
-from reweigh.scan.cuts import By, refuse_other_cuts
+from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
-from reweigh.scan.run import Report, Scanned, scan
+from reweigh.scan.run import FileRead, Report, Scanned, scan
+from reweigh.scan.tokens import Part
+from reweigh.stats.summary import Summary, excess, summarise
+from reweigh.stats.sums import RatioStats
+from reweigh.stats.verdict import Finding, Verdict, judge
+
+COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
+SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Adds up all that an audit is made of, in a size that does not depend on how many records there are.
+
+    Attributes:
+        levels: stats of the raw ratios, by name of the level; TURN only where the records have turns.
+        trials: what each estimator did, by its name.
+        histograms: of log ratios, by name of the level.
+        strata: mean and spread of log ratios by each cut that the records allow.
+        density: tokens by probability and log ratio.
+        worst: the sequences that are farthest off.
+        slices: by what they are cut by.
+        positive: tokens that were left out because a log-prob is over 0.
+        steps_stand_in: rows whose lag is counted from their step, for want of the trainer's version.
+    """
+
+    levels: dict[str, RatioStats] = field(default_factory=dict[str, RatioStats])
+    trials: dict[str, Trial] = field(default_factory=dict[str, Trial])
+    histograms: dict[str, Histogram] = field(default_factory=dict[str, Histogram])
+    strata: dict[Cut, Strata] = field(default_factory=dict[Cut, Strata])
+    density: Density = field(default_factory=Density.empty)
+    worst: Worst = field(default_factory=Worst)
+    slices: dict[By, Slices] = field(default_factory=dict[By, Slices])
+    positive: int = 0
+    steps_stand_in: int = 0
+
+    @classmethod
+    def of(cls, estimators: Mapping[str, Estimator] | None, by: tuple[By, ...], part: Part) -> "Sums":
+        """Add up some records; None for the default estimators."""
+        batch, shared = part.batch, part.shared
+        layout = batch.layout
+        levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
+        tried = default_estimators(batch) if estimators is None else possible(estimators, batch)
+        live, log_ratio = shared.runs.lengths, batch.log_ratio
+        by_sequence = shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64)
+        return cls(
+            {stats.level.name: stats for stats in RatioStats.of_levels(batch, levels)},
+            {name: Trial.of(estimator, shared) for name, estimator in tried.items()},
+            {
+                "token": Histogram.of(log_ratio, zeros=log_ratio.numel() - int(live.sum())),
+                "sequence": Histogram.of(torch.from_numpy(by_sequence)[live > 0]),
+            },
+            all_strata(TokenRows.of(shared), part),
+            Density.of(shared),
+            Worst.of(shared, by_sequence, part),
+            {cut: Slices.of(cut, part) for cut in by},
+            part.positive,
+            part.steps_stand_in,
+        )
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Add up the records of both."""
+        return Sums(
+            merge(self.levels, other.levels),
+            merge(self.trials, other.trials),
+            merge(self.histograms, other.histograms),
+            merge(self.strata, other.strata),
+            self.density + other.density,
+            self.worst + other.worst,
+            merge(self.slices, other.slices),
+            self.positive + other.positive,
+            self.steps_stand_in + other.steps_stand_in,
+        )
 
 
 def audit(
@@ -77,7 +167,16 @@ def question(estimators: Mapping[str, Estimator] | None = None, by: Iterable[By]
     cuts = refuse_other_cuts("audit", by)
     if estimators is not None:
         refuse_batch_readers(estimators)
-    return family(estimators, cuts)
+    return Family(
+        "audit",
+        partial(Sums.of, estimators, cuts),
+        COLUMNS,
+        (Sums, Trial, Range, Histogram, Density, Strata, Worst, WorstSequence, Slices),
+        {
+            "estimators": "default" if estimators is None else {name: repr(e) for name, e in estimators.items()},
+            "--by": list(cuts),
+        },
+    )
 
 
 def answer(found: Scanned) -> Audit:
@@ -88,3 +187,114 @@ def answer(found: Scanned) -> Audit:
     """
     sums: Sums = found.sums.get("audit", Sums())
     return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))
+
+
+def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[str, ...] = ()) -> Audit:
+    """Make the audit of what was read.
+
+    Raises:
+        ValueError: nothing in it counts.
+    """
+    if not sum(file.tokens for file in files):
+        raise ValueError(_nothing(files, sums, left_out))
+    levels: dict[str, Summary] = {}
+    for name, stats in sums.levels.items():
+        summary = summarise(stats)
+        if summary.n:
+            levels[name] = summary
+    wrong = not all(summary.identity for summary in levels.values())
+    for name, summary in levels.items():
+        cut = excess(sums.levels[name], SHOWN_CAP)
+        if wrong:  # it is what is missing from a mean of 1
+            cut = replace(cut, value=None, low=None, high=None, refused="the mean ratio is not 1")
+        levels[name] = replace(summary, numbers={**summary.numbers, f"excess_{SHOWN_CAP:g}": cut})
+    trials: list[TrialRow] = []
+    for name, trial in sums.trials.items():
+        outcomes = trial.outcomes()  # for each sign, in each bin
+        by_bin = tuple(sum(column, Outcome()) for column in zip(*outcomes, strict=True))
+        trials.append(
+            TrialRow(
+                name,
+                trial.unit,
+                sum(by_bin, Outcome()),
+                by_bin,
+                {sign: sum(row, Outcome()) for sign, row in zip(SIGNS, outcomes, strict=True)},
+                raw=levels[trial.unit]["ess_fraction"],
+                independent=sums.levels[trial.unit].host.effective_n,
+                caps=trial.caps,
+                limits=Limits.of(trial.limits, trial.range, wrong, levels["sequence"].refusal),
+                high=trial.range.high,
+            )
+        )
+    verdict = judge(*levels.values())
+    if sums.positive:
+        verdict = _with_positive(verdict, sums.positive, levels["token"].tokens)
+    # A cut is shown if the records say of any token in which part it is.
+    told = (sums.strata[x] for x in CUTS if x in sums.strata and any(key is not None for key in sums.strata[x].token))
+    return Audit(
+        verdict,
+        files,
+        levels,
+        tuple(trials),
+        {by: tuple(slices.rows()) for by, slices in sums.slices.items()},
+        sums.histograms,
+        {strata.cut: tuple(strata.rows()) for strata in told},
+        sums.density,
+        {name: Tail.of(sums.levels[name], summary) for name, summary in levels.items()},
+        tuple(sums.worst.found),
+        sums.positive,
+        (*left_out, *_notes(files, levels, sums)),
+    )
+
+
+def _nothing(files: tuple[FileRead, ...], sums: Sums, left_out: tuple[str, ...]) -> str:
+    """Say why there is nothing to judge, and what to do."""
+    rows = sum(file.rows for file in files)
+    where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
+    if rows == 0 and left_out:
+        what = f"nothing to judge: {'; '.join(left_out)}"
+        hint = "`reweigh records validate` says what to do about each."
+    elif rows == 0:
+        what, hint = "there are no records", "did the run that wrote it get to its first response?"
+    else:
+        dropped = int(sums.levels["token"].dropped) + sums.positive
+        why = f", and {dropped} tokens were left out for their log-probs" if dropped else ""
+        what = f"nothing to judge: no token of {rows} rows counts{why}"
+        hint = "the mask is true on response tokens that mu sampled, false on tool output and padding."
+    return f"{where}: {what}\nhint: {hint}"
+
+
+def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
+    finding = Finding(
+        "warn",
+        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0: left out",
+        "compute the log-softmax in float32, and check that these are not logits",
+    )
+    if verdict.level == "ok":
+        return Verdict(finding.severity, finding.reason, finding.hint, (finding, *verdict.findings))
+    return replace(verdict, findings=(*verdict.findings, finding))
+
+
+def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sums) -> tuple[str, ...]:
+    notes: dict[str, None] = {}
+    for file in files[1:]:
+        for name, (a, b) in files[0].info.disagreements(file.info).items():
+            notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+    for decimals in dict.fromkeys(file.info.decimals for file in files if file.info.decimals is not None):
+        # both sides rounded: the sum of two uniform errors, each of variance 1/12 of a unit in the last place
+        sd = (2 / 12) ** 0.5 * 10.0**-decimals
+        notes[
+            f"log-probs are rounded to {decimals} decimals in the file: that alone gives a token's log ratio a "
+            f"standard deviation of {sd:.2g} nats"
+        ] = None
+    for by, slices in sums.slices.items():
+        if set(slices.token) == {None}:
+            columns = " and ".join(COLUMNS_OF.get(by, ()))
+            notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
+    if sums.steps_stand_in:
+        notes[
+            f"the lag of {sums.steps_stand_in:,} rows is counted from their step, as they do not record the "
+            "trainer's version"
+        ] = None
+    notes.update(dict.fromkeys(summary.note for summary in levels.values() if summary.note))
+    return tuple(notes)

@@ -172,24 +172,50 @@ class Range:
 
     @classmethod
     def of(cls, estimator: Estimator) -> "Range":
-        """From its factors alone, whatever the data."""
+        """Work it out from its factors alone, whatever the data."""
         low, high = 1.0, 1.0
         for factor in estimator.factors:
-            a, b = _range(factor)
+            match factor.transform:
+                case Screen() | AtMost():
+                    a, b = 0.0, 1.0
+                case Shrink(lam):
+                    a, b = 0.0, math.sqrt(lam) / 2
+                case SoftKernel(alpha, beta):
+                    a, b = 0.0, (alpha / beta) ** alpha * math.exp(beta - alpha)
+                case Power(0):
+                    a, b = 1.0, 1.0
+                case Clip(a, b):
+                    pass
+                case Reject(_, b):
+                    a = 0.0
+                case _:
+                    a, b = 0.0, math.inf
             if factor.sign:  # tokens of the other sign pass with weight 1
                 a, b = min(a, 1.0), max(b, 1.0)
             low, high = low * a, (high * b if high and b else 0.0)
         return cls(low, high, len(estimator.factors) == 1 and _below(estimator.factors[0]))
 
 
-def sums_of(estimator: Estimator, weights: Weights, shared: Shared) -> Tensor:
-    """What the worst case needs of one batch: `[64, 5]`, see `ROWS`, by cluster; they add.
+def _below(factor: Factor) -> bool:
+    """Tell whether the weight is never over the sequence ratio."""
+    if factor.level.name != "sequence" or factor.of is not log_ratio or factor.scale != 1 or factor.sign:
+        return False
+    match factor.transform:
+        case Identity() | Reject():
+            return True
+        case Clip(low, _):
+            return low == 0
+        case _:
+            return False
+
+
+def sums_of(estimator: Estimator, weights: Weights, shared: Shared, top: float) -> Tensor:
+    """Add up what the worst case needs of one batch, by cluster: `[64, 5]`, see `ROWS`. No weight is over `top`.
 
     With w the weights of a response's tokens, r its sequence ratio and all means over its tokens, `m = (mean w)^2`, and
     `v = 2 mean (w - r)_+ - mean w` if the weights are bounded: then v is bounded, and `1 + E v = E mean |w - r|` as `E
     r = 1`. Otherwise v is `mean |w - r|` itself.
     """
-    top = Range.of(estimator).high
     runs = shared.runs
     log_r = shared.estimator(_RATIO)(shared.batch).log_w.double().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -227,7 +253,7 @@ class Limits:
 
     @classmethod
     def of(cls, sums: Tensor, range_: Range, wrong: bool, refusal: str) -> "Limits":
-        """From the sums of all records.
+        """Work them out from the sums of all records.
 
         Args:
             sums: `[64, 5]`.
@@ -327,37 +353,6 @@ def _unbounded(total: Array, n: Array, meaning: str, wrong: bool, refusal: str) 
     return Number(mean, max(0.0, low), high, mean, unit, meaning)
 
 
-def _range(factor: Factor) -> tuple[float, float]:
-    match factor.transform:
-        case Screen() | AtMost():
-            return 0.0, 1.0
-        case Shrink(lam):
-            return 0.0, math.sqrt(lam) / 2
-        case SoftKernel(a, b):
-            return 0.0, (a / b) ** a * math.exp(b - a)
-        case Power(0):
-            return 1.0, 1.0
-        case Clip(low, high):
-            return low, high
-        case Reject(_, high):
-            return 0.0, high
-        case _:
-            return 0.0, math.inf
-
-
-def _below(factor: Factor) -> bool:
-    """Whether the weight is never over the sequence ratio."""
-    if factor.level.name != "sequence" or factor.of is not log_ratio or factor.scale != 1 or factor.sign:
-        return False
-    match factor.transform:
-        case Identity() | Reject():
-            return True
-        case Clip(low, _):
-            return low == 0
-        case _:
-            return False
-
-
 # Stands for the log-weight of what was dropped: e^-80 is nothing, while exp is ten times as slow at -inf.
 _FILL = -80.0  # nats
 COUNTS = ("units", "kept", "bounded", "tokens", "kept_tokens")
@@ -376,8 +371,7 @@ class Trial:
         log_square: `[3, bins]` nats: log of the sum of their squares.
         log_largest: `[3, bins]` nats: log of the largest weight.
         limits: `[64, 5]`: what the worst case needs, see `reweigh.audit.trial.sums_of`.
-        low: the smallest weight of a token there can be, whatever the data; high: the largest.
-        below_ratio: whether a weight is never over the sequence ratio.
+        range: what a weight of a token can be, whatever the data.
         caps: whether it moves large ratios to a bound, and so has a largest weight whatever comes.
     """
 
@@ -387,25 +381,24 @@ class Trial:
     log_square: Tensor
     log_largest: Tensor
     limits: Tensor
-    low: float
-    high: float
-    below_ratio: bool
+    range: Range
     caps: bool = False
 
     @classmethod
     def of(cls, estimator: Estimator, shared: Shared) -> "Trial":
-        """The trial on one batch."""
+        """Try it on one batch."""
         w, runs = shared.estimator(estimator)(shared.batch), shared.runs
         lengths = runs.lengths.numpy().astype(np.float64)
         caps = any(factor.transform.moves_to_bound for factor in estimator.factors)
         range_ = Range.of(estimator)
-        limits = (sums_of(estimator, w, shared), range_.low, range_.high, range_.below_ratio)
+        limits = sums_of(estimator, w, shared, range_.high)
         if w.unit == "sequence":
             units, kept, bounded = (x.numpy().astype(np.float64) for x in (w.valid, w.keep, w.bounded))
             log_w = np.where(w.keep.numpy(), w.log_w.double().numpy(), -np.inf)
             rows = [units, kept, bounded, lengths, kept * lengths]
             weight = np.exp(log_w - _shift(log_w))
-            return cls(w.unit, *_by_bin(shared, rows, weight, np.square(weight), _shift(log_w), log_w), *limits, caps)
+            cells = _by_bin(shared, rows, weight, np.square(weight), _shift(log_w), log_w)
+            return cls(w.unit, *cells, limits, range_, caps)
         unit = w.valid & heads(runs) if w.unit == "turn" else w.valid
         alone = w.unit == "token"  # a token is its own unit
         one_each = w.keep if alone else w.keep & unit
@@ -418,10 +411,10 @@ class Trial:
             kept_tokens,
         ]
         top, shift, total, square = _weights(runs, w.log_w.numpy(), one_each.numpy(), rows[1])
-        return cls(w.unit, *_by_bin(shared, rows, total, square, shift, top), *limits, caps)
+        return cls(w.unit, *_by_bin(shared, rows, total, square, shift, top), limits, range_, caps)
 
     def __add__(self, other: "Trial") -> "Trial":
-        """The trial on both."""
+        """Add up what it did on both."""
         return Trial(
             self.unit,
             self.counts + other.counts,
@@ -429,36 +422,18 @@ class Trial:
             torch.logaddexp(self.log_square, other.log_square),
             torch.maximum(self.log_largest, other.log_largest),
             self.limits + other.limits,
-            self.low,
-            self.high,
-            self.below_ratio,
+            self.range,
             self.caps,
         )
 
-    @property
-    def range(self) -> Range:
-        """What its weights can be."""
-        return Range(self.low, self.high, self.below_ratio)
-
     def outcomes(self) -> list[list["Outcome"]]:
-        """What was done: for each sign, in each length bin."""
-        return [self._row(i) for i in range(len(SIGNS))]
-
-    def by_bin(self) -> list["Outcome"]:
-        """What was done in each length bin."""
-        return [sum(column, Outcome()) for column in zip(*self.outcomes(), strict=True)]
-
-    def by_sign(self) -> dict[Sign, "Outcome"]:
-        """What was done for each sign of the advantage."""
-        return {sign: sum(row, Outcome()) for sign, row in zip(SIGNS, self.outcomes(), strict=True)}
-
-    def _row(self, sign: int) -> list["Outcome"]:
-        logs = (x[sign].tolist() for x in (self.log_weight, self.log_square, self.log_largest))
-        found: list[Outcome] = []
-        for counts, *rest in zip(self.counts[:, sign].T.tolist(), *logs, strict=True):
-            units, kept, bounded, tokens, kept_tokens = (round(n) for n in counts)
-            found.append(Outcome(units, kept, bounded, tokens, kept_tokens, *rest))
-        return found
+        """Say what was done: for each sign, in each length bin."""
+        counts = self.counts.permute(1, 2, 0).round().long().tolist()
+        logs = (x.tolist() for x in (self.log_weight, self.log_square, self.log_largest))
+        return [
+            [Outcome(*cell, *rest) for cell, *rest in zip(*rows, strict=True)]  # one cell of a bin
+            for rows in zip(counts, *logs, strict=True)  # those of a sign
+        ]
 
 
 def _weights(
@@ -547,7 +522,7 @@ class Outcome:
     log_largest: float = -math.inf
 
     def __add__(self, other: "Outcome") -> "Outcome":
-        """What it did to all of them."""
+        """Add up what it did to all of them."""
         return Outcome(
             self.units + other.units,
             self.kept + other.kept,
@@ -643,7 +618,13 @@ class TrialRow:
         """
         n = max(1.0, self.independent * outcome.units / self.all.units)
         if name == "mean_weight":
-            found = _mean_weight(outcome, n)
+            mean = _exp(outcome.log_mean_weight)
+            heavy = mean > 0 and outcome.log_largest - outcome.log_weight > math.log(MAX_SHARE)
+            found = Number(mean, sample=mean)
+            if n >= 2 and not heavy and mean < math.inf:  # otherwise too few units, or one of them decides it
+                square = math.exp(outcome.log_square - math.log(outcome.units)) if mean else 0.0
+                half = t_quantile(0.975, max(1, int(n) - 1)) * math.sqrt(max(0.0, square - mean * mean) / n)
+                found = Number(mean, max(0.0, mean - half), mean + half, mean)
         elif name == "largest_weight":
             largest = _exp(outcome.log_largest)
             found = Number(largest, sample=largest)
@@ -653,16 +634,6 @@ class TrialRow:
             share: float = getattr(outcome, name)
             found = Number(share, *bernoulli_kl(share, n), share)
         return replace(found, meaning=MEANINGS[name])
-
-
-def _mean_weight(outcome: Outcome, n: float) -> Number:
-    mean = _exp(outcome.log_mean_weight)
-    heavy = mean > 0 and outcome.log_largest - outcome.log_weight > math.log(MAX_SHARE)
-    if n < 2 or heavy or mean == math.inf:  # too few units, or one of them decides it
-        return Number(mean, sample=mean)
-    square = math.exp(outcome.log_square - math.log(outcome.units)) if mean else 0.0
-    half = t_quantile(0.975, max(1, int(n) - 1)) * math.sqrt(max(0.0, square - mean * mean) / n)
-    return Number(mean, max(0.0, mean - half), mean + half, mean)
 
 
 def _exp(log_x: float) -> float:

@@ -1,7 +1,7 @@
 """Where the gap sits: mean and spread of log ratios by what tokens and sequences have in common."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,7 @@ _SAFE = 80.0  # nats; beyond it e^l is computed in float64
 
 
 def position_start(index: int) -> int:
-    """First position of a bin."""
+    """Give the first position of a bin."""
     octave, quarter = divmod(index - 4, 4)
     return index * 4 if index < 4 else (4 + quarter) << (octave + 2)
 
@@ -70,7 +70,7 @@ class TokenRows:
 
     @classmethod
     def of(cls, shared: Shared) -> "TokenRows":
-        """Of a batch on CPU; a ratio over e^709 is infinite, and so are the sums that it is in."""
+        """Take those of a batch on CPU; a ratio over e^709 is infinite, and so are the sums that it is in."""
         log_ratio = shared.batch.log_ratio
         l = log_ratio.numpy()
         large = bool(len(l)) and l.max() > _SAFE
@@ -79,7 +79,7 @@ class TokenRows:
         return cls(shared, bucket(shared.batch).numpy(), values)
 
     def by_position(self) -> Pieces:
-        """Pieces by place in the response, masked tokens counted along; see `POSITION_BINS`."""
+        """Cut by place in the response, masked tokens counted along; see `POSITION_BINS`."""
         runs, first = self.shared.runs, np.array([position_start(i) for i in range(POSITION_BINS)])
         many = np.searchsorted(first, runs.sizes)  # bins that each sequence reaches
         seq = np.repeat(np.arange(runs.num_seqs), many)
@@ -87,7 +87,7 @@ class TokenRows:
         return Pieces(seq, code, self._sums(runs.starts[seq] + first[code]))
 
     def by_code(self, codes: NDArray[np.int64]) -> Pieces:
-        """Pieces of equal codes, `[N]`."""
+        """Cut into pieces of equal codes, `[N]`."""
         runs = self.shared.runs
         some = np.flatnonzero(runs.sizes)
         starts = np.union1d(runs.starts[some], np.flatnonzero(np.diff(codes)) + 1)
@@ -95,9 +95,9 @@ class TokenRows:
         return Pieces(seq, codes[starts], self._sums(starts))
 
     def by_sequence(self, pieces: Pieces) -> Array:
-        """`[5, S]`: the sums of each sequence's pieces."""
-        found = [np.bincount(pieces.seq, row, self.shared.runs.num_seqs) for row in pieces.sums]
-        return np.stack(found).astype(np.float64)
+        """Add up each sequence's pieces: `[5, S]`."""
+        rows = [np.bincount(pieces.seq, row, self.shared.runs.num_seqs) for row in pieces.sums]
+        return np.stack(rows).astype(np.float64)
 
     def _sums(self, starts: NDArray[np.int64]) -> Array:
         if not len(starts):
@@ -120,7 +120,7 @@ KNOWN_BEFORE: frozenset[Cut] = frozenset({"position", "turn", "lag", "env", "ste
 
 @dataclass(frozen=True, eq=False)
 class Strata:
-    """Sums by one cut; `a + b` is that of both.
+    """Sums by one cut; `a + b` is of both.
 
     Attributes:
         cut: what the tokens are cut by.
@@ -136,7 +136,7 @@ class Strata:
     width: int = 1
 
     def __add__(self, other: "Strata") -> "Strata":
-        """Both."""
+        """Add up both."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
         both = Strata(self.cut, merge(a.token, b.token), merge(a.sequence, b.sequence), width)
@@ -148,7 +148,7 @@ class Strata:
         return Strata(self.cut, in_ranges(self.token, width), in_ranges(self.sequence, width), width)
 
     def limited(self) -> "Strata":
-        """With no more keys than are told apart."""
+        """Merge keys until there are no more than are told apart."""
         if self.cut in ("step", "lag"):
             return self._at(max(self.width, width_of(self.cut, self.token, MAX_RANGES)))
         kept = names_of(self.cut, self.token, MAX_ENVS)
@@ -157,19 +157,13 @@ class Strata:
     def _kept(self, keys: set[Key]) -> "Strata":
         return Strata(self.cut, without(self.token, keys), without(self.sequence, keys), self.width)
 
-    @property
-    def told(self) -> bool:
-        """Whether the records say it of any token."""
-        return any(key is not None for key in self.token)
-
     def rows(self) -> list["Stratum"]:
-        """As numbers, in order; environments with most tokens first."""
+        """Work out the numbers, in order; environments with most tokens first."""
         shown, keys = self, list(self.token)
         if self.cut == "env":
             keys.sort(key=lambda k: (k == OTHER, -float(self.token[k][0].sum()), str(k)))
             shown = self._kept(set(keys[:MAX_SHOWN]))
-            keys = [k for k in [*keys[:MAX_SHOWN], OTHER] if k in shown.token]
-            keys = list(dict.fromkeys(keys))
+            keys = [k for k in dict.fromkeys([*keys[:MAX_SHOWN], OTHER]) if k in shown.token]
         else:
             keys.sort(key=lambda k: (k is None, k if isinstance(k, int) else 0))
         return [
@@ -208,7 +202,7 @@ class Stratum:
 
 
 def all_strata(rows: TokenRows, part: Part) -> dict[Cut, Strata]:
-    """By each cut that the records allow."""
+    """Add up by each cut that the records allow."""
     shared = rows.shared
     batch, runs = shared.batch, shared.runs
     pieces = rows.by_position()
@@ -242,7 +236,7 @@ def all_strata(rows: TokenRows, part: Part) -> dict[Cut, Strata]:
 
 
 def _of_sequences(cut: Cut, codes: NDArray[np.int64], whole: Pieces, buckets: NDArray[np.int64]) -> Strata:
-    """Where all tokens of a sequence have its code."""
+    """Add up where all tokens of a sequence have its code."""
     n, l, *_ = whole.sums
     live = (n > 0).astype(np.float64)
     each = np.stack([live, l, np.abs(l), np.square(l)])
@@ -257,14 +251,14 @@ def _by_piece(pieces: Pieces, buckets: NDArray[np.int64]) -> dict[Key, Tensor]:
 
 
 def _split(codes: NDArray[np.int64], rows: Sequence[NDArray[Any]]) -> dict[Key, Tensor]:
-    """By key, without those that have no token."""
+    """Make a table of each key, without those that have no token."""
     tables = torch.from_numpy(np.stack(rows).reshape(len(rows), len(codes), NUM_BUCKETS)).transpose(0, 1)
     pairs = zip(codes.tolist(), tables, strict=True)
     return {None if code == MISSING else code: table.contiguous() for code, table in pairs if table[0].any()}
 
 
 def _numbered(turns: Pieces) -> Pieces:
-    """Turns by their number among those of their sequence that have a token that counts."""
+    """Number turns among those of their sequence that have a token that counts."""
     live = turns.sums[0] > 0
     before = np.concatenate([[0], live.cumsum()])[:-1]
     first = np.concatenate([[True], turns.seq[1:] != turns.seq[:-1]])[: len(live)]
@@ -272,18 +266,13 @@ def _numbered(turns: Pieces) -> Pieces:
     return Pieces(turns.seq, np.minimum(before - start, MAX_TURNS).astype(np.int64), turns.sums)
 
 
-def probability_bins(rows: TokenRows) -> NDArray[np.int64]:
-    """Bin of each token's probability under mu, see `PROBABILITY_BINS`; that number where the mask is off."""
+def _by_probability(rows: TokenRows) -> dict[Key, Tensor]:
     shared = rows.shared
     quarters = shared.batch.log_mu.numpy().astype(np.float32, copy=False) * np.float32(-4 / math.log(10))
     quarters.clip(0, PROBABILITY_BINS - 1, out=quarters)
     np.copyto(quarters, PROBABILITY_BINS, where=~shared.runs.mask.numpy())
-    return quarters.astype(np.int64)
-
-
-def _by_probability(rows: TokenRows) -> dict[Key, Tensor]:
-    width = PROBABILITY_BINS + 1
-    index = probability_bins(rows) + np.repeat(rows.buckets * width, rows.shared.runs.sizes)
+    width = PROBABILITY_BINS + 1  # the last bin is of masked tokens
+    index = quarters.astype(np.int64) + np.repeat(rows.buckets * width, shared.runs.sizes)
     sums = [np.bincount(index, x, NUM_BUCKETS * width) for x in rows.values[1:4]]
     # r - 1 is not added up: its mean is no test of anything here.
     table = [np.bincount(index, minlength=NUM_BUCKETS * width).astype(np.float64), *sums, np.zeros(NUM_BUCKETS * width)]
@@ -297,30 +286,23 @@ def _numbers(sums: Array, ratio: bool) -> dict[str, Number]:
     n = counts.sum()
     mean, mean_abs = rows["l"].sum() / n, rows["abs"].sum() / n
     square = rows["l2"] - 2 * mean * rows["l"] + mean * mean * counts
-    sd, (low, high) = math.sqrt(max(0.0, square.sum() / n)), clustered(square, counts)
-    found = {
-        "mean": _number(mean, clustered(rows["l"], counts), "nats", "Mean log ratio; minus KL(mu||pi) by k1."),
-        "mean_abs": _number(mean_abs, _floored(clustered(rows["abs"], counts)), "nats", "Mean |log ratio|."),
-        "sd": _number(sd, _floored((_root(low), _root(high))), "nats", "Standard deviation of the log ratio."),
-    }
+    sd = math.sqrt(max(0.0, square.sum() / n))
+    (low, high), of_square = clustered(rows["abs"], counts), clustered(square, counts)
+    # Name, value, interval, unit, meaning.
+    found: list[tuple[str, float, Sequence[float], str, str]] = [
+        ("mean", mean, clustered(rows["l"], counts), "nats", "Mean log ratio; minus KL(mu||pi) by k1."),
+        ("mean_abs", mean_abs, (max(0.0, low), high), "nats", "Mean |log ratio|."),
+        ("sd", sd, [math.sqrt(max(0.0, x)) for x in of_square], "nats", "Standard deviation of the log ratio."),
+    ]
     if ratio:
         what = "Mean of pi/mu; 1 in every such part if the logged log-probs are those that were sampled from."
         over = rows["excess"].sum() / n
         low, high = clustered(rows["excess"], counts) if math.isfinite(over) else (-math.inf, math.inf)
-        found["mean_ratio"] = _number(1 + over, (max(0.0, 1 + low), 1 + high), "ratio", what)
-    return found
-
-
-def _number(value: float, ends: tuple[float, float], unit: str, meaning: str) -> Number:
-    return Number(float(value), *ends, float(value), unit, meaning)
-
-
-def _root(x: float) -> float:
-    return math.sqrt(max(0.0, x))
-
-
-def _floored(ends: tuple[float, float]) -> tuple[float, float]:
-    return max(0.0, ends[0]), ends[1]
+        found.append(("mean_ratio", 1 + over, (max(0.0, 1 + low), 1 + high), "ratio", what))
+    return {
+        name: Number(float(value), low, high, float(value), unit, meaning)
+        for name, value, (low, high), unit, meaning in found
+    }
 
 
 def _label(cut: Cut, key: Key, width: int) -> str:
@@ -338,8 +320,3 @@ def _label(cut: Cut, key: Key, width: int) -> str:
     if cut == "turn":
         return f"{MAX_TURNS + 1}+" if key == MAX_TURNS else str(key + 1)
     return "other" if cut == "env" else range_label(key, width)
-
-
-def shown_cuts(strata: Mapping[Cut, Strata]) -> Iterable[Strata]:
-    """Those that the records tell, in the order of `CUTS`."""
-    return (strata[cut] for cut in CUTS if cut in strata and strata[cut].told)

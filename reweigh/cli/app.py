@@ -1,13 +1,25 @@
-"""The command `reweigh`: its subcommands, each imported only when it is run or its own help is asked for."""
+"""The command `reweigh`: its subcommands, each imported only when it runs, and what a wrong command line is told."""
+# pyright: reportPrivateImportUsage=false
+# typer imports what it completes with into a module of its own, and lists none of it.
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import completion
 from typer.core import TyperGroup
+
+# The parser that typer is built on has moved between its versions; its errors are where this one of them is.
+_ERRORS: Any = import_module(typer.BadParameter.__module__)
+_MOST = 3  # names to suggest
+COMPLETE = "_REWEIGH_COMPLETE"  # set by the shell's script when it asks for words
+SHELLS = ("bash", "zsh", "fish")
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,13 @@ class _LazyGroup(TyperGroup):
         lazy = next((c for c in _COMMANDS if c.name == name), None)
         if lazy is None or (ctx.resilient_parsing and _completes_a_path(lazy, rest)):
             return name, command, rest
-        return name, _load(lazy), rest
+        target = getattr(import_module(lazy.module), lazy.name.replace("-", "_"))
+        if not isinstance(target, typer.Typer):
+            function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
+            target.command(name=lazy.name)(function)
+        command = typer.main.get_command(target)
+        command.name = lazy.name
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C ends it with a word and not with a traceback."""
@@ -63,16 +81,6 @@ def _completes_a_path(lazy: _Lazy, before: list[str]) -> bool:
     return not lazy.has_commands and not any(word.startswith("-") for word in words)
 
 
-def _load(lazy: _Lazy) -> Any:
-    target = getattr(import_module(lazy.module), lazy.name.replace("-", "_"))
-    if not isinstance(target, typer.Typer):
-        function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
-        target.command(name=lazy.name)(function)
-    command = typer.main.get_command(target)
-    command.name = lazy.name
-    return command
-
-
 app = typer.Typer(
     cls=_LazyGroup,
     no_args_is_help=True,
@@ -83,41 +91,51 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from reweigh import __version__
-        from reweigh.cli.output import stdout
-
-        stdout().print(f"reweigh {__version__}")
-        raise typer.Exit
-
-
 def complete() -> None:
     """Make ready to answer the shell, if it is the shell that asks."""
-    if "_REWEIGH_COMPLETE" in os.environ:
-        from reweigh.cli import completion
-
-        completion.prepare()
+    if COMPLETE in os.environ:
+        completion.completion_init()
 
 
-def _install_completion(wanted: bool) -> None:
-    if wanted:
-        from reweigh.cli import completion
+def _at_once(option: typer.CallbackParam, wanted: bool) -> None:
+    """Do what an option asks for in place of a command, and end."""
+    if not wanted:
+        return
+    from reweigh.cli.output import say, stdout
 
-        completion.install()
+    if option.name == "version":
+        from reweigh import __version__
+
+        stdout().print(f"reweigh {__version__}")
+    elif option.name == "show_completion":
+        script = completion.get_completion_script(prog_name="reweigh", complete_var=COMPLETE, shell=_shell())
+        stdout().print(script, markup=False, soft_wrap=True)
+    else:
+        _, path = completion.install(shell=_shell(), prog_name="reweigh", complete_var=COMPLETE)
+        say(f"wrote {path}; it is used by the next shell that starts")
+    raise typer.Exit
 
 
-def _show_completion(wanted: bool) -> None:
-    if wanted:
-        from reweigh.cli import completion
+def _shell() -> str:
+    """Name the shell that started us, or else the one that the user logs in with."""
+    import shellingham
 
-        completion.show()
+    try:
+        name = shellingham.detect_shell()[0]
+    except shellingham.ShellDetectionFailure:
+        name = Path(os.environ.get("SHELL", "")).name
+    if name not in SHELLS:
+        raise ValueError(
+            f"completion: the shell must be one of {', '.join(SHELLS)}, got {name or 'none that is known'!r}\n"
+            "hint: run it from one of them: bash -c 'reweigh --show-completion; true'"
+        )
+    return name
 
 
 @app.callback()
 def reweigh(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_at_once, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="On an error, show the traceback. Also REWEIGH_DEBUG=1.")
@@ -126,16 +144,14 @@ def reweigh(
         bool,
         typer.Option(
             "--install-completion",
-            callback=_install_completion,
+            callback=_at_once,
             is_eager=True,
             help="Have this shell (bash, zsh, fish) complete commands and options.",
         ),
     ] = False,
     show_completion: Annotated[
         bool,
-        typer.Option(
-            "--show-completion", callback=_show_completion, is_eager=True, help="Print the script that does so."
-        ),
+        typer.Option("--show-completion", callback=_at_once, is_eager=True, help="Print the script that does so."),
     ] = False,
 ) -> None:
     """Measure, explain and correct the gap between the policy that samples and the policy that trains.
@@ -152,12 +168,58 @@ def reweigh(
     """
 
 
-def _placeholder(lazy: _Lazy) -> None:
-    def unreachable() -> None:
-        raise AssertionError(f"{lazy.name} was not loaded")
-
-    app.command(name=lazy.name, help=lazy.summary)(unreachable)
+def _unreachable() -> None:
+    raise AssertionError("the command was not loaded")
 
 
 for _lazy in _COMMANDS:
-    _placeholder(_lazy)
+    app.command(name=_lazy.name, help=_lazy.summary)(_unreachable)
+
+
+class Errors:
+    """Names the errors that a wrong command line raises."""
+
+    NO_ARGUMENTS: Any = getattr(_ERRORS, "NoArgsIsHelpError", ())  # click before 8.2 prints the help by itself
+    NO_OPTION: Any = _ERRORS.NoSuchOption
+    MISSING: Any = _ERRORS.MissingParameter
+    ALL: Any = _ERRORS.ClickException
+
+
+def explained(error: Any, args: Sequence[str]) -> str:
+    """Say of a wrong command line `where: what`, and a hint with the nearest that there is on a line of its own.
+
+    Args:
+        error: what the parser raised.
+        args: of the command line.
+    """
+    named = [*args[:1]] if args and not args[0].startswith("-") else []
+    where = error.ctx.command_path if error.ctx else " ".join(["reweigh", *named])
+    message: str = error.message if isinstance(error, Errors.NO_OPTION) else error.format_message()
+    what = message[:1].lower() + message[1:].rstrip(".")
+    what = what.split(" Did you mean", 1)[0].rstrip(".").replace(": Value error, ", ": ")
+    return f"{where}: {what}\nhint: {_near(error, message)}`{where} --help` has more."
+
+
+def _near(error: Any, message: str) -> str:
+    ctx = error.ctx
+    if ctx is None:
+        return ""
+    if isinstance(error, Errors.NO_OPTION):
+        known = [name for one in ctx.command.get_params(ctx) for name in (*one.opts, *one.secondary_opts)]
+        if error.option_name == "--json" and "--format" in known:
+            return "did you mean --format json? "
+        return _did_you_mean(error.option_name, [name for name in known if name.startswith("--")])
+    if isinstance(error, Errors.MISSING):
+        example = re.search(rf"^\s*({re.escape(ctx.command_path)} .*)$", ctx.command.help or "", re.M)
+        return f"{example[1]}; " if example else ""
+    words = re.findall(r"'([^']*)'", message)
+    if message.startswith("No such command") and words:
+        return _did_you_mean(words[0], ctx.command.list_commands(ctx))
+    if " is not one of " in message:
+        return _did_you_mean(words[1], words[2:])
+    return ""
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, list(known), _MOST)
+    return f"did you mean {' or '.join(near)}? " if near else ""

@@ -9,8 +9,7 @@ from reweigh import audit as auditing
 from reweigh import doctor as diagnosing
 from reweigh import report
 from reweigh.audit import Audit
-from reweigh.cli.estimators import asked
-from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
+from reweigh.cli.options import RayAddress, Resume, Runs, State, asked, engine_of, reporting, say_interrupted, state_of
 from reweigh.cli.output import (
     INTERRUPTED,
     By,

@@ -22,8 +22,8 @@ from reweigh.cli.output import (
     say,
     stdout,
 )
+from reweigh.gate.check import GATE_VERSION
 from reweigh.gate.policy import HISTORICAL
-from reweigh.gate.result import GATE_VERSION
 from reweigh.report import junit as to_junit
 from reweigh.report import markdown, terminal
 from reweigh.report.gate import verdict

@@ -16,8 +16,7 @@ from reweigh.cli.output import (
     progress,
     stdout,
 )
-from reweigh.plan.result import Plan
-from reweigh.plan.run import BATCH, KEEP, plan_records
+from reweigh.plan.run import BATCH, KEEP, Plan, plan_records
 from reweigh.plan.run import plan as plan_model
 from reweigh.report import terminal
 from reweigh.scan.engines import single_threaded

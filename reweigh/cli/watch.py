@@ -13,8 +13,7 @@ from rich.live import Live
 from reweigh import watch as watching
 from reweigh.audit import Audit, question
 from reweigh.cli.audit import without_text
-from reweigh.cli.estimators import asked
-from reweigh.cli.options import RayAddress, Runs, engine_of
+from reweigh.cli.options import RayAddress, Runs, asked, engine_of
 from reweigh.cli.output import (
     By,
     Estimators,

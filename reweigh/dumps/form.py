@@ -5,17 +5,19 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from reweigh.records.files import FilePart, Opened, numbered_lines, open_lines
+from reweigh.records.files import FilePart, Opened, cut_at_lines, numbered_lines, open_lines
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
+from reweigh.records.table import to_numpy
 
+Kind = Literal["json", "torch", "pickle", "sqlite", "parquet", "other"]
 Row = Mapping[str, Any]
 """Values by column of the record schema; `prompt_ids` beside them, where the dump has them, is for a rescoring."""
 
@@ -62,7 +64,8 @@ class Format:
         title: what the files are, for a list of what was tried.
         both_sides: whether the framework writes log_pi too; if not, `reweigh rescore` adds it.
         endings: how the files' names end.
-        recognises: whether a file is one, from what stands in it.
+        kind: of `Head`, that the files are of.
+        recognises: whether a file of that kind is one, from what stands in it.
         items: the records of a part.
         info: what a file says of the run.
         parts: the parts of a file that can be read apart, of about so many tokens.
@@ -75,6 +78,7 @@ class Format:
     title: str
     both_sides: bool
     endings: tuple[str, ...]
+    kind: Kind
     recognises: "Callable[[Head], bool]"
     items: Callable[[FilePart], Iterator[Item]]
     info: Callable[[Path], RunInfo]
@@ -89,13 +93,13 @@ class Head:
 
     Attributes:
         path: the file.
-        kind: "json", "torch", "pickle", "sqlite" or "other", by its first bytes.
+        kind: "json", "torch", "pickle", "sqlite", "parquet" or "other", by its first bytes.
         first: the first JSON object, or the object of a torch file; empty if there is none.
         start: the first bytes.
     """
 
     path: Path
-    kind: str
+    kind: Kind
     first: Mapping[str, Any]
     start: bytes
 
@@ -138,6 +142,11 @@ def whole(path: Path, tokens: int) -> Iterator[FilePart]:
     yield FilePart(path)
 
 
+def has(*names: str) -> Callable[[Head], bool]:
+    """Recognise a file by the names in its first object."""
+    return lambda head: head.first.keys() >= set(names)
+
+
 def itself(path: Path) -> Path:
     """A file that is read alone."""
     return path
@@ -156,26 +165,19 @@ TOKEN_COLUMNS = ("token_ids", "log_pi", "mask", "advantage", "versions", "turns"
 
 def array(value: Any, name: str) -> np.ndarray:
     """A flat list, array or tensor of numbers; None among floats becomes NaN."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     try:
-        found = np.asarray(value)
-        if found.dtype.kind == "O":
-            found = found.astype(np.float64)
+        numbers: np.ndarray | None = to_numpy(value)
+        if numbers.dtype.kind == "O":
+            numbers = numbers.astype(np.float64)
     except (TypeError, ValueError):
-        raise _not_numbers(name, value) from None
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "fiub"):
-        raise _not_numbers(name, value)
-    return found
-
-
-def _not_numbers(name: str, value: Any) -> BadRecordError:
-    text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return BadRecordError(
-        f"{name}: wrong type", f"{name} must be a flat list of numbers, got {text}", "the dump is damaged."
-    )
+        numbers = None
+    if numbers is None or numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "fiub"):
+        text = repr(value)
+        text = text if len(text) <= 60 else text[:57] + "..."
+        raise BadRecordError(
+            f"{name}: wrong type", f"{name} must be a flat list of numbers, got {text}", "the dump is damaged."
+        )
+    return numbers
 
 
 def mask_of(value: Any, name: str) -> np.ndarray:
@@ -250,8 +252,8 @@ def version(value: Any) -> int | None:
 
 def one_version(values: Sequence[Any], length: int) -> np.ndarray | None:
     """The version of each token if one version sampled all; which token is of which is not told otherwise."""
-    found = {version(v) for v in values}
-    only = found.pop() if len(found) == 1 else None
+    versions = {version(v) for v in values}
+    only = versions.pop() if len(versions) == 1 else None
     return None if only is None else np.full(length, only, np.int32)
 
 
@@ -265,16 +267,8 @@ def cut_lines(path: Path, tokens: int) -> Iterator[FilePart]:
         yield FilePart(path)
         return
     with open(path, "rb") as file:
-        start = at = row = rows = 0
-        first = 1
-        for line, text in enumerate(file, start=1):
-            if rows and at - start + len(text) > tokens * _TOKEN_BYTES:
-                yield FilePart(path, start, at, row, first)
-                start, first, row, rows = at, line, row + rows, 0
-            at += len(text)
-            rows += bool(text.strip())
-        if rows or start == 0:
-            yield FilePart(path, start, at, row, first)
+        for part in cut_at_lines(path, file, tokens * _TOKEN_BYTES, lambda _, text: bool(text.strip())):
+            yield replace(part, rows=None)  # a line may be several
 
 
 def items_of_lines(part: FilePart, rows: Callable[[Mapping[str, Any], int], Sequence[Row]]) -> Iterator[Item]:
@@ -304,14 +298,14 @@ def first_object(path: Path, opened: Opened | None = None) -> Mapping[str, Any]:
     try:
         with open_lines(path, "rb") if opened is None else opened.lines() as file:
             text = next((x for x in file if x.strip()), b"")
-        found = _parsed(text)
-        if found is None:
-            found = next(iter(_documents(path)), None)
+        value = _parsed(text)
+        if value is None:
+            value = next(iter(_documents(path)), None)
     except (EOFError, zlib.error, gzip.BadGzipFile, UnreadableFileError):
         return {}
-    if isinstance(found, list) and found:
-        found = found[0]
-    return found if isinstance(found, dict) else {}
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, dict) else {}
 
 
 def _rows_of_text(text: bytes, number: int, rows: Callable[[Mapping[str, Any], int], Sequence[Row]]) -> Sequence[Row]:
@@ -359,7 +353,7 @@ def _documents(path: Path) -> list[Any]:
         )
     with open_lines(path, "rb") as file:
         try:
-            found = json.load(file)
+            value = json.load(file)
         except ValueError as e:
             raise UnreadableFileError(f"{path}: not JSON: {e}\nhint: one object a line, or one JSON value.") from None
-    return found if isinstance(found, list) else [found]
+    return value if isinstance(value, list) else [value]

@@ -24,8 +24,6 @@ _MODES: Mapping[str, LogprobsMode] = {"raw_logprobs": "raw", "processed_logprobs
 
 
 def _recognises(head: Head) -> bool:
-    if head.kind != "sqlite":
-        return False
     with closing(_opened(head.path)) as db:
         tables = _query(db, head.path, "SELECT name FROM sqlite_master WHERE type = 'table'")
         return {name for (name,) in tables} >= _TABLES
@@ -143,6 +141,7 @@ FORMAT = Format(
     title="martingale token ledger: an SQLite database with llm_revisions, sequences and scores",
     both_sides=True,
     endings=(".db", ".sqlite", ".sqlite3"),
+    kind="sqlite",
     recognises=_recognises,
     items=_items,
     info=_info,

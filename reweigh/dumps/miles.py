@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from reweigh.dumps.form import TORCH, BadRecordError, Format, Head, Item, Row, array, number, one_version, whole
+from reweigh.dumps.form import TORCH, BadRecordError, Format, Item, Row, array, has, number, one_version, whole
 from reweigh.dumps.slime import Rollouts, response
 from reweigh.dumps.tensors import load_torch
 from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo, UnreadableFileError
 
 _NAME = re.compile(r"(?P<rollout>.+)_(?P<rank>\d+)")
+_KEYS = ("rollout_id", "rank", "rollout_data")
 _SLICED = ("rollout_log_probs", "log_probs", "advantages", "entropy")
-
-
-def _recognises(head: Head) -> bool:
-    return head.kind == "torch" and {"rollout_id", "rank", "rollout_data"} <= set(head.first)
 
 
 def _ranks(path: Path) -> list[Path]:
@@ -36,21 +33,12 @@ def _ranks(path: Path) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def _lead(path: Path) -> Path:
-    return _ranks(path)[0]
-
-
 @dataclass(frozen=True)
 class _Slice:
     """One rank's copy of a sample."""
 
     dump: Mapping[str, Any]
     row: int
-
-    @property
-    def name(self) -> str:
-        """For a dump that does not number its samples."""
-        return f"rank{self.dump['rank']}-{self.row}"
 
     def get(self, name: str) -> Any:
         column = self.dump["rollout_data"].get(name)
@@ -75,7 +63,7 @@ def _items(part: FilePart) -> Iterator[Item]:
 
 def _dump(path: Path) -> Mapping[str, Any]:
     dump = load_torch(path)
-    if not isinstance(dump, Mapping) or not {"rollout_id", "rank", "rollout_data"} <= set(dump):
+    if not isinstance(dump, Mapping) or not set(_KEYS) <= set(dump):
         raise UnreadableFileError(f"{path}: must be a train dump like its neighbours\nhint: move it to another folder.")
     return dump
 
@@ -96,7 +84,8 @@ def _rows(key: int | tuple[int, int], slices: Sequence[_Slice], rollouts: Rollou
     )
     versions = one_version(one.get("weight_versions") or (), length)
     index = key if isinstance(key, int) else None
-    row |= {"step": step, "sequence_id": f"rollout{step}/{one.name if index is None else index}"}
+    name = f"rank{one.dump['rank']}-{one.row}" if index is None else index  # of a dump that does not number its samples
+    row |= {"step": step, "sequence_id": f"rollout{step}/{name}"}
     if versions is not None:
         row["versions"] = versions
     truncated = one.get("truncated")
@@ -110,7 +99,11 @@ def _rows(key: int | tuple[int, int], slices: Sequence[_Slice], rollouts: Rollou
 
 def _restored(name: str, slices: Sequence[_Slice], total: int, length: int) -> np.ndarray | None:
     """One value a response token, from the slices of as many ranks as there are; None if no rank has the column."""
-    held = {_rank(one): array(one.get(name), name) for one in reversed(slices) if one.get(name) is not None}
+    held = {
+        int(one.dump.get("cp_rank") or 0): array(one.get(name), name)
+        for one in reversed(slices)
+        if one.get(name) is not None
+    }
     if not held:
         return None
     size = int(slices[0].dump.get("cp_size") or 1)
@@ -146,10 +139,6 @@ def _restored(name: str, slices: Sequence[_Slice], total: int, length: int) -> n
     return restored
 
 
-def _rank(one: _Slice) -> int:
-    return int(one.dump.get("cp_rank") or 0)
-
-
 def _padded_length(one: _Slice, total: int) -> int:
     """What is cut into chunks: the sequence, or in the padded layout the longest of its micro-batch."""
     if one.dump.get("qkv_format", "thd") == "thd":
@@ -182,18 +171,15 @@ def zigzag(total: int, length: int, rank: int, size: int, padded: int) -> list[t
     return found
 
 
-def _info(path: Path) -> RunInfo:
-    return RunInfo(engine="sglang")
-
-
 FORMAT = Format(
     name="miles",
     title="miles train dump: torch files {rollout}_{rank}.pt with rollout_data",
     both_sides=True,
     endings=TORCH,
-    recognises=_recognises,
+    kind="torch",
+    recognises=has(*_KEYS),
     items=_items,
-    info=_info,
+    info=lambda path: RunInfo(engine="sglang"),
     parts=whole,
-    lead=_lead,
+    lead=lambda path: _ranks(path)[0],
 )

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from reweigh.dumps.form import (
     LINES,
     BadRecordError,
     Format,
-    Head,
     Item,
     Row,
     array,
     cut_lines,
     get,
+    has,
     items_of_lines,
     itself,
     mask_of,
@@ -33,13 +32,9 @@ _STEP = re.compile(r"step_?(\d+)")
 _LISTS = ("token_ids", "token_loss_mask", "generation_logprobs", "prev_logprobs", "advantages")
 
 
-def _recognises(head: Head) -> bool:
-    return head.kind == "json" and {"input_lengths", "token_ids", "token_loss_mask"} <= set(head.first)
-
-
 def _items(part: FilePart) -> Iterator[Item]:
-    found = _STEP.search(part.path.name)
-    return items_of_lines(part, partial(_rows, None if found is None else int(found[1]), part.path.name))
+    step = _STEP.search(part.path.name)
+    return items_of_lines(part, partial(_rows, None if step is None else int(step[1]), part.path.name))
 
 
 def _rows(step: int | None, file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
@@ -89,18 +84,15 @@ def _scalar(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _info(path: Path) -> RunInfo:
-    return RunInfo(trainer="nemo-rl")
-
-
 FORMAT = Format(
     name="nemo_rl",
     title="NeMo-RL train data: JSON lines with token_loss_mask, generation_logprobs and prev_logprobs",
     both_sides=True,
     endings=LINES,
-    recognises=_recognises,
+    kind="json",
+    recognises=has("input_lengths", "token_ids", "token_loss_mask"),
     items=_items,
-    info=_info,
+    info=lambda path: RunInfo(trainer="nemo-rl"),
     parts=cut_lines,
     lead=itself,
 )

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from reweigh.dumps import martingale, miles, nemo_rl, open_instruct, openai, prime_rl, sglang, skyrl, slime, verifiers
-from reweigh.dumps.form import LINES, BadRecordError, Format, Head, Item, Row, Skipped, check_row, first_object
+from reweigh.dumps.form import LINES, BadRecordError, Format, Head, Item, Kind, Row, Skipped, check_row, first_object
 from reweigh.dumps.tensors import load_torch
-from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, parquet_names, source_of
+from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, format_of, parquet_names, source_of
 from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
@@ -40,7 +40,7 @@ RECORDS = "records"
 """The name of reweigh's own format, Parquet or JSON lines, where a format is named."""
 
 _START = 1 << 12  # bytes looked at; a pickle names its class in the first hundred
-_MAGIC = (
+_MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"SQLite format 3\0", "sqlite"),
     (b"PK\x03\x04", "torch"),
     (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "torch"),  # before torch 1.6
@@ -62,7 +62,7 @@ class UnknownFormatError(UnreadableFileError):
     """A file that no reader knows."""
 
 
-def look(file: Opened) -> Head:
+def _look(file: Opened) -> Head:
     """Read what recognition goes by.
 
     Raises:
@@ -70,9 +70,11 @@ def look(file: Opened) -> Head:
     """
     path, start = file.path, file.stream().read(_START)
     packed = start[:2] == b"\x1f\x8b"
-    kind = next((kind for magic, kind in _MAGIC if start.startswith(magic)), "json" if packed else "other")
-    if not packed and start.lstrip()[:1] in (b"{", b"["):
-        kind = "json"
+    kind: Kind = "json" if packed or start.lstrip()[:1] in (b"{", b"[") else "other"
+    for magic, name in _MAGIC:
+        if start.startswith(magic):
+            kind = name
+            break
     first: Any = {}
     if kind == "json":
         first = first_object(path, file)
@@ -89,29 +91,27 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
         UnreadableFileError: it is damaged.
     """
     file = path if isinstance(path, Opened) else Opened(Path(path))
-    head = look(file)
-    found = [one for one in FORMATS.values() if one.recognises(head)]
-    if found:
-        return found[0]
-    if head.path.name.endswith((".parquet", ".pq")) and _OUR_OWN & _columns(file):
-        return None
-    if broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
+    head = _look(file)
+    for one in FORMATS.values():
+        if head.kind == one.kind and one.recognises(head):
+            return one
+    if head.path.name.endswith((".parquet", ".pq")):
+        try:
+            ours = bool(_OUR_OWN & set(parquet_names(file)))
+        except UnreadableFileError:
+            ours = True
+        if ours:
+            return None  # what is damaged is told by the reader of records
+    if _broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
         return None  # what is broken is told by the reader of records
     raise _unknown(head)
-
-
-def _columns(file: Opened) -> set[str]:
-    try:
-        return set(parquet_names(file))
-    except UnreadableFileError:
-        return _OUR_OWN  # damaged: what is wrong is told by the reader of records
 
 
 def _is_lines(head: Head) -> bool:
     return head.kind in ("json", "other") and head.path.name.endswith(LINES)
 
 
-def broken_lines(head: Head) -> bool:
+def _broken_lines(head: Head) -> bool:
     """Whether a file is named as JSON lines and does not begin with a JSON object."""
     return _is_lines(head) and not head.first
 
@@ -172,105 +172,21 @@ def find(paths: Paths, reader: str | None = None) -> Found:
         FileNotFoundError: nothing is there.
         ValueError: a folder has dumps of several formats, or nothing that a reader knows.
     """
-    return _find(paths, _Known(reader))
-
-
-def _find(paths: Paths, known: "_Known") -> Found:
-    given = [paths] if isinstance(paths, str | PathLike) else list(paths)
-    if not given:
-        raise ValueError("find: no path was given\nhint: name at least one file, folder or glob.")
-    found: dict[Path, Path] = {}
-    ignored: list[Path] = []
-    for item in map(Path, given):
-        if item.is_dir():
-            here = _folder(item, known)
-            ignored += here.ignored
-            chosen: Sequence[Path] = here.paths
-        elif item.exists() or not has_magic(str(item)):
-            chosen = [_stands_for(path, known) for path in _existing(item)]
-        else:
-            matches = sorted(map(Path, glob(str(item), recursive=True)), key=_natural)
-            if not matches:
-                raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
-            chosen = [_stands_for(path, known) for path in matches if path.is_file()]
-        for path in chosen:
-            found.setdefault(path.resolve(), path)
-    return Found(tuple(found.values()), tuple(ignored))
-
-
-def _existing(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    return [path]
-
-
-def _stands_for(path: Path, known: "_Known") -> Path:
-    one = known.format_of(path)
-    if one is None:
-        return expand(path)[0]
-    return one.lead(path) or path
-
-
-def _folder(folder: Path, known: "_Known") -> Found:
-    if known.reader is not None:
-        one = named(known.reader)
-        if one is None:
-            return Found(tuple(expand(folder)))
-        files = [path for path in _files(folder) if path.name.endswith(one.endings)]
-        chosen = [path for path in files if _may_be(one, path)]
-        return Found(_leads(chosen or files, one, folder))
-    kinds: dict[str, list[Path]] = {}
-    beside: dict[str, list[Path]] = {}  # what is read together with others, if these are there
-    unknown: list[Path] = []
-    broken: list[Path] = []
-    for path in _files(folder):
-        try:
-            if broken_lines(known.head_of(path)):
-                (broken if path.stat().st_size else unknown).append(path)
-                continue
-            one = known.format_of(path)
-        except UnknownFormatError:
-            unknown.append(path)
-        except UnreadableFileError:
-            broken.append(path)
-        else:
-            if one is None and path.parent == folder:
-                kinds.setdefault(RECORDS, []).append(path)
-            elif one is None:
-                unknown.append(path)
-            else:
-                (kinds if one.lead(path) is not None else beside).setdefault(one.name, []).append(path)
-    kinds = kinds or beside
-    if len(kinds) > 1:
-        listed = "; ".join(f"{name}: {len(files)}, such as {files[0]}" for name, files in kinds.items())
-        raise ValueError(
-            f"{folder}: files of several formats are in one folder: {listed}\n"
-            "hint: name the subfolder or files of one of them, or choose with --reader."
-        )
-    if not kinds and (broken or unknown):
-        known.format_of([*broken, *unknown][0])  # raises, unless it is broken lines
-    if not kinds or RECORDS in kinds:
-        return Found(tuple(expand(folder)))
-    [(name, files)] = kinds.items()
-    # a file that cannot be read, among those that can, is one of them: reading it says what is wrong with it
-    homes = {(path.parent, path.suffix) for path in files}
-    files += [path for path in broken if (path.parent, path.suffix) in homes]
-    ignored = [path for path in (*unknown, *broken) if path not in files]
-    return Found(_leads(sorted(files, key=_natural), FORMATS[name], folder), tuple(ignored))
+    return _Known(reader).find(paths)
 
 
 def _may_be(one: Format, path: Path) -> bool:
     """Whether a file is of a format; one that cannot be read is taken, so that reading it says why."""
     try:
-        head = look(Opened(path))
+        head = _look(Opened(path))
     except UnreadableFileError:
         return True
-    return one.recognises(head) or broken_lines(head)
+    return (head.kind == one.kind and one.recognises(head)) or _broken_lines(head)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    found = (p for p in folder.rglob("*") if p.name.endswith((*_ENDINGS, ".parquet")) and p.is_file())
-    yield from sorted(found, key=_natural)
+    files = (p for p in folder.rglob("*") if p.name.endswith((*_ENDINGS, ".parquet")) and p.is_file())
+    yield from sorted(files, key=_natural)
 
 
 def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]:
@@ -307,7 +223,7 @@ class DumpRow:
     place: str
 
 
-def source(path: Path | Opened, reader: str | None = None, skipped: Skipped | None = None) -> Source:
+def source(path: Path, reader: str | None = None, skipped: Skipped | None = None) -> Source:
     """Know how to read a file, whoever wrote it: a dump by its content, records by their name.
 
     Args:
@@ -315,20 +231,7 @@ def source(path: Path | Opened, reader: str | None = None, skipped: Skipped | No
         reader: a format's name, to not look into the file.
         skipped: where to list records that are no good; without it the first of them is an error.
     """
-    return _source(path, recognise(path) if reader is None else named(reader), skipped)
-
-
-def _source(file: Path | Opened, one: Format | None, skipped: Skipped | None) -> Source:
-    if one is None:
-        return source_of(file)
-    path = file.path if isinstance(file, Opened) else file
-    return Source(
-        path,
-        partial(one.info, path),
-        partial(_names, one, path),
-        partial(one.parts, path),
-        partial(_tables, one, skipped),
-    )
+    return _Known(reader, skipped).source(path)
 
 
 def formats(reader: str | None = None, skipped: Skipped | None = None) -> Formats:
@@ -351,34 +254,116 @@ class _Known:
     """Files that were looked into: open, with the format that each is of."""
 
     def __init__(self, reader: str | None, skipped: Skipped | None = None) -> None:
-        self.reader, self._skipped = reader, skipped
+        self._reader, self._skipped = reader, skipped
         self._open: dict[Path, Opened] = {}
         self._formats: dict[Path, Format | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process, which has to look for itself."""
-        return _Known, (self.reader, self._skipped)
+        return _Known, (self._reader, self._skipped)
 
     def expand(self, paths: Paths) -> list[Path]:
         """List the files that are meant, see `find`."""
-        return list(_find(paths, self).paths)
+        return list(self.find(paths).paths)
 
     def source(self, path: Path) -> Source:
         """Know how to read one of them."""
-        one = self.format_of(path)
-        return _source(self._opened(path) if one is None else path, one, self._skipped)
+        one = self._format_of(path)
+        if one is None:
+            return source_of(self._opened(path))
+        return Source(
+            path,
+            partial(one.info, path),
+            partial(_names, one, path),
+            partial(one.parts, path),
+            partial(_tables, one, self._skipped),
+        )
 
-    def format_of(self, path: Path) -> Format | None:
-        """Tell the format of one of them."""
-        if self.reader is not None:
-            return named(self.reader)
+    def find(self, paths: Paths) -> Found:
+        """Find the files that are meant, see `find`."""
+        given = [paths] if isinstance(paths, str | PathLike) else list(paths)
+        if not given:
+            raise ValueError("find: no path was given\nhint: name at least one file, folder or glob.")
+        chosen: dict[Path, Path] = {}
+        ignored: list[Path] = []
+        for item in map(Path, given):
+            if item.is_dir():
+                here = self._folder(item)
+                ignored += here.ignored
+                for path in here.paths:
+                    chosen.setdefault(path.resolve(), path)
+                continue
+            if item.exists():
+                matches = [item]
+            elif not has_magic(str(item)):
+                raise FileNotFoundError(f"{item}: no such file or folder")
+            else:
+                matches = sorted(map(Path, glob(str(item), recursive=True)), key=_natural)
+                if not matches:
+                    raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
+                matches = [path for path in matches if path.is_file()]
+            for path in matches:
+                one = self._format_of(path)
+                if one is None:
+                    format_of(path)  # refuses a name that no record file has
+                else:
+                    path = one.lead(path) or path
+                chosen.setdefault(path.resolve(), path)
+        return Found(tuple(chosen.values()), tuple(ignored))
+
+    def _folder(self, folder: Path) -> Found:
+        if self._reader is not None:
+            one = named(self._reader)
+            if one is None:
+                return Found(tuple(expand(folder)))
+            files = [path for path in _files(folder) if path.name.endswith(one.endings)]
+            likely = [path for path in files if _may_be(one, path)]
+            return Found(_leads(likely or files, one, folder))
+        kinds: dict[str, list[Path]] = {}
+        beside: dict[str, list[Path]] = {}  # what is read together with others, if these are there
+        unknown: list[Path] = []
+        broken: list[Path] = []
+        for path in _files(folder):
+            try:
+                if _broken_lines(_look(self._opened(path))):
+                    (broken if path.stat().st_size else unknown).append(path)
+                    continue
+                one = self._format_of(path)
+            except UnknownFormatError:
+                unknown.append(path)
+            except UnreadableFileError:
+                broken.append(path)
+            else:
+                if one is None and path.parent == folder:
+                    kinds.setdefault(RECORDS, []).append(path)
+                elif one is None:
+                    unknown.append(path)
+                else:
+                    (kinds if one.lead(path) is not None else beside).setdefault(one.name, []).append(path)
+        kinds = kinds or beside
+        if len(kinds) > 1:
+            listed = "; ".join(f"{name}: {len(files)}, such as {files[0]}" for name, files in kinds.items())
+            raise ValueError(
+                f"{folder}: files of several formats are in one folder: {listed}\n"
+                "hint: name the subfolder or files of one of them, or choose with --reader."
+            )
+        if not kinds and (broken or unknown):
+            self._format_of([*broken, *unknown][0])  # raises, unless it is broken lines
+        if not kinds or RECORDS in kinds:
+            return Found(tuple(expand(folder)))
+        [(name, files)] = kinds.items()
+        # a file that cannot be read, among those that can, is one of them: reading it says what is wrong with it
+        homes = {(path.parent, path.suffix) for path in files}
+        files += [path for path in broken if (path.parent, path.suffix) in homes]
+        ignored = [path for path in (*unknown, *broken) if path not in files]
+        return Found(_leads(sorted(files, key=_natural), FORMATS[name], folder), tuple(ignored))
+
+    def _format_of(self, path: Path) -> Format | None:
+        if self._reader is not None:
+            return named(self._reader)
         if path not in self._formats:
             self._formats[path] = recognise(self._opened(path))
         return self._formats[path]
-
-    def head_of(self, path: Path) -> Head:
-        """Read what recognition goes by."""
-        return look(self._opened(path))
 
     def _opened(self, path: Path) -> Opened:
         file = self._open.pop(path, None) or Opened(path)

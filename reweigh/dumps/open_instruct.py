@@ -1,20 +1,11 @@
 """open-instruct: saved rollouts, one a line, with the sampler's log-probs only."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from reweigh.dumps.form import LINES, Format, Head, Item, Row, array, cut_lines, get, items_of_lines, itself, number
-from reweigh.records.files import FilePart
+from reweigh.dumps.form import LINES, Format, Row, array, cut_lines, get, has, items_of_lines, itself, number
 from reweigh.records.schema import RunInfo
-
-
-def _recognises(head: Head) -> bool:
-    return head.kind == "json" and {"prompt_tokens", "response_tokens", "prompt_idx"} <= set(head.first)
-
-
-def _items(part: FilePart) -> Iterator[Item]:
-    return items_of_lines(part, _rows)
 
 
 def _rows(record: Mapping[str, Any], _: int) -> Sequence[Row]:
@@ -36,18 +27,15 @@ def _rows(record: Mapping[str, Any], _: int) -> Sequence[Row]:
     return [row]
 
 
-def _info(path: Path) -> RunInfo:
-    return RunInfo(engine="vllm")
-
-
 FORMAT = Format(
     name="open_instruct",
     title="open-instruct rollouts: JSON lines with prompt_tokens, response_tokens and logprobs",
     both_sides=False,
     endings=LINES,
-    recognises=_recognises,
-    items=_items,
-    info=_info,
+    kind="json",
+    recognises=has("prompt_tokens", "response_tokens", "prompt_idx"),
+    items=partial(items_of_lines, rows=_rows),
+    info=lambda path: RunInfo(engine="vllm"),
     parts=cut_lines,
     lead=itself,
 )

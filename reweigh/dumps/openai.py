@@ -1,6 +1,7 @@
 """vLLM and other servers of OpenAI's API: saved answers of /v1/completions and /v1/chat/completions with log-probs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
-    Head,
-    Item,
     Row,
     cut_lines,
     first_object,
@@ -22,19 +21,10 @@ from reweigh.dumps.form import (
     same_length,
 )
 from reweigh.dumps.sglang import answer_of, request_of
-from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 _FLOOR = -9999.0  # what vLLM writes for a log-prob of minus infinity, which JSON has not got
 _PREFIX = "token_id:"
-
-
-def _recognises(head: Head) -> bool:
-    return head.kind == "json" and isinstance(answer_of(head.first).get("choices"), list)
-
-
-def _items(part: FilePart) -> Iterator[Item]:
-    return items_of_lines(part, _rows)
 
 
 def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
@@ -124,8 +114,9 @@ FORMAT = Format(
     title="vLLM / OpenAI answers: JSON with choices[].logprobs",
     both_sides=False,
     endings=JSON,
-    recognises=_recognises,
-    items=_items,
+    kind="json",
+    recognises=lambda head: isinstance(answer_of(head.first).get("choices"), list),
+    items=partial(items_of_lines, rows=_rows),
     info=_info,
     parts=cut_lines,
     lead=itself,

@@ -1,7 +1,7 @@
 """prime-rl: token exports, one packed sequence a line, with both sides' log-probs over prompt and response."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,11 @@ from reweigh.dumps.form import (
     LINES,
     BadRecordError,
     Format,
-    Head,
-    Item,
     Row,
     array,
     cut_lines,
     get,
+    has,
     items_of_lines,
     itself,
     mask_of,
@@ -23,7 +22,6 @@ from reweigh.dumps.form import (
     same_length,
     turns_of,
 )
-from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 _VERSION = 1
@@ -35,20 +33,12 @@ _COLUMNS = {
 }
 
 
-def _recognises(head: Head) -> bool:
-    return head.kind == "json" and {"export_sequence_idx", "token_ids", "loss_mask"} <= set(head.first)
-
-
-def _items(part: FilePart) -> Iterator[Item]:
-    return items_of_lines(part, _rows)
-
-
 def _rows(record: Mapping[str, Any], _: int) -> Sequence[Row]:
-    found = get(record, "schema_version")
-    if found != _VERSION:
+    version = get(record, "schema_version")
+    if version != _VERSION:
         raise BadRecordError(
             "schema_version: unknown",
-            f"schema_version of the token export must be {_VERSION}, got {found!r}",
+            f"schema_version of the token export must be {_VERSION}, got {version!r}",
             "another version of prime-rl wrote it, and what its fields mean there is not known here.",
         )
     ids = array(get(record, "token_ids"), "token_ids")
@@ -82,18 +72,15 @@ def _has_ratio(record: Mapping[str, Any], length: int) -> np.ndarray:
     return (rl != 0) if ref is None else (rl != 0) | (ref != 0)
 
 
-def _info(path: Path) -> RunInfo:
-    return RunInfo(engine="vllm", trainer="prime-rl", logprobs_mode="processed")
-
-
 FORMAT = Format(
     name="prime_rl",
     title="prime-rl token export: JSON lines with inference_logprobs and trainer_logprobs",
     both_sides=True,
     endings=LINES,
-    recognises=_recognises,
-    items=_items,
-    info=_info,
+    kind="json",
+    recognises=has("export_sequence_idx", "token_ids", "loss_mask"),
+    items=partial(items_of_lines, rows=_rows),
+    info=lambda path: RunInfo(engine="vllm", trainer="prime-rl", logprobs_mode="processed"),
     parts=cut_lines,
     lead=itself,
 )

@@ -1,6 +1,7 @@
 """SGLang: answers of its /generate, with the sampler's log-probs in meta_info."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
-    Head,
-    Item,
     Row,
     cut_lines,
     first_object,
@@ -21,7 +20,6 @@ from reweigh.dumps.form import (
     one_version,
     prompt_name,
 )
-from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 
@@ -37,14 +35,6 @@ def request_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     request = record.get("request")
     request = request.get("body", request) if isinstance(request, Mapping) else {}
     return request if isinstance(request, Mapping) else {}
-
-
-def _recognises(head: Head) -> bool:
-    return head.kind == "json" and isinstance(answer_of(head.first).get("meta_info"), Mapping)
-
-
-def _items(part: FilePart) -> Iterator[Item]:
-    return items_of_lines(part, _rows)
 
 
 def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
@@ -94,8 +84,9 @@ FORMAT = Format(
     title="SGLang /generate: JSON answers with meta_info.output_token_logprobs",
     both_sides=False,
     endings=JSON,
-    recognises=_recognises,
-    items=_items,
+    kind="json",
+    recognises=lambda head: isinstance(answer_of(head.first).get("meta_info"), Mapping),
+    items=partial(items_of_lines, rows=_rows),
     info=_info,
     parts=cut_lines,
     lead=itself,

@@ -14,7 +14,6 @@ import torch
 from reweigh.dumps.form import (
     BadRecordError,
     Format,
-    Head,
     Item,
     Row,
     array,
@@ -57,10 +56,6 @@ def _rebuilt(kind: type[_Batch], state: Mapping[str, Any]) -> _Batch:
 
 
 _STUBS = {"TrainingInputBatch": _Batch, "_rebuild_tensor_batch": _rebuilt, "TensorList": _Ignored}
-
-
-def _recognises(head: Head) -> bool:
-    return head.kind == "pickle" and b"TrainingInputBatch" in head.start
 
 
 def _items(part: FilePart) -> Iterator[Item]:
@@ -128,18 +123,15 @@ def _rows(columns: Mapping[str, np.ndarray], i: int, group: int | None, step: st
     return [row]
 
 
-def _info(path: Path) -> RunInfo:
-    return RunInfo(trainer="skyrl")
-
-
 FORMAT = Format(
     name="skyrl",
     title="SkyRL training input: a pickle of a TrainingInputBatch",
     both_sides=True,
     endings=(".pkl", ".pickle"),
-    recognises=_recognises,
+    kind="pickle",
+    recognises=lambda head: b"TrainingInputBatch" in head.start,
     items=_items,
-    info=_info,
+    info=lambda path: RunInfo(trainer="skyrl"),
     parts=whole,
     lead=itself,
 )

@@ -9,11 +9,11 @@ from reweigh.dumps.form import (
     TORCH,
     BadRecordError,
     Format,
-    Head,
     Item,
     Row,
     array,
     get,
+    has,
     itself,
     mask_of,
     number,
@@ -28,15 +28,6 @@ from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo, UnreadableFileError
 
 _VERSION = 2
-
-
-def _is_train(head: Head) -> bool:
-    return head.kind == "torch" and {"samples", "dp_shards"} <= set(head.first)
-
-
-def _is_rollout(head: Head) -> bool:
-    first = head.first
-    return head.kind == "torch" and {"samples", "rollout_id"} <= set(first) and "dp_shards" not in first
 
 
 def _train_items(part: FilePart) -> Iterator[Item]:
@@ -181,7 +172,8 @@ TRAIN = Format(
     title="slime train dump: a torch file with format_version 2, samples and dp_shards",
     both_sides=True,
     endings=TORCH,
-    recognises=_is_train,
+    kind="torch",
+    recognises=has("samples", "dp_shards"),
     items=_train_items,
     info=info,
     parts=whole,
@@ -200,7 +192,8 @@ ROLLOUT = Format(
     title="slime or miles rollout dump: a torch file with rollout_id and samples",
     both_sides=False,
     endings=TORCH,
-    recognises=_is_rollout,
+    kind="torch",
+    recognises=lambda head: head.first.keys() >= {"samples", "rollout_id"} and "dp_shards" not in head.first,
     items=_rollout_items,
     info=info,
     parts=whole,

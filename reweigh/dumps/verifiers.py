@@ -1,6 +1,7 @@
 """verifiers: traces.jsonl, an episode a line; each root-to-leaf path of a trace's message graph is one response."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ from reweigh.dumps.form import (
     LINES,
     BadRecordError,
     Format,
-    Head,
-    Item,
     Row,
     array,
     cut_lines,
@@ -23,20 +22,11 @@ from reweigh.dumps.form import (
     prompt_name,
     version,
 )
-from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 DECIMALS = 4  # of a log-prob in a record: verifiers' RECORD_FLOAT_DECIMALS
 _VERSION = 1
 _SPREAD = {"logprobs": "log_mu", "trainer_logprobs": "log_pi", "entropies": "entropy_pi", "advantages": "advantage"}
-
-
-def _recognises(head: Head) -> bool:
-    return head.kind == "json" and "task" in head.first and isinstance(head.first.get("traces"), list)
-
-
-def _items(part: FilePart) -> Iterator[Item]:
-    return items_of_lines(part, _rows)
 
 
 def _rows(episode: Mapping[str, Any], _: int) -> Sequence[Row]:
@@ -182,8 +172,9 @@ FORMAT = Format(
     title="verifiers traces: JSON lines with task and traces",
     both_sides=True,
     endings=LINES,
-    recognises=_recognises,
-    items=_items,
+    kind="json",
+    recognises=lambda head: "task" in head.first and isinstance(head.first.get("traces"), list),
+    items=partial(items_of_lines, rows=_rows),
     info=_info,
     parts=cut_lines,
     lead=itself,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from os import PathLike
@@ -11,16 +11,15 @@ from statistics import NormalDist
 from typing import Any, Literal, cast, get_args
 
 from reweigh import __version__
-from reweigh.audit.accumulate import Sums
-from reweigh.audit.run import answer, question
+from reweigh.audit.run import Sums, answer, question
 from reweigh.audit.slices import Slices
 from reweigh.records import RunInfo
 from reweigh.records.files import Paths
 from reweigh.scan import By, Engine, Report, Workers, scan
 from reweigh.stats.intervals import Number, bernoulli_kl
+from reweigh.stats.numerals import plain
 from reweigh.stats.summary import Summary, bootstrap, excess, summarise
 from reweigh.stats.sums import HostSums, RatioStats
-from reweigh.stats.verdict import Verdict
 
 LevelName = Literal["token", "sequence", "turn"]
 LEVEL_NAMES: tuple[LevelName, ...] = get_args(LevelName)
@@ -33,7 +32,7 @@ _Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a gate must know of a number before it can bound it.
+    """The properties of a number that a gate must know before it can bound it.
 
     Attributes:
         worse: which way is bad.
@@ -258,57 +257,41 @@ def read_run(
         resume=resume,
         on_progress=on_progress,
     )
-    found = answer(scanned)
+    audited = answer(scanned)
     sums: Sums = scanned.sums["audit"]
     cuts = [_cut(stats, None, None) for stats in sums.levels.values()]
     for one in sums.slices.values():
-        cuts += [_cut(stats, one.by, label) for label, stats in _slices(one)]
-    paths = [str(file.path) for file in found.files]
+        for key, stats in one.token.items():  # unlike a report's, slices of little text are not merged into one
+            label = Slices(one.by, {key: stats}, {}, one.width).rows()[0].label
+            cuts.append(_cut(stats, one.by, label))
+            if key in one.sequence:
+                cuts.append(_cut(one.sequence[key], one.by, label))
+    paths = [str(file.path) for file in audited.files]
     run = Run(
         tuple(cut for cut in cuts if cut.n),
-        found.info,
+        audited.info,
         paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more",
-        _said(found.verdict),
-        found.notes,
+        f"{audited.verdict.level}: {audited.verdict.reason}",
+        audited.notes,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     scanned.done()
     return run
 
 
-def _slices(slices: Slices) -> Iterator[tuple[str, RatioStats]]:
-    """Every slice, with its label; unlike a report's, those of little text are not merged into one."""
-    for key, stats in slices.token.items():
-        label = Slices(slices.by, {key: stats}, {}, slices.width).rows()[0].label
-        yield label, stats
-        if key in slices.sequence:
-            yield label, slices.sequence[key]
-
-
 def _cut(stats: RatioStats, by: By | None, label: str | None) -> Cut:
     summary, numbers = measured(stats)
-    return Cut(_level(summary.level), by, label, summary.n, summary.sequences, summary.tokens, numbers)
-
-
-def _level(name: str) -> LevelName:
-    return next(level for level in LEVEL_NAMES if level == name)
-
-
-def _said(verdict: Verdict) -> str:
-    return f"{verdict.level}: {verdict.reason}"
+    level: LevelName = next(name for name in LEVEL_NAMES if name == summary.level)
+    return Cut(level, by, label, summary.n, summary.sequences, summary.tokens, numbers)
 
 
 def _cut_to_dict(cut: Cut) -> dict[str, Any]:
     numbers: dict[str, dict[str, Any]] = {}
     for name, x in cut.numbers.items():
-        refused = _TOO_LARGE if x.value is not None and _plain(x.value) is None else x.refused
-        numbers[name] = {key: _plain(getattr(x, key)) for key in _FIELDS} | {"unit": x.unit, "refused": refused}
+        refused = _TOO_LARGE if x.value is not None and not math.isfinite(x.value) else x.refused
+        numbers[name] = {key: plain(getattr(x, key)) for key in _FIELDS} | {"unit": x.unit, "refused": refused}
     sizes = {"n": cut.n, "sequences": cut.sequences, "tokens": cut.tokens}
     return {"level": cut.level, "by": cut.by, "label": cut.label, **sizes, "numbers": numbers}
-
-
-def _plain(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None
 
 
 def read_baseline(path: str | PathLike[str]) -> Run:

@@ -156,7 +156,7 @@ def compared_in_blocks(
     precision: torch.dtype,
     chunk: int,
 ) -> Tensor:
-    """The six values of each token, `[6, *tok]`; rows are logits, or hidden states if there is a weight."""
+    """Compute the six values of each token, `[6, *tok]`; rows are logits, or hidden states if there is a weight."""
     lead, parts = rows_pi.shape[:-1], []
     width = rows_pi.shape[-1] if weight_pi is None else weight_pi.shape[0]
     rows_pi, rows_mu = merged(rows_pi), merged(rows_mu)

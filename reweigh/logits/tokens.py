@@ -219,7 +219,7 @@ def heated(z: Tensor, temperature: float) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """Sum of products along the last axis; the products are left in the scratch."""
+    """Sum products along the last axis; the products are left in the scratch."""
     return torch.mul(a, b, out=scratch).sum(-1)
 
 

@@ -1,9 +1,7 @@
-"""What a mode and a threshold would do at a KL and a length, before a run or on its records."""
+"""Say what a mode and a threshold would do at a KL and a length, before a run or on its records."""
 
-from reweigh.plan.advice import Advice
 from reweigh.plan.model import ROOT, Band, Centred, Expected, MixedRatio, Part, expect, length_band
-from reweigh.plan.result import AtLength, Plan, Row
-from reweigh.plan.run import plan, plan_records
+from reweigh.plan.run import Advice, AtLength, Plan, Row, plan, plan_records
 
 __all__ = [
     "ROOT",

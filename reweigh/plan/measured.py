@@ -1,4 +1,4 @@
-"""What records say of a plan's inputs: KL a token, lengths, spread, and what each estimator did to these very units."""
+"""Measure a plan's inputs on records: KL a token, lengths, spread, and what each estimator did to these very units."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _LENGTHS = 24  # groups of sequences of nearly one length, for the model
 @final
 @dataclass(frozen=True)
 class Tally:
-    """Sums over what an estimator did; `a + b` is both. Weights in logs: a sequence ratio may be e^800."""
+    """Sums over what an estimator did; `a + b` adds up both. Weights in logs: a sequence ratio may be e^800."""
 
     units: float = 0.0
     kept: float = 0.0
@@ -39,14 +39,14 @@ class Tally:
 
     @classmethod
     def of(cls, w: Weights) -> "Tally":
-        """Of one batch."""
+        """Add up one batch."""
         one_each = heads(w.layout) if w.unit == "turn" else w.valid
         log_w = w.log_w[w.keep & one_each].double()
         units, kept, bounded = (float(x) for x in (w.num_units, w.num_kept, w.num_bounded))
         return cls(units, kept, bounded, _log_sum(log_w), _log_sum(2 * log_w))
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Both."""
+        """Add up both."""
         return Tally(
             self.units + other.units,
             self.kept + other.kept,
@@ -85,7 +85,7 @@ class Sequences:
 
     @classmethod
     def of(cls, batch: Batch) -> "Sequences":
-        """Of one batch, whose log ratios are there."""
+        """Take the numbers of one batch, whose log ratios are there."""
         l, layout = batch.log_ratio.double(), batch.layout
         some = layout.lengths > 0
         sums, squares = (layout.sum_zeroed(x)[some].numpy() for x in (l, l.square()))
@@ -93,7 +93,7 @@ class Sequences:
 
     @classmethod
     def joined(cls, parts: "list[Sequences]") -> "Sequences":
-        """All of them."""
+        """Put parts one after the other."""
         return cls(
             np.concatenate([p.log_ratio for p in parts]),
             np.concatenate([p.length for p in parts]),
@@ -163,7 +163,7 @@ class Measured:
 @final
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What a plan adds up; `a + b` is of both.
+    """The sums of a plan; `a + b` adds those of other records.
 
     Attributes:
         token: stats of the tokens.
@@ -220,15 +220,15 @@ def family(estimators: Mapping[str, Estimator]) -> Family:
     return Family("plan", partial(Sums.of, estimators), (), (Sums, Sequences, Tally), {"estimators": asked})
 
 
-def measured(found: Scanned) -> Measured:
+def measured(scanned: Scanned) -> Measured:
     """Make numbers of what was scanned.
 
     Raises:
         ValueError: no token counts.
     """
-    sums: Sums = found.sums.get("plan", Sums())
+    sums: Sums = scanned.sums.get("plan", Sums())
     if not sum(len(p.length) for p in sums.each):
-        names = ", ".join(str(file.path) for file in found.files)
+        names = ", ".join(str(file.path) for file in scanned.files)
         raise ValueError(f"plan: no token counts in {names}\nhint: `reweigh records describe` says what is in a file.")
     turns = sums.turns / sums.with_turns if sums.with_turns else None
     return Measured(

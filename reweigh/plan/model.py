@@ -1,4 +1,4 @@
-"""What estimators would do to ratios of a known law: its moments, bands, caps, and how far to believe it."""
+"""Work out what estimators do to ratios of a known law: its moments, bands, caps, and how far to believe it."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -190,7 +190,7 @@ class Centred:
         return f"(log_ratio + {self.kl:g})"
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Of each token; 0 off the mask."""
+        """Compute it for each token; 0 off the mask."""
         return torch.where(batch.layout.mask, batch.log_ratio + self.kl, 0)
 
 
@@ -275,13 +275,13 @@ class Band:
 
     def options(self) -> dict[str, Mapping[str, Any]]:
         """By framework: the options that make exactly this band, alone or (where it has no other) with token ratios."""
-        found: dict[str, Mapping[str, Any]] = {}
+        options: dict[str, Mapping[str, Any]] = {}
         for profile in PROFILES:
             for wanted in (geo_rs(self.low, self.high), geo_rs(self.low, self.high) * token_is()):
                 near = nearest(wanted, profile)
-                if near.exact and profile.name not in found:
-                    found[profile.name] = near.options
-        return found
+                if near.exact and profile.name not in options:
+                    options[profile.name] = near.options
+        return options
 
     def _rounded(self, sign: int) -> float:
         half = self.width / math.sqrt(self.length)
@@ -296,7 +296,7 @@ _PREFIXES = 64  # of a sequence, over which a prefix estimator is averaged: by t
 @final
 @dataclass(frozen=True)
 class Expected:
-    """What an estimator does to a unit, on average.
+    """The effect of an estimator on a unit, on average.
 
     Attributes:
         kept: share of units that are not dropped.
@@ -358,10 +358,10 @@ def expect(estimator: Estimator, law: MixedRatio, turns: float | None = None) ->
     weights = [p.share * p.length if by_token else p.share for p in law.parts]
     total = sum(weights)
     sums = [0.0] * 4
-    for weight, found in zip(weights, parts, strict=True):
-        if found is None:
+    for weight, one in zip(weights, parts, strict=True):
+        if one is None:
             return None
-        values = (found.kept, found.capped, found.retained, found.square)
+        values = (one.kept, one.capped, one.retained, one.square)
         sums = [s + weight / total * x for s, x in zip(sums, values, strict=True)]
     kept, capped, retained, square = sums
     if estimator.normalise and retained > 0:  # over kept units the mean weight is 1
@@ -376,11 +376,11 @@ def _of_part(estimator: Estimator, part: Part, turns: float | None) -> Expected 
     if factors is None:
         return None
     for factor in factors:
-        found = _of_factor(factor, part, turns)
-        if found is None:
+        one = _of_factor(factor, part, turns)
+        if one is None:
             return None
-        capped = capped * found.kept + kept * found.capped - capped * found.capped
-        kept, retained, square = kept * found.kept, retained * found.retained, square * found.square
+        capped = capped * one.kept + kept * one.capped - capped * one.capped
+        kept, retained, square = kept * one.kept, retained * one.retained, square * one.square
     return Expected(kept, capped, retained, square)
 
 
@@ -397,7 +397,7 @@ def _joined(factors: tuple[Factor, ...]) -> tuple[Factor, ...] | None:
 
 
 def _both(a: Transform, b: Transform) -> Transform | None:
-    """The transform that does both to one ratio."""
+    """Find the transform that does both to one ratio."""
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Screen) and isinstance(y, (Screen, Reject)):
             low, high = max(x.low, y.low), min(x.high, y.high)
@@ -416,11 +416,18 @@ def _of_factor(f: Factor, part: Part, turns: float | None) -> Expected | None:
     if f.of is not log_ratio or f.sign or f.scale != 1:
         return None
     if f.level.name == "geometric":
-        return _screened(_geometric(t, part)) if isinstance(t, Screen) else None
+        if not isinstance(t, Screen):
+            return None
+        low = t.low if t.low > 0 else 1e-300  # a ratio that no mean of log ratios reaches
+        high = t.high if t.high < math.inf else 1e300
+        return _screened(part.ratio(part.length).geo_accept(low, high, part.length))
     if f.level.name == "prefix":
         step = part.length / _PREFIXES
-        found = [_of_ratio(t, part.ratio((i + 0.5) * step)) for i in range(_PREFIXES)]
-        return _mean([x for x in found if x is not None]) if None not in found else None
+        prefixes = [_of_ratio(t, part.ratio((i + 0.5) * step)) for i in range(_PREFIXES)]
+        known = [(x.kept, x.capped, x.retained, x.square) for x in prefixes if x is not None]
+        if len(known) < _PREFIXES:
+            return None
+        return Expected(*(sum(column) / _PREFIXES for column in zip(*known, strict=True)))
     if f.level.name == "turn":
         return None if turns is None else _of_ratio(t, part.ratio(part.length / turns))
     tokens = {"token": 1.0, "sequence": part.length}.get(f.level.name)
@@ -428,7 +435,7 @@ def _of_factor(f: Factor, part: Part, turns: float | None) -> Expected | None:
 
 
 def _of_ratio(t: Transform, law: LogNormalRatio) -> Expected | None:
-    """A transform of a ratio with this law."""
+    """Work out what a transform does to a ratio with this law; None if there is no closed form."""
     if isinstance(t, Identity):
         return Expected(1, 0, 1, 1 + law.chi2)
     if isinstance(t, Clip):
@@ -446,12 +453,6 @@ def _of_ratio(t: Transform, law: LogNormalRatio) -> Expected | None:
     return None
 
 
-def _geometric(t: Screen, part: Part) -> float:
-    low = t.low if t.low > 0 else 1e-300  # a ratio that no mean of log ratios reaches
-    high = t.high if t.high < math.inf else 1e300
-    return part.ratio(part.length).geo_accept(low, high, part.length)
-
-
 def _normal_within(s2: float, low: float, high: float) -> float:
     """`P(low <= X <= high)` of `X ~ N(-s2/2, s2)`."""
     if s2 == 0:
@@ -464,19 +465,13 @@ def _screened(kept: float) -> Expected:
     return Expected(kept, 0, kept, kept)
 
 
-def _mean(found: list[Expected]) -> Expected:
-    n = len(found)
-    columns = zip(*((x.kept, x.capped, x.retained, x.square) for x in found), strict=True)
-    return Expected(*(sum(column) / n for column in columns))
-
-
 @final
 @dataclass(frozen=True)
 class Capping:
-    """One rule.
+    """The cap that one rule sets.
 
     Attributes:
-        rule: its name in `reweigh.caps` or `reweigh.caps`.
+        rule: its name in `reweigh.caps`.
         cap: under the model; a ratio pi/mu.
         expected: what truncation at it (for `mis_balance`: rejection) does under the model; None where there is no cap.
         on_data: the cap from the records' sequences; None without records, or where no sample can tell.
@@ -489,7 +484,7 @@ class Capping:
 
 
 def cappings(law: MixedRatio, n: float, log_ratio: NDArray[np.float64] | None = None) -> tuple[Capping, ...]:
-    """Every rule's cap of the sequence ratio.
+    """Set the cap of the sequence ratio by every rule.
 
     Args:
         law: the model.
@@ -509,7 +504,7 @@ def cappings(law: MixedRatio, n: float, log_ratio: NDArray[np.float64] | None = 
         "post_batch": PostBatch(n=n),
         "cubic": Cubic(n=n),
     }
-    cappings: list[Capping] = []
+    set_caps: list[Capping] = []
     for name, rule in rules.items():
         if rule is None:
             cap = Figure(mis_balance_cap(law, n), trust)
@@ -527,5 +522,5 @@ def cappings(law: MixedRatio, n: float, log_ratio: NDArray[np.float64] | None = 
         if log_ratio is not None and rule is not None:
             l = torch.as_tensor(log_ratio, dtype=torch.float64)
             on_data = float(rule.log_cap(l, torch.ones_like(l, dtype=torch.bool)).exp())
-        cappings.append(Capping(name, cap, None if estimator is None else expect(estimator, law), on_data))
-    return tuple(cappings)
+        set_caps.append(Capping(name, cap, None if estimator is None else expect(estimator, law), on_data))
+    return tuple(set_caps)

@@ -1,18 +1,359 @@
-"""Plan from a KL and lengths, or from records: the model, each mode, each default, the band and the caps."""
+"""Plan from a KL and lengths, or from records: the model, each mode, each default, the band, the caps, and advice."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
+from typing import Any, Final, Literal, final
 
+from reweigh.caps import Tradeoff
 from reweigh.estimators import Estimator
-from reweigh.plan.advice import advise
+from reweigh.named import geo_rs, prefix_tis, seq_is, seq_mis, seq_tis, snis, token_mis, token_tis, turn_tis
 from reweigh.plan.measured import Measured, family, measured
-from reweigh.plan.model import Band, Expected, MixedRatio, cappings, expect
-from reweigh.plan.modes import Mode, defaults, modes
-from reweigh.plan.result import AtLength, LengthBand, Plan, Row
+from reweigh.plan.model import SMALLEST, Band, Capping, Expected, Figure, MixedRatio, cappings, expect, figure
 from reweigh.records.files import Paths
+from reweigh.rosetta.frameworks import profile_of
+from reweigh.rosetta.words import formula
 from reweigh.scan import Engine, Report, Workers, scan
-from reweigh.stats.verdict import judge
+from reweigh.stats.numerals import plain
+from reweigh.stats.verdict import ESS_GOOD, ESS_POOR, KL_LARGE, Verdict, judge
+
+
+@dataclass(frozen=True)
+class Mode:
+    """An estimator under the name that one knows it by.
+
+    Attributes:
+        name: as one would write it.
+        estimator: what it computes.
+        framework: whose default it is; empty if it is nobody's in particular.
+        options: of the framework, those that are set.
+    """
+
+    name: str
+    estimator: Estimator
+    framework: str = ""
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """The name with the framework's before it, which no other mode has."""
+        return f"{self.framework} {self.name}".strip()
+
+    @property
+    def formula(self) -> str:
+        """`w = ...`."""
+        return formula(self.estimator)
+
+
+def modes(turns: float | None = None) -> tuple[Mode, ...]:
+    """List modes from the finest level to the coarsest; turns only if there are any."""
+    estimators = {
+        "token_tis(2)": token_tis(2.0),
+        "token_mis(0.5, 5)": token_mis(0.5, 5.0),
+        "prefix_tis(2)": prefix_tis(2.0),
+        **({} if turns is None else {"turn_tis(2)": turn_tis(2.0)}),
+        "seq_is": seq_is(),
+        "snis": snis(),
+        "seq_tis(2)": seq_tis(2.0),
+        "seq_tis(10)": seq_tis(10.0),
+        "seq_mis(0, 2)": seq_mis(0.0, 2.0),
+        "seq_mis(0.5, 2)": seq_mis(0.5, 2.0),
+        "geo_rs(0.999, 1.001)": geo_rs(0.999, 1.001),
+        "geo_rs(0.99, 1.01)": geo_rs(0.99, 1.01),
+    }
+    return tuple(Mode(name, estimator) for name, estimator in estimators.items())
+
+
+# Name, framework, options that a user sets; what is not set is the framework's own default.
+_DEFAULTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("sequence mask 3.0", "trl", {}),
+    ("token 2.0", "verl", {"rollout_is": "token"}),
+    ("sequence 2.0", "verl", {"rollout_is": "sequence"}),
+    ("geo 0.999-1.001", "verl", {"rollout_rs": "seq_mean_k1", "rollout_rs_threshold": "0.999_1.001"}),
+    (
+        "seq-mask-tis 0.999-1.002",
+        "nemo-rl",
+        {
+            "use_importance_sampling_correction": True,
+            "truncated_importance_sampling_type": "seq-mask-tis",
+            "truncated_importance_sampling_ratio": 1.002,
+            "truncated_importance_sampling_ratio_min": 0.999,
+        },
+    ),
+    ("seq-mask-tis 0.5-5.0", "openrlhf", {"is_correction_level": "seq"}),
+    ("token mask 0.5-5.0", "openrlhf", {"is_correction_level": "token"}),
+    ("geometric 0.99-1.01", "skyrl", {"sequence_mask_metric": "geometric"}),
+    ("product mask 0.5-2.0", "skyrl", {"sequence_mask_metric": "product"}),
+    ("sequence 5.0", "skyrl", {"tis_ratio_type": "sequence"}),
+)
+
+
+def defaults() -> tuple[Mode, ...]:
+    """Read popular defaults by the profiles of their frameworks (`reweigh explain --from ...`)."""
+    listed: list[Mode] = []
+    for name, framework, options in _DEFAULTS:
+        profile = profile_of(framework)
+        listed.append(Mode(name, profile.read(options).plan.estimator, profile.name, options))
+    return tuple(listed)
+
+
+Sane = Literal["any", "sequence", "capped sequence", "token", "none"]
+ANY = 0.2  # chi-square up to which rows of the table in docs/caps.md differ by less than its worlds do
+
+
+@final
+@dataclass(frozen=True)
+class Advice:
+    """The mode to use, and why.
+
+    Attributes:
+        mode: "any", "sequence", "capped sequence", "token", or "none": fix the cause first.
+        sentence: with its reason.
+        use: as one would write it; empty for "any" and "none".
+    """
+
+    mode: Sane
+    sentence: str
+    use: str = ""
+
+
+def advise(law: MixedRatio, n: float, band: Band, fault: str = "", refusal: str = "") -> Advice:
+    """Choose the sane mode by the effective share that sequence ratios leave, `e^-s2` in the model.
+
+    From 50% on sequence ratios serve, from 30% on with a cap, below it they do not (both from verl's guide to its
+    rollout correction); from a KL of 0.01 a token on the cause comes first (tinker-cookbook, prime-rl).
+
+    Args:
+        law: the model.
+        n: sequences in a step.
+        band: to drop whole sequences with.
+        fault: what is wrong with the records, if something is.
+        refusal: why the records' sequence ratios are no weights, if they are not.
+    """
+    at = f"at KL {law.kl:.2g} and {law.length:,.0f} tokens"
+    ess, cap = law.ess_fraction, Tradeoff(n=n).of_law(law)
+    if fault:
+        return Advice("none", f"fix the cause first: {fault}; what follows supposes that pi covers mu")
+    if law.kl == 0:
+        return Advice("any", "there is no gap: nothing is to be corrected")
+    if law.chi2 <= ANY:
+        why = f"sequence ratios keep {ess:.0%} effective"
+        return Advice("any", f"{at} {why}, so any mode serves, uncapped or with a cap of 2; fixed tight bands do not")
+    left = f"a sequence product keeps {said(figure(ess, law.chi2))} effective"
+    if law.kl >= KL_LARGE:
+        return Advice("none", f"{at} {left}: fix the cause first, a KL of {KL_LARGE:g} is more than numerics explain")
+    if ess >= ESS_GOOD and not refusal:
+        return Advice("sequence", f"{at} {left}: it serves, with a cap as a guard", f"seq_tis({cap:.3g})")
+    if ess >= ESS_POOR:
+        kept = expect(seq_tis(cap), law)
+        part = "" if kept is None else f", which retains {said(figure(kept.retained, law.chi2))} of the weight"
+        left += f" in the model, but on these records {refusal}" if refusal else ""
+        why = f"{left}: only with a cap for a batch of {n:,.0f}{part}"
+        return Advice("capped sequence", f"{at} {why}; or token ratios", f"seq_tis({cap:.3g})")
+    capped, token = expect(seq_tis(2.0), law), expect(token_tis(2.0), law)
+    assert capped is not None
+    assert token is not None
+    retained = said(figure(capped.retained, law.chi2))
+    why = f"{left}, and one capped at 2 retains {retained} of the weight: do not"
+    instead = f"use token ratios, token_tis(2), which keep {said(figure(token.ess, 0))}"
+    fixed = expect(geo_rs(0.999, 1.001), law)
+    tight = "" if fixed is None else f" (0.999 to 1.001 would drop {said(figure(fixed.dropped, 0))})"
+    return Advice("token", f"{at} {why}; {instead}, and to drop whole sequences {band.code}{tight}", "token_tis(2)")
+
+
+def said(f: Figure) -> str:
+    """Write a share in percent, with no more digits than it has; `~` before a rough one.
+
+    Example:
+        >>> said(Figure(0.0312)), said(Figure(0.2, "rough")), said(Figure(None, "refused", 1e-4))
+        ('3.1%', '~20%', '<0.01%')
+    """
+    if f.value is None:
+        return "refused" if f.below is None else f"<{100 * f.below:.2g}%"
+    percent = 100 * f.value
+    if f.trust == "rough":
+        return f"~{percent:.2g}%" if percent < 99.5 else "~100%"
+    if 0 < f.value < SMALLEST:
+        return f"<{100 * SMALLEST:.2g}%"
+    if 99 < percent < 100:
+        return f"{percent:.2f}%" if percent < 99.995 else ">99.99%"
+    if percent >= 9.95 or percent == 0:
+        return f"{percent:.0f}%"
+    return f"{percent:.1f}%" if percent >= 0.95 else f"{percent:.2g}%"
+
+
+SCHEMA: Final = 1
+FIGURES: Final = ("dropped", "capped", "retained", "over_kept", "ess")
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One mode.
+
+    Attributes:
+        mode: what it is.
+        expected: under the model; None if it has no closed form.
+        chi2: of the ratio that it weighs by: how far the model can be believed.
+        on_data: the same on the records; None without records.
+    """
+
+    mode: Mode
+    expected: Expected | None
+    chi2: float
+    on_data: Expected | None = None
+
+    def figures(self) -> dict[str, Figure]:
+        """Of the model, by name; see `FIGURES`."""
+        if self.expected is None:
+            return dict.fromkeys(FIGURES, Figure(None, "refused"))
+        return {name: figure(getattr(self.expected, name), self.chi2) for name in FIGURES}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "name": self.mode.name,
+            "framework": self.mode.framework or None,
+            "options": None if self.mode.options is None else dict(self.mode.options),
+            "formula": self.mode.formula,
+            "unit": self.mode.estimator.unit,
+            "model": {name: one.to_dict() for name, one in self.figures().items()},
+            "on_data": None if self.on_data is None else {name: getattr(self.on_data, name) for name in FIGURES},
+        }
+
+
+@final
+@dataclass(frozen=True)
+class LengthBand:
+    """A band, the share that it keeps under the model, and on the records each at its own length."""
+
+    band: Band
+    keeps: float
+    on_data: float | None
+    options: Mapping[str, Mapping[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "length": self.band.length,
+            "centre": -self.band.kl,
+            "width": self.band.width,
+            "low": self.band.low,
+            "high": self.band.high,
+            "keeps": self.keeps,
+            "keeps_on_data": self.on_data,
+            "code": self.band.code,
+            "options": {name: dict(options) for name, options in self.options.items()},
+        }
+
+
+@final
+@dataclass(frozen=True)
+class AtLength:
+    """A plan for one length, or for the lengths of the records.
+
+    Attributes:
+        length: tokens; the mean if there are several.
+        kl: of a token, nats.
+        s2: variance of a sequence's log ratio under the model, nats squared.
+        chi2: of the sequence ratio under the model.
+        advice: which mode is sane.
+        modes: the modes of the field.
+        defaults: popular defaults.
+        band: the length-aware band.
+        caps: of the sequence ratio, by rule.
+    """
+
+    length: float
+    kl: float
+    s2: float
+    chi2: float
+    advice: Advice
+    modes: tuple[Row, ...]
+    defaults: tuple[Row, ...]
+    band: LengthBand
+    caps: tuple[Capping, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the model was checked this far: a chi-square of the sequence ratio up to 1."""
+        return self.chi2 <= 1
+
+    def row(self, name: str) -> Row:
+        """The mode of that name; of a default, `framework name`."""
+        return next(r for r in (*self.modes, *self.defaults) if name in (r.mode.name, r.mode.key))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "length": self.length,
+            "kl": self.kl,
+            "s2": self.s2,
+            "chi2": plain(self.chi2),
+            "trusted": self.trusted,
+            "advice": {"mode": self.advice.mode, "sentence": self.advice.sentence, "use": self.advice.use or None},
+            "modes": [row.to_dict() for row in self.modes],
+            "defaults": [row.to_dict() for row in self.defaults],
+            "band": self.band.to_dict(),
+            "caps": [
+                {"rule": c.rule, "cap": c.cap.to_dict(), "on_data": plain(c.on_data)}
+                | {"retained": None if c.expected is None else figure(c.expected.retained, self.chi2).to_dict()}
+                | {"ess": None if c.expected is None else figure(c.expected.ess, self.chi2).to_dict()}
+                for c in self.caps
+            ],
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A plan for each length, as `plan` and `plan_records` make it.
+
+    Attributes:
+        batch: sequences in a step.
+        at: one entry a length.
+        measured: of the records; None without any.
+        verdict: of the records; None without any.
+    """
+
+    batch: float
+    at: tuple[AtLength, ...]
+    measured: Measured | None = None
+    verdict: Verdict | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; `reweigh_plan` is the version of the schema."""
+        return {
+            "reweigh_plan": SCHEMA,
+            "batch": self.batch,
+            "records": None if self.measured is None else _of_records(self.measured, self.verdict),
+            "lengths": [one.to_dict() for one in self.at],
+        }
+
+
+def _of_records(m: Measured, verdict: Verdict | None) -> dict[str, Any]:
+    kl = m.token.numbers["kl_k3"]
+    lengths = sorted(m.each.length.tolist())
+    return {
+        "sequences": m.sequence.n,
+        "tokens": m.token.n,
+        "kl": {"value": m.kl, "low": plain(kl.low), "high": plain(kl.high)},
+        "length": {name: lengths[int(q * (len(lengths) - 1))] for name, q in QUANTILES.items()},
+        "spread": m.each.spread(),
+        "variance_over_model": plain(variance_over_model(m)),
+        "turns": m.turns,
+        "verdict": None if verdict is None else {"level": verdict.level, "reason": verdict.reason},
+    }
+
+
+QUANTILES: Final = {"least": 0.0, "tenth": 0.1, "median": 0.5, "ninetieth": 0.9, "most": 1.0}
+
+
+def variance_over_model(m: Measured) -> float | None:
+    """Variance of a sequence's log ratio, over that of the model: 1 if the gaps of its tokens are independent."""
+    return m.each.variance(m.kl) / (2 * m.kl) if m.kl > 0 else None
+
 
 BATCH = 1024  # sequences in a step, if nobody says
 KEEP = 0.95  # share of sequences that the length-aware band keeps
@@ -78,8 +419,8 @@ def plan_records(
         FileNotFoundError: nothing is there.
     """
     _check(0.0, lengths or (1,), batch, keep, None)
-    wanted = {_key(mode): mode.estimator for mode in (*modes(turns=1), *defaults()) if not mode.estimator.normalise}
-    found = scan(
+    wanted = {mode.key: mode.estimator for mode in (*modes(turns=1), *defaults()) if not mode.estimator.normalise}
+    scanned = scan(
         paths,
         [family(wanted)],
         keep_going=keep_going,
@@ -89,8 +430,8 @@ def plan_records(
         resume=resume,
         on_progress=on_progress,
     )
-    m = measured(found)
-    found.done()
+    m = measured(scanned)
+    scanned.done()
     verdict = judge(m.token, m.sequence)
     variance = m.each.variance(m.kl)
     fault = "" if m.token.identity else verdict.reason
@@ -114,7 +455,10 @@ def _at(
     refusal: str = "",
 ) -> AtLength:
     band = Band.keeping(keep, law.kl, law.length, variance)
-    data = _on_data(m)
+    data: dict[str, Expected | None] = {}
+    if m is not None:
+        data = {name: tally.expected() for name, tally in m.tallies.items()}
+        data["snis"] = m.tallies["seq_is"].expected(normalised=True)
     return AtLength(
         length=law.length,
         kl=law.kl,
@@ -129,28 +473,17 @@ def _at(
 
 
 def _row(mode: Mode, law: MixedRatio, turns: float | None, data: Mapping[str, Expected | None]) -> Row:
-    return Row(mode, expect(mode.estimator, law, turns), _chi2(mode.estimator, law, turns), data.get(_key(mode)))
-
-
-def _on_data(m: Measured | None) -> dict[str, Expected | None]:
-    if m is None:
-        return {}
-    found = {name: tally.expected() for name, tally in m.tallies.items()}
-    return found | {"snis": m.tallies["seq_is"].expected(normalised=True)}
+    return Row(mode, expect(mode.estimator, law, turns), _chi2(mode.estimator, law, turns), data.get(mode.key))
 
 
 def _chi2(estimator: Estimator, law: MixedRatio, turns: float | None) -> float:
-    """Of the coarsest ratio that an estimator reads; 0 for bands on means, which look at no tail of a ratio."""
+    """Take that of the coarsest ratio an estimator reads; 0 for bands on means, which look at no tail of a ratio."""
     levels = {f.level.name for f in estimator.factors}
     if levels & {"sequence", "prefix"}:
         return law.chi2
     if "turn" in levels and turns is not None:
         return law.mean(lambda p: p.ratio(p.length / turns).chi2)
     return law.mean(lambda p: p.ratio(1).chi2) if "token" in levels else 0.0
-
-
-def _key(mode: Mode) -> str:
-    return f"{mode.framework} {mode.name}".strip()
 
 
 def _check(kl: float, lengths: Sequence[float], batch: float, keep: float, turns: float | None) -> None:

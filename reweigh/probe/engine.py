@@ -1,4 +1,4 @@
-"""What samples: anything that turns prompts into tokens and says how probable each was; and the prompts."""
+"""Engines: anything that turns prompts into tokens and says how probable each was; and the prompts."""
 
 import json
 from abc import ABC, abstractmethod
@@ -78,7 +78,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine says of itself, for the record's metadata; None is unknown."""
+    """An engine as it describes itself, for the record's metadata; None is unknown."""
 
     name: str
     version: str | None

@@ -1,4 +1,4 @@
-"""The engine behind any OpenAI-compatible server that returns token ids: vLLM, SGLang, llama.cpp; and its dialects."""
+"""An engine behind any OpenAI-compatible server that returns token ids: vLLM, SGLang, llama.cpp; and its dialects."""
 
 import random
 import threading
@@ -73,13 +73,8 @@ class Completion:
     finish_reason: str | None
 
 
-def server_kind(owned_by: str) -> ServerKind:
-    """Whose server it is, by the `owned_by` of its model card; "openai" if it does not say."""
-    return _OWNERS.get(owned_by, "openai")
-
-
 def endpoint(kind: ServerKind, url: str) -> str:
-    """Where to ask, from the API's base.
+    """Tell where to ask, from the API's base.
 
     llama.cpp's own endpoint, because its `/v1/completions` leaves tokens out: those that end inside a character.
     """
@@ -89,7 +84,7 @@ def endpoint(kind: ServerKind, url: str) -> str:
 def request_body(
     kind: ServerKind, model: str, prompt_ids: Sequence[int], settings: SamplingSettings, seed: int
 ) -> dict[str, Any]:
-    """One completion request, with every other way of bending the distribution turned off."""
+    """Make one completion request, with every other way of bending the distribution turned off."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": list(prompt_ids),
@@ -299,19 +294,18 @@ class OpenAIEngine(Engine):
     def _draw(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, on_tokens: Callable[[int], None]
     ) -> Generator[Sample, None, None]:
+        kind, url = self._server.kind, self._server.url
+
         def work(job: tuple[int, int]) -> Completion:
             prompt, k = job
-            return self._complete(prompts[prompt], settings, settings.seed + prompt * settings.n + k)
+            seed = settings.seed + prompt * settings.n + k
+            body = request_body(kind, self._server.model, prompts[prompt], settings, seed) | self._extra
+            return to_completion(self._json("POST", endpoint(kind, url), body), kind, url)
 
         jobs = [(prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)]
         for (prompt, k), reply in in_parallel(work, jobs, self._concurrency):
             on_tokens(len(reply.token_ids))
             yield Sample(prompt, k, reply.token_ids, reply.log_mu, reply.finish_reason)
-
-    def _complete(self, prompt: Sequence[int], settings: SamplingSettings, seed: int) -> Completion:
-        server = self._server
-        body = request_body(server.kind, server.model, prompt, settings, seed) | self._extra
-        return to_completion(self._json("POST", endpoint(server.kind, server.url), body), server.kind, server.url)
 
     def _check_temperature(self, prompts: Sequence[Sequence[int]]) -> None:
         """Draw the same contexts at two temperatures: raw log-probs of the same token are equal, true ones are not."""
@@ -346,16 +340,13 @@ class OpenAIEngine(Engine):
                 f"--served-model: {model!r} is not at {url}, which has {', '.join(names)}\nhint: use one of these."
             )
         card = cards[0 if model is None else names.index(model)]
-        kind = server_kind(str(card.get("owned_by")))
-        return Server(url, str(card["id"]), kind, self._version(url, kind))
-
-    def _version(self, url: str, kind: ServerKind) -> str | None:
-        root = url.removesuffix("/v1")
+        kind = _OWNERS.get(str(card.get("owned_by")), "openai")
+        root, version = url.removesuffix("/v1"), None
         if kind == "vllm":
-            return str(self._json("GET", f"{root}/version")["version"])
-        if kind == "llama.cpp":
-            return str(self._json("GET", f"{root}/props")["build_info"])
-        return None
+            version = str(self._json("GET", f"{root}/version")["version"])
+        elif kind == "llama.cpp":
+            version = str(self._json("GET", f"{root}/props")["build_info"])
+        return Server(url, str(card["id"]), kind, version)
 
     def _json(self, method: str, url: str, body: Mapping[str, Any] | None = None, times: int | None = None) -> Any:
         """Ask, again after a passing failure, and read the answer."""
@@ -393,7 +384,7 @@ class OpenAIEngine(Engine):
 
 
 def _by_context(samples: Iterable[Sample]) -> dict[tuple[int, tuple[int, ...]], float]:
-    """The log-prob of each drawn token, by prompt and tokens up to it."""
+    """Map prompt and tokens up to it to the log-prob of each drawn token."""
     return {(one.prompt, one.token_ids[: t + 1]): x for one in samples for t, x in enumerate(one.log_mu)}
 
 

@@ -68,7 +68,16 @@ class VLLMEngine(Engine):
         jobs = {f"{prompt}.{k}": (prompt, k) for prompt in range(len(prompts)) for k in range(settings.n)}
         drawn = dict.fromkeys(jobs, 0)
         for name, (prompt, k) in jobs.items():
-            params = self._params(settings, settings.seed + prompt * settings.n + k)
+            params = self._vllm.SamplingParams(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=0,
+                min_p=0.0,
+                max_tokens=settings.max_tokens,
+                seed=settings.seed + prompt * settings.n + k,
+                logprobs=0,
+                detokenize=False,
+            )
             engine.add_request(name, {"prompt_token_ids": list(prompts[prompt])}, params)
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -80,18 +89,6 @@ class VLLMEngine(Engine):
                     log_mu = tuple(float(row[i].logprob) for row, i in zip(reply.logprobs, token_ids, strict=True))
                     prompt, k = jobs[output.request_id]
                     yield Sample(prompt, k, token_ids, log_mu, reply.finish_reason)
-
-    def _params(self, settings: SamplingSettings, seed: int) -> Any:
-        return self._vllm.SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=0,
-            min_p=0.0,
-            max_tokens=settings.max_tokens,
-            seed=seed,
-            logprobs=0,
-            detokenize=False,
-        )
 
     def close(self) -> None:
         """Shut the engine core down."""

@@ -35,7 +35,7 @@ def number_format(option: str, value: str) -> NumberFormat:
 
 
 def in_format(model: PreTrainedModel, dtype: NumberFormat) -> PreTrainedModel:
-    """The model with its linear layers in a format.
+    """Put the model's linear layers in a format.
 
     - "float32", "bfloat16", "float16": as loaded.
     - "int8-weight": each row of each weight (of a hidden layer) rounded to 255 levels, computed in float32. Mild.
@@ -43,18 +43,16 @@ def in_format(model: PreTrainedModel, dtype: NumberFormat) -> PreTrainedModel:
       as well. Harsh: a small model becomes another policy.
     """
     if dtype == "int8-weight":
-        return _int8_rows(model)
+        head = model.get_output_embeddings()
+        for layer in model.modules():
+            # The vocabulary layer may share its weight with the embedding, which engines leave alone.
+            if isinstance(layer, nn.Linear) and layer is not head:
+                layer.weight.data = round_rows(layer.weight.data)
     if dtype == "int8":
-        return _int8_dynamic(model)
-    return model
-
-
-def _int8_rows(model: PreTrainedModel) -> PreTrainedModel:
-    head = model.get_output_embeddings()
-    for layer in model.modules():
-        # The vocabulary layer may share its weight with the embedding, which engines leave alone.
-        if isinstance(layer, nn.Linear) and layer is not head:
-            layer.weight.data = round_rows(layer.weight.data)
+        with warnings.catch_warnings():
+            # torch announces that this will move to another package; until it does there is nothing a user could do.
+            warnings.simplefilter("ignore")
+            return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # pyright: ignore[reportDeprecated]
     return model
 
 
@@ -62,13 +60,6 @@ def round_rows(weight: Tensor) -> Tensor:
     """Round each row to multiples of its largest magnitude / 127: symmetric int8, one scale an output channel."""
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale).round() * scale
-
-
-def _int8_dynamic(model: PreTrainedModel) -> PreTrainedModel:
-    with warnings.catch_warnings():
-        # torch announces that this will move to another package; until it does there is nothing a user could do.
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # pyright: ignore[reportDeprecated]
 
 
 # The one model that a package index alone can give: Apache-2.0, SmolLM2-135M-Instruct quantised to 4 bits.
@@ -129,12 +120,12 @@ def find_model(spec: str, tell: Callable[[str], None] = _silent) -> ModelSource:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer, with its chat template if it has one."""
+    """Load the tokenizer, with its chat template if it has one."""
     return _pretrained(AutoTokenizer, source)
 
 
 def load_model(source: ModelSource, dtype: NumberFormat, device: str = "cpu") -> PreTrainedModel:
-    """The model for inference, in a number format of `reweigh.probe.models`."""
+    """Load the model for inference, in a number format of `reweigh.probe.models`."""
     wide = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else torch.float32
     model = _pretrained(AutoModelForCausalLM, source, dtype=wide)
     model.eval()

@@ -21,7 +21,7 @@ _GROUP = 64  # rows that an interrupt can lose, and that are in memory at once
 
 @dataclass(frozen=True)
 class Rescored:
-    """What a rescoring did.
+    """Counts of a rescoring.
 
     Attributes:
         num_seqs: rows written.
@@ -61,9 +61,13 @@ def rescore(
     seqs = empty = tokens = masked = outside = counted = 0
     gap = 0.0
     with writing(part, info) as writer:
-        for group in _groups(_scorable(rows, report)):
+        scorable = _scorable(rows, report)
+        while group := list(islice(scorable, _GROUP)):
             full = [row for row in group if len(row.columns["token_ids"])]
-            scores = scorer.score([_response(row) for row in full], lambda n: progress(1, n))
+            prompts = [[] if row.prompt_ids is None else [int(x) for x in row.prompt_ids] for row in full]
+            tokens_of = [[int(x) for x in row.columns["token_ids"]] for row in full]
+            responses = [Response(*pair) for pair in zip(prompts, tokens_of, strict=True)]
+            scores = scorer.score(responses, lambda n: progress(1, n))
             written = [_columns(row, score) for row, score in zip(full, scores, strict=True)]
             writer.write(written)
             for row, columns, score in zip(full, written, scores, strict=True):
@@ -81,7 +85,7 @@ def rescore(
 
 
 def described(info: RunInfo, scorer: Scorer, model: str) -> RunInfo:
-    """What to say of a rescored dump."""
+    """Say of a rescored dump what the scorer adds to what it says of its run."""
     return replace(
         info,
         schema_version=RunInfo().schema_version,
@@ -115,16 +119,6 @@ def _wrong(row: DumpRow) -> tuple[str, str] | None:
         )
         return "the record has no token ids of the prompt", hint
     return None
-
-
-def _groups(rows: Iterator[DumpRow]) -> Iterator[list[DumpRow]]:
-    while group := list(islice(rows, _GROUP)):
-        yield group
-
-
-def _response(row: DumpRow) -> Response:
-    prompt = [] if row.prompt_ids is None else [int(x) for x in row.prompt_ids]
-    return Response(prompt, [int(x) for x in row.columns["token_ids"]])
 
 
 def _columns(row: DumpRow, score: Score) -> dict[str, Any]:

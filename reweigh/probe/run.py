@@ -50,7 +50,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutFile:
-    """What `read_rollouts` found.
+    """The content of a file of samples, as `read_rollouts` reads it.
 
     Attributes:
         model: what was asked for as `--model` when sampling.
@@ -165,7 +165,7 @@ _SMALLEST_GROUP, _LARGEST_GROUP, _GROUPS = 16, 512, 16
 
 @dataclass(frozen=True)
 class Summary:
-    """What a scoring pass did.
+    """Counts of a scoring pass.
 
     Attributes:
         num_seqs: rows written.
@@ -181,13 +181,13 @@ class Summary:
 
 
 def partial_path(out: Path) -> Path:
-    """Where rows stand until all are there: `records.parquet` -> `records.partial.parquet`."""
+    """Tell where rows stand until all are there: `records.parquet` -> `records.partial.parquet`."""
     stem, _, suffix = out.name.partition(".")
     return out.with_name(f"{stem}.partial.{suffix}")
 
 
 def rollout_path(out: Path) -> Path:
-    """A free name for the samples of a run: `records.parquet` -> `records.rollouts`, or `records-2.rollouts`, ..."""
+    """Find a free name for samples of a run: `records.parquet` -> `records.rollouts`, `records-2.rollouts`, ..."""
     stem = out.name.partition(".")[0]
     path, k = out.with_name(f"{stem}.rollouts"), 1
     while path.exists():
@@ -215,7 +215,8 @@ def sample(
     num_empty = 0
     prompt_ids = tokenize(prompts, tokenizer)
     samples = engine.sample(prompt_ids, settings, lambda tokens: progress(0, tokens))
-    run = _run_id(engine.info, settings)
+    # tells apart the responses of different engines to one prompt when their files are read together
+    run = hashlib.sha256(repr((engine.info, settings)).encode()).hexdigest()[:8]
     # Left early, a generator ends only when it is closed, and a server is asked on until then.
     with RolloutWriter(path, model, engine.info, settings) as writer, closing(samples):
         for one in samples:
@@ -261,7 +262,7 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
 
 @contextmanager
 def writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
-    """A writer that leaves no file if it is stopped before the first row."""
+    """Write to a file that is not left there if it is stopped before the first row."""
     writer = RecordWriter(path, info)
     try:
         with writer:
@@ -269,11 +270,6 @@ def writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
     finally:
         if writer.rows_written == 0:
             path.unlink()
-
-
-def _run_id(engine: EngineInfo, settings: SamplingSettings) -> str:
-    """Tells apart the responses of different engines to one prompt when their files are read together."""
-    return hashlib.sha256(repr((engine, settings)).encode()).hexdigest()[:8]
 
 
 def _row(rollout: Rollout, one: Score) -> dict[str, Any]:
@@ -317,7 +313,7 @@ _DTYPE = "bfloat16"  # what engines sample in, unless told
 
 
 class EngineName(str, Enum):
-    """What can sample."""
+    """The engines that can sample."""
 
     TRANSFORMERS = "transformers"
     OPENAI = "openai"
@@ -326,7 +322,7 @@ class EngineName(str, Enum):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engine, and how to start it; each reads what is its own.
+    """The choice of an engine, and how to start it; each reads what is its own.
 
     Attributes:
         name: which.
@@ -367,7 +363,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """What scores.
+    """The choice of a scorer.
 
     Attributes:
         model: as `find_model` takes it; None is the model that sampled.

@@ -1,4 +1,4 @@
-"""The trainer's half of a probe: what a model says of tokens that something else sampled."""
+"""Score tokens that something else sampled with a model: the trainer's half of a probe."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Score:
-    """What the scorer says of one response; each list has a value a token.
+    """The scorer's numbers of one response; each list has a value a token.
 
     Attributes:
         log_pi: nats, under the temperature and top-p that it was sampled with.

@@ -9,7 +9,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -80,12 +80,12 @@ def expand(paths: Paths) -> list[Path]:
     given = [paths] if isinstance(paths, str | PathLike) else list(paths)
     if not given:
         raise ValueError("expand: no path was given\nhint: name at least one file, folder or glob of records.")
-    found: dict[Path, Path] = {}
+    chosen: dict[Path, Path] = {}
     for item in given:
         for path in _expand_one(Path(item)):
             format_of(path)
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+            chosen.setdefault(path.resolve(), path)
+    return list(chosen.values())
 
 
 def _expand_one(path: Path) -> list[Path]:
@@ -291,7 +291,9 @@ def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> 
     run_tokens = run_rows = 0
     for i in groups:
         group = metadata.row_group(i)
-        tokens = _num_tokens(group)
+        columns = (group.column(k) for k in range(group.num_columns))
+        # values of log_mu, an empty list counted as one; the number of rows if there is no such column
+        tokens = next((c.num_values for c in columns if c.path_in_schema.split(".")[0] == "log_mu"), group.num_rows)
         if run and (run_tokens + tokens > max_tokens or run_rows + group.num_rows > _MAX_ROWS):
             yield run, run_rows, run_tokens
             run, run_tokens, run_rows = [], 0, 0
@@ -300,14 +302,6 @@ def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> 
         run_rows += group.num_rows
     if run:
         yield run, run_rows, run_tokens
-
-
-def _num_tokens(group: pq.RowGroupMetaData) -> int:
-    """Values of log_mu, an empty list counted as one; the number of rows if there is no such column."""
-    for i in range(group.num_columns):
-        if group.column(i).path_in_schema.split(".")[0] == "log_mu":
-            return group.column(i).num_values
-    return group.num_rows
 
 
 def _unreadable(file: Opened, error: Exception) -> Exception:
@@ -356,17 +350,27 @@ def cut_jsonl(opened: Opened, tokens: int) -> Iterator[FilePart]:
     if path.suffix == ".gz":
         yield FilePart(path)
         return
+
+    def is_row(line: int, text: bytes) -> bool:
+        return bool(text.strip()) and not (line == 1 and _is_info(_record(path, line, text)))
+
     with opened.stream() as file:
-        start = at = row = rows = 0
-        first = 1
-        for line, text in enumerate(file, start=1):
-            if rows and at - start + len(text) > tokens * _TOKEN_BYTES:
-                yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
-                start, first, row, rows = at, line, row + rows, 0
-            at += len(text)
-            rows += bool(text.strip()) and not (line == 1 and _is_info(_record(path, line, text)))
-        if rows or start == 0:
-            yield FilePart(path, start, at, row, first, rows, (at - start) // _TOKEN_BYTES)
+        for part in cut_at_lines(path, file, tokens * _TOKEN_BYTES, is_row):
+            yield replace(part, tokens=(cast("int", part.stop) - part.start) // _TOKEN_BYTES)
+
+
+def cut_at_lines(path: Path, file: IO[bytes], most: int, is_row: Callable[[int, bytes], bool]) -> Iterator[FilePart]:
+    """Cut a file into parts of at most so many bytes, unless one row has more; `is_row` of a line's number and text."""
+    start = at = row = rows = 0
+    first = 1
+    for line, text in enumerate(file, start=1):
+        if rows and at - start + len(text) > most:
+            yield FilePart(path, start, at, row, first, rows)
+            start, first, row, rows = at, line, row + rows, 0
+        at += len(text)
+        rows += is_row(line, text)
+    if rows or start == 0:
+        yield FilePart(path, start, at, row, first, rows)
 
 
 def read_jsonl(
@@ -585,11 +589,6 @@ def read_info(path: str | Path, formats: Formats = RECORDS) -> RunInfo:
     return formats.source(Path(path)).info()
 
 
-def read_names(path: Path, formats: Formats = RECORDS) -> list[str]:
-    """List the names of a file's columns; of JSON lines, those of the first record."""
-    return formats.source(path).names()
-
-
 def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED, formats: Formats = RECORDS) -> list[FilePart]:
     """Parts of about `tokens` tokens, which can be read apart from each other and in any process; in the files' order.
 
@@ -606,12 +605,12 @@ def cut(paths: Paths, tokens: int, *, required: Sequence[str] = REQUIRED, format
         FileNotFoundError: nothing is there.
         ValueError: a file is not readable, or a required column is missing.
     """
-    found: list[FilePart] = []
+    cuts: list[FilePart] = []
     for path in formats.expand(paths):
         source = formats.source(path)
         _check_file(source, required)
-        found += source.parts(tokens)
-    return found
+        cuts += source.parts(tokens)
+    return cuts
 
 
 def read_batches(
@@ -645,21 +644,6 @@ def read_batches(
         yield RecordBatch(batch_of(table), table, origin)
 
 
-def read_part(
-    part: FilePart,
-    *,
-    columns: Sequence[str] | None = None,
-    max_tokens: int = MAX_TOKENS,
-    formats: Formats = RECORDS,
-) -> Iterator[RecordBatch]:
-    """Stream one part that `cut` named; see `read_batches`."""
-    if columns is not None:
-        columns = (*OF_BATCH, *columns)
-    source = formats.source(part.path)
-    for table, origin in _read_tables(source, part, _wanted(columns, REQUIRED), REQUIRED, max_tokens):
-        yield RecordBatch(batch_of(table), table, origin)
-
-
 def read_tables(
     paths: Paths,
     *,
@@ -669,18 +653,17 @@ def read_tables(
     formats: Formats = RECORDS,
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Stream records as canonical Arrow tables; with `required=ROLLOUT_REQUIRED`, of rollouts yet to be rescored."""
-    wanted = _wanted(columns, required)
+    wanted = None if columns is None else tuple(dict.fromkeys(_known(name).name for name in (*required, *columns)))
     for path in formats.expand(paths):
         source = formats.source(path)
         _check_file(source, required)
-        yield from _read_tables(source, FilePart(path), wanted, required, max_tokens)
-
-
-def read_raw(
-    path: Path, columns: tuple[str, ...] | None, max_tokens: int, report: Report, formats: Formats = RECORDS
-) -> Iterator[tuple[pa.Table, Origin]]:
-    """Stream one file's rows as they are, with the types that the file has."""
-    return formats.source(path).read(FilePart(path), columns, max_tokens, report)
+        for raw, origin in source.read(FilePart(path), wanted, max_tokens, fail):
+            table = conform(raw, origin, fail)
+            # a JSONL file may drop a column part of the way
+            check_names(table.schema.names, required, origin.place(0), fail)
+            aligned(table, origin, required, fail)
+            for start, length in slices_of(lengths_of(single(table, "log_mu")), max_tokens):
+                yield table.slice(start, length), origin.slice(start, length)
 
 
 def _check_file(source: Source, required: Sequence[str]) -> None:
@@ -688,22 +671,6 @@ def _check_file(source: Source, required: Sequence[str]) -> None:
     names = source.names()
     if names:  # JSON lines without a record have none
         check_names(names, required, str(source.path), fail)
-
-
-def _wanted(columns: Sequence[str] | None, required: Sequence[str]) -> tuple[str, ...] | None:
-    return None if columns is None else tuple(dict.fromkeys(_known(name).name for name in (*required, *columns)))
-
-
-def _read_tables(
-    source: Source, part: FilePart, wanted: Sequence[str] | None, required: Sequence[str], max_tokens: int
-) -> Iterator[tuple[pa.Table, Origin]]:
-    for raw, origin in source.read(part, wanted, max_tokens, fail):
-        table = conform(raw, origin, fail)
-        # a JSONL file may drop a column part of the way
-        check_names(table.schema.names, required, origin.place(0), fail)
-        aligned(table, origin, required, fail)
-        for start, length in slices_of(lengths_of(single(table, "log_mu")), max_tokens):
-            yield table.slice(start, length), origin.slice(start, length)
 
 
 def slices_of(lengths: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:

@@ -219,11 +219,7 @@ class Tally:
     def __call__(self, violation: Violation) -> None:
         """Count one more."""
         seen = self.by_rule.get(violation.rule)
-        first = violation if seen is None else seen
-        count = violation.count + (0 if seen is None else seen.count)
-        self.by_rule[violation.rule] = Violation(
-            first.rule, first.place, first.detail, first.hint, count, first.counted
-        )
+        self.by_rule[violation.rule] = violation if seen is None else replace(seen, count=seen.count + violation.count)
 
 
 class UnreadableFileError(ValueError):

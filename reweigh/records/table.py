@@ -47,22 +47,17 @@ def token_values(lists: pa.Array, lengths: np.ndarray) -> pa.Array:
     null this is a view of the column's own buffer.
     """
     # flatten() respects slices and skips what may lie under a null list
-    flat = lists.flatten()
+    flat, kind = lists.flatten(), lists.type.value_type
+    fill = float("nan") if pa.types.is_floating(kind) else True if pa.types.is_boolean(kind) else FILL
     if flat.null_count:
-        flat = pc.fill_null(flat, _fill(flat.type))
+        flat = pc.fill_null(flat, fill)
     if lists.null_count == 0:
         return flat
     present = np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
     some = flat.to_numpy(zero_copy_only=False)
-    values = np.full(len(present), _fill(flat.type), dtype=some.dtype)
+    values = np.full(len(present), fill, dtype=some.dtype)
     values[present] = some
     return pa.array(values, flat.type)
-
-
-def _fill(value_type: pa.DataType) -> float | int | bool:
-    if pa.types.is_floating(value_type):
-        return float("nan")
-    return True if pa.types.is_boolean(value_type) else FILL
 
 
 def check_names(names: Iterable[str], required: Sequence[str], place: str, report: Report) -> None:
@@ -90,7 +85,7 @@ def conform(table: pa.Table, origin: Origin, report: Report) -> pa.Table:
         raw = single(table, column.name)
         if column.name == "advantage" and not _is_list(raw.type) and "log_mu" in arrays:
             raw = _spread(raw, arrays["log_mu"])
-        cast = _cast(raw, column, origin, report)
+        cast = raw if raw.type == column.type else _cast(raw, column, origin, report)
         if cast is not None:
             arrays[column.name] = cast
     return pa.table(arrays)
@@ -172,8 +167,6 @@ def _is_castable(raw: pa.DataType, to: pa.DataType) -> bool:
 
 
 def _cast(raw: pa.Array, column: Column, origin: Origin, report: Report) -> pa.Array | None:
-    if raw.type == column.type:
-        return raw
     rule, hint = f"{column.name}: wrong type", f"write {column.name} as {column.type}."
     if not _is_castable(raw.type, column.type):
         detail = f"{column.name} must be {column.type}, got {raw.type}"
@@ -259,7 +252,8 @@ def _value(row: Mapping[str, Any], column: Column) -> Any:
     if value is None:
         return None
     if column.name == "advantage" and np.ndim(value) == 0:
-        return np.full(_length(row), _number(value, column), dtype=np.float32)
+        log_mu = row.get("log_mu")
+        return np.full(0 if log_mu is None else len(log_mu), _number(value, column), dtype=np.float32)
     if column.per_token:
         return _token_array(value, column)
     if pa.types.is_string(column.type):
@@ -269,13 +263,8 @@ def _value(row: Mapping[str, Any], column: Column) -> Any:
     return _number(value, column)
 
 
-def _length(row: Mapping[str, Any]) -> int:
-    log_mu = row.get("log_mu")
-    return 0 if log_mu is None else len(log_mu)
-
-
 def _number(value: Any, column: Column) -> float | int:
-    array = _numpy(value)
+    array = to_numpy(value)
     integer = pa.types.is_integer(column.type)
     if array.ndim or array.dtype.kind not in ("iu" if integer else "fiu"):
         raise ValueError(f"{column.name} must be {'an integer' if integer else 'a number'}, got {value!r}")
@@ -286,7 +275,7 @@ def _number(value: Any, column: Column) -> float | int:
 
 def _token_array(value: Any, column: Column) -> np.ndarray:
     try:
-        array = _numpy(value)
+        array = to_numpy(value)
     except ValueError:
         raise ValueError(f"{column.name} must be a flat list, got one of unequal lists") from None
     if array.ndim != 1:
@@ -311,7 +300,8 @@ def _token_array(value: Any, column: Column) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any) -> np.ndarray:
+    """Make an array of a list, an array or a tensor on any device; bfloat16, which NumPy lacks, becomes float32."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -367,15 +357,25 @@ _TOKEN_RULES = (
         "ids and versions count from 0; where there is none, take the token out of the mask or leave the list null.",
     ),
 )
-_SCALARS = ("sequence_id", "prompt_length", "pack_index")
+# By column of one value a row: which values are wrong, what that is called, and what to do.
+_SCALARS: dict[str, tuple[Callable[[pa.Array], Any], str, str]] = {
+    "sequence_id": (lambda ids: pc.equal(ids, ""), "empty", "name each response."),
+    "prompt_length": (lambda n: pc.less(n, 0), "negative", "prompt_length counts from 0; null if it is not known."),
+    "pack_index": (lambda n: pc.less(n, 0), "negative", "pack_index counts from 0; null if it is not known."),
+}
 
 
 def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
     """Report every rule on values that a canonical table with aligned rows breaks."""
     names = set(table.schema.names)
-    for name in _SCALARS:
+    for name, (wrong, word, hint) in _SCALARS.items():
         if name in names:
-            _check_scalar(single(table, name), name, origin, report)
+            scalars = single(table, name)
+            bad = pc.fill_null(wrong(scalars), False).to_numpy(zero_copy_only=False)
+            if bad.any():
+                row = int(np.argmax(bad))
+                detail = f"{name} is {word}" + (f": {scalars[row]}" if word == "negative" else "")
+                report(Violation(f"{name}: {word}", origin.place(row), detail, hint, int(bad.sum())))
     if "log_mu" not in names:
         return
     lengths = lengths_of(single(table, "log_mu"))
@@ -385,27 +385,21 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
             continue
         lists = single(table, column.name)
         values = token_values(lists, lengths).to_numpy(zero_copy_only=False)
+        ends = np.array([values.min(), values.max()] if values.size else [])  # NaN if there is one
         for rule in rules:
-            if _clean(values, rule):
+            # no value breaks it, even off the mask: each rule is about too large, too small or not finite
+            if not ends.size or (np.isfinite(ends).all() and not rule.broken(ends).any()):
                 continue
             bad = rule.broken(values)
             bad &= _mask(table)[1] & np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
             count = int(bad.sum())
             if count:
-                token, ends = int(np.argmax(bad)), np.cumsum(lengths)
-                row = int(np.searchsorted(ends, token, side="right"))
-                index = token - int(ends[row] - lengths[row])
+                token, stops = int(np.argmax(bad)), np.cumsum(lengths)
+                row = int(np.searchsorted(stops, token, side="right"))
+                index = token - int(stops[row] - lengths[row])
                 detail = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}"
                 name = f"{column.name}: {rule.word}"
                 report(Violation(name, origin.place(row), detail, rule.hint, count, "tokens"))
-
-
-def _clean(values: np.ndarray, rule: _TokenRule) -> bool:
-    """Whether no value breaks a rule, even off the mask: each is about too large, too small or not finite."""
-    if values.size == 0:
-        return True
-    ends = np.array([values.min(), values.max()])  # NaN if there is one
-    return bool(np.isfinite(ends).all() and not rule.broken(ends).any())
 
 
 def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
@@ -414,12 +408,14 @@ def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
         return
     lengths, mask = _mask(table)
     counted = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[mask], minlength=len(lengths))
-    empty = counted == 0
-    if empty.any():
-        row = int(np.argmax(empty))
-        detail = f"no token counts: {lengths[row]} tokens in the response, 0 in the mask"
-        hint = "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled."
-        report(Violation(NO_TOKEN, origin.place(row), detail, hint, int(empty.sum())))
+    _report_rows(
+        counted == 0,
+        origin,
+        report,
+        NO_TOKEN,
+        lambda row: f"no token counts: {lengths[row]} tokens in the response, 0 in the mask",
+        "leave out responses with nothing to weigh; the mask is true on response tokens that were sampled.",
+    )
 
 
 def _mask(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -429,31 +425,15 @@ def _mask(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return lengths, token_values(single(table, "mask"), lengths).to_numpy(zero_copy_only=False)
 
 
-def _check_scalar(values: pa.Array, name: str, origin: Origin, report: Report) -> None:
-    is_id = name == "sequence_id"
-    wrong = pc.equal(values, "") if is_id else pc.less(values, 0)
-    bad = pc.fill_null(wrong, False).to_numpy(zero_copy_only=False)
-    if bad.any():
-        row = int(np.argmax(bad))
-        word = "empty" if is_id else "negative"
-        detail = f"{name} is {word}" + ("" if is_id else f": {values[row]}")
-        hint = "name each response." if is_id else f"{name} counts from 0; null if it is not known."
-        report(Violation(f"{name}: {word}", origin.place(row), detail, hint, int(bad.sum())))
-
-
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
-
-
 def stable_hashes(values: pa.Array, kind: str) -> np.ndarray:
     """One int64 a value, the same in every process and on every machine; 0 for null."""
     coded = values.dictionary_encode()
-    unique = [int.from_bytes(_digest(kind, text), "little", signed=True) for text in coded.dictionary.to_pylist()]
+    person, unique = kind.encode(), list[int]()
+    for text in coded.dictionary.to_pylist():
+        digest = hashlib.blake2b(text.encode(), digest_size=8, person=person).digest()
+        unique.append(int.from_bytes(digest, "little", signed=True))
     codes = coded.indices.fill_null(len(unique)).to_numpy(zero_copy_only=False)
     return np.array([*unique, 0], dtype=np.int64)[codes]
-
-
-def _digest(kind: str, text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8, person=kind.encode()).digest()
 
 
 def batch_of(table: pa.Table) -> Batch:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reweigh.records.files import MAX_TOKENS, RECORDS, Formats, Paths, read_info, read_names, read_raw, read_tables
+from reweigh.records.files import MAX_TOKENS, RECORDS, FilePart, Formats, Paths, Source, read_info, read_tables
 from reweigh.records.schema import (
     BY_NAME,
     COLUMNS,
@@ -100,7 +100,11 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
     tokens_counted = 0
     for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, formats=formats):
         lengths.append(lengths_of(single(table, "log_mu")))
-        tokens_counted += _counted(table, lengths[-1])
+        tokens_counted += int(
+            token_values(single(table, "mask"), lengths[-1]).true_count
+            if "mask" in table.schema.names
+            else lengths[-1].sum()
+        )
         for name in table.schema.names:
             values_of[name] += table.num_rows - table.column(name).null_count
         if "prompt_id" in table.schema.names:
@@ -126,15 +130,6 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
         steps=(min(steps), max(steps)) if steps else None,
         envs=dict(sorted(envs.items())),
     )
-
-
-def _counted(table: pa.Table, lengths: np.ndarray) -> int:
-    if "mask" not in table.schema.names:
-        return int(lengths.sum())
-    return int(token_values(single(table, "mask"), lengths).true_count)
-
-
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 
 @dataclass(frozen=True)
@@ -192,28 +187,25 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
     rows = 0
     for path in files:
         try:
-            notes.update(dict.fromkeys(_notes(path, formats)))
-            names = read_names(path, formats)
+            source = formats.source(path)
+            notes.update(dict.fromkeys(_notes(source)))
+            names = source.names()
             if names:
                 check_names(names, REQUIRED, str(path), tally)
-            for raw, origin in read_raw(path, None, MAX_TOKENS, tally, formats):
-                _check_table(raw, origin, seen, tally)
+            for raw, origin in source.read(FilePart(path), None, MAX_TOKENS, tally):
+                table = conform(raw, origin, tally)
+                if "sequence_id" in table.schema.names:
+                    _check_unique(single(table, "sequence_id"), origin, seen, tally)
+                whole = aligned(table, origin, REQUIRED, tally)
+                table, origin = table.filter(pa.array(whole)), origin.keep(np.flatnonzero(whole).tolist())
+                check_values(table, origin, tally)
+                check_counts(table, origin, tally)
                 rows += raw.num_rows
                 if on_rows is not None:
                     on_rows(raw.num_rows)
         except UnreadableFileError as e:
             unreadable.append(str(e))
     return Validation(tuple(files), rows, tuple(tally.by_rule.values()), tuple(notes), tuple(unreadable))
-
-
-def _check_table(raw: pa.Table, origin: Origin, seen: set[int], report: Report) -> None:
-    table = conform(raw, origin, report)
-    if "sequence_id" in table.schema.names:
-        _check_unique(single(table, "sequence_id"), origin, seen, report)
-    whole = aligned(table, origin, REQUIRED, report)
-    table, origin = table.filter(pa.array(whole)), origin.keep(np.flatnonzero(whole).tolist())
-    check_values(table, origin, report)
-    check_counts(table, origin, report)
 
 
 def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report) -> None:
@@ -231,11 +223,9 @@ def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report)
         report(Violation("sequence_id: duplicated", origin.place(again[0]), detail, hint, len(again)))
 
 
-def _notes(path: Path, formats: Formats) -> list[str]:
-    notes = [
-        f"{path}: {unknown_name(name)}; it is ignored" for name in read_names(path, formats) if name not in BY_NAME
-    ]
-    info = read_info(path, formats)
+def _notes(source: Source) -> list[str]:
+    path, info = source.path, source.info()
+    notes = [f"{path}: {unknown_name(name)}; it is ignored" for name in source.names() if name not in BY_NAME]
     if info.schema_version is None:
         notes.append(f"{path}: no run metadata (engine, trainer, temperature, ...); it is all taken as unknown")
     elif info.logprobs_mode == "raw" and info.temperature not in (None, 1.0):

@@ -194,7 +194,8 @@ def convert(
     partial = output.with_name(f"partial-{os.getpid()}-{output.name}")
     try:
         with RecordWriter(partial, info) as writer:
-            for table in _regrouped(_tables(files, formats), rows_per_group):
+            tables = read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats)
+            for table in _regrouped((table for table, _ in tables), rows_per_group):
                 writer.write_table(table)
                 if on_rows is not None:
                     on_rows(table.num_rows)
@@ -219,11 +220,6 @@ def merged_info(files: list[Path], *, force: bool = False, formats: Formats = RE
         merged = merged.merged(info)
         known = RunInfo.from_dict({**info.to_dict(), **known.to_dict()})
     return replace(merged, schema_version=SCHEMA_VERSION)
-
-
-def _tables(files: list[Path], formats: Formats) -> Iterator[pa.Table]:
-    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats):
-        yield table
 
 
 def _regrouped(tables: Iterator[pa.Table], rows: int | None) -> Iterator[pa.Table]:

@@ -4,7 +4,6 @@ The values themselves draw nothing. What is drawn is made of lines and of one ki
 in which each number is rounded once.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reweigh.audit import Audit
@@ -16,7 +15,7 @@ from reweigh.report import causes, gate, plan
 from reweigh.report.document import document_of
 from reweigh.report.gate import junit, markdown
 from reweigh.report.page import page
-from reweigh.report.tables import WIDE, Block, to_terminal
+from reweigh.report.tables import WIDE, to_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,11 +34,16 @@ def terminal(found: Result, console: "Console") -> None:
         >>> terminal(plan(1e-3, [4096]), Console(width=100))  # doctest: +ELLIPSIS
         token: ...
     """
-    to_terminal(_blocks(found, console.width), console, WIDE if isinstance(found, Audit) else None)
+    if isinstance(found, Audit):
+        to_terminal(audits.on_terminal(found, console.width), console, WIDE)
+    elif isinstance(found, Diagnosis):
+        to_terminal(causes.on_terminal(found), console)
+    else:
+        to_terminal(gate.on_terminal(found) if isinstance(found, Gate) else plan.on_terminal(found), console)
 
 
 def text(found: Result, width: int = WIDE) -> str:
-    """A result as `terminal` prints it, without colours."""
+    """Write a result as `terminal` prints it, without colours."""
     import io
 
     from rich.console import Console
@@ -50,16 +54,8 @@ def text(found: Result, width: int = WIDE) -> str:
 
 
 def document(found: Result) -> dict[str, Any]:
-    """A result as plain values for JSON; `"reweigh_audit": 2`, say, is the version of an audit's schema.
+    """Turn a result into plain values for JSON; `"reweigh_audit": 2`, say, is the version of an audit's schema.
 
     No number in it is NaN or infinite: what JSON has not got is null, with the reason beside it.
     """
     return document_of(found) if isinstance(found, Audit) else found.to_dict()
-
-
-def _blocks(found: Result, width: int) -> Iterator[Block]:
-    if isinstance(found, Audit):
-        return audits.on_terminal(found, width)
-    if isinstance(found, Diagnosis):
-        return causes.on_terminal(found)
-    return gate.on_terminal(found) if isinstance(found, Gate) else plan.on_terminal(found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, first_cause
 from reweigh.audit.where import Cut
-from reweigh.doctor.causes import ABOUT, BENIGN, CauseId
+from reweigh.doctor.causes import ABOUT, BENIGN
 from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
 from reweigh.records import RunInfo
 from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
@@ -26,7 +26,7 @@ _PICTURES = {
 
 
 def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line]:
-    """A diagnosis beside an audit: the causes it names in full, the others in passing.
+    """Put a diagnosis beside an audit: the causes it names in full, the others in passing.
 
     Args:
         diagnosis: what a doctor said.
@@ -54,7 +54,7 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
 
 
 def verdict(found: Diagnosis) -> Line:
-    """The verdict in a line."""
+    """Put the verdict in a line."""
     first = first_cause(found)
     sure = found.benign or (first is not None and first.confidence >= NAMED)
     style = "bold ok" if found.benign else "bold fail"
@@ -63,7 +63,7 @@ def verdict(found: Diagnosis) -> Line:
 
 
 def on_terminal(found: Diagnosis) -> Iterator[Block]:
-    """A diagnosis in full: the verdict, what to do, then why."""
+    """Show a diagnosis in full: the verdict, what to do, then why."""
     yield verdict(found)
     yield line(ABOUT[found.verdict].meaning)
     if found.source == "records":
@@ -164,7 +164,7 @@ class Section:
 
 
 def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
-    """The section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
+    """Make the section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
     doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in diagnosis.cannot_tell]
     some = [(by, label, ABOUT[one.verdict].title) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
@@ -196,6 +196,15 @@ def _card(one: Finding, cuts: Collection[Cut]) -> Card:
         of = f"{e.n:,}" if e.n is not None else ""
         lines = (value, f"95% interval {ends}" if ends else "no interval", f"n = {of}" if of else "", e.meaning)
         rows.append([Cell(e.name, style="code"), Cell(value, "\n".join(x for x in lines if x)), ends, of, e.meaning])
+    words: Mapping[str, str] = {cut: CUT_WORDS[cut] for cut in cuts}
+    places: list[tuple[str, str]] = []
+    for name in ABOUT[one.id].seen_in:
+        if name in _PICTURES:
+            places.append((f"fig-{name}", _PICTURES[name]))
+        elif name == "worst":
+            places.append((name, "the worst sequences"))
+        elif name in words:
+            places.append((f"fig-where-{name}", f"by {words[name]}"))
     heads = (Column("evidence", "left"), Column("value"), INTERVAL, Column("n"), *_sentences("what it means"))
     return Card(
         one.id,
@@ -215,19 +224,8 @@ def _card(one: Finding, cuts: Collection[Cut]) -> Card:
         Table.of(heads, rows) if rows else None,
         one.rules_out,
         tuple(one.fix.items()),
-        tuple(_places(one.id, cuts)),
+        tuple(places),
     )
-
-
-def _places(cause: CauseId, cuts: Collection[Cut]) -> Iterator[tuple[str, str]]:
-    words: Mapping[str, str] = {cut: CUT_WORDS[cut] for cut in cuts}
-    for name in ABOUT[cause].seen_in:
-        if name in _PICTURES:
-            yield f"fig-{name}", _PICTURES[name]
-        elif name == "worst":
-            yield name, "the worst sequences"
-        elif name in words:
-            yield f"fig-where-{name}", f"by {words[name]}"
 
 
 def _sentences(*headings: str) -> tuple[Column, ...]:

@@ -4,14 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from reweigh.audit.pictures import Histogram, Tail, WorstSequence
-from reweigh.audit.recommend import Ranked, Recommendation
+from reweigh.audit.pictures import Tail, WorstSequence
+from reweigh.audit.recommend import Recommendation
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import MEANINGS, Outcome, TrialRow
-from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
+from reweigh.audit.where import KNOWN_BEFORE, Stratum
 from reweigh.report.words import length_columns
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import plain
@@ -23,13 +21,12 @@ SLICE_NUMBERS: Mapping[str, tuple[str, ...]] = {
     "token": ("mean_ratio", "kl_k3", "mean_abs", "tv"),
     "sequence": ("mean_ratio", "mean_abs", "tv", "ess_fraction"),
 }
-MAX_OUTSIDE = 0.005  # share of sequences that may lie beyond the bars
 _NO_INTERVAL = "no interval: fewer than two prompts"
 _TOO_LARGE = "beyond what a float64 holds"
 
 
 def document_of(audit: Audit) -> dict[str, Any]:
-    """The audit as JSON values; numbers that JSON has not got are null, with the reason beside them."""
+    """Turn an audit into JSON values; numbers that JSON has not got are null, with the reason beside them."""
     top, verdict = audit.headline, audit.verdict
     return {
         "reweigh_audit": DOCUMENT_VERSION,
@@ -51,8 +48,15 @@ def document_of(audit: Audit) -> dict[str, Any]:
         "estimators": [_trial(trial) for trial in audit.trials],
         "estimator_meanings": dict(MEANINGS),
         "slices": {by: [_slice(row) for row in rows] for by, rows in audit.slices.items()},
-        "where": {cut: _where(cut, rows) for cut, rows in audit.strata.items()},
-        "histograms": {name: bars(name, x) for name, x in audit.histograms.items()},
+        "where": {
+            cut: {
+                "ratio_must_be_1": cut in KNOWN_BEFORE,
+                "meanings": {name: x.meaning for name, x in rows[0].token.items()},
+                "rows": [_stratum(row) for row in rows],
+            }
+            for cut, rows in audit.strata.items()
+        },
+        "histograms": {name: x.drawn(name) for name, x in audit.histograms.items()},
         "density": {
             "minus_log_mu": audit.density.column_edges(),
             "log_ratio": audit.density.row_edges(),
@@ -121,11 +125,6 @@ def _part(trial: TrialRow, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _where(cut: Cut, rows: tuple[Stratum, ...]) -> dict[str, Any]:
-    meanings = {name: x.meaning for name, x in rows[0].token.items()}
-    return {"ratio_must_be_1": cut in KNOWN_BEFORE, "meanings": meanings, "rows": [_stratum(row) for row in rows]}
-
-
 def _stratum(row: Stratum) -> dict[str, Any]:
     return {
         "label": row.label,
@@ -134,22 +133,6 @@ def _stratum(row: Stratum) -> dict[str, Any]:
         "sequences": row.sequences,
         "token": _numbers(row.token),
         "sequence": None if row.sequence is None else _numbers(row.sequence),
-    }
-
-
-def bars(name: str, histogram: Histogram) -> dict[str, Any]:
-    """The bars of a level's log ratios, as the page draws them: those that are not empty, and what is between."""
-    n = histogram.n
-    bins = 32 if name == "token" or n >= 1000 else 16 if n >= 200 else 8  # on each side of 0
-    found = histogram.linear(bins, 0.0 if name == "token" else MAX_OUTSIDE)
-    used = np.flatnonzero(found.counts)
-    first, last = (int(used[0]), int(used[-1])) if len(used) else (bins - 1, bins - 1)
-    return {
-        "n": n,
-        "width": found.width,
-        "first": (first - bins + 1) * found.width,
-        "counts": found.counts[first : last + 1].tolist(),
-        "outside": found.outside,
     }
 
 
@@ -183,23 +166,28 @@ def _rounded(x: float) -> float | None:
 
 
 def recommendation(found: Recommendation) -> dict[str, Any]:
-    """Which estimator to use and why, as JSON values."""
+    """Say which estimator to use and why, as JSON values."""
     return {
         "use": found.use,
         "reason": found.reason,
         "responses_of_a_step": found.n,
-        "ranked": [_ranked(x) for x in found.ranked],
+        "ranked": [
+            {
+                "name": x.name,
+                "why_not": x.why_not or None,
+                "worst_bias": _with_ends(x.limits.bias),
+                "worst_second_moment": _with_ends(x.limits.second),
+                "worst_error": _with_ends(x.error),
+            }
+            for x in found.ranked
+        ],
         "refused": [{"name": name, "reason": reason} for name, reason in found.refused.items()],
         "guaranteed_progress": found.progress,
     }
 
 
-def _ranked(x: Ranked) -> dict[str, Any]:
-    numbers = {"worst_bias": x.limits.bias, "worst_second_moment": x.limits.second, "worst_error": x.error}
-    return {"name": x.name, "why_not": x.why_not or None} | {
-        name: {"value": plain(one.value), "low": plain(one.low), "high": plain(one.high), "unit": one.unit}
-        for name, one in numbers.items()
-    }
+def _with_ends(x: Number) -> dict[str, Any]:
+    return {"value": plain(x.value), "low": plain(x.low), "high": plain(x.high), "unit": x.unit}
 
 
 def _slice(row: SliceRow) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from reweigh.gate.result import Check, Effect, Gate
+from reweigh.gate.check import Check, Effect, Gate
 from reweigh.report.tables import Column, Line, Table, in_markdown, one_line, to_markdown, unbroken
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import count, digits, interval

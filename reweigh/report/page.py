@@ -14,10 +14,9 @@ from typing import Any
 from reweigh.audit.pictures import MAX_TEXT, MAX_TOKENS, Density, Histogram, Tail, WorstSequence
 from reweigh.audit.result import Audit
 from reweigh.audit.trial import TrialRow
-from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
+from reweigh.audit.where import KNOWN_BEFORE
 from reweigh.report import audit as tables
 from reweigh.report.causes import section
-from reweigh.report.document import bars
 from reweigh.report.tables import MAX_NAME, Cell, Column, Table, cell_html, columns, cut_off, to_html
 from reweigh.report.words import CUT_WORDS, counted, pair, run_line, tip
 from reweigh.stats.intervals import Number
@@ -54,7 +53,7 @@ class WorstCard:
 
 
 def page(audit: Audit) -> str:
-    """An audit as a page of at most some 5 MB, of which plotly.js is 4.8, whatever was audited."""
+    """Make a page of an audit, of at most some 5 MB, of which plotly.js is 4.8, whatever was audited."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -67,12 +66,13 @@ def page(audit: Audit) -> str:
     )
     css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
     top, trials = audit.headline, audit.trials[:MAX_TRIALS]
+    under, data = _pictures(audit, trials)
     sections = [("gap", "Size"), ("where", "Where"), ("estimators", "Estimators"), ("worst", "Worst sequences")]
     return environment.get_template("page.html").render(
         css=css,
         script=script,
         plotly=Markup(get_plotlyjs()),
-        data=Markup(_drawn(audit, trials)),
+        data=Markup(data),
         cell=cell_html,
         html=to_html,
         top=replace(top, sentence=cut_off(top.sentence, MAX_LINE), todo=_lines(top.todo), why=_lines(top.why)),
@@ -85,7 +85,7 @@ def page(audit: Audit) -> str:
         cuts=[(cut, CUT_WORDS[cut]) for cut in audit.strata],
         levels=list(audit.levels),
         estimators=[cut_off(trial.name, MAX_NAME) for trial in trials],
-        under=_under(audit, trials),
+        under=under,
         level_tables=[tables.levels(some) for some in tables.level_groups(audit)],
         slice_tables=[tables.slices(by, rows) for by, rows in audit.slices.items()],
         trials=tables.trials(trials),
@@ -111,134 +111,121 @@ def _card(one: WorstSequence) -> WorstCard:
     return WorstCard(one.name, Cell(f"{size} nats", said), count(one.tokens, "token"), shown, one.text, cut)
 
 
-# What stands under the pictures
+# What the pictures are drawn from, and the tables that stand under them: each picture's two come from one function
 
 
-def _under(audit: Audit, trials: Sequence[TrialRow]) -> dict[str, list[Under]]:
+def _pictures(audit: Audit, trials: Sequence[TrialRow]) -> tuple[dict[str, list[Under]], str]:
+    """Make the tables by the picture that they stand under, and JSON that no HTML parser can take for markup."""
     heads = [Column("level", "left"), Column("n")]
     means = [[x.level, f"{x.n:,}", *pair("mean_ratio", x["mean_ratio"], x.n, x.level)] for x in audit.levels.values()]
-    found = {
+    histograms = {name: _histogram(name, x) for name, x in audit.histograms.items()}
+    tails = {name: _tail(name, tail, audit.levels[name]) for name, tail in audit.tails.items()}
+    probabilities, density = _density(audit.density)
+    under = {
         "identity": [Under("", Table.of(columns("mean ratio", "95% interval", first=heads), means))],
-        "histogram": [Under(name, _bars(name, x)) for name, x in audit.histograms.items()],
-        "tail": [Under(name, _tail(name, tail, audit.levels[name])) for name, tail in audit.tails.items()],
-        "density": [Under("", _probabilities(audit.density))],
+        "histogram": [Under(name, table) for name, (table, _) in histograms.items()],
+        "tail": [Under(name, table) for name, (table, _) in tails.items()],
+        "density": [Under("", probabilities)],
         "ess": [Under("", tables.trials(trials).only(0, 1, 7, 8, title=""))],
     }
+    parts: dict[str, list[list[dict[str, float | None] | None]]] = {}
+    for name, number in _PARTS.items():
+        some = tables.length_parts(trials, NUM_BINS) if "length" in name else tables.sign_parts(trials)
+        under[name] = [Under("", tables.by_part(trials, some, number, ""))] if some else []
+        outcomes = [[(x, of(x)) for _, of in some] for x in trials]
+        parts[name] = [[_point(x.number(part, number)) if part.units else None for x, part in row] for row in outcomes]
+    where: dict[str, dict[str, Any]] = {}
     for cut, rows in audit.strata.items():
         by_level = [Under(level, tables.strata(cut, rows, level)) for level in ("token", "sequence")]
-        found[f"where-{cut}"] = [one for one in by_level if one.table.rows]
-    for name, number in _PARTS.items():
-        parts = _parts(trials, name)
-        found[name] = [Under("", tables.by_part(trials, parts, number, ""))] if parts else []
-    return found
-
-
-def _bars(name: str, histogram: Histogram) -> Table:
-    found = bars(name, histogram)
-    half = found["width"] / 2
-    rows: list[list[str]] = []
-    for i, n in enumerate(found["counts"]):
-        if n:
-            middle = found["first"] + i * found["width"]
-            label = f"{digits(middle - half, 3)} to {digits(middle + half, 3)} nats"
-            rows.append([label, f"{n:,}", share(n / found["n"])])
-    return Table.of(columns(f"{name}s", "share", first=[Column("log ratio", "left")]), rows)
-
-
-def _tail(name: str, tail: Tail, level: Summary) -> Table:
-    khat = level["khat"]
-    rows: list[list[Cell | str]] = [["khat", pair("khat", khat, tail.n, name)[0]], ["limit", two(tail.limit)]]
-    if tail.log_ratios:
-        largest = Number(tail.log_ratios[0], unit="nats")
-        text = digits(tail.log_ratios[0], 3)
-        rows.append(["largest log ratio", Cell(text, tip(largest, tail.n, name, text))])
-    return Table.of(columns("value", first=[Column("what", "left")]), rows)
-
-
-def _probabilities(density: Density) -> Table:
-    edges = density.column_edges()
-    totals: list[int] = density.counts.sum(1).tolist()
-    rows: list[list[str]] = []
-    for i in range(len(totals) - 1, -1, -1):  # rare tokens first
-        if totals[i]:
-            high = "1" if i == 0 else _probability(edges[i])
-            last = i == len(totals) - 1
-            label = f"below {_probability(edges[i])}" if last else f"{_probability(edges[i + 1])} to {high}"
-            rows.append([label, f"{totals[i]:,}", share(totals[i] / sum(totals))])
-    return Table.of(columns("tokens", "share", first=[Column("probability under mu", "left")]), rows)
-
-
-def _probability(nats: float) -> str:
-    p = math.exp(-nats)
-    return f"1 - {digits(1 - p, 1)}" if p > 0.9 else two(p)
-
-
-def _parts(trials: Sequence[TrialRow], name: str) -> list[tables.Part]:
-    return tables.length_parts(trials, NUM_BINS) if "length" in name else tables.sign_parts(trials)
-
-
-# What the pictures are drawn from: values, and the few words that no table has
-
-
-def _drawn(audit: Audit, trials: Sequence[TrialRow]) -> str:
-    """As JSON that no HTML parser can take for markup."""
-    drawn = {
+        under[f"where-{cut}"] = [one for one in by_level if one.table.rows]
+        drawn = [
+            {
+                "start": row.start,
+                "tokens": row.tokens,
+                "token": {name: _point(x) for name, x in row.token.items()},
+                "sequence": None if row.sequence is None else {name: _point(x) for name, x in row.sequence.items()},
+            }
+            for row in rows
+        ]
+        where[cut] = {"words": CUT_WORDS[cut], "known": cut in KNOWN_BEFORE, "rows": drawn}
+    data = {
         "identity": [_point(level["mean_ratio"]) for level in audit.levels.values()],
-        "histograms": {
-            name: bars(name, x) | {"of": count(x.n, name), "facts": _FACTS} for name, x in audit.histograms.items()
-        },
-        "tails": {name: _drawn_tail(name, tail, audit.levels[name]) for name, tail in audit.tails.items()},
-        "density": _drawn_density(audit.density),
+        "histograms": {name: bars for name, (_, bars) in histograms.items()},
+        "tails": {name: curve for name, (_, curve) in tails.items()},
+        "density": density,
         "ess": [{"raw": _point(x.raw), "applied": _point(x.number(x.all, "effective_share"))} for x in trials],
-        "parts": {name: _drawn_parts(trials, name, number) for name, number in _PARTS.items()},
-        "where": {cut: _drawn_where(cut, rows) for cut, rows in audit.strata.items()},
+        "parts": parts,
+        "where": where,
         "worst": [_drawn_worst(one) for one in audit.worst],
     }
-    text = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return under, text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _point(x: Number) -> dict[str, float | None]:
     return {"value": plain(x.value), "low": plain(x.low), "high": plain(x.high), "sample": plain(x.sample)}
 
 
-def _drawn_tail(name: str, tail: Tail, level: Summary) -> dict[str, Any]:
-    khat, over = level["khat"], tail.khat is not None and tail.khat > tail.limit
+def _histogram(name: str, histogram: Histogram) -> tuple[Table, dict[str, Any]]:
+    bars = histogram.drawn(name)
+    n, half = bars["n"], bars["width"] / 2
+    rows: list[list[str]] = []
+    for i, some in enumerate(bars["counts"]):
+        if some:
+            middle = bars["first"] + i * bars["width"]
+            label = f"{digits(middle - half, 3)} to {digits(middle + half, 3)} nats"
+            rows.append([label, f"{some:,}", share(some / n)])
+    table = Table.of(columns(f"{name}s", "share", first=[Column("log ratio", "left")]), rows)
+    return table, bars | {"of": count(n, name), "facts": _FACTS}
+
+
+def _tail(name: str, tail: Tail, level: Summary) -> tuple[Table, dict[str, Any]]:
+    khat, over, of = level["khat"], tail.khat is not None and tail.khat > tail.limit, count(tail.n, name)
+    rows: list[list[Cell | str]] = [["khat", pair("khat", khat, tail.n, name)[0]], ["limit", two(tail.limit)]]
+    if tail.log_ratios:
+        largest = Number(tail.log_ratios[0], unit="nats")
+        text = digits(tail.log_ratios[0], 3)
+        rows.append(["largest log ratio", Cell(text, tip(largest, tail.n, name, text))])
     against = f"{'over' if over else 'within'} the limit of {two(tail.limit)}"
     words = f"no tail index: {khat.refused or 'too few units, or all alike'}"
     words = words if tail.khat is None else f"khat {two(tail.khat)}, {against}"
     ratios = [f", ratio {two(math.exp(x))}" if x < 700 else "" for x in tail.log_ratios]
-    return {
+    return Table.of(columns("value", first=[Column("what", "left")]), rows), {
         "n": tail.n,
         "log_ratios": [float(f"{x:.6g}") for x in tail.log_ratios],
         "fitted": [float(f"{x:.6g}") for x in tail.fitted],
         "over": over,
         "words": words,
         "said": [f"log ratio {digits(x, 3)} nats{ratio}" for x, ratio in zip(tail.log_ratios, ratios, strict=True)],
-        "of": count(tail.n, name),
+        "of": of,
         "facts": f"One unit: no interval. {khat.meaning}",
         "note": (
-            f"The {len(tail.log_ratios):,} largest of {count(tail.n, name)}. Under an index of 0.5 the ratio has a "
+            f"The {len(tail.log_ratios):,} largest of {of}. Under an index of 0.5 the ratio has a "
             f"variance; moments are refused beyond {two(tail.limit)}."
         ),
     }
 
 
-def _drawn_density(density: Density) -> dict[str, Any]:
+def _density(density: Density) -> tuple[Table, dict[str, Any]]:
+    edges, heights = density.column_edges(), density.row_edges()
     counts: list[list[int]] = density.counts.tolist()
-    n, rows = sum(map(sum, counts)), density.row_edges()
-    labels = [f"{two(low)} to {two(high)}" for low, high in pairwise(rows)]
-    labels[0], labels[-1] = f"below {two(rows[1])}", f"over {two(rows[-2])}"
+    totals = [sum(column) for column in counts]
+    n, last = sum(totals), len(totals) - 1
+    rows: list[list[str]] = []
+    for i in range(last, -1, -1):  # rare tokens first
+        if totals[i]:
+            high = "1" if i == 0 else _probability(edges[i])
+            label = f"below {_probability(edges[i])}" if i == last else f"{_probability(edges[i + 1])} to {high}"
+            rows.append([label, f"{totals[i]:,}", share(totals[i] / n)])
+    labels = [f"{two(low)} to {two(high)}" for low, high in pairwise(heights)]
+    labels[0], labels[-1] = f"below {two(heights[1])}", f"over {two(heights[-2])}"
     said = [
-        [
-            f"{x:,} of {n:,} tokens\n{share(x / sum(column))} of the tokens of this probability" if x else ""
-            for x in column
-        ]
-        for column in counts
+        [f"{x:,} of {n:,} tokens\n{share(x / total)} of the tokens of this probability" if x else "" for x in column]
+        for column, total in zip(counts, totals, strict=True)
     ]
-    return {
-        "minus_log_mu": density.column_edges(),
-        "log_ratio": rows,
+    return Table.of(columns("tokens", "share", first=[Column("probability under mu", "left")]), rows), {
+        "minus_log_mu": edges,
+        "log_ratio": heights,
         "counts": counts,
         "labels": labels,
         "said": said,
@@ -247,19 +234,9 @@ def _drawn_density(density: Density) -> dict[str, Any]:
     }
 
 
-def _drawn_parts(trials: Sequence[TrialRow], name: str, number: str) -> list[list[dict[str, float | None] | None]]:
-    parts = _parts(trials, name)
-    rows = [[(x, of(x)) for _, of in parts] for x in trials]
-    return [[_point(x.number(part, number)) if part.units else None for x, part in row] for row in rows]
-
-
-def _drawn_where(cut: Cut, rows: Sequence[Stratum]) -> dict[str, Any]:
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        token = {name: _point(x) for name, x in row.token.items()}
-        sequence = None if row.sequence is None else {name: _point(x) for name, x in row.sequence.items()}
-        found.append({"start": row.start, "tokens": row.tokens, "token": token, "sequence": sequence})
-    return {"words": CUT_WORDS[cut], "known": cut in KNOWN_BEFORE, "rows": found}
+def _probability(nats: float) -> str:
+    p = math.exp(-nats)
+    return f"1 - {digits(1 - p, 1)}" if p > 0.9 else two(p)
 
 
 def _drawn_worst(one: WorstSequence) -> dict[str, Any]:

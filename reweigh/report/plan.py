@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterator
 
-from reweigh.plan.advice import said
 from reweigh.plan.measured import Measured
 from reweigh.plan.model import CHI2_TRUSTED, Capping, Expected, Figure, figure
-from reweigh.plan.result import FIGURES, AtLength, Plan, Row, variance_over_model
+from reweigh.plan.run import FIGURES, AtLength, Plan, Row, said, variance_over_model
 from reweigh.report.tables import EMPTY, Block, Column, Line, Table, columns, line, unbroken
 
 _HEADINGS = ("dropped", "capped", "weight", "of kept", "effective")  # of `FIGURES`

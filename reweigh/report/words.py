@@ -65,17 +65,17 @@ SIGN_WORDS: Mapping[Sign, str] = {"negative": "A < 0", "none": "A = 0 or none", 
 
 
 def shown(level: Summary, name: str) -> Number | None:
-    """The number of that name, if the level has it and a reader wants it."""
+    """Look up a number by its name; None if the level has it not, or no reader wants it."""
     return None if name in HIDDEN.get(level.level, ()) else level.numbers.get(name)
 
 
 def shown_rows(levels: Sequence[Summary]) -> list[tuple[str, str]]:
-    """The rows that at least one of the levels has."""
+    """Choose the rows that at least one of the levels has."""
     return [(name, label) for name, label in ROWS if any(shown(level, name) for level in levels)]
 
 
 def refusals(levels: Sequence[Summary]) -> list[str]:
-    """Why numbers of a level are refused, once each."""
+    """Say why numbers of a level are refused, once each."""
     lines: list[str] = []
     for level in levels:
         if level.refusal:
@@ -88,14 +88,14 @@ def refusals(levels: Sequence[Summary]) -> list[str]:
 
 
 def slice_refusals(rows: Sequence[SliceRow]) -> list[str]:
-    """Why numbers of slices are refused, each reason once."""
+    """Say why numbers of slices are refused, each reason once."""
     of = [(row.label, row.sequence.refusal) for row in rows if row.sequence is not None and row.sequence.refusal]
     alike = len(of) == len(rows) and len({reason for _, reason in of}) == 1
     return [f"refused for {'all' if alike else labels}: {reason}" for reason, labels in grouped(of).items()]
 
 
 def said(name: str, number: Number) -> tuple[str, str]:
-    """Value and interval of a number as they are shown wherever it stands; shares in percent."""
+    """Word a number and its interval as they are shown wherever it stands; shares in percent."""
     if name not in SHARES or number.value is None:
         return interval(number)
     if number.low is None or number.high is None:
@@ -104,7 +104,7 @@ def said(name: str, number: Number) -> tuple[str, str]:
 
 
 def slice_ratio(token: Summary) -> tuple[str, str]:
-    """Mean ratio of a slice and its interval: three decimals, since a gap of 0.001 is what begins to matter."""
+    """Word the mean ratio of a slice: three decimals, since a gap of 0.001 is what begins to matter."""
     number = token["mean_ratio"]
     value, low, high = number.value, number.low, number.high
     if value is None or low is None or high is None or not math.isfinite(high) or value > _LARGE_RATIO:
@@ -113,7 +113,7 @@ def slice_ratio(token: Summary) -> tuple[str, str]:
 
 
 def slice_tv(sequence: Summary) -> tuple[str, str]:
-    """Total variation of a slice and its interval, in few columns."""
+    """Word the total variation of a slice and its interval, in few columns."""
     number = sequence["tv"]
     ends = ("<1e-4" if 0 < x < 1e-4 else two(x) for x in (number.low or 0.0, number.high or 0.0))
     return two(number.value or 0.0), f"[{', '.join(ends)}]"
@@ -149,13 +149,13 @@ def tip(number: Number, n: int, unit: str, text: str, ends: str = "") -> str:
 
 
 def pair(name: str, number: Number, n: int, unit: str) -> tuple[Cell, Cell]:
-    """Value, with its tip, and interval."""
+    """Make cells of a number, with its tip, and of its interval."""
     text, ends = said(name, number)
     return Cell(text, tip(number, n, unit, text, ends)), Cell(ends)
 
 
 def counted(audit: Audit) -> str:
-    """What was read, in a line."""
+    """Count what was read, in a line."""
     token = audit.levels["token"]
     files = str(audit.files[0].path) if len(audit.files) == 1 else f"{len(audit.files)} files"
     text = f"{files}: {count(token.sequences, 'sequence')}, {count(token.tokens, 'token')}"
@@ -164,7 +164,7 @@ def counted(audit: Audit) -> str:
 
 
 def run_line(info: RunInfo) -> str:
-    """What is known of the run, in a line; empty if nothing is."""
+    """Say what is known of the run, in a line; empty if nothing is."""
     programs = (
         (info.engine, info.engine_version, info.dtype_mu, "sampled"),
         (info.trainer, info.trainer_version, info.dtype_pi, "trains"),
@@ -187,44 +187,45 @@ def run_line(info: RunInfo) -> str:
 
 @dataclass(frozen=True)
 class LengthColumn:
-    """Bins `first` to `last` of response length."""
+    """Bins `first` to `last` of response length.
+
+    Attributes:
+        first: index of a bin.
+        last: index of a bin.
+        low: the shortest response in them, tokens.
+        high: the longest; None if there is no limit.
+        label: for example `16-31`.
+    """
 
     first: int
     last: int
-
-    @property
-    def low(self) -> int:
-        """The shortest response in it, tokens."""
-        return LENGTH_EDGES[self.first - 1] if self.first else 1
-
-    @property
-    def high(self) -> int | None:
-        """The longest, None if there is no limit."""
-        return LENGTH_EDGES[self.last] - 1 if self.last < len(LENGTH_EDGES) else None
-
-    @property
-    def label(self) -> str:
-        """For example `16-31`."""
-        return f"{self.low:,}+" if self.high is None else f"{self.low:,}-{self.high:,}"
+    low: int
+    high: int | None
+    label: str
 
     def of(self, trial: TrialRow) -> Outcome:
-        """The outcome of an estimator on responses of these lengths."""
+        """Add up what an estimator did to responses of these lengths."""
         return sum(trial.by_bin[self.first : self.last + 1], Outcome())
 
 
 def length_columns(trials: Sequence[TrialRow], limit: int) -> list[LengthColumn]:
-    """Columns that cover all lengths there are; of more than `limit` bins, the pairs with fewest tokens are merged."""
+    """Cover all lengths there are by columns; of more than `limit` bins, the pairs with fewest tokens are merged."""
     tokens = [sum(trial.by_bin[i].tokens for trial in trials) for i in range(len(LENGTH_EDGES) + 1)]
-    found = [LengthColumn(i, i) for i, n in enumerate(tokens) if n]
-    while len(found) > limit:
-        sizes = [sum(tokens[a.first : b.last + 1]) for a, b in pairwise(found)]
+    ranges = [(i, i) for i, n in enumerate(tokens) if n]
+    while len(ranges) > limit:
+        sizes = [sum(tokens[a : b + 1]) for (a, _), (_, b) in pairwise(ranges)]
         i = sizes.index(min(sizes))
-        found[i : i + 2] = [LengthColumn(found[i].first, found[i + 1].last)]
-    return found
+        ranges[i : i + 2] = [(ranges[i][0], ranges[i + 1][1])]
+    columns: list[LengthColumn] = []
+    for first, last in ranges:
+        low = LENGTH_EDGES[first - 1] if first else 1
+        high = LENGTH_EDGES[last] - 1 if last < len(LENGTH_EDGES) else None
+        columns.append(LengthColumn(first, last, low, high, f"{low:,}+" if high is None else f"{low:,}-{high:,}"))
+    return columns
 
 
 def grouped(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Names by what is said of them, each once: of `(name, reason)` the names of a reason, joined."""
+    """Group names by what is said of them, each once: of `(name, reason)` the names of a reason, joined."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons:
         names.setdefault(reason, []).append(name)

@@ -209,13 +209,13 @@ def nearest(estimator: Estimator, profile: Profile) -> Nearest:
             reading = profile.read(options)
         except RefusedError:
             continue
-        found = reading.plan.estimator
-        cost, differs = _compare(estimator, found)
+        theirs = reading.plan.estimator
+        cost, differs = _compare(estimator, theirs)
         if best is None or (cost, len(options)) < (best[0], len(best[1])):
-            best = (cost, options, found, differs, reading.notes)
+            best = (cost, options, theirs, differs, reading.notes)
     assert best is not None  # no options at all is always a candidate
-    cost, options, found, differs, notes = best
-    return Nearest(options, found, cost == 0, differs, notes)
+    cost, options, theirs, differs, notes = best
+    return Nearest(options, theirs, cost == 0, differs, notes)
 
 
 def _candidates(estimator: Estimator, profile: Profile) -> Iterator[Mapping[str, Any]]:

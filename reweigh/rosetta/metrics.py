@@ -52,22 +52,6 @@ class View:
 
 Equal = Callable[[View, str], Tensor | float]
 """A metric out of our functions, given its name."""
-Then = Callable[[Tensor], Tensor]
-
-
-def same(x: Tensor) -> Tensor:
-    """Give x."""
-    return x
-
-
-def ratio(x: Tensor) -> Tensor:
-    """Give `e^x`."""
-    return x.exp()
-
-
-def absolute(x: Tensor) -> Tensor:
-    """Give `|x|`."""
-    return x.abs()
 
 
 def chi2(x: Tensor) -> Tensor:
@@ -91,7 +75,7 @@ class OverTokens:
     """Mean over the tokens of the mask."""
 
     of: Statistic
-    then: Then = same
+    then: Rule = as_it_comes
     rule: Rule = as_it_comes
 
     def __call__(self, view: View, _: str) -> Tensor:
@@ -107,7 +91,7 @@ class OverRows:
 
     level: Level
     of: Statistic
-    then: Then = same
+    then: Rule = as_it_comes
     fold_rule: Rule = as_it_comes
 
     def __call__(self, view: View, _: str) -> Tensor:
@@ -125,7 +109,7 @@ class Extreme:
     level: Level
     of: Statistic
     sign: int
-    then: Then = same
+    then: Rule = as_it_comes
     rule: Rule = as_it_comes
 
     def __call__(self, view: View, _: str) -> Tensor:
@@ -163,14 +147,14 @@ EQUALS: Mapping[str, Equal] = {
     "mean_abs_log_ratio": OverTokens(abs_log_ratio),
     "max_abs_log_ratio": Extreme(TOKEN, abs_log_ratio, +1),
     "log_ppl_pi": OverRows(GEOMETRIC, surprise_pi),
-    "ppl_pi": OverRows(GEOMETRIC, surprise_pi, ratio),
+    "ppl_pi": OverRows(GEOMETRIC, surprise_pi, torch.exp),
     "log_ppl_mu": OverRows(GEOMETRIC, surprise_mu),
-    "ppl_mu": OverRows(GEOMETRIC, surprise_mu, ratio),
+    "ppl_mu": OverRows(GEOMETRIC, surprise_mu, torch.exp),
     "row_k1": OverRows(GEOMETRIC, k1),
-    "abs_row_k1": OverRows(GEOMETRIC, k1, absolute),
+    "abs_row_k1": OverRows(GEOMETRIC, k1, torch.abs),
     "max_row_k1": Extreme(GEOMETRIC, k1, +1),
     "min_row_k1": Extreme(GEOMETRIC, k1, -1),
-    "inverse_geometric": OverRows(GEOMETRIC, k1, ratio),
+    "inverse_geometric": OverRows(GEOMETRIC, k1, torch.exp),
     "chi2_token": OverTokens(log_ratio, chi2, SAFE),
     "chi2_sequence": OverRows(SEQUENCE, log_ratio, chi2, SAFE),
     "chi2_geometric": OverRows(GEOMETRIC, log_ratio, chi2, SAFE),

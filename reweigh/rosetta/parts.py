@@ -37,7 +37,7 @@ class Clamped:
     nats: float
 
     def __call__(self, log_ratio: Tensor) -> Tensor:
-        """Clamp."""
+        """Clamp the log ratios."""
         return log_ratio.clamp(-self.nats, self.nats)
 
 

@@ -125,7 +125,7 @@ class Plan:
         return replace(self, **parts)
 
     def flagged(self, *flags: str) -> "Plan":
-        """Switch these on."""
+        """Switch these flags on."""
         return replace(self, flags=self.flags | set(flags))
 
 

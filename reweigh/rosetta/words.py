@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def formula(estimator: Estimator) -> str:
         >>> formula(weigh(SEQUENCE, Reject(0.5, 2.0)))
         'w = r 1{0.5 <= r <= 2}'
     """
-    terms = " * ".join(_term(f) for f in estimator.factors) or "1"
+    terms = " * ".join(map(_term, estimator.factors)) or "1"
     over = {None: "", "batch": " / its mean over the batch", "prompt": " / its mean over the prompt"}
     return f"w = {terms}{over[estimator.normalise]}"
 
@@ -137,8 +137,9 @@ def _transform(f: Factor) -> str:
 # Words.
 
 
+# Three sequences of 4, 3 and 2 tokens. The last token of the second was sampled with less than a tenth of pi.
 RATIOS = ((1.5, 1.2, 0.9, 1.1), (1.3, 0.8, 4.0), (0.5, 0.9))
-"""Ratios of the example: three sequences of 4, 3 and 2 tokens, the second ending in a token that mu gives too little."""
+"""Token ratios of the three sequences that a meaning is shown on."""
 _MU = ((0.3, 0.5, 0.4, 0.6), (0.4, 0.5, 0.09), (0.5, 0.6))
 ADVANTAGE = (1.0, 1.0, -1.0)
 
@@ -164,12 +165,12 @@ class Meaning:
     version: str
     word: str
     says: str
-    options: Mapping[str, Any] | None
-    formula: str
-    code: str
-    weights: tuple[tuple[float, ...], ...] | None
-    value: float | None
-    notes: tuple[str, ...]
+    options: Mapping[str, Any] | None = None
+    formula: str = ""
+    code: str = ""
+    weights: tuple[tuple[float, ...], ...] | None = None
+    value: float | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as JSON has it."""
@@ -199,12 +200,15 @@ def meanings(word: str) -> tuple[Meaning, ...]:
         ValueError: if none uses it; the message names the nearest.
     """
     wanted = _plain(word)
-    found = tuple(_meaning(p, w) for p in PROFILES for w in p.words if _plain(w.word) == wanted)
-    found += tuple(
-        _of_option(p, o.name, o.says, o.default) for p in PROFILES for o in p.options if _plain(o.name) == wanted
+    known_as = tuple(_meaning(p, w) for p in PROFILES for w in p.words if _plain(w.word) == wanted)
+    known_as += tuple(
+        Meaning(p.name, p.version, o.name, f"{o.says} (default {o.default!r})")
+        for p in PROFILES
+        for o in p.options
+        if _plain(o.name) == wanted
     )
-    if found:
-        return found
+    if known_as:
+        return known_as
     known = {_plain(w): w for w in [*(o.name for p in PROFILES for o in p.options), *all_words()]}
     near = [known[n] for n in difflib.get_close_matches(wanted, known, 4, 0.5)]
     like = f"did you mean {', '.join(near)}? " if near else ""
@@ -219,27 +223,15 @@ def weights_of(reading: Reading) -> tuple[tuple[float, ...], ...]:
 
 
 def _meaning(profile: Profile, word: Word) -> Meaning:
+    value = _value(profile, word.metric) if word.metric else None
+    meaning = Meaning(profile.name, profile.version, word.word, word.says, word.options, value=value)
     if word.options is None:
-        value = _value(profile, word.metric) if word.metric else None
-        return Meaning(profile.name, profile.version, word.word, word.says, None, "", "", None, value, ())
+        return meaning
     reading = profile.read(word.options)
-    return Meaning(
-        framework=profile.name,
-        version=profile.version,
-        word=word.word,
-        says=word.says,
-        options=word.options,
-        formula=formula(reading.plan.estimator),
-        code=code(reading.plan.estimator),
-        weights=weights_of(reading),
-        value=_value(profile, word.metric) if word.metric else None,
-        notes=reading.notes,
+    product = reading.plan.estimator
+    return replace(
+        meaning, formula=formula(product), code=code(product), weights=weights_of(reading), notes=reading.notes
     )
-
-
-def _of_option(profile: Profile, name: str, says: str, default: Any) -> Meaning:
-    told = f"{says} (default {default!r})"
-    return Meaning(profile.name, profile.version, name, told, None, "", "", None, None, ())
 
 
 def _value(profile: Profile, name: str) -> float | None:

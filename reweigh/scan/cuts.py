@@ -18,7 +18,7 @@ from reweigh.stats.sums import LENGTH_EDGES, length_bin
 By = Literal["step", "env", "length", "position", "lag", "turn", "source"]
 """What records can be cut by."""
 BYS: tuple[By, ...] = get_args(By)
-"""Every cut that a command can be asked for."""
+"""All that records can be cut by."""
 NAMES: frozenset[By] = frozenset({"env", "source"})  # cut by name; the others by number
 RANGED: frozenset[By] = frozenset({"step", "lag", "turn"})  # by number, of which neighbours are joined into ranges
 COLUMNS_OF: Mapping[By, tuple[str, ...]] = {"step": ("step",), "env": ("env",), "lag": ("versions", "trainer_version")}

@@ -68,7 +68,17 @@ def bernoulli_kl_end(mean: float, n: float, end: float, high: float = 1.0, alpha
     """One end of `bernoulli_kl`, alone at confidence 1 - alpha: the lower one for end 0, the upper one for end 1."""
     if not n > 0:
         return end * high
-    return high * _solve_kl(min(max(mean / high, 0.0), 1.0), end, math.log(1 / alpha) / n)
+    share, budget = min(max(mean / high, 0.0), 1.0), math.log(1 / alpha) / n
+    if _kl(share, end) <= budget:
+        return high * end
+    inner, outer = share, end  # the KL grows away from the share, so bisection finds where it is the budget
+    for _ in range(60):  # 60 halvings of [0, 1] reach the last bit of float64
+        middle = (inner + outer) / 2
+        if _kl(share, middle) <= budget:
+            inner = middle
+        else:
+            outer = middle
+    return high * outer
 
 
 def empirical_bernstein(mean: float, variance: float, n: float, high: float = 1.0, alpha: float = 0.05) -> Interval:
@@ -194,7 +204,7 @@ def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:
 
 
 def design_effect(total: Array, count: Array, n: float, variance: float) -> float:
-    """How many times clustering multiplies the variance of a mean: clustered variance over that of independent units.
+    """Divide the variance of a mean under clustering by that of independent units.
 
     Args:
         total: sum over each cluster, `[G]`.
@@ -230,20 +240,6 @@ def t_quantile(p: float, df: float) -> float:
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
     return z + g1 / df + g2 / df**2 + g3 / df**3 + g4 / df**4
-
-
-def _solve_kl(z: float, end: float, budget: float) -> float:
-    """The m between z and end with kl(z || m) = budget, by bisection: kl grows away from z."""
-    inner, outer = z, end
-    if _kl(z, end) <= budget:
-        return end
-    for _ in range(60):  # 60 halvings of [0, 1] reach the last bit of float64
-        middle = (inner + outer) / 2
-        if _kl(z, middle) <= budget:
-            inner = middle
-        else:
-            outer = middle
-    return outer
 
 
 def _kl(p: float, q: float) -> float:

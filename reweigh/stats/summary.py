@@ -62,11 +62,11 @@ class Summary:
     note: str = ""
 
     def __getitem__(self, name: str) -> Number:
-        """The number of that name."""
+        """Give the number of that name."""
         return self.numbers[name]
 
     def value(self, name: str) -> float | None:
-        """The value of the number of that name, or None if it is refused."""
+        """Give the value of the number of that name, or None if it is refused."""
         return self.numbers[name].value
 
 
@@ -86,7 +86,7 @@ def summarise(stats: RatioStats) -> Summary:
         0.0
     """
     h = stats.host
-    base = Summary(h.level, int(h.n), int(h.total("seqs")), int(h.total("tokens")), int(h.dropped))
+    base = Summary(h.level, int(h.n), int(h.total["seqs"]), int(h.total["tokens"]), int(h.dropped))
     if h.n == 0:
         return replace(base, refusal="there are no units")
     khat = h.tail.khat
@@ -99,10 +99,9 @@ def summarise(stats: RatioStats) -> Summary:
         what = "renyi2 extrapolated from shorter blocks of tokens: a model, as a check."
         value, error = blocks
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
-    numbers = means | _bounded(h) | _moments(h, refusal) | tail
+    numbers = means | _moments(h, refusal) | tail
     numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
-    notes = (h.tail.note, drift_of(h, blocks))
-    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note="; ".join(x for x in notes if x))
+    return replace(base, numbers=numbers, identity=identity, refusal=refusal, note=drift_of(h, blocks))
 
 
 def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tuple[float, float]:
@@ -110,10 +109,10 @@ def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tupl
 
 
 def _means(h: HostSums) -> dict[str, Number]:
-    k1 = -h.total("l") / h.n
+    k1 = -h.total["l"] / h.n
     mean, low, high = mean_ratio(h)
-    mean_abs = h.total("abs") / h.n
-    spread = math.sqrt(max(0.0, h.total("l2") / h.n - k1 * k1))
+    mean_abs = h.total["abs"] / h.n
+    spread = math.sqrt(max(0.0, h.total["l2"] / h.n - k1 * k1))
     what = "Mean of pi/mu; 1 if the logged log-probs are those that were sampled from."
     out = {"mean_ratio": Number(mean, low, high, mean, "ratio", what)}
     what = "pi's mass where mu has none: 1 - mean r; under a heavy tail also mass that this sample missed."
@@ -124,7 +123,7 @@ def _means(h: HostSums) -> dict[str, Number]:
     what = "KL(mu||pi) by -log r: unbiased; below 0 only by noise or a fault."
     out["kl_k1"] = Number(k1, *_interval(h, lambda c: -c["l"]), k1, "nats", what)
     if h.level == "token":
-        scale, k3 = exp(h.shift_max), h.total("l2") / h.n / 2 if h.tiny else mean - 1 + k1
+        scale, k3 = exp(h.shift_max), h.total["l2"] / h.n / 2 if h.tiny else mean - 1 + k1
         if h.tiny:
             ends = _interval(h, lambda c: c["l2"] / 2)
         else:
@@ -133,21 +132,17 @@ def _means(h: HostSums) -> dict[str, Number]:
         out["kl_k3"] = Number(k3, *ends, k3, "nats", what)
     out["mean_abs"] = Number(mean_abs, *_interval(h, lambda c: c["abs"]), mean_abs, "nats", "Mean |log ratio|.")
     out["sd"] = Number(spread, sample=spread, unit="nats", meaning="Standard deviation of the log ratio.")
-    return out
-
-
-def _bounded(h: HostSums) -> dict[str, Number]:
-    tv = h.total("tv") / h.n
-    series = -(h.total("l") / 2 + h.total("l2") / 8) / h.n
+    tv = h.total["tv"] / h.n
+    series = -(h.total["l"] / 2 + h.total["l2"] / 8) / h.n
     hellinger = max(0.0, series if h.tiny else 1 - math.exp(h.log_power(0.5) - math.log(h.n)))
     what = "Total variation between pi and mu: E (1 - r)_+, bounded, so honest under any tail."
     # Two upper bounds, each at 97.5%: the squared Hellinger distance is at most the total variation.
     low, high = root_mean(1 - hellinger, h.effective_n, 0.025)
     most = max(hellinger, min(1 - low, h.tv_interval[1]))
-    return {
-        "tv": Number(tv, *h.tv_interval, tv, "", what),
-        "hellinger": Number(hellinger, 1 - high, most, hellinger, "", "Squared Hellinger distance: 1 - E sqrt(r)."),
-    }
+    out["tv"] = Number(tv, *h.tv_interval, tv, "", what)
+    what = "Squared Hellinger distance: 1 - E sqrt(r)."
+    out["hellinger"] = Number(hellinger, 1 - high, most, hellinger, "", what)
+    return out
 
 
 def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
@@ -174,15 +169,15 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
 
 def _hybrid(h: HostSums, refusal: str) -> dict[str, Number]:
     """Bound the bias of token importance sampling, from sequences: see `bounds.token_is_bias_by_hybrids`."""
-    hybrid = h.total("hybrid") / h.n
-    variance = max(0.0, h.total("hybrid2") / h.n - hybrid * hybrid)
+    hybrid = h.total["hybrid"] / h.n
+    variance = max(0.0, h.total["hybrid2"] / h.n - hybrid * hybrid)
     n_eff = h.effective_n
     half = t_quantile(0.975, int(n_eff) - 1) * math.sqrt(variance / (n_eff - 1)) if n_eff >= 2 else math.inf
     # E (r - 1) T = E (r - 1) (T - c) for every c, as E r = 1; with the mean length for c, equal lengths give 0 exactly
     # and others much less noise. Ratios over the grid count as its top in the sum that is corrected, so here too.
     counts, sums, _ = (g.sum(0) for g in h.grid)
     mean = float(sums.sum() + counts[-1] * CAPS[-1]) / h.n
-    longer = h.total("longer") / h.n - (mean - 1) * h.total("tokens") / h.n
+    longer = h.total["longer"] / h.n - (mean - 1) * h.total["tokens"] / h.n
     gap = max(0.0, 2 * hybrid + longer)
     what = "Sum over tokens of E (r_t - r)_+: with one length for all, half of token_is_gap."
     out = {"hybrid": Number(hybrid, max(0.0, hybrid - half), hybrid + half, hybrid, "", what)}
@@ -194,9 +189,9 @@ def _hybrid(h: HostSums, refusal: str) -> dict[str, Number]:
 
 
 def _token(h: HostSums) -> dict[str, Number]:
-    low, high, peak = h.total("pd") / h.n, h.total("pu") / h.n, float(h.peaks[2])
-    length = h.total("tokens") / h.total("seqs")
-    tv = h.total("tv") / h.n
+    low, high, peak = h.total["pd"] / h.n, h.total["pu"] / h.n, float(h.peaks[2])
+    length = h.total["tokens"] / h.total["seqs"]
+    tv = h.total["tv"] / h.n
     least, most = (length * x for x in h.tv_interval)
     counts = h.grid[0].sum(0)
     # The first cell of the grid over 1/2, and over 2.
@@ -212,7 +207,18 @@ def _token(h: HostSums) -> dict[str, Number]:
         "largest_gap": Number(
             peak, None, None, peak, "", "Largest |pi - mu|: the largest TV of a state is at least it."
         ),
-        "delta_max": _delta_max(h),
+        # At a visited state |pi(y) - mu(y)| <= TV <= 1 - min(pi(y), mu(y)) for the token y that was drawn, and the
+        # latter is nearly 1 unless the token is nearly certain: so the largest TV of a state has a lower end only.
+        # `max |r_t - 1| / 2` is no estimate of it: it can be over 1, and grows with the number of tokens.
+        "delta_max": Number(
+            None,
+            peak,
+            None,
+            peak,
+            "",
+            "Largest total variation of a state: at least the largest |pi - mu| of a sampled token.",
+            NO_UPPER_BOUND,
+        ),
         "tv_sum": Number(
             tv * length,
             least,
@@ -225,20 +231,6 @@ def _token(h: HostSums) -> dict[str, Number]:
             far, *bernoulli_kl(min(far, 1.0), h.effective_n), far, "", "Share of tokens with a ratio outside [1/2, 2]."
         ),
     }
-
-
-def _delta_max(h: HostSums) -> Number:
-    """`max_s TV(s) >= max_t |pi_t - mu_t|`: the largest total variation of a state, from below only.
-
-    At a visited state `|pi(y) - mu(y)| <= TV <= 1 - min(pi(y), mu(y))` for the token y that was drawn, and the latter
-    is nearly 1 unless the token is nearly certain. `max |r_t - 1| / 2` is no estimate: it can be over 1, and grows
-    with the number of tokens.
-
-    Source: the total variation is at least the gap on any event, and at most 1 less any overlap.
-    """
-    peak = float(h.peaks[2])
-    what = "Largest total variation of a state: at least the largest |pi - mu| of a sampled token."
-    return Number(None, peak, None, peak, "", what, NO_UPPER_BOUND)
 
 
 def excess(stats: RatioStats, cap: float, method: Method = "best") -> Number:
@@ -275,7 +267,7 @@ def excess(stats: RatioStats, cap: float, method: Method = "best") -> Number:
     """
     h = stats.host
     what = f"Mean weight that truncation at {cap:g} cuts off."
-    return _missing(h, _truncated(h, _cap(cap), 1), method, what)
+    return _missing(h, _truncated(h, cap, 1), method, what)
 
 
 def excess_plain(stats: RatioStats, cap: float) -> Number:
@@ -289,7 +281,7 @@ def excess_plain(stats: RatioStats, cap: float) -> Number:
         cap: C, a ratio pi/mu over 0.
     """
     h = stats.host
-    mean = _truncated(h, _cap(cap), 1)
+    mean = _truncated(h, cap, 1)
     what = f"Mean of (r - {cap:g})_+ in this sample; low under a heavy tail."
     if not h.n:
         return Number(None, meaning=what, refused="there are no units")
@@ -322,7 +314,7 @@ def lost(stats: RatioStats, cap: float, method: Method = "best") -> Number:
         0.875 0.000
     """
     h = stats.host
-    return _missing(h, _rejected(h, _cap(cap)), method, f"Mean weight that rejection over {cap:g} loses.")
+    return _missing(h, _rejected(h, cap), method, f"Mean weight that rejection over {cap:g} loses.")
 
 
 def min2(stats: RatioStats, cap: float, method: Method = "best") -> Number:
@@ -343,7 +335,7 @@ def min2(stats: RatioStats, cap: float, method: Method = "best") -> Number:
     what = f"Mean square of weights truncated at {cap:g}."
     if not h.n:
         return Number(None, unit="ratio^2", meaning=what, refused="there are no units")
-    mean = _truncated(h, _cap(cap), 2)
+    mean = _truncated(h, cap, 2)
     low, high = mean.interval(h, method)
     value = mean.value / h.n
     return Number(value, min(low, value), max(high, value), value, "ratio^2", what)
@@ -385,7 +377,7 @@ def states_beyond(stats: RatioStats, delta: float) -> Number:
     what = f"Share of visited states with a total variation over {delta:g}, at most."
     if not h.n:
         return Number(None, meaning=what, refused="there are no units")
-    tv = h.total("tv") / h.n
+    tv = h.total["tv"] / h.n
     value, high = (min(1.0, x / delta) for x in (tv, h.tv_interval[1]))
     return Number(value, 0.0, high, value, "", what)
 
@@ -419,24 +411,20 @@ def _missing(h: HostSums, left: _GridSum, method: Method, what: str) -> Number:
     return Number(value, max(0.0, 1 - high), max(0.0, 1 - low), value, "ratio", what)
 
 
-def _cap(cap: float) -> float:
+def _split(cap: float) -> tuple[int, float, float]:
+    """Count the cells wholly below the cap; and give both edges of the next, which the cap is in or at the foot of."""
     if not 0 < cap < math.inf:
         raise ValueError(f"cap must be over 0 and finite, got {cap}")
-    return cap
-
-
-def _split(h: HostSums, cap: float) -> tuple[int, float, float]:
-    """Cells wholly below the cap; the lower and upper edge of the next, which the cap is in or at the foot of."""
     below = bisect.bisect_right(CAPS, cap * (1 + 1e-9))
     edges = (0.0, *CAPS, math.inf)
     return below, edges[below], edges[below + 1]
 
 
 def _truncated(h: HostSums, cap: float, power: Literal[1, 2]) -> _GridSum:
-    """Sum of min(r, C)^power."""
+    """Sum min(r, C)^power over the units."""
     counts, sums, squares = (g.sum(0) for g in h.grid)
     rows = sums if power == 1 else squares
-    below, foot, head = _split(h, cap)
+    below, foot, head = _split(cap)
     top, a, b = cap**power, foot**power, head**power
     inside, over = float(counts[below]), float(counts[below + 1 :].sum())
     known, rest = float(rows[:below].sum()), top * over
@@ -455,10 +443,10 @@ def _truncated(h: HostSums, cap: float, power: Literal[1, 2]) -> _GridSum:
 
 
 def _rejected(h: HostSums, cap: float) -> _GridSum:
-    """Sum of r 1{r <= C}."""
+    """Sum r 1{r <= C} over the units."""
     _, sums, squares = (g.sum(0) for g in h.grid)
     counts = h.grid[0].sum(0)
-    below, foot, head = _split(h, cap)
+    below, foot, head = _split(cap)
     known, known_squares = float(sums[:below].sum()), float(squares[:below].sum())
     if cap <= foot * (1 + 1e-9):  # a cap of the grid
         return _GridSum(known, known, known, known_squares, known_squares, cap)
@@ -510,7 +498,7 @@ def renyi2_at(stats: RatioStats, length: float) -> Number:
         )
     size = max(known)
     value, error = (x * length / size for x in rates[size])
-    models = _models(h, length).values()
+    models = renyi2_models(stats, length).values()
     low = max(0.0, min(value - 2 * error, *models))
     return Number(value, low, max(value + 2 * error, *models), value, "nats", what)
 
@@ -529,14 +517,12 @@ def renyi2_models(stats: RatioStats, length: float) -> dict[str, float]:
         ValueError: at another level, or unless length > 0.
     """
     h = _sequences(stats, length)
-    return _models(h, length) if h.n else {}
-
-
-def _models(h: HostSums, length: float) -> dict[str, float]:
-    k1 = -h.total("l") / h.n
-    per_token = h.n / h.total("tokens")
+    if not h.n:
+        return {}
+    k1 = -h.total["l"] / h.n
+    per_token = h.n / h.total["tokens"]
     models = {
-        "variance": max(0.0, h.total("l2") / h.n - k1 * k1) * per_token * length,
+        "variance": max(0.0, h.total["l2"] / h.n - k1 * k1) * per_token * length,
         "kl": max(0.0, 2 * k1 * per_token * length),
     }
     rates = block_rates(h)
@@ -662,6 +648,6 @@ def resample(
 
 @lru_cache(maxsize=8)
 def _times(groups: int, draws: int, seed: int) -> Array:
-    """How often each cluster is drawn in each resample, `[draws, groups]`."""
+    """Draw how often each cluster is in each resample, `[draws, groups]`."""
     times = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, size=draws)
     return times.astype(np.float64)

@@ -96,7 +96,7 @@ class RatioStats:
 
     @classmethod
     def empty(cls, level: Level, device: Any = None) -> "RatioStats":
-        """The stats of nothing: the zero of `+`."""
+        """Make the stats of nothing: the zero of `+`."""
         zero = torch.zeros((), dtype=torch.float64, device=device)
         return cls(
             level,
@@ -158,7 +158,7 @@ class RatioStats:
 
     @cached_property
     def host(self) -> "HostSums":
-        """The sums as NumPy arrays on the host: one copy and one synchronisation, at the first call."""
+        """Copy the sums to the host as NumPy arrays: one synchronisation, at the first call."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "level"}
         flat = torch.cat([t.reshape(-1) for t in tensors.values()]).cpu().numpy()
         parts = np.split(flat, np.cumsum([t.numel() for t in tensors.values()])[:-1])
@@ -169,6 +169,10 @@ class RatioStats:
             moments=dict(zip(MOMENTS, moments, strict=True)),
             clusters=dict(zip(CLUSTER, clusters.T, strict=True)),
             dropped=float(dropped),
+            n=float(moments[0].sum()),
+            total={name: float(row.sum()) for name, row in zip(MOMENTS, moments, strict=True)},
+            shift_max=float(arrays["shift"].max()),
+            tiny=bool(max(arrays["peaks"][0], arrays["peaks"][1]) < SERIES_LIMIT),
             **arrays,
         )
 
@@ -219,7 +223,14 @@ class RatioStats:
 
 @dataclass(frozen=True)
 class HostSums:
-    """`RatioStats` as NumPy arrays on the host; what is worked out of them alone is worked out once."""
+    """`RatioStats` as NumPy arrays on the host; what is worked out of them alone is worked out once.
+
+    Attributes, beside those of `RatioStats`:
+        n: number of units.
+        total: each of the moments over all length bins.
+        shift_max: the largest shift, nats: what `clusters` is scaled by.
+        tiny: whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding.
+    """
 
     level: str
     moments: dict[str, Array]
@@ -231,11 +242,15 @@ class HostSums:
     top: Array
     clusters: dict[str, Array]
     dropped: float
+    n: float
+    total: dict[str, float]
+    shift_max: float
+    tiny: bool
 
     @cached_property
-    def n(self) -> float:
-        """Number of units."""
-        return float(self.moments["n"].sum())
+    def variance(self) -> float:
+        """Variance of the log ratio, nats squared."""
+        return self.total["l2"] / self.n - (self.total["l"] / self.n) ** 2
 
     @cached_property
     def renyi2(self) -> float:
@@ -245,35 +260,21 @@ class HostSums:
         keeps the figure and the effective share of units one statement.
         """
         if self.tiny:  # the variance of the log ratio: float32 sums resolve it long after they have lost e^l - 1
-            return max(0.0, self.total("l2") / self.n - (self.total("l") / self.n) ** 2)
+            return max(0.0, self.variance)
         return math.log(self.n) + self.log_power(2.0) - 2 * self.log_power(1.0)
-
-    @cached_property
-    def tiny(self) -> bool:
-        """Whether all log ratios are so small that a series in them is exact to 0.5%, and sums of e^l are rounding."""
-        return bool(max(self.peaks[0], self.peaks[1]) < SERIES_LIMIT)
-
-    @cached_property
-    def shift_max(self) -> float:
-        """The largest shift, nats: what `clusters` is scaled by."""
-        return float(self.shift.max())
 
     @cached_property
     def effective_n(self) -> float:
         """Number of independent units that would know the total variation as well as these clustered ones do."""
-        mean = self.total("tv") / self.n
-        variance = max(0.0, self.total("tv2") / self.n - mean * mean)
+        mean = self.total["tv"] / self.n
+        variance = max(0.0, self.total["tv2"] / self.n - mean * mean)
         return self.n / design_effect(self.clusters["tv"], self.clusters["n"], self.n, variance)
 
     @cached_property
     def tv_interval(self) -> Interval:
         """95% interval of the total variation."""
         n = self.n
-        return bounded(self.total("tv") / n, self.total("tv2") / n, n, self.effective_n)
-
-    def total(self, name: str) -> float:
-        """A moment over all length bins."""
-        return float(self.moments[name].sum())
+        return bounded(self.total["tv"] / n, self.total["tv2"] / n, n, self.effective_n)
 
     def log_power(self, k: float) -> float:
         """log of the sum of r^k over all units, nats; -inf if there are none."""
@@ -288,7 +289,7 @@ class HostSums:
 
     @cached_property
     def tail(self) -> "TailFit":
-        """The fit of a Pareto tail to the largest ratios."""
+        """Fit a Pareto tail to the largest ratios."""
         top = self.top[np.isfinite(self.top)]
         n = int(min(self.n, TAIL_OF))
         if n < MIN_UNITS:
@@ -296,10 +297,7 @@ class HostSums:
         # Only the tail is read, so what stands for the body may be anything below it.
         sample = np.full(n, top[-1] - 1.0)
         sample[: min(n, len(top))] = top[:n]
-        try:
-            fit = smoothed_tail(sample)
-        except ModuleNotFoundError:
-            return TailFit(note='the tail index needs arviz-stats: pip install "reweigh[audit]"')
+        fit = smoothed_tail(sample)
         if fit is None:
             return TailFit()
         length = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
@@ -311,14 +309,12 @@ class TailFit:
     """A generalised Pareto fit to the largest ratios.
 
     Attributes:
-        khat: tail index; None if there is no fit: too few units, too many ties, or no package to fit with.
+        khat: tail index; None if there is no fit: too few units, or too many ties.
         smoothed: log ratios that the fit has in place of the largest, in falling order, as far as its tail goes.
-        note: what is missing to make a fit; empty as a rule.
     """
 
     khat: float | None = None
     smoothed: Array = field(default_factory=lambda: np.empty(0))
-    note: str = ""
 
 
 def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, RatioStats]:
@@ -495,8 +491,19 @@ class RatioSums:
         top, low = sums[-2:]
         near = (top < NEAR) & (low > -NEAR)
         for which in _some(near.logical_not()):
-            l, _ = rows(which)
-            self._sort(l.exp(), seq if which is None else seq[which])
+            # Each ratio goes to the cell that it is in; a slot without a unit adds a ratio of 1.
+            r = rows(which)[0].exp()
+            r2 = r * r
+            # The exponent of r^2 counts half octaves, exactly.
+            double = r.dtype == torch.float64
+            exponent, bias = (r2.view(torch.int64) >> 52, 1023) if double else (r2.view(torch.int32) >> 23, 127)
+            index = (exponent - (bias - ONE)).clamp_(0, GRID_CELLS)
+            first = self.bins[seq if which is None else seq[which]] * (GRID_CELLS + 1)
+            lane = (torch.arange(r.shape[1], device=r.device) % LANES) * (self.grid.shape[1] // LANES)
+            index = index.add_(first.to(index.dtype)[:, None]).long().add_(lane).view(-1)
+            r, r2 = r.double().view(-1), r2.double().view(-1)
+            for cells, value in zip(self.grid, (torch.ones_like(r), r, r2), strict=True):
+                cells.scatter_add_(0, index, value)
         sums = sums[:-2].double()
         if may_look(near):
             n, below, tv, tv2, r, r2 = torch.where(near, sums[[0, 6, 4, 5, 8, 9]], 0).unbind()
@@ -525,22 +532,8 @@ class RatioSums:
         sums[len(PLAIN) :] *= torch.exp(k * (steps - self.shift[seq]))
         return sums
 
-    def _sort(self, r: Tensor, seq: Tensor) -> None:
-        """Add ratios to the cell that each is in; a slot without a unit adds a ratio of 1."""
-        # The exponent of r^2 counts half octaves, exactly.
-        r2 = r * r
-        double = r.dtype == torch.float64
-        exponent, bias = (r2.view(torch.int64) >> 52, 1023) if double else (r2.view(torch.int32) >> 23, 127)
-        index = (exponent - (bias - ONE)).clamp_(0, GRID_CELLS)
-        lane = (torch.arange(r.shape[1], device=r.device) % LANES) * (self.grid.shape[1] // LANES)
-        index = index.add_((self.bins[seq] * (GRID_CELLS + 1)).to(index.dtype)[:, None]).long().add_(lane).view(-1)
-        r, r2 = r.double().view(-1), r2.double().view(-1)
-        self.grid[0].scatter_add_(0, index, torch.ones_like(r))
-        self.grid[1].scatter_add_(0, index, r)
-        self.grid[2].scatter_add_(0, index, r2)
-
     def cells(self, units: Float[Tensor, " bins"]) -> Float[Tensor, "3 bins cells"]:
-        """The grid: counts, and sums of r and of r^2, these 0 in the cell over the top.
+        """Bring the grid together: counts, and sums of r and of r^2, these 0 in the cell over the top.
 
         Args:
             units: of each length bin.
@@ -554,7 +547,7 @@ class RatioSums:
 
 
 def _some(flags: Tensor) -> list[Tensor | None]:
-    """Where the flags are set, a part at a time; all of them, as None, if values may not be looked at."""
+    """Find where flags are set, a part at a time; all of them, as None, if values may not be looked at."""
     if not may_look(flags):
         return [None]
     which = flags.nonzero().squeeze(1)
@@ -655,7 +648,7 @@ def _powers(e: Tensor) -> list[Tensor]:
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Sum of squares of each row."""
+    """Sum the squares of each row."""
     return torch.linalg.vector_norm(x, dim=-1).square_() if may_look(x) else (x * x).sum(-1)
 
 
@@ -673,7 +666,7 @@ def _gaps(log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Ten
 
 
 def _larger_blocks(smallest: Float[Tensor, "R blocks"], tiles: Tiles) -> Float[Tensor, "3 4"]:
-    """For each block size: whole blocks, the shifted sums of their ratio's square and fourth power, and the shift.
+    """Sum each block size: whole blocks, the shifted sums of their ratio's square and fourth power, and the shift.
 
     Args:
         smallest: log ratio of each block of 16 slots of all rows, in order; -inf unless all of them are tokens.

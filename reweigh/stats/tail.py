@@ -29,7 +29,7 @@ def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[fl
         identity: whether the mean ratio can be 1.
         blocks: `renyi2_by_blocks`.
     """
-    reason = _tail_reason(h, khat, -2 * h.total("l") / h.n)
+    reason = _tail_reason(h, khat, -2 * h.total["l"] / h.n)
     if reason:
         return reason
     if not identity:
@@ -71,18 +71,13 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
     share = math.exp(h.top[0] - h.log_power(1.0))
     if share > MAX_SHARE:
         return f"one unit carries {share:.0%} of the weight"
-    spread = max(_variance(h), twice_kl)
+    spread = max(h.variance, twice_kl)
     if spread > math.log(n):
         return f"{n:.0f} units are fewer than exp({spread:.1f}), what a log-ratio spread like this one needs"
     renyi2 = max(h.renyi2, twice_kl)
     if n * units_behind(renyi2) < MIN_BEHIND:
         return f"fewer than {MIN_BEHIND} of {n:.0f} units can be where a log(1 + chi2) of {renyi2:.2g} comes from"
     return ""
-
-
-def _variance(h: HostSums) -> float:
-    """Variance of the log ratio, nats squared."""
-    return h.total("l2") / h.n - (h.total("l") / h.n) ** 2
 
 
 def units_behind(renyi2: float) -> float:
@@ -143,7 +138,7 @@ def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
 
 
 def identity_holds(h: HostSums, khat: float | None) -> bool:
-    """Whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from.
+    """Tell whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from.
 
     A mean over 1 is evidence at any tail. A mean below 1 is none where the tail is heavy: the few large ratios that
     would make up for it are then missing from most samples, and the t interval knows nothing of them. Nor does the
@@ -158,7 +153,7 @@ def identity_holds(h: HostSums, khat: float | None) -> bool:
     # Not by k1: it is what a log mu that is not the one sampled from makes large.
     if h.n >= MIN_UNITS and _tail_reason(h, khat, 0.0):
         return True
-    by_spread = exp(_variance(h)) - 1
+    by_spread = exp(h.variance) - 1
     by_sample = exp(h.log_power(2.0) - math.log(h.n)) - value * value
     return value + (high - value) * math.sqrt(max(1.0, by_spread / max(by_sample, 1e-300))) >= 1
 
@@ -193,7 +188,7 @@ def renyi2_by_blocks(h: HostSums) -> tuple[float, float] | None:
 
     Source: blocks as independent draws; the rule for the size is ours.
     """
-    length = h.total("tokens") / h.total("seqs")
+    length = h.total["tokens"] / h.total["seqs"]
     for size, (rate, error) in reversed(block_rates(h).items()):
         if 2 * size <= length and error < MAX_BLOCK_ERROR:
             # The error of a log is the relative one, and there are that many blocks to a sequence.
@@ -202,7 +197,7 @@ def renyi2_by_blocks(h: HostSums) -> tuple[float, float] | None:
 
 
 def block_rates(h: HostSums) -> dict[int, tuple[float, float]]:
-    """By block size: `log mean r_block^2`, nats, and its standard error; sizes with too few whole blocks left out."""
+    """Give `log mean r_block^2`, nats, and its standard error by block size; those of too few whole blocks left out."""
     rates: dict[int, tuple[float, float]] = {}
     for size, (count, squares, fourths, shift) in zip(BLOCK_SIZES, h.blocks, strict=True):
         if count >= MIN_UNITS and squares > 0:
@@ -225,5 +220,5 @@ def renyi2_lower(h: HostSums) -> float:
         best = max(best, math.log(low) if low > 0 else 0.0)
         if over == 0:  # a higher cap has the same mean over a wider range
             break
-    tv_low = bernoulli_kl_end(h.total("tv") / h.n, n_eff, 0.0, 1.0, 0.05 / tries)
+    tv_low = bernoulli_kl_end(h.total["tv"] / h.n, n_eff, 0.0, 1.0, 0.05 / tries)
     return max(best, math.log1p(4 * tv_low * tv_low))

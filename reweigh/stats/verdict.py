@@ -16,6 +16,7 @@ KL_NOTICEABLE = 1e-3  # nats a token: NeMo-RL's guide; Liu and Li (2025) report 
 KL_LARGE = 1e-2  # nats a token: the advice of tinker-cookbook and prime-rl for a run worth stopping
 ESS_GOOD, ESS_POOR = 0.5, 0.3  # verl's guide to its rollout correction
 
+_NOT_SAMPLED = "the logged log mu is not of the distribution that was sampled from"
 _RAISED = "does the engine log before temperature (vLLM: logprobs_mode=processed_logprobs)? are tokens shifted by one?"
 _LOWERED = (
     "was sampling truncated (top-p, top-k, min-p) on one side only? is it the sampled token's log-prob that is logged?"
@@ -49,7 +50,7 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
-        """For a terminal or a log line."""
+        """Write it for a terminal or a log line."""
         return f"{self.level}: {self.reason}" + (f"\nhint: {self.hint}" if self.hint else "")
 
 
@@ -85,7 +86,7 @@ def judge(*stats: RatioStats | Summary) -> Verdict:
         return Verdict(nothing.severity, nothing.reason, nothing.hint, (nothing,))
     findings = _dropped(any_level)
     if "token" in levels:
-        findings += _identity(levels["token"]) + _size(levels["token"])
+        findings += _tokens(levels["token"])
     if "sequence" in levels:
         findings += _trust(levels["sequence"])
     findings.sort(key=lambda f: -_ORDER[f.severity])
@@ -105,41 +106,29 @@ def _dropped(s: Summary) -> list[Finding]:
     ]
 
 
-def _identity(s: Summary) -> list[Finding]:
-    mean, k1 = s["mean_ratio"], s["kl_k1"]
+def _tokens(s: Summary) -> list[Finding]:
+    """Tell whether log mu can be that of what was sampled from, and how far pi is from it."""
+    findings: list[Finding] = []
+    mean, k1, k3, gap = s["mean_ratio"], s["kl_k1"], s["kl_k3"], s["mean_abs"].value
     assert mean.value is not None
     assert k1.high is not None
-    if not s.identity:
-        return [
-            Finding(
-                "fail",
-                f"the mean token ratio is {' '.join(interval(mean)).strip()} and must be 1: "
-                "the logged log mu is not of the distribution that was sampled from",
-                _RAISED if mean.value > 1 else _LOWERED,
-            )
-        ]
-    if k1.high < -MIN_IDENTITY_GAP:
-        return [
-            Finding(
-                "fail",
-                f"KL(mu||pi) comes out as {two(k1.value or 0.0)} nats a token, and no KL is negative: "
-                "the logged log mu is not of the distribution that was sampled from",
-                _RAISED,
-            )
-        ]
-    return []
-
-
-def _size(s: Summary) -> list[Finding]:
-    k3, gap = s["kl_k3"], s["mean_abs"].value
     assert k3.value is not None
     assert gap is not None
+    if not s.identity:
+        said = f"the mean token ratio is {' '.join(interval(mean)).strip()} and must be 1: {_NOT_SAMPLED}"
+        findings.append(Finding("fail", said, _RAISED if mean.value > 1 else _LOWERED))
+    elif k1.high < -MIN_IDENTITY_GAP:
+        said = f"KL(mu||pi) comes out as {two(k1.value or 0.0)} nats a token, and no KL is negative: {_NOT_SAMPLED}"
+        findings.append(Finding("fail", said, _RAISED))
     said = f"KL(mu||pi) is {_nats(max(k3.value, 0))} nats a token (mean |log ratio| {_nats(gap)})"
     if k3.value > KL_LARGE:
-        return [Finding("fail", f"{said}: more than numerics explain", "look for a cause before choosing a correction")]
-    if k3.value > KL_NOTICEABLE:
-        return [Finding("warn", f"{said}: noticeable", "correct for it, and watch whether it grows")]
-    return [Finding("ok", f"{said}: small")]
+        hint = "look for a cause before choosing a correction"
+        findings.append(Finding("fail", f"{said}: more than numerics explain", hint))
+    elif k3.value > KL_NOTICEABLE:
+        findings.append(Finding("warn", f"{said}: noticeable", "correct for it, and watch whether it grows"))
+    else:
+        findings.append(Finding("ok", f"{said}: small"))
+    return findings
 
 
 def _nats(value: float) -> str:

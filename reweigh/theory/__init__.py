@@ -1,1 +1,1 @@
-"""What is known of importance ratios: their laws, bounds, the lemma of gradient ascent, and exact small worlds."""
+"""Theory of importance ratios: their laws, bounds, the lemma of gradient ascent, and exact small worlds."""

@@ -1,4 +1,4 @@
-"""What is known of the ratio's distribution, in closed form: what truncation, rejection and a band would do to it."""
+"""Laws of the ratio in closed form, and what truncation, rejection and a band would do to it."""
 
 import math
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class Gain:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the lemma asks of a gradient estimator; every formula of it is a method.
+    """Moments of a gradient estimator that the lemma asks for; every formula of it is a method.
 
     Assumes that the objective is `smoothness`-smooth everywhere, plain gradient ascent (not Adam), and a batch of N
     independent units that the parameters did not see.

@@ -19,7 +19,7 @@ from reweigh.records import RecordWriter, RunInfo
 
 @dataclass(frozen=True)
 class Capture:
-    """Where to write records of training batches, and how often.
+    """Writes records of training batches to a folder, every so many steps.
 
     A file appears under its name only when it is complete, so that a run that is killed loses at most the step it was
     writing. `reweigh audit FOLDER` and `reweigh records describe FOLDER` read all of them together.
@@ -43,7 +43,7 @@ class Capture:
             raise ValueError(f"Capture: every must be >= 1, got {self.every}")
 
     def wants(self, step: int) -> bool:
-        """Whether this step is to be written."""
+        """Tell whether this step is to be written."""
         return step % self.every == 0
 
     def write(self, batch: Batch, step: int, rank: int = 0, **columns: Sequence[Any]) -> Path:
@@ -76,7 +76,7 @@ class Capture:
 
 
 def prompt_id(token_ids: Sequence[int] | Tensor) -> str:
-    """A name for a prompt that is the same in every step and on every rank: a hash of its tokens."""
+    """Name a prompt, the same in every step and on every rank: a hash of its tokens."""
     ids = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
     return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
 
@@ -103,7 +103,7 @@ def _rows(batch: Batch, per_token: dict[str, Sequence[Any]]) -> list[dict[str, A
 
 
 def _row(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """From the first token that counts to the last: what is before and behind is padding, and nothing to look at."""
+    """Cut a row from the first token that counts to the last: the rest is padding, and nothing to look at."""
     live = tensors["mask"].nonzero().flatten()
     where = slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, 0)
     cut = {name: x[where].cpu() for name, x in tensors.items()}

@@ -53,7 +53,7 @@ class CorrectedLoss:
         global_valid_seqs: Tensor,
         global_valid_toks: Tensor,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """As NeMo-RL calls it.
+        """Compute the loss that NeMo-RL asks for.
 
         Args:
             next_token_logprobs: `[S, T - 1]`, with gradient.

@@ -45,7 +45,7 @@ class CustomLoss:
         refuse_whole_batch("CustomLoss", "one sequence", self.estimator)
 
     def __call__(self, inputs: Any) -> Any:
-        """As prime-rl calls it.
+        """Compute the loss that prime-rl asks for.
 
         Args:
             inputs: its `LossInputs`: `trainer_logprobs`, `inference_logprobs`, `advantages`, `loss_mask`,

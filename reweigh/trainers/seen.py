@@ -2,8 +2,9 @@
 # pyright: reportMissingImports=false
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol, get_args
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Weights
 from reweigh.levels import SEQUENCE, TOKEN, heads, k3
-from reweigh.stats.summary import Summary, summarise
+from reweigh.stats.summary import summarise
 from reweigh.stats.sums import RatioStats
 
 KNOWN: dict[str, tuple[str, ...]] = {"trl": ("1.16",), "verl": ("0.9.1",)}
@@ -41,29 +42,29 @@ def require(package: str) -> str:
     known = KNOWN[package]
     named = ", ".join(known)
     try:
-        found = version(package)
+        installed = version(package)
     except PackageNotFoundError:
         raise NotInstalledError(
             f"reweigh.trainers.{package}: {package} is not installed; known versions are {named}\n"
             f'hint: pip install "{package}=={pin(known[-1])}"',
             name=package,
         ) from None
-    if not any(found == k or found.startswith(f"{k}.") for k in known):
+    if not any(installed == k or installed.startswith(f"{k}.") for k in known):
         raise UnknownVersionError(
-            f"reweigh.trainers.{package}: {package} {found} is not known; known versions are {named}\n"
+            f"reweigh.trainers.{package}: {package} {installed} is not known; known versions are {named}\n"
             "hint: the adapter reaches into parts that change between releases; "
             f'pip install "{package}=={pin(known[-1])}", or a newer reweigh.'
         )
-    return found
+    return installed
 
 
 def pin(known: str) -> str:
-    """What to write behind `==`: a whole number as it is, the beginning of one with a star."""
+    """Write what goes behind `==`: a whole number as it is, the beginning of one with a star."""
     return known if known.count(".") >= 2 else f"{known}.*"
 
 
 def wide(log_prob: Tensor) -> Tensor:
-    """The log-probs detached and in float64 (float32 on a device that has none).
+    """Detach log-probs and widen them to float64 (float32 on a device that has none).
 
     A difference of two float32 log-probs is exact in float64, and so is a sum of many thousands: nothing is rounded
     until the weight itself is. So padded, packed or one sequence a call, all frameworks get the same bits.
@@ -72,7 +73,7 @@ def wide(log_prob: Tensor) -> Tensor:
 
 
 def factor(weights: Weights) -> Tensor:
-    """What to multiply each token's loss by: float32, token-shaped, 0 where dropped or off the mask."""
+    """Give what multiplies each token's loss: float32, token-shaped, 0 where dropped or off the mask."""
     return weights.per_token.float()
 
 
@@ -117,7 +118,7 @@ SHOWN = {
 
 
 def per_token(batch: Batch, weights: Weights) -> dict[str, Tensor]:
-    """For hooks that add up tokens by themselves: token-shaped float32, 0 off the mask; `kl_*` in nats of mu to pi.
+    """Measure each token, for hooks that add up by themselves: float32, 0 off the mask; `kl_*` in nats of mu to pi.
 
     Args:
         batch: its raw ratios.
@@ -150,14 +151,14 @@ class WeightSums:
 
     @classmethod
     def of(cls, weights: Weights) -> "WeightSums":
-        """Of one batch's weights."""
+        """Sum the weights of one batch."""
         w = weights.per_unit.double()
         once = w * heads(weights.layout) if weights.unit == "turn" else w
         largest = w.amax() if w.numel() else w.new_zeros(())
         return cls(weights.num_units, weights.num_kept, weights.num_bounded, once.sum(), largest)
 
     def __add__(self, other: "WeightSums") -> "WeightSums":
-        """Of both."""
+        """Add the sums of two sets of weights."""
         return WeightSums(
             self.units + other.units,
             self.kept + other.kept,
@@ -186,12 +187,12 @@ class Seen:
 
     @classmethod
     def of(cls, batch: Batch, weights: Weights | None = None) -> "Seen":
-        """Of one batch and the weights that it got, if they were ours. No host sync."""
+        """Measure one batch, and the weights that it got if they were ours. No host sync."""
         token, sequence = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
         return cls(token, sequence, None if weights is None else WeightSums.of(weights))
 
     def __add__(self, other: "Seen") -> "Seen":
-        """Of both; of the weights of both only if both have them."""
+        """Add what two batches have shown; the weights only if both have them."""
         both = None if self.weights is None or other.weights is None else self.weights + other.weights
         return Seen(self.token + other.token, self.sequence + other.sequence, both)
 
@@ -206,43 +207,30 @@ class Seen:
             prefix: before every name.
             intervals: also `..._low` and `..._high`, the ends of each 95% interval.
         """
-        out = {
-            f"{prefix}{summary.level}/{name}": value
-            for summary in (summarise(self.token), summarise(self.sequence))
-            for name, value in _numbers(summary, intervals)
-        }
+        out: dict[str, float] = {}
+        for summary in (summarise(self.token), summarise(self.sequence)):
+            at = f"{prefix}{summary.level}/"
+            out |= {f"{at}n": float(summary.n), f"{at}dropped": float(summary.dropped)}
+            if not summary.n:
+                continue
+            out |= {f"{at}identity": float(summary.identity), f"{at}refused": float(bool(summary.refusal))}
+            for name in SHOWN[summary.level]:
+                number = summary[name]
+                if number.value is not None:
+                    out[at + name] = number.value
+                elif number.sample is not None:
+                    out[f"{at}{name}_in_sample"] = number.sample
+                ends = {f"{at}{name}_low": number.low, f"{at}{name}_high": number.high} if intervals else {}
+                out |= {end: value for end, value in ends.items() if value is not None}
         if self.weights is not None:
-            out |= {f"{prefix}weight/{name}": value for name, value in _of_weights(self.weights)}
+            columns = [x.double() for x in vars(self.weights).values()]
+            units, kept, bounded, total, largest = torch.stack(columns).tolist()
+            if units:
+                out[f"{prefix}weight/kept_fraction"] = kept / units
+            if kept:
+                means = {"mean": total / kept, "max": largest, "bounded_fraction": bounded / kept}
+                out |= {f"{prefix}weight/{name}": value for name, value in means.items()}
         return {name: value for name, value in out.items() if math.isfinite(value)}
-
-
-def _of_weights(sums: WeightSums) -> Iterator[tuple[str, float]]:
-    units, kept, bounded, total, largest = torch.stack([x.double() for x in vars(sums).values()]).tolist()
-    if units:
-        yield "kept_fraction", kept / units
-    if kept:
-        yield "mean", total / kept
-        yield "max", largest
-        yield "bounded_fraction", bounded / kept
-
-
-def _numbers(summary: Summary, intervals: bool) -> Iterator[tuple[str, float]]:
-    yield "n", float(summary.n)
-    yield "dropped", float(summary.dropped)
-    if not summary.n:
-        return
-    yield "identity", float(summary.identity)
-    yield "refused", float(bool(summary.refusal))
-    for name in SHOWN[summary.level]:
-        number = summary[name]
-        if number.value is not None:
-            yield name, number.value
-        elif number.sample is not None:
-            yield f"{name}_in_sample", number.sample
-        if intervals and number.low is not None:
-            yield f"{name}_low", number.low
-        if intervals and number.high is not None:
-            yield f"{name}_high", number.high
 
 
 LoggerName = Literal["wandb", "trackio", "mlflow"]
@@ -250,10 +238,10 @@ NAMES: tuple[LoggerName, ...] = get_args(LoggerName)
 
 
 class ScalarWriter(Protocol):
-    """What TensorBoard's `SummaryWriter` offers, that of torch and that of tensorboardX."""
+    """Writes numbers as TensorBoard's `SummaryWriter` does, that of torch and that of tensorboardX."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> Any:
-        """Write one number."""
+        """Write one number at a step."""
         ...
 
 
@@ -284,55 +272,25 @@ def log_to(logger: LoggerName | ScalarWriter, metrics: Mapping[str, float], step
     if not isinstance(logger, str):
         for name, value in metrics.items():
             logger.add_scalar(name, value, step)
-    elif logger == "wandb":
-        _wandb(metrics, step)
-    elif logger == "trackio":
-        _trackio(metrics, step)
-    elif logger == "mlflow":
-        _mlflow(metrics, step)
-    else:
+        return
+    if logger not in NAMES:
         raise ValueError(
             f"log_to: logger must be one of {', '.join(NAMES)} or a SummaryWriter, got {logger!r}\n"
             "hint: from torch.utils.tensorboard import SummaryWriter; log_to(SummaryWriter(folder), metrics, step)"
         )
-
-
-def _wandb(metrics: Mapping[str, float], step: int) -> None:
     try:
-        import wandb
+        module: Any = import_module(logger)
+        if logger == "wandb":
+            log, run, start = module.log, module.run, "wandb.init(...)"
+        elif logger == "trackio":
+            run = import_module("trackio.context_vars").current_run.get()
+            log, start = module.log, "trackio.init(project=...)"
+        else:  # which would start a run of its own, and leave it open
+            log, run, start = module.log_metrics, module.active_run(), "mlflow.start_run()"
     except ModuleNotFoundError as e:
-        raise _missing("wandb", e) from None
-    if wandb.run is None:
-        raise _no_run("wandb", "wandb.init(...)")
-    wandb.log(dict(metrics), step=step)
-
-
-def _trackio(metrics: Mapping[str, float], step: int) -> None:
-    try:
-        import trackio
-        from trackio import context_vars
-    except ModuleNotFoundError as e:
-        raise _missing("trackio", e) from None
-    if context_vars.current_run.get() is None:
-        raise _no_run("trackio", "trackio.init(project=...)")
-    trackio.log(dict(metrics), step=step)
-
-
-def _mlflow(metrics: Mapping[str, float], step: int) -> None:
-    try:
-        import mlflow
-    except ModuleNotFoundError as e:
-        raise _missing("mlflow", e) from None
-    if mlflow.active_run() is None:  # it would start one of its own, and leave it open
-        raise _no_run("mlflow", "mlflow.start_run()")
-    mlflow.log_metrics(dict(metrics), step=step)
-
-
-def _missing(name: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        f"log_to: {error.name} is not installed\nhint: pip install {name}, or log the dict yourself.", name=error.name
-    )
-
-
-def _no_run(name: str, start: str) -> ValueError:
-    return ValueError(f"log_to: {name} has no active run\nhint: call {start} before.")
+        raise ModuleNotFoundError(
+            f"log_to: {e.name} is not installed\nhint: pip install {logger}, or log the dict yourself.", name=e.name
+        ) from None
+    if run is None:
+        raise ValueError(f"log_to: {logger} has no active run\nhint: call {start} before.")
+    log(dict(metrics), step=step)

@@ -49,7 +49,7 @@ class PolicyLoss:
         loss_mask: Tensor | None = None,
         rollout_logprobs: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """As SkyRL calls it: `[S, T]` each.
+        """Compute the loss that SkyRL asks for, from `[S, T]` each.
 
         Returns:
             The summed loss and metrics.

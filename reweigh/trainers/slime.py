@@ -81,13 +81,15 @@ class CustomTis:
         response_lengths: Sequence[int],
         **kwargs: Any,
     ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-        """As the framework calls it: flat loss, lists of one tensor a sample, a metric a token.
+        """Correct a loss as the framework asks for it: flat loss, lists of one tensor a sample, a metric a token.
 
         Returns:
             The loss with its weights, the masks without rejected tokens, and flat metrics that the framework reduces.
         """
         gather, cut = self._context(args, total_lengths, response_lengths)
-        batch = _padded(gather(train_log_probs), gather(rollout_log_probs), loss_masks)
+        lists = (gather(train_log_probs), gather(rollout_log_probs), loss_masks)
+        pi, mu, mask = (pad_sequence([x.detach() for x in xs], batch_first=True) for xs in lists)
+        batch = Batch.padded(wide(pi), wide(mu), mask)
         weights = self.estimator(batch)
         lengths = [len(m) for m in loss_masks]
 
@@ -119,8 +121,3 @@ class CustomTis:
 
 def _same(xs: list[Tensor]) -> list[Tensor]:
     return xs
-
-
-def _padded(log_pi: list[Tensor], log_mu: list[Tensor], masks: list[Tensor]) -> Batch:
-    pi, mu, mask = (pad_sequence([x.detach() for x in xs], batch_first=True) for xs in (log_pi, log_mu, masks))
-    return Batch.padded(wide(pi), wide(mu), mask)

@@ -44,7 +44,7 @@ class CustomLoss:
     step: int = 0
 
     def __call__(self, data: list[Any], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """As tinker calls it.
+        """Compute the loss that tinker asks for.
 
         Args:
             data: `Datum`s.
@@ -60,7 +60,7 @@ class CustomLoss:
         return loss, Seen.of(batch, weights).flat(PREFIX)
 
     def weights(self, data: list[Any], logprobs: list[Tensor]) -> list[Tensor]:
-        """The weights alone, one float32 tensor a datum."""
+        """Compute the weights alone, one float32 tensor a datum."""
         batch, _, _ = self._batch(data, logprobs)
         rows = self.estimator(batch).per_token.float()
         return [row[: len(x)] for row, x in zip(rows, logprobs, strict=True)]

@@ -116,7 +116,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         return output
 
     def _whole_batch(self, output: dict[str, Any], per_prompt: int) -> Batch:
-        """The batch of all processes; each has whole rows, of its own width, and prompts in the order of the ranks."""
+        """Gather the batch of all processes; each has whole rows, of its own width, in the order of ranks."""
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         fields = (output["old_per_token_logps"], output["sampling_per_token_logps"], mask)
         log_pi, log_mu, mask = (self._gathered(x) for x in fields)

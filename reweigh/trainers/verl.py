@@ -149,7 +149,7 @@ VARIABLE = "REWEIGH_CORRECTION"
 
 
 def named(value: str) -> Correction:
-    """The correction that `module:name` names.
+    """Load the correction that `module:name` names.
 
     Raises:
         ValueError: not of that form, or something else stands there; the message says what.
@@ -158,18 +158,18 @@ def named(value: str) -> Correction:
     if not module or not name:
         raise ValueError(f"{VARIABLE}: must be module:name, got {value!r}\nhint: for example corrections:correction.")
     try:
-        found = getattr(import_module(module), name)
+        correction = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"{VARIABLE}: cannot load {value!r}: {error}\n"
             "hint: the module must be importable in every process of the run: install it, or set PYTHONPATH."
         ) from error
-    if not isinstance(found, Correction):
+    if not isinstance(correction, Correction):
         raise ValueError(
-            f"{VARIABLE}: {value!r} is a {type(found).__name__}, not a Correction\n"
+            f"{VARIABLE}: {value!r} is a {type(correction).__name__}, not a Correction\n"
             "hint: correction = reweigh.trainers.verl.Correction(estimator)"
         )
-    return found
+    return correction
 
 
 def load() -> Correction | None:

@@ -52,8 +52,8 @@ def _version() -> Check:
     try:
         return Check("version", True, f"verl {require('verl')}; known are {', '.join(KNOWN['verl'])}")
     except (NotInstalledError, UnknownVersionError) as error:
-        found, _, hint = str(error).partition("\nhint: ")
-        return Check("version", False, found, hint)
+        message, _, hint = str(error).partition("\nhint: ")
+        return Check("version", False, message, hint)
 
 
 def _entry_point() -> Check:
@@ -78,8 +78,8 @@ def _named() -> tuple[Correction | None, Check]:
     try:
         correction = named(value)
     except ValueError as error:
-        found, _, hint = str(error).partition("\nhint: ")
-        return None, Check("correction", False, found, hint)
+        message, _, hint = str(error).partition("\nhint: ")
+        return None, Check("correction", False, message, hint)
     return correction, Check("correction", True, f"{value}: {correction.mode}, {correction.estimator}")
 
 
@@ -103,7 +103,7 @@ _AGAIN = "something replaced it after verl was imported; look for another plugin
 
 
 def _imported(name: str) -> tuple[Any, str]:
-    """The module, or None and the package whose absence keeps it from being imported here."""
+    """Import a module; or give None and the package whose absence keeps it from being imported here."""
     if name in sys.modules or find_spec(name.rpartition(".")[0]) is not None:
         try:
             return import_module(name), ""
@@ -125,14 +125,14 @@ def _same_weights(correction: Correction) -> Check:
         core = import_module("verl.trainer.ppo.core_algos")
         live = log_pi.clone().requires_grad_()
         core.get_policy_loss_fn(LOSSES[0])(log_mu, live, torch.ones(3, 5), mask, "token-sum")[0].backward()
-        found = torch.zeros(3, 5) if live.grad is None else -live.grad
+        arrived = torch.zeros(3, 5) if live.grad is None else -live.grad
     else:
         tensors = {"old_log_probs": log_pi, "rollout_log_probs": log_mu, "response_mask": mask.long()}
         proto = import_module("verl").DataProto.from_single_dict(tensors)
         proto.non_tensor_batch["uid"] = import_module("numpy").array(["a", "a", "a"], dtype=object)
         quiet = Correction(correction.estimator, correction.mode)
-        found = quiet.on_driver(proto, None)[0].batch["rollout_is_weights"]
-    same = bool(torch.equal(found, expected))
+        arrived = quiet.on_driver(proto, None)[0].batch["rollout_is_weights"]
+    same = bool(torch.equal(arrived, expected))
     what = "weights of a trial batch are " + ("the estimator's, bit for bit" if same else "other than the estimator's")
     return Check("weights", same, what, "please report this with the version of verl.")
 
@@ -145,9 +145,9 @@ def _config(correction: Correction, config: Mapping[str, Any]) -> Iterator[Check
     bypass = bool(_at(config, "algorithm.rollout_correction.bypass_mode"))
     wanted = correction.mode == "bypass"
     hint = f"algorithm.rollout_correction.bypass_mode={wanted}, or Correction(..., mode=...) to match."
-    found = "there is no algorithm.rollout_correction" if section is None else f"bypass_mode is {bypass}"
+    said = "there is no algorithm.rollout_correction" if section is None else f"bypass_mode is {bypass}"
     yield Check(
-        "config", section is not None and bypass == wanted, f"{found}; the correction is {correction.mode}", hint
+        "config", section is not None and bypass == wanted, f"{said}; the correction is {correction.mode}", hint
     )
     mode = _at(config, "actor_rollout_ref.actor.policy_loss.loss_mode")
     if wanted:

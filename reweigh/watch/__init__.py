@@ -1,7 +1,6 @@
 """Watch a run: follow a folder of dumps that grows, and keep the audit of it up to date."""
 
-from reweigh.watch.folder import Look, look
-from reweigh.watch.state import Memory, Read, Trouble, Watched
+from reweigh.watch.folder import Look, Memory, Read, Trouble, Watched, look
 
 __all__ = [
     "Look",

@@ -1,18 +1,190 @@
-"""One look at a folder that grows: what is new and whole is read and added, the rest is waited for."""
+"""Look at a folder that grows: what is new and whole is read and added, the rest is waited for; all of it is kept."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from reweigh import __version__
+from reweigh.audit import Audit, answer
 from reweigh.dumps import formats
 from reweigh.dumps.form import itself
 from reweigh.dumps.open import FORMATS, UnknownFormatError, named, recognise
-from reweigh.records import read_info
+from reweigh.records import RunInfo, read_info
 from reweigh.records.files import FilePart, cut
-from reweigh.scan import Engine, Job, Measured, Workers
+from reweigh.scan import Engine, FileRead, Job, Measured, Scanned, Workers
 from reweigh.scan.engines import Task
+from reweigh.scan.measure import pack, types_of, unpack
 from reweigh.scan.run import PART_TOKENS
-from reweigh.watch.state import Read, Stamp, Trouble, Watched
+from reweigh.scan.state import write_whole
+
+STATE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The size of a file and the time of its last change, in ns: it has changed if one of them has."""
+
+    size: int
+    time: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        """Take that of a file as it is now."""
+        stat = path.stat()
+        return cls(stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Read:
+    """The part of one file that was read.
+
+    Attributes:
+        stamp: of the file when it was read.
+        upto: bytes of it that were read.
+        rows: of it.
+        tokens: of it that count.
+        lines: of it, if it is JSON lines.
+        info: what it says of its run.
+    """
+
+    stamp: Stamp
+    upto: int
+    rows: int
+    tokens: int
+    lines: int
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A file that could not be read.
+
+    Attributes:
+        stamp: of the file when it was tried last.
+        reason: what was wrong then, in a line.
+        tries: how often it was tried.
+    """
+
+    stamp: Stamp
+    reason: str
+    tries: int
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A watched folder as it is known: a frozen value, of which `reweigh.watch.look` makes the next one.
+
+    Attributes:
+        total: the sums of all that was read.
+        files: what was read, by the file's name, in the order of reading.
+        troubles: files that could not be read, by name.
+        pending: stamps of files that are still being written, by name.
+        beside: files that are read together with another or are no dumps, with their stamps: not looked into again.
+        rewritten: files that have changed in what was read already: what they said at first stays in the sums.
+        looks: how often the folder was looked at.
+    """
+
+    total: Measured = field(default_factory=Measured)
+    files: Mapping[str, Read] = field(default_factory=dict[str, Read])
+    troubles: Mapping[str, Trouble] = field(default_factory=dict[str, Trouble])
+    pending: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp])
+    beside: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp])
+    rewritten: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp])
+    looks: int = 0
+
+    def audit(self) -> Audit | None:
+        """Audit all that was read; None while no token of it counts."""
+        if not self.total.tokens:
+            return None
+        files = [
+            FileRead(Path(name), one.rows, one.tokens, RunInfo.from_dict(one.info)) for name, one in self.files.items()
+        ]
+        return answer(Scanned(self.total.sums, tuple(files), self.total.notes))
+
+    def then(self, name: str, found: Measured, one: Read) -> "Watched":
+        """Add more of a file."""
+        troubles = {k: v for k, v in self.troubles.items() if k != name}
+        return replace(self, total=self.total + found, files={**self.files, name: one}, troubles=troubles)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The file where a watch keeps what it knows, so that a new one goes on from there.
+
+    Attributes:
+        path: the file.
+        identity: what is watched and asked, by name. A state of another identity is refused.
+        types: dataclasses that the sums are made of.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    types: tuple[type, ...] = ()
+
+    @classmethod
+    def of(cls, path: Path, folder: Path, job: Job) -> "Memory":
+        """Make the memory of a watch of this folder."""
+        identity: dict[str, Any] = {
+            "version of reweigh": __version__,
+            "version of the state": STATE_VERSION,
+            "folder": str(folder.resolve()),
+            **{name: value for one in job.families for name, value in one.identity.items()},
+            "--keep-going": job.keep_going,
+            "--reader": job.reader,
+        }
+        return cls(path, identity, types_of(job))
+
+    def save(self, watched: Watched) -> None:
+        """Write it whole or not at all: to a file beside it, then by renaming."""
+        files = {
+            name: [*astuple(one.stamp), one.upto, one.rows, one.tokens, one.lines, dict(one.info)]
+            for name, one in watched.files.items()
+        }
+        troubles = {name: [*astuple(one.stamp), one.reason, one.tries] for name, one in watched.troubles.items()}
+        stamps = [
+            {name: list(astuple(stamp)) for name, stamp in table.items()}
+            for table in (watched.pending, watched.beside, watched.rewritten)
+        ]
+        total = watched.total
+        sums = [total.rows, total.tokens, total.sums, total.notes]
+        data = pack([dict(self.identity), sums, files, troubles, stamps, watched.looks], self.types)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, data)
+
+    def load(self) -> Watched:
+        """Read it; nothing known if there is no such file.
+
+        Raises:
+            ValueError: it is not a state file, or of another folder or question; with what differs.
+        """
+        if not self.path.exists():
+            return Watched()
+        try:
+            identity, sums, files, troubles, stamps, looks = unpack(self.path.read_bytes(), self.types)
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(
+                f"{self.path}: not the state of a watch by this version of reweigh: {e}\n"
+                "hint: --fresh reads everything anew; --state names another file."
+            ) from None
+        for name in {**self.identity, **identity}:
+            was, now = identity.get(name), self.identity.get(name)
+            if was != now:
+                raise ValueError(
+                    f"{self.path}: the state is of another watch: {name} was {was}, and is {now}\n"
+                    "hint: give the same folder and options to go on with it; --fresh reads everything anew."
+                )
+        pending, beside, rewritten = ({name: Stamp(*x) for name, x in table.items()} for table in stamps)
+        return Watched(
+            Measured(*sums),
+            {name: Read(Stamp(x[0], x[1]), *x[2:]) for name, x in files.items()},
+            {name: Trouble(Stamp(x[0], x[1]), *x[2:]) for name, x in troubles.items()},
+            pending,
+            beside,
+            rewritten,
+            looks,
+        )
+
 
 MAX_FILES = 16  # read in one look, so that a full folder shows numbers soon
 MAX_TRIES = 3  # of a file that does not change; then it is left alone until it does
@@ -24,7 +196,7 @@ _MAGIC = b"PAR1"
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a look found.
+    """The outcome of a look.
 
     Attributes:
         watched: what is known now.
@@ -67,7 +239,12 @@ def look(
     """
     there = files_of(folder)
     before, now = watched, replace(watched, looks=watched.looks + 1)
-    now = replace(now, rewritten={**now.rewritten, **_rewritten(now, there)})
+    rewritten = dict(now.rewritten)
+    for name, one in now.files.items():
+        stamp = there.get(name, one.stamp)
+        if stamp != one.stamp and (stamp.size < one.upto or not grows(Path(name))):
+            rewritten[name] = stamp
+    now = replace(now, rewritten=rewritten)
     read: list[str] = []
     pending: dict[str, Stamp] = {}
     more = False
@@ -76,39 +253,37 @@ def look(
             more = True
             pending |= {name: before.pending[name]} if name in before.pending else {}
             continue
-        path, old, last = Path(name), now.files.get(name), _seen(before, name)
+        trouble = before.troubles.get(name)
+        last = before.pending.get(name) or (None if trouble is None else trouble.stamp)
+        path, old = Path(name), now.files.get(name)
         whole = is_whole(path, stamp, last, clock)
         if not (whole or grows(path) or is_stuck(stamp, last, clock)):
             pending[name] = stamp
             continue
         try:
             first = Leader(path) if old is not None else leader(path, job.reader)
-            if first.path != path:
-                now = _set_aside(now, name, stamp)
+            if first.path != path:  # it is read with that one, or is no dump
+                troubles = {k: v for k, v in now.troubles.items() if k != name}
+                now = replace(now, beside={**now.beside, name: stamp}, troubles=troubles)
                 continue
             ready = not first.shared or _rests(path, there, before, clock)
-            found = _read(path, stamp, old, job, whole, engine) if ready else None
+            more_read = _read(path, stamp, old, job, whole, engine) if ready else None
         except FileNotFoundError:  # gone since it was listed
             continue
         except (ValueError, OSError) as e:
             now = _in_trouble(now, name, stamp, e)
             continue
-        if found is None:
+        if more_read is None:
             pending[name] = stamp
             continue
-        now = now.then(name, *found)
+        now = now.then(name, *more_read)
         read.append(name)
-        if grows(path) and found[1].upto < stamp.size:
+        if grows(path) and more_read[1].upto < stamp.size:
             pending[name] = stamp
     now = replace(now, pending=pending)
     news = bool(read) or now.troubles != before.troubles or now.rewritten != before.rewritten
     waiting = tuple(name for name in pending if name not in now.troubles)
     return Look(now, tuple(read), waiting, more, news)
-
-
-def _seen(watched: Watched, name: str) -> Stamp | None:
-    trouble = watched.troubles.get(name)
-    return watched.pending.get(name) or (None if trouble is None else trouble.stamp)
 
 
 def _unread(watched: Watched, there: dict[str, Stamp]) -> Iterator[tuple[str, Stamp]]:
@@ -120,17 +295,6 @@ def _unread(watched: Watched, there: dict[str, Stamp]) -> Iterator[tuple[str, St
             continue
         if watched.beside.get(name) != stamp:
             yield name, stamp
-
-
-def _rewritten(watched: Watched, there: dict[str, Stamp]) -> dict[str, Stamp]:
-    found: dict[str, Stamp] = {}
-    for name, one in watched.files.items():
-        stamp = there.get(name)
-        if stamp is None or stamp == one.stamp:
-            continue
-        if not grows(Path(name)) or stamp.size < one.upto:
-            found[name] = stamp
-    return found
 
 
 def _rests(path: Path, there: dict[str, Stamp], before: Watched, clock: float) -> bool:
@@ -145,11 +309,11 @@ def _rests(path: Path, there: dict[str, Stamp], before: Watched, clock: float) -
 def _read(
     path: Path, stamp: Stamp, old: Read | None, job: Job, settled: bool, engine: Engine
 ) -> tuple[Measured, Read] | None:
-    """What is new of a file, all of it or nothing; None if no line of it is whole."""
-    found_by = formats(job.reader)
-    job = replace(job, formats=found_by)
+    """Read what is new of a file, all of it or nothing; None if no line of it is whole."""
+    known = formats(job.reader)
+    job = replace(job, formats=known)
     if not grows(path):
-        parts, lines, upto = cut([path], PART_TOKENS, formats=found_by), 0, stamp.size
+        parts, lines, upto = cut([path], PART_TOKENS, formats=known), 0, stamp.size
     else:
         start = old.upto if old else 0
         upto = last_line_end(path, start, stamp.size)
@@ -161,9 +325,9 @@ def _read(
         parts = [FilePart(path, start, upto, first_row=old.rows if old else 0, first_line=lines + 1)]
         lines += _count_lines(path, start, upto)
     total = Measured()
-    for found in engine([Task(part) for part in parts], job):
-        total += found
-    info = old.info if old else read_info(path, found_by).to_dict()
+    for measured in engine([Task(part) for part in parts], job):
+        total += measured
+    info = old.info if old else read_info(path, known).to_dict()
     rows, tokens = (old.rows, old.tokens) if old else (0, 0)
     return total, Read(stamp, upto, rows + total.rows, tokens + total.tokens, lines, info)
 
@@ -178,11 +342,6 @@ def _count_lines(path: Path, start: int, stop: int) -> int:
     return count
 
 
-def _set_aside(watched: Watched, name: str, stamp: Stamp) -> Watched:
-    troubles = {k: v for k, v in watched.troubles.items() if k != name}
-    return replace(watched, beside={**watched.beside, name: stamp}, troubles=troubles)
-
-
 def _in_trouble(watched: Watched, name: str, stamp: Stamp, error: Exception) -> Watched:
     old = watched.troubles.get(name)
     reason = str(error).partition("\nhint: ")[0].removeprefix(f"{name}: ").removeprefix(name)
@@ -192,14 +351,24 @@ def _in_trouble(watched: Watched, name: str, stamp: Stamp, error: Exception) -> 
 
 
 def files_of(folder: Path) -> dict[str, Stamp]:
-    """Files with a name that a reader takes, in subfolders too; hidden ones and those of hidden folders are left out.
+    """List files with a name that a reader takes, in subfolders too, but hidden ones and those of hidden folders.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder\nhint: name the folder that the run writes its dumps to.")
-    return dict(sorted(_found(folder)))
+    files: dict[str, Stamp] = {}
+    for path in folder.rglob("*"):
+        inner = path.relative_to(folder).parts
+        if not path.name.endswith(_ENDINGS) or any(part.startswith((".", "_")) for part in inner):
+            continue
+        try:
+            if path.is_file():
+                files[str(path)] = Stamp.of(path)
+        except FileNotFoundError:  # a writer renamed or removed it meanwhile
+            continue
+    return dict(sorted(files.items()))
 
 
 def grows(path: Path) -> bool:
@@ -217,7 +386,13 @@ def is_whole(path: Path, now: Stamp, before: Stamp | None, clock: float) -> bool
         clock: seconds since the epoch.
     """
     if path.name.endswith(_PARQUET):
-        return _has_footer(path, now.size)
+        # Parquet ends with its footer, the footer's length in four bytes, and its magic word
+        if now.size < 3 * len(_MAGIC):
+            return False
+        with open(path, "rb") as file:
+            file.seek(now.size - 2 * len(_MAGIC))
+            tail = file.read(2 * len(_MAGIC))
+        return tail[4:] == _MAGIC and int.from_bytes(tail[:4], "little") + 3 * len(_MAGIC) <= now.size
     return now == before or clock - now.time / 1e9 >= SETTLED_SECONDS
 
 
@@ -228,7 +403,7 @@ def is_stuck(now: Stamp, before: Stamp | None, clock: float) -> bool:
 
 @dataclass(frozen=True)
 class Leader:
-    """What a file is read with.
+    """The file that another is read with.
 
     Attributes:
         path: the file that stands for all that are read together; None if it is no dump, or is only read beside one.
@@ -240,7 +415,7 @@ class Leader:
 
 
 def leader(path: Path, reader: str | None) -> Leader:
-    """What a file is read with, by its content.
+    """Tell by its content what a file is read with.
 
     Raises:
         UnreadableFileError: it is damaged.
@@ -253,7 +428,7 @@ def leader(path: Path, reader: str | None) -> Leader:
 
 
 def last_line_end(path: Path, start: int, size: int) -> int:
-    """Where the last whole line before `size` ends, in bytes; `start` if none does after it."""
+    """Find where the last whole line before `size` ends, in bytes; `start` if none does after it."""
     step, end = 1 << 16, size
     with open(path, "rb") as file:
         while end > start:
@@ -264,25 +439,3 @@ def last_line_end(path: Path, start: int, size: int) -> int:
                 return begin + at + 1
             end = begin
     return start
-
-
-def _found(folder: Path) -> Iterator[tuple[str, Stamp]]:
-    for path in folder.rglob("*"):
-        inner = path.relative_to(folder).parts
-        if not path.name.endswith(_ENDINGS) or any(part.startswith((".", "_")) for part in inner):
-            continue
-        try:
-            if path.is_file():
-                yield str(path), Stamp.of(path)
-        except FileNotFoundError:  # a writer renamed or removed it meanwhile
-            continue
-
-
-def _has_footer(path: Path, size: int) -> bool:
-    """Parquet ends with its footer, the footer's length in four bytes, and its magic word."""
-    if size < 3 * len(_MAGIC):
-        return False
-    with open(path, "rb") as file:
-        file.seek(size - 2 * len(_MAGIC))
-        tail = file.read(2 * len(_MAGIC))
-    return tail[4:] == _MAGIC and int.from_bytes(tail[:4], "little") + 3 * len(_MAGIC) <= size

@@ -36,7 +36,7 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     one = np.ones(len(gap))
     sums = {
         "sizes": Cells.of(bucket, _level(size), NUM_LEVELS, one, squares),
-        "shape": Cells.of(bucket, p, NUM, one, tokens.distance, squares, gap**4),
+        "shape": Cells.of(bucket, p, NUM, one, tokens.distance, squares, squares * squares),
         "neighbours": _neighbours(tokens, np.minimum(size, 5.0)),
     }
     for name, other in (("repeat", tokens.repeat), ("prefill", tokens.prefill)):

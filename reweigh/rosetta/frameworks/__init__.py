@@ -39,7 +39,7 @@ PROFILES: tuple[Profile, ...] = (
     ROLL,
     OPEN_INSTRUCT,
 )
-"""Every framework's profile."""
+"""The frameworks that are known, in the order in which they are shown."""
 
 
 def profile_of(name: str) -> Profile:

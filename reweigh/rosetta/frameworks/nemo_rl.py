@@ -141,8 +141,7 @@ def _sequence_error(view: View, name: str) -> Tensor:
 
 
 def _dropped_sequences(view: View, _: str) -> Tensor:
-    live = view.batch().layout.mask.any(-1)
-    return (live & ~view.outcome.masked.any(-1)).sum().float()
+    return (view.batch().layout.mask.any(-1) & ~view.outcome.masked.any(-1)).sum().float()
 
 
 def _sequences(view: View, _: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from reweigh.estimators import Statistic, weigh
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, log_ratio, prob_diff
 from reweigh.named import naive
-from reweigh.rosetta.metrics import View, ratio, same
+from reweigh.rosetta.metrics import View
 from reweigh.rosetta.parts import TURN_GEOMETRIC, prob_diff_from_probs
 from reweigh.rosetta.plan import Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
@@ -56,7 +56,8 @@ def _mean_of_level(view: View, name: str) -> Tensor:
     statistic: Statistic = log_ratio
     if kind == "diff":
         statistic = prob_diff_from_probs if view.plan.metrics_as_they else prob_diff
-    x = (ratio if kind == "ratio" else same)(level.fold(statistic(batch), batch.layout))
+    x = level.fold(statistic(batch), batch.layout)
+    x = x.exp() if kind == "ratio" else x
     if level.unit == "sequence":
         padded = ~view.tensors.mask.all(-1)
         lost = torch.isinf(x) & padded & torch.tensor("infinity_times_padding" in view.plan.flags)

@@ -10,7 +10,7 @@ from reweigh.estimators import Estimator, Factor, weigh
 from reweigh.layout import Padded
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, log_ratio
 from reweigh.named import dppo_kl, dppo_tv, naive, token_mis
-from reweigh.rosetta.metrics import SAFE, Extreme, OverTokens, View, log, ratio
+from reweigh.rosetta.metrics import SAFE, Extreme, OverTokens, View, log
 from reweigh.rosetta.parts import NanPasses, log_ratio_or_nan
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
@@ -156,8 +156,8 @@ SKYRL = read_profile(
     _compose,
     quirks=(infinite_kept, infinity_times_zero),
     equals={
-        "mean_ratio": OverTokens(log_ratio, ratio, SAFE),
-        "max_ratio": Extreme(TOKEN, log_ratio, +1, ratio, SAFE),
+        "mean_ratio": OverTokens(log_ratio, torch.exp, SAFE),
+        "max_ratio": Extreme(TOKEN, log_ratio, +1, torch.exp, SAFE),
         "share_capped": _share_capped,
         "share_of_rows": _share_of_rows,
         "share_of_tokens": _share_of_tokens,

@@ -113,7 +113,7 @@ class _Spread:
 
     level: Level
     of: Statistic
-    then: m.Then = m.same
+    then: Rule = as_it_comes
     rule: Rule = as_it_comes
     fold_rule: Rule = as_it_comes
 
@@ -134,10 +134,6 @@ def _unbounded(view: View, factor: Factor) -> Tensor:
 
 def _first(view: View) -> Factor:
     return view.situation.reading.plan.weights.factors[0]
-
-
-def _weight_before_bounds(view: View, _: str) -> Tensor:
-    return _rows(_unbounded(view, _first(view)).exp(), view)
 
 
 def _share_outside(view: View, name: str) -> Tensor:
@@ -169,6 +165,10 @@ def _share_under_veto(view: View, name: str) -> Tensor:
     return _rows(batch.layout.spread(bad.any(-1)).float() if "_seq_" in name else bad.float(), view)
 
 
+def _weight_before_bounds(view: View, _: str) -> Tensor:
+    return _rows(_unbounded(view, _first(view)).exp(), view)
+
+
 def _mean_distance(view: View, _: str) -> Tensor:
     return _rows(torch.expm1(view.batch().log_ratio).abs(), view)
 
@@ -185,12 +185,12 @@ SLIME = read_profile(
         "row_means_k1": _Spread(TOKEN, k1),
         "row_means_k3": _Spread(TOKEN, k3),
         "log_ppl_pi": _Spread(GEOMETRIC, m.surprise_pi),
-        "ppl_pi": _Spread(GEOMETRIC, m.surprise_pi, m.ratio),
+        "ppl_pi": _Spread(GEOMETRIC, m.surprise_pi, torch.exp),
         "log_ppl_mu": _Spread(GEOMETRIC, m.surprise_mu),
-        "ppl_mu": _Spread(GEOMETRIC, m.surprise_mu, m.ratio),
+        "ppl_mu": _Spread(GEOMETRIC, m.surprise_mu, torch.exp),
         "row_k1": _Spread(GEOMETRIC, k1),
-        "abs_row_k1": _Spread(GEOMETRIC, k1, m.absolute),
-        "inverse_geometric": _Spread(GEOMETRIC, k1, m.ratio),
+        "abs_row_k1": _Spread(GEOMETRIC, k1, torch.abs),
+        "inverse_geometric": _Spread(GEOMETRIC, k1, torch.exp),
         "chi2_token": _Spread(TOKEN, log_ratio, m.chi2, SAFE),
         "chi2_sequence": _Spread(SEQUENCE, log_ratio, m.chi2, fold_rule=SAFE),
         "weight_before_bounds": _weight_before_bounds,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.estimators import Estimator, Statistic, weigh
+from reweigh.estimators import Statistic, weigh
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k2, k3, log_ratio
 from reweigh.named import dppo_kl, dppo_tv, naive
 from reweigh.rosetta.metrics import SAFE, Extreme, View, mean_weight, mean_weight_of_rows, share_beyond
@@ -45,14 +45,6 @@ def _screens(o: Options) -> list[tuple[str, str]]:
     return list(zip(names, thresholds, strict=False))
 
 
-def _screen(name: str, threshold: str) -> Estimator:
-    level, kind = name.rsplit("_", 1)
-    if kind == "k1":
-        low, high = _band(threshold)
-        return weigh(_LEVELS[level], Screen(1 / high, 1 / low))
-    return weigh(_LEVELS[level], AtMost(float(threshold)), of=_STATISTICS[kind])
-
-
 def _plan(o: Options) -> Plan:
     weights, screens = naive(), naive()
     kind, threshold = o["rollout_is"], o["rollout_is_threshold"]
@@ -63,7 +55,12 @@ def _plan(o: Options) -> Plan:
         transform = Reject(*_band(threshold)) if banded else Truncate(float(threshold))
         weights = weigh(TOKEN if kind == "token" else SEQUENCE, transform)
     for name, told in _screens(o):
-        screens = screens * _screen(name, told)
+        level, statistic = name.rsplit("_", 1)
+        if statistic == "k1":
+            low, high = _band(told)
+            screens = screens * weigh(_LEVELS[level], Screen(1 / high, 1 / low))
+        else:
+            screens = screens * weigh(_LEVELS[level], AtMost(float(told)), of=_STATISTICS[statistic])
     normalise = "kept" if o["rollout_is_batch_normalize"] and weights.factors else None
     return Plan(weights, screens, normalise=normalise)
 

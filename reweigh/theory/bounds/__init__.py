@@ -27,6 +27,43 @@ from reweigh.theory.bounds.divergence import (
     tv_by_kl,
     tv_by_states,
 )
+from reweigh.theory.bounds.estimators import (
+    artefacts_for_mis,
+    capped_second_moment,
+    geo_bias,
+    gradient_norm,
+    minimax_mse,
+    mis_bias,
+    mis_mse,
+    naive_bias_by_chi2,
+    naive_bias_by_concentration,
+    naive_bias_by_hellinger,
+    naive_bias_by_tv,
+    naive_second_moment,
+    on_policy_second_moment,
+    seq_is_mse,
+    seq_is_variance,
+    snis_bias,
+    snis_mse,
+    state_bias,
+    tis_bias,
+    tis_mse,
+    tis_mse_at_one,
+    tis_mse_cubic,
+    tis_second_moment,
+    token_is_bias,
+    token_is_bias_by_hybrids,
+    token_is_bias_by_kl,
+    token_is_bias_by_martingale,
+    token_is_second_moment,
+    token_second_moment,
+    token_tis_second_moment,
+    truncation_bias,
+    unsupported_bias,
+)
+from reweigh.theory.bounds.estimators import (
+    tis_or_mis as tis_or_mis,
+)
 from reweigh.theory.bounds.post import (
     post_limit,
     post_m2,
@@ -39,45 +76,6 @@ from reweigh.theory.bounds.post import (
     post_tis_variance,
     post_token_second_moment,
     post_tv,
-)
-from reweigh.theory.bounds.sequence import (
-    artefacts_for_mis,
-    capped_second_moment,
-    geo_bias,
-    minimax_mse,
-    mis_bias,
-    mis_mse,
-    seq_is_mse,
-    seq_is_variance,
-    snis_bias,
-    snis_mse,
-    tis_bias,
-    tis_mse,
-    tis_mse_at_one,
-    tis_mse_cubic,
-    tis_second_moment,
-    unsupported_bias,
-)
-from reweigh.theory.bounds.sequence import (
-    tis_or_mis as tis_or_mis,
-)
-from reweigh.theory.bounds.token import (
-    gradient_norm,
-    naive_bias_by_chi2,
-    naive_bias_by_concentration,
-    naive_bias_by_hellinger,
-    naive_bias_by_tv,
-    naive_second_moment,
-    on_policy_second_moment,
-    state_bias,
-    token_is_bias,
-    token_is_bias_by_hybrids,
-    token_is_bias_by_kl,
-    token_is_bias_by_martingale,
-    token_is_second_moment,
-    token_second_moment,
-    token_tis_second_moment,
-    truncation_bias,
 )
 
 # fmt: off
@@ -100,7 +98,7 @@ BOUNDS: tuple[Callable[..., float], ...] = (
 
 @dataclass(frozen=True)
 class About:
-    """What a bound says of itself.
+    """A bound's account of itself.
 
     Attributes:
         name: its name.
@@ -116,7 +114,7 @@ class About:
 
 
 def about(bound: Callable[..., float]) -> About:
-    """What a bound of `BOUNDS` says of itself, from its documentation.
+    """Read what a bound of `BOUNDS` says of itself in its documentation.
 
     Raises:
         ValueError: if it lacks a part of it, as all do under `python -OO`.

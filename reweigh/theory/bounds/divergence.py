@@ -234,7 +234,7 @@ def lost_at_most(cap: float, chi2: float = math.inf, tv: float = 1.0) -> float:
 # The surrogate is E_mu R (1 + sum_t (r_t - 1)); its error, |J(pi) - J(mu) - E_mu R sum_t (r_t - 1)|, stays when
 # a constant is added to R. So each bound has half the range of the reward as a factor, 1/2 for rewards in [0, 1]; as
 # published, for rewards in [0, 1], that factor is 1. A bound of the error does not bound its gradient: for that see
-# `reweigh.theory.bounds.token`.
+# `reweigh.theory.bounds.estimators`.
 
 
 def surrogate_classical(half_range: float, length: float, state_kl_max: float) -> float:

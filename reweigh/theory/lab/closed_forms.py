@@ -216,7 +216,7 @@ class _Walk:
         return [(a, self.following[:, a]) for a in range(self.following.shape[1]) if (self.following[:, a] >= 0).all()]
 
     def step(self, state: Array, factor: Array) -> tuple[Array, float]:
-        """What is at each row a token later when a token multiplies by its factor, and what ended with that token."""
+        """Go on by a token that multiplies by its factor: what is then at each row, and what ended with that token."""
         out, ended = np.zeros_like(state), float((state[:, None] * np.where(self.following < 0, factor, 0)).sum())
         for a, column in self.moves():
             np.add.at(out, column, state * factor[:, a])
@@ -257,7 +257,7 @@ _ORDERLESS = {level.name for level in (TOKEN, SEQUENCE, GEOMETRIC, WORST)}
 
 @dataclass(frozen=True)
 class Extremes:
-    """What the worst reward with |R| <= 1 does to an estimator.
+    """Effect of the worst reward with |R| <= 1 on an estimator.
 
     Attributes:
         bias: `sup_R |E_mu ghat - g|`.
@@ -364,19 +364,19 @@ class Counted:
             ValueError: if the estimator depends on the order of tokens, or on other sequences.
         """
         self._check(estimator)
-        up, down = (self._slopes(estimator, loss, sign) for sign in (1.0, -1.0))
+        slopes: list[Array] = []
+        for advantage in (1.0, -1.0):
+            batch = self.batch(advantage)
+            log_pi = batch.log_pi.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(loss(log_pi, batch, estimator(batch)), log_pi)
+            slopes.append(np.einsum("kt,ktd->kd", -slope.numpy(), self.score))
+        up, down = slopes
         true, root = self.pi[:, None] * self.score.sum(1), np.sqrt(self.mu)[:, None]
         return Extremes(
             bias=farthest(self.mu[:, None] * up - true, self.mu[:, None] * down + true),
             # The root first: a ratio of e^400 has a square that no float64 holds, and next to no probability.
             second_moment=float(np.maximum(*(np.square(root * x).sum(-1) for x in (up, down))).sum()),
         )
-
-    def _slopes(self, estimator: Estimator, loss: Loss, advantage: float) -> Array:
-        batch = self.batch(advantage)
-        log_pi = batch.log_pi.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(loss(log_pi, batch, estimator(batch)), log_pi)
-        return np.einsum("kt,ktd->kd", -slope.numpy(), self.score)
 
     def _check(self, estimator: Estimator) -> None:
         if estimator.reads_batch or any(f.level.name not in _ORDERLESS for f in estimator.factors):
@@ -388,7 +388,7 @@ MAX_COUNTS = 3_000_000  # ways that tokens can be counted, up to which they are 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """What iid tokens and the worst reward with |R| <= 1 do to an estimator that weighs each token by itself.
+    """Effect of the worst reward with |R| <= 1 on an estimator that weighs each of iid tokens by itself.
 
     Attributes:
         length: T.
@@ -450,7 +450,10 @@ def worst_case(pi: Tensor, mu: Tensor, length: int, estimator: Estimator) -> Wor
         )
     if estimator.reads_batch or any(f.level.name != TOKEN.name for f in estimator.factors):
         raise ValueError(f"worst_case: {estimator} must weigh each token by itself")
-    w = _token_weights(pi, mu, estimator)
+    # The library's weight of each token, from a batch with one sequence of one token for each.
+    log_pi, log_mu = pi.double().log()[:, None], mu.double().log()[:, None]
+    one = torch.ones_like(log_pi)
+    w = estimator(Batch.padded(log_pi, log_mu, one, advantage=one)).per_token[:, 0].numpy()
     p, q = pi.double().numpy(), mu.double().numpy()
     counts = all_counts(len(p), length)
     prob_pi, prob_mu = np.exp(log_probability(counts, p)), np.exp(log_probability(counts, q))
@@ -465,10 +468,3 @@ def worst_case(pi: Tensor, mu: Tensor, length: int, estimator: Estimator) -> Wor
         score2=float(prob_pi @ np.square(counts @ score).sum(-1)),
         log_m2=length * math.log(float((p * p / q).sum())),
     )
-
-
-def _token_weights(pi: Tensor, mu: Tensor, estimator: Estimator) -> Array:
-    """The library's weight of each token, from a batch with one sequence of one token for each."""
-    log_pi, log_mu = pi.double().log()[:, None], mu.double().log()[:, None]
-    batch = Batch.padded(log_pi, log_mu, torch.ones_like(log_pi), advantage=torch.ones_like(log_pi))
-    return estimator(batch).per_token[:, 0].numpy()

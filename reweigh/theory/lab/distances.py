@@ -1,4 +1,4 @@
-"""How far two tabular policies are apart, exactly: over sequences, over states, and step by step."""
+"""Exact distances of two tabular policies: over sequences, over states, and step by step."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class StateDistances:
 
     @classmethod
     def of(cls, policies: Policies) -> "StateDistances":
-        """From the tables."""
+        """Measure them from the tables."""
         log_pi, log_mu = policies.log_pi, policies.log_mu
         pi, mu = log_pi.exp(), log_mu.exp()
         return cls(
@@ -86,7 +86,7 @@ class Distances:
 
 
 def distances(world: World) -> Distances:
-    """Every distance between the policies of a world; its reward is not read.
+    """Measure every distance between the policies of a world; its reward is not read.
 
     Example:
         >>> from reweigh.theory.lab import distances, random_world
@@ -106,6 +106,11 @@ def distances(world: World) -> Distances:
     def along(x: Tensor) -> float:
         return float((visits * torch.where(torch.isfinite(x), x, 0)[s.row]).sum())
 
+    tv_states: list[float] = []
+    for t in range(world.policies.length):
+        group, count = prefixes(every, t)
+        gap = every.pi.new_zeros(count).index_add(0, group, torch.where(every.lengths > t, every.pi - every.mu, 0))
+        tv_states.append(float(gap.abs().sum()) / 2)
     kl = -float(mu @ log_ratio)
     return Distances(
         mean_ratio=mean,
@@ -124,13 +129,13 @@ def distances(world: World) -> Distances:
         kl_tokens=along(states.kl_mu_pi),
         length_mu=float(mu @ s.lengths),
         length_pi=float(every.pi @ every.lengths),
-        tv_states=tuple(_tv_of_states(world, t) for t in range(world.policies.length)),
+        tv_states=tuple(tv_states),
         tv_one_step=tuple((float(mu @ (one - r).abs()) + lost) / 2 for one in world.batch.log_ratio.exp().unbind(-1)),
     )
 
 
 def ratio_law(world: World) -> FiniteRatio:
-    """The exact law of the sequence ratio under mu, for the rules that choose a cap."""
+    """Give the exact law of the sequence ratio under mu, for the rules that choose a cap."""
     log_ratio = world.batch.layout.sum(world.batch.log_ratio)
     return FiniteRatio(log_ratio.numpy(), world.mu.numpy())
 
@@ -165,7 +170,7 @@ class Norms:
 
 
 def norms(world: World) -> Norms:
-    """The constants of the bounds, exactly."""
+    """Compute the constants of the bounds, exactly."""
     s, reward = world.sequences, world.reward
     p = world.policies.log_pi.exp()
     token = ((1 - p).square() + p.square().sum(-1, keepdim=True) - p.square()).sqrt()
@@ -183,10 +188,3 @@ def norms(world: World) -> Norms:
         score2_pi=float(s.pi @ score2),
         score2_mu=float(s.mu @ score2),
     )
-
-
-def _tv_of_states(world: World, t: int) -> float:
-    s = world.sequences
-    group, count = prefixes(s, t)
-    gap = s.pi.new_zeros(count).index_add(0, group, torch.where(s.lengths > t, s.pi - s.mu, 0))
-    return float(gap.abs().sum()) / 2

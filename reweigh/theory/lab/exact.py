@@ -1,4 +1,4 @@
-"""What an estimator does in a world, exactly: moments, self-normalised or in groups, and what its bias is made of."""
+"""Exact effect of an estimator in a world: moments, self-normalised or in groups, and the parts of its bias."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class Reward:
     baseline: float | Literal["value"] = 0.0
 
     def of(self, world: World) -> Float[Tensor, "sampled T"]:
-        """For every token of what mu can sample."""
+        """Give it for every token of what mu can sample."""
         b = world.value_mu if self.baseline == "value" else self.baseline
         return (world.sampled_reward - b)[:, None].expand(world.sampled.mask.shape)
 
@@ -47,7 +47,7 @@ class Advantage:
     policy: Literal["pi", "mu"]
 
     def of(self, world: World) -> Float[Tensor, "sampled T"]:
-        """For every token of what mu can sample."""
+        """Give it for every token of what mu can sample."""
         s = world.sequences
         values = prefix_values(s, s.log_pi if self.policy == "pi" else s.log_mu, world.reward)
         return torch.where(s.mask, values.diff(dim=-1), 0)[s.sampled]
@@ -64,12 +64,12 @@ class PerSequence:
     values: Float[Tensor, " sampled"]
 
     def of(self, world: World) -> Float[Tensor, "sampled T"]:
-        """For every token of what mu can sample."""
+        """Give it for every token of what mu can sample."""
         return self.values[:, None].expand(world.sampled.mask.shape)
 
 
 AnyAdvantage = Reward | Advantage | PerSequence
-"""What may multiply the score in the lab."""
+"""All that may multiply the score in the lab."""
 
 
 def prefix_values(sequences: Sequences, log_p: Tensor, reward: Tensor) -> Float[Tensor, "L T_plus_1"]:
@@ -118,7 +118,7 @@ class Outcome:
 
     @property
     def lemma(self) -> Moments:
-        """What the lemma of stochastic gradient ascent asks: its terms, the best step, the guaranteed gain."""
+        """Moments for the lemma of stochastic gradient ascent: its terms, the best step, the guaranteed gain."""
         return Moments(self.g.numpy(), self.mean.numpy(), self.trace_cov)
 
     @property
@@ -128,14 +128,14 @@ class Outcome:
 
     @property
     def cosine(self) -> float:
-        """Of the angle between m and g; NaN if one of them is 0."""
+        """Cosine of the angle between m and g; NaN if one of them is 0."""
         return float(self.g @ self.mean) / (float(self.g.norm() * self.mean.norm()) or math.nan)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Exact(Outcome):
-    """What an estimator does to one sequence of mu: ghat is its value there, and a batch is the mean of n of them.
+    """Effect of an estimator on one sequence of mu: ghat is its value there, and a batch is the mean of n of them.
 
     Attributes:
         second_moment: `E_mu |ghat|^2`.
@@ -218,7 +218,7 @@ def exact(
 def coefficients(
     world: World, estimator: Estimator, advantage: AnyAdvantage | None = None, *, loss: Loss = reinforce
 ) -> Float[Tensor, "sampled T"]:
-    """What multiplies the score of each token in the gradient: `w_t A_t`, from the loss, for what mu can sample.
+    """Find what multiplies the score of each token in the gradient: `w_t A_t`, from the loss, for what mu can sample.
 
     Raises:
         ValueError: on an estimator whose weights depend on the other sequences of the batch.
@@ -320,7 +320,8 @@ def exact_snis(
         )
     w, p, s, g = weights.per_unit, world.mu, world.sampled, world.gradient
     coef = coefficients(world, estimator, advantage)
-    u = _nodes(w)
+    low, high = -_LEFT - math.log(float(w.max())), math.log(_RIGHT) - math.log(float(w.min()))
+    u = torch.exp(torch.arange(low, high + _STEP, _STEP, dtype=torch.float64))
     decay = torch.exp(-u[:, None] * w)  # [nodes, L]
     phi = decay @ p
     tilted = decay * p
@@ -328,42 +329,29 @@ def exact_snis(
     twice = _weight(u, 2, n * phi ** (n - 1))
     mean = s.total((once @ tilted)[:, None] * coef)
     # About a centre close to the mean: at a large n the squares of f itself would cancel to the last digits.
-    centre = s.total(p[:, None] * coef) / float(p @ w)
+    m = s.total(p[:, None] * coef)
+    centre = m / float(p @ w)
     squares = float((twice @ tilted) @ _away(s, coef, w, centre))
     pairs = _weight(u, 2, n * (n - 1) * phi ** (n - 2)) if n > 1 else torch.zeros_like(u)
     for part in torch.arange(len(u)).split(max(1, _NUMBERS // coef.numel())):
         away = s.total(tilted[part][:, :, None] * coef) - (tilted[part] @ w)[:, None] * centre
         squares += float(pairs[part] @ away.square().sum(-1))
-    delta_bias, delta_trace = _first_order(world, w, coef, n)
+    # Delta method: bias -E[w^2 (f - m)] / n, variance E[w^2 |f - m|^2] / n, with m = E[w f] and E w = 1; coef is w f.
+    crossed = s.total(p[:, None] * (w[:, None] * coef)) - float(p @ w.square()) * m
     return ExactSNIS(
         g,
         mean,
         max(0.0, squares - float((mean - centre).square().sum())),
         n,
-        float((twice @ tilted) @ w.square()),
-        delta_bias,
-        delta_trace,
+        inverse_ess=float((twice @ tilted) @ w.square()),
+        delta_bias=-crossed / n,
+        delta_trace_cov=float(p @ _away(s, coef, w, m)) / n,
     )
 
 
-def _nodes(w: Tensor) -> Tensor:
-    low = -_LEFT - math.log(float(w.max()))
-    high = math.log(_RIGHT) - math.log(float(w.min()))
-    return torch.exp(torch.arange(low, high + _STEP, _STEP, dtype=torch.float64))
-
-
 def _weight(u: Tensor, power: int, density: Tensor) -> Tensor:
-    """What a node counts: the trapezoid rule in log u, for the integral of u^(power - 1) density du."""
+    """Weigh a node by the trapezoid rule in log u, for the integral of u^(power - 1) density du."""
     return _STEP * u**power * density
-
-
-def _first_order(world: World, w: Tensor, coef: Tensor, n: int) -> tuple[Tensor, float]:
-    """Delta method: bias `-E[w^2 (f - m)] / n`, variance `E[w^2 |f - m|^2] / n`, with `m = E[w f]` and `E w = 1`."""
-    s, p = world.sampled, world.mu
-    m = s.total(p[:, None] * coef)
-    scaled = w[:, None] * coef  # w^2 f, as coef is w f
-    crossed = s.total(p[:, None] * scaled) - float(p @ w.square()) * m
-    return -crossed / n, float(p @ _away(s, coef, w, m)) / n
 
 
 def _away(s: Sequences, coef: Tensor, w: Tensor, point: Tensor) -> Tensor:
@@ -426,15 +414,13 @@ class Group:
         total = [0.0] * len(values)
         for counts in _compositions(self.size - 1, len(values)):
             chance = _multinomial(counts, chances)
+            others = [*zip(counts, values, strict=True)]
             for i, own in enumerate(values):
-                total[i] += chance * self._standardised(own, counts, values)
+                mean = (own + sum(c * v for c, v in others)) / self.size
+                squares = (own - mean) ** 2 + sum(c * (v - mean) ** 2 for c, v in others)
+                sd = math.sqrt(squares / (self.size - self.unbiased))
+                total[i] += chance * ((own - mean) / (sd + self.eps) if own != mean else 0.0)
         return total
-
-    def _standardised(self, own: float, counts: tuple[int, ...], values: list[float]) -> float:
-        mean = (own + sum(c * v for c, v in zip(counts, values, strict=True))) / self.size
-        squares = (own - mean) ** 2 + sum(c * (v - mean) ** 2 for c, v in zip(counts, values, strict=True))
-        sd = math.sqrt(squares / (self.size - self.unbiased))
-        return (own - mean) / (sd + self.eps) if own != mean else 0.0
 
 
 def exact_group_mean(world: World, estimator: Estimator, group: Group) -> Float[Tensor, " params"]:

@@ -62,11 +62,11 @@ INPUTS = (
     *("name", "V", "T", "ctx", "eos", "contexts", "pi_logits", "mu_logits", "mu_mask", "R"),
     *("leaves", "C", "lo", "hi", "b", "eps"),
 )
-"""What a world of the file is made from, without which there is nothing to check."""
+"""Keys that a world of the file is made from, without which there is nothing to check."""
 
 
 def world_of(given: Mapping[str, Any]) -> World:
-    """The world of a golden instance.
+    """Make the world of a golden instance.
 
     Raises:
         ValueError: if its contexts or its sequences are not in the order that ours are in, or it makes no world.
@@ -92,88 +92,73 @@ def world_of(given: Mapping[str, Any]) -> World:
 
 
 def leaves(world: World) -> list[list[int]]:
-    """The tokens of every sequence."""
+    """List the tokens of every sequence."""
     rows: list[list[int]] = world.sequences.tokens.tolist()
     return [[a for a in row if a >= 0] for row in rows]
 
 
 def estimators(given: Mapping[str, Any], world: World) -> dict[str, Exact]:
-    """The exact result of each estimator of the file's conventions."""
+    """Compute the exact result of each estimator that the file names."""
     cap, low, high = float(given["C"]), float(given["lo"]), float(given["hi"])
     band = geo_rs(low, high)
     raw, less, a_mu, a_pi = Reward(), Reward(float(given["b"])), Advantage("mu"), Advantage("pi")
     clip = PPOClip(float(given["eps"]), float(given["eps"]))
+    advantages: dict[str, AnyAdvantage] = {"R": raw, "Rb": less, "Amu": a_mu, "Api": a_pi}
     table: dict[str, tuple[Estimator, AnyAdvantage, Loss]] = {
-        "naive": (naive(), raw, reinforce),
-        "naive_b": (naive(), less, reinforce),
         "suffix_is_R": (suffix_is(), raw, reinforce),
-        "prefix_is_R": (prefix_is(), raw, reinforce),
-        "prefix_is_Amu": (prefix_is(), a_mu, reinforce),
-        "prefix_is_Api": (prefix_is(), a_pi, reinforce),
-        "prefix_tis_R": (prefix_tis(cap), raw, reinforce),
-        "prefix_tis_Amu": (prefix_tis(cap), a_mu, reinforce),
-        "prefix_tis_Api": (prefix_tis(cap), a_pi, reinforce),
-        "seq_is": (seq_is(), raw, reinforce),
-        "seq_is_b": (seq_is(), less, reinforce),
-        "seq_tis": (seq_tis(cap), raw, reinforce),
-        "seq_tis_b": (seq_tis(cap), less, reinforce),
-        "seq_mis": (seq_mis(0.0, cap), raw, reinforce),
-        "seq_mis_b": (seq_mis(0.0, cap), less, reinforce),
-        "geo_rs": (band, raw, reinforce),
-        "geo_rs_b": (band, less, reinforce),
         "geo_rs_seq_is": (band * seq_is(), raw, reinforce),
         "geo_rs_tok_tis": (band * token_tis(cap), raw, reinforce),
-        "ppo_clip_Amu": (naive(), a_mu, clip),
-        "ppo_clip_Api": (naive(), a_pi, clip),
-        "ppo_clip_Rb": (naive(), less, clip),
     }
+    whole = {"naive": naive(), "seq_is": seq_is(), "seq_tis": seq_tis(cap), "seq_mis": seq_mis(0.0, cap)}
+    for name, estimator in (whole | {"geo_rs": band}).items():
+        table |= {name: (estimator, raw, reinforce), f"{name}_b": (estimator, less, reinforce)}
     tokens = {"tok_is": token_is(), "tok_tis": token_tis(cap), "tok_mis": token_mis(0.0, cap)}
-    for name, estimator in tokens.items():
-        for suffix, advantage in (("R", raw), ("Rb", less), ("Amu", a_mu), ("Api", a_pi)):
-            table[f"{name}_{suffix}"] = (estimator, advantage, reinforce)
+    for name, estimator in (tokens | {"prefix_is": prefix_is(), "prefix_tis": prefix_tis(cap)}).items():
+        table |= {f"{name}_{key}": (estimator, a, reinforce) for key, a in advantages.items()}
+    table |= {f"ppo_clip_{key}": (naive(), a, clip) for key, a in advantages.items()}
     wanted: Sequence[str] = [name for name in given.get("estimators", {}) if name in table]
     return {name: exact(world, table[name][0], table[name][1], loss=table[name][2]) for name in wanted}
 
 
-def moments(given: Mapping[str, Any], found: Exact) -> dict[str, Any]:
-    """The entries of one estimator: those that are named, at any N."""
+def moments(given: Mapping[str, Any], result: Exact) -> dict[str, Any]:
+    """Compute the entries of one estimator: those that are named, at any N."""
     out: dict[str, Any] = {
-        "mean": found.mean.tolist(),
-        "bias": found.bias.tolist(),
-        "bias_norm": found.bias_norm,
-        "second_moment": found.second_moment,
-        "trace_cov": found.trace_cov,
-        "cov": None if found.cov is None else found.cov.tolist(),
+        "mean": result.mean.tolist(),
+        "bias": result.bias.tolist(),
+        "bias_norm": result.bias_norm,
+        "second_moment": result.second_moment,
+        "trace_cov": result.trace_cov,
+        "cov": None if result.cov is None else result.cov.tolist(),
     }
     for key in given:
         if match := re.fullmatch(r"(mse|sga_eff)_N(\d+)", key):
             n = int(match[2])
-            out[key] = found.mse(n) if match[1] == "mse" else found.efficiency(n)
+            out[key] = result.mse(n) if match[1] == "mse" else result.efficiency(n)
     return out
 
 
 def snis(given: Mapping[str, Any], world: World) -> dict[str, dict[str, Any]]:
-    """Self-normalised importance sampling at each N of the file."""
+    """Compute self-normalised importance sampling at each N of the file."""
     out: dict[str, dict[str, Any]] = {}
     for key in given:
-        found = exact_snis(world, int(key))
+        result = exact_snis(world, int(key))
         out[key] = {
-            "N": found.n,
-            "mean": found.mean.tolist(),
-            "bias": found.bias.tolist(),
-            "bias_norm": found.bias_norm,
-            "trace_cov": found.trace_cov,
-            "mse": found.mse,
-            "E_inv_ess": found.inverse_ess,
-            "delta_bias": found.delta_bias.tolist(),
-            "delta_bias_norm": float(found.delta_bias.norm()),
-            "delta_trace_cov": found.delta_trace_cov,
+            "N": result.n,
+            "mean": result.mean.tolist(),
+            "bias": result.bias.tolist(),
+            "bias_norm": result.bias_norm,
+            "trace_cov": result.trace_cov,
+            "mse": result.mse,
+            "E_inv_ess": result.inverse_ess,
+            "delta_bias": result.delta_bias.tolist(),
+            "delta_bias_norm": float(result.delta_bias.norm()),
+            "delta_trace_cov": result.delta_trace_cov,
         }
     return out
 
 
 def groups(given: Mapping[str, Any], world: World, cap: float) -> dict[str, Any]:
-    """Group baselines for each weight."""
+    """Compute the mean under group baselines for each weight."""
     size = int(given["G"])
     weights = {"naive": naive(), "tok_is": token_is(), "seq_is": seq_is(), "seq_tis": seq_tis(cap)}
     weights |= {"tok_tis": token_tis(cap), "seq_mis": seq_mis(0.0, cap)}
@@ -187,7 +172,7 @@ def groups(given: Mapping[str, Any], world: World, cap: float) -> dict[str, Any]
 
 
 def dist(world: World, d: Distances, k: Norms) -> dict[str, Any]:
-    """Every distance and constant."""
+    """Compute every distance and constant."""
     states = StateDistances.of(world.policies)
     return {
         "E_mu_rho": d.mean_ratio,
@@ -228,7 +213,7 @@ def dist(world: World, d: Distances, k: Norms) -> dict[str, Any]:
 
 
 def caps(given: Mapping[str, Any], world: World, m2: float) -> dict[str, float]:
-    """Every rule for the cap."""
+    """Apply every rule for the cap."""
     n = float(given["N"])
     # Where mu is truncated m2 is below 1 and no chi-square; the rules that ask for one are functions of 1 + chi2 = m2.
     scale = min(1.0, m2)
@@ -244,15 +229,10 @@ def caps(given: Mapping[str, Any], world: World, m2: float) -> dict[str, float]:
 
 
 def sequences(world: World) -> dict[str, list[float]]:
-    """The probability of each sequence, and its log ratio; null where mu cannot sample."""
+    """List the probability of each sequence, and its log ratio; null where mu cannot sample."""
     s = world.sequences
     log_ratio = (s.log_pi - s.log_mu).sum(-1)
     return {"pi": s.pi.tolist(), "mu": s.mu.tolist(), "log_rho": log_ratio.tolist()}
-
-
-def accepted(world: World, low: float, high: float) -> float:
-    """What the band on the geometric ratio keeps under mu."""
-    return float(world.mu @ geo_rs(low, high)(world.batch).keep.double())
 
 
 def _memory(ctx: str) -> int | None:
@@ -277,7 +257,7 @@ MODEL_INPUTS = ("s2", "C")
 
 
 def sample_statistics(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `RatioStats`, `summarise` and the intervals say of a list of sequence log ratios."""
+    """Compute what `RatioStats`, `summarise` and the intervals say of a list of sequence log ratios."""
     log_ratio = torch.tensor(given["log_rho"], dtype=torch.float64)[:, None]
     cap, n = float(given["C"]), len(log_ratio)
     # Only the difference of the two is read, and with a log mu of 0 it is exact.
@@ -316,7 +296,7 @@ def sample_statistics(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_normal(given: Mapping[str, Any]) -> dict[str, float]:
-    """What the log-normal model says of one variance and cap, and the balance caps at any N."""
+    """Compute what the log-normal model says of one variance and cap, and the balance caps at any N."""
     law, cap = LogNormalRatio(float(given["s2"])), float(given["C"])
     out = {
         "excess": law.excess(cap),
@@ -418,7 +398,7 @@ class Comparison:
             self.add(group, where, given, computed)
             return
         for key, value in cast("Mapping[str, Any]", given).items():
-            mine = cast("Mapping[str, Any]", computed)[key] if _has(computed, key) else None
+            mine = cast("Mapping[str, Any]", computed).get(key) if isinstance(computed, Mapping) else None
             if isinstance(value, Mapping):
                 self.walk(f"{group}.{key}", f"{where}.{key}", value, mine)
             elif scales is None:
@@ -428,7 +408,7 @@ class Comparison:
 
 
 def numbers(x: Any) -> list[float]:
-    """A number or a nested list of numbers, flat; null and what is not finite are NaN.
+    """Flatten a number or a nested list of numbers; null and what is not finite are NaN.
 
     Raises:
         ValueError: on anything else.
@@ -440,10 +420,6 @@ def numbers(x: Any) -> list[float]:
     if not isinstance(x, (int, float)):
         raise ValueError(f"golden file: a number was expected, got {x!r}")
     return [float(x) if math.isfinite(x) else math.nan]
-
-
-def _has(tree: Any, key: str) -> bool:
-    return isinstance(tree, Mapping) and key in tree
 
 
 def _error(given: list[float], ours: list[float], scale: float) -> float:
@@ -462,7 +438,7 @@ _GRADIENTS = ("mean", "bias", "bias_norm", "delta_bias", "delta_bias_norm")
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """What came of checking a file.
+    """Result of checking a file.
 
     Attributes:
         path: the file.
@@ -487,7 +463,7 @@ class GoldenCheck:
         return not self.uncovered and all(t.ok for t in self.tallies)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; an error that is not finite is null."""
+        """Give it as JSON has it; an error that is not finite is null."""
         return {
             "path": self.path,
             "ok": self.ok,
@@ -520,72 +496,66 @@ def check_golden(path: str | Path, on_instance: Callable[[int], None] | None = N
         OSError: if it cannot be read.
     """
     data = _read(Path(path))
-    found = Comparison()
+    comparison = Comparison()
     for i, given in enumerate(data["instances"]):
         missing = [key for key in INPUTS if key not in given]
         if missing:
             raise ValueError(f"{path}: instance {i} has no {', '.join(missing)}\nhint: see the file's `conventions`")
-        _instance(found, given)
+        _instance(comparison, given)
         if on_instance is not None:
             on_instance(1)
     if "sample_stats" in data:
         given = _without(data["sample_stats"], SAMPLE_INPUTS)
-        found.walk("sample_stats", "sample_stats", given, sample_statistics(data["sample_stats"]))
+        comparison.walk("sample_stats", "sample_stats", given, sample_statistics(data["sample_stats"]))
     for i, row in enumerate(data.get("lognormal", [])):
-        found.walk("lognormal", f"lognormal[{i}]", _without(row, MODEL_INPUTS), log_normal(row))
+        comparison.walk("lognormal", f"lognormal[{i}]", _without(row, MODEL_INPUTS), log_normal(row))
     for key in data:
         if key not in (*_PROSE, "instances", "sample_stats", "lognormal"):
-            found.uncovered.append(key)
+            comparison.uncovered.append(key)
     names = tuple(str(given["name"]) for given in data["instances"])
-    return GoldenCheck(str(path), names, tuple(found.tallies.values()), tuple(found.uncovered))
+    return GoldenCheck(str(path), names, tuple(comparison.tallies.values()), tuple(comparison.uncovered))
 
 
-def _instance(found: Comparison, given: Json) -> None:
+def _instance(comparison: Comparison, given: Json) -> None:
     name, world = str(given["name"]), world_of(given)
     d, k = distances(world), norms(world)
     cap, band = float(given["C"]), (float(given["lo"]), float(given["hi"]))
     g = k.gradient
     sizes = {"": g * g, **dict.fromkeys(_GRADIENTS, g)}
-    snis_sizes = sizes | {"N": 1.0, "E_inv_ess": 1.0}
-    group_sizes = {"mean_self": g, "mean_loo": g}
+    exacts = estimators(given, world)
+    entries: dict[str, tuple[Callable[[Json], Mapping[str, Any]], Mapping[str, float]]] = {
+        "estimators": (lambda x: {name: moments(x[name], exacts[name]) for name in exacts}, sizes),
+        "snis": (lambda x: snis(x, world), sizes | {"N": 1.0, "E_inv_ess": 1.0}),
+        "grpo": (lambda x: groups(x, world, cap), {"mean_self": g, "mean_loo": g}),
+    }
     computed: dict[str, Callable[[Any], Any]] = {
         "leaves": lambda _: leaves(world),
         "dist": lambda _: dist(world, d, k),
         "weights_at_C": lambda _: weights_at(world, cap),
         "seq": lambda _: sequences(world),
-        "geo_accept_mu": lambda _: accepted(world, *band),
-        "snis": lambda x: snis(x, world),
-        "grpo": lambda x: groups(x, world, cap),
+        "geo_accept_mu": lambda _: float(world.mu @ geo_rs(*band)(world.batch).keep.double()),
         "C_rules": lambda x: caps(x, world, d.m2),
     }
     for key, value in given.items():
         where = f"{name}.{key}"
         if key in INPUTS and key != "leaves":
             continue
-        if key == "estimators":
-            exacts = estimators(given, world)
-            for estimator, entries in value.items():
-                mine = moments(entries, exacts[estimator]) if estimator in exacts else None
-                found.walk("estimators", f"{where}.{estimator}", entries, mine, sizes)
-        elif key == "snis":
-            mine = computed[key](value)
-            for n, entries in value.items():
-                found.walk("snis", f"{where}.{n}", entries, mine[n], snis_sizes)
-        elif key == "grpo":
-            mine = computed[key](value)
-            for weight, entries in value.items():
-                found.walk("grpo", f"{where}.{weight}", entries, mine.get(weight), group_sizes)
+        if key in entries:
+            compute, scales = entries[key]
+            mine = compute(value)
+            for entry, quantities in value.items():
+                comparison.walk(key, f"{where}.{entry}", quantities, mine.get(entry), scales)
         elif key == "bounds":
             n = float(given.get("C_rules", {}).get("N", 64))
             sides = inequalities(world, d, k, cap, band, n)
             for row in value:
                 left, right = sides.get(row["name"], (None, None))
-                found.add("bounds.lhs", f"{where}[{row['name']}].lhs", row["lhs"], left)
-                found.add("bounds.rhs", f"{where}[{row['name']}].rhs", row["rhs"], right)
+                comparison.add("bounds.lhs", f"{where}[{row['name']}].lhs", row["lhs"], left)
+                comparison.add("bounds.rhs", f"{where}[{row['name']}].rhs", row["rhs"], right)
         elif key == "g":
-            found.add(key, where, value, world.gradient.tolist(), g)
+            comparison.add(key, where, value, world.gradient.tolist(), g)
         else:
-            found.walk(key, where, value, computed[key](value) if key in computed else None)
+            comparison.walk(key, where, value, computed[key](value) if key in computed else None)
 
 
 def _without(given: Json, names: tuple[str, ...]) -> dict[str, Any]:

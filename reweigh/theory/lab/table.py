@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reweigh.estimators import Estimator
 from reweigh.named import naive, seq_is, seq_tis, token_is, token_tis
@@ -55,28 +54,27 @@ class Spread:
 
 
 def fit(x: Sequence[float], y: Sequence[float], bound: float) -> Fit:
-    """Fit it to y at the places x, with the bound at the last one."""
+    """Fit a power of x to y, with the bound at the last place."""
     exponent = slope(x, y)
     middle = np.exp(np.mean(np.log(y)) - exponent * np.mean(np.log(x))) if math.isfinite(exponent) else math.nan
     return Fit(exponent, float(middle), y[-1], bound / y[-1] if y[-1] > ROUNDING else math.inf)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of log y against log x, by least squares; NaN where y is 0 somewhere."""
+    """Fit the slope of log y against log x, by least squares; NaN where y is 0 somewhere."""
     if min(y) <= ROUNDING:
         return math.nan
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def spread(slopes: Sequence[float]) -> Spread:
-    """Of exponents, one a world."""
+    """Take median and range of exponents, one a world."""
     known = [v for v in slopes if math.isfinite(v)]
     if len(known) < len(slopes):
         return Spread(math.nan, math.nan, math.nan)
     return Spread(float(np.median(known)), min(known), max(known))
 
 
-Array = NDArray[np.float64]
 LENGTHS = (16, 32, 64, 128)
 CAP, CAPS = 2.0, (2.0, 4.0, 8.0, 16.0)
 RANDOM_LENGTHS = (3, 5, 7)  # odd ones: a majority of an even number is another event
@@ -110,42 +108,23 @@ class Row:
     random: Spread
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what is not a number or infinite is None."""
+        """Give it as JSON has it: what is not a number or infinite is None."""
         plain: dict[str, Any] = asdict(self)
         for part in ("smooth", "rare", "random"):
             plain[part] = {k: v if math.isfinite(v) else None for k, v in plain[part].items()}
         return plain
 
 
-@dataclass(frozen=True)
 class _Place:
-    """Where a bound of the post is evaluated."""
+    """A gap of iid tokens at a length: where a bound of the post is evaluated."""
 
-    pi: Array
-    mu: Array
-    counted: Counted
-    length: int
-
-    @classmethod
-    def of(cls, gap: tuple[tuple[float, ...], tuple[float, ...]], length: int) -> "_Place":
+    def __init__(self, gap: tuple[tuple[float, ...], tuple[float, ...]], length: int) -> None:
         pi, mu = (np.array(p) / sum(p) for p in gap)
-        return cls(pi, mu, Counted.of(pi, mu, length), length)
-
-    @property
-    def tv(self) -> float:
-        return float(np.abs(self.pi - self.mu).sum() / 2)
-
-    @property
-    def token_m2(self) -> float:
-        return float((self.pi**2 / self.mu).sum())
-
-    @property
-    def m2(self) -> float:
-        return self.token_m2**self.length
-
-    @property
-    def f_max(self) -> float:
-        return self.counted.score_max * self.length
+        self.length, self.counted = length, Counted.of(pi, mu, length)
+        self.tv = float(np.abs(pi - mu).sum() / 2)
+        self.token_m2 = float((pi**2 / mu).sum())
+        self.m2 = self.token_m2**length
+        self.f_max = self.counted.score_max * length
 
 
 @dataclass(frozen=True)
@@ -167,19 +146,19 @@ def post_table(count: Callable[[int], None] = lambda _: None) -> list[Row]:
     Args:
         count: told of every step, of `STEPS`.
     """
-    subjects, found = _subjects(), dict[tuple[int, int, int], Extremes]()
-    places = [[_Place.of(gap, length) for length in LENGTHS] for gap in (SMOOTH, RARE)]
+    subjects, extremes = _subjects(), dict[tuple[int, int, int], Extremes]()
+    places = [[_Place(gap, length) for length in LENGTHS] for gap in (SMOOTH, RARE)]
     for g, of_gap in enumerate(places):
         for t, place in enumerate(of_gap):
             for s, subject in enumerate(subjects):
-                found[g, t, s] = place.counted.extremes(subject.estimator, subject.loss)
+                extremes[g, t, s] = place.counted.extremes(subject.estimator, subject.loss)
             count(1)
     random = _random(subjects, count)
     rows: list[Row] = []
     for s, subject in enumerate(subjects):
         fits: dict[str, list[Fit]] = {"bias": [], "second moment": []}
         for g, of_gap in enumerate(places):
-            at = [found[g, t, s] for t in range(len(LENGTHS))]
+            at = [extremes[g, t, s] for t in range(len(LENGTHS))]
             fits["bias"].append(fit(LENGTHS, [x.bias for x in at], subject.bias_bound(of_gap[-1])))
             x, y = LENGTHS, [x.second_moment for x in at]
             bound = subject.variance_bound(of_gap[-1])

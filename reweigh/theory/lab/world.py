@@ -64,7 +64,17 @@ class Policies:
                 "hint: one row a context, in the order of `contexts()`; a context holds no eos."
             )
         for name, table in (("log_pi", self.log_pi), ("log_mu", self.log_mu)):
-            _check_rows(name, table)
+            if table.dtype != torch.float64:
+                raise ValueError(f"Policies: {name} must be float64, got {table.dtype}")
+            mass = table.exp().sum(-1)
+            bad = ~((mass - 1).abs() <= ROUNDING)  # NaN is bad too
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0])
+                raise ValueError(
+                    f"Policies: {name} does not normalise: the probabilities of {int(bad.sum())} of {len(mass)} rows "
+                    f"do not add up to 1; those of row {row} to {float(mass[row]):.12g}.\n"
+                    "hint: pass log-probabilities in float64, or logits to Policies.softmax."
+                )
         if not bool(torch.isfinite(self.log_pi).all()):
             raise ValueError(
                 "Policies: pi must give every token some probability, and log_pi has a -inf.\n"
@@ -168,28 +178,14 @@ class Policies:
 
 
 def count_sequences(vocab: int, length: int, eos: int | None) -> int:
-    """How many sequences so many tokens make at a length, or up to it with an eos."""
+    """Count the sequences that so many tokens make at a length, or up to it with an eos."""
     inner = vocab - (eos is not None)
     return inner**length if eos is None else sum(inner**k for k in range(length)) + inner**length
 
 
 def shown(count: int) -> str:
-    """A number to read, however large."""
+    """Write a number to read, however large."""
     return f"{count:,}" if count < 10**12 else f"about 10^{math.log10(count):.0f}"
-
-
-def _check_rows(name: str, table: Tensor) -> None:
-    if table.dtype != torch.float64:
-        raise ValueError(f"Policies: {name} must be float64, got {table.dtype}")
-    mass = table.exp().sum(-1)
-    bad = ~((mass - 1).abs() <= ROUNDING)  # NaN is bad too
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"Policies: {name} does not normalise: the probabilities of {int(bad.sum())} of {len(mass)} rows do not "
-            f"add up to 1; those of row {row} to {float(mass[row]):.12g}.\n"
-            "hint: pass log-probabilities in float64, or logits to Policies.softmax."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +219,7 @@ class Sequences:
 
     @classmethod
     def of(cls, policies: Policies) -> "Sequences":
-        """All of them.
+        """Go through all sequences of the policies.
 
         Raises:
             ValueError: if there are too many.
@@ -252,17 +248,17 @@ class Sequences:
 
     @property
     def lengths(self) -> Float[Tensor, " L"]:
-        """Number of tokens."""
+        """Number of tokens of each sequence."""
         return self.mask.sum(-1).double()
 
     @property
     def pi(self) -> Float[Tensor, " L"]:
-        """Probability under pi."""
+        """Probability of each sequence under pi."""
         return self.log_pi.sum(-1).exp()
 
     @property
     def mu(self) -> Float[Tensor, " L"]:
-        """Probability under mu."""
+        """Probability of each sequence under mu."""
         return self.log_mu.sum(-1).exp()
 
     @property
@@ -271,7 +267,7 @@ class Sequences:
         return torch.isfinite(self.log_mu).all(-1)
 
     def take(self, rows: Tensor) -> "Sequences":
-        """Some of them."""
+        """Take some of the sequences."""
         parts = {name: getattr(self, name)[rows] for name in ("tokens", "row", "log_pi", "log_mu")}
         return replace(self, **parts)
 
@@ -281,9 +277,8 @@ class Sequences:
         live = torch.where(self.mask, coef, 0).flatten(-2)
         out = live.new_zeros(*live.shape[:-1], policies.num_params)
         out = out.index_add(-1, (self.row * policies.vocab + self.tokens.clamp(min=0)).flatten(), live)
-        return out - (out.unflatten(-1, policies.log_pi.shape).sum(-1, keepdim=True) * policies.log_pi.exp()).flatten(
-            -2
-        )
+        visits = out.unflatten(-1, policies.log_pi.shape).sum(-1, keepdim=True)
+        return out - (visits * policies.log_pi.exp()).flatten(-2)
 
     def each(self, coef: Float[Tensor, "L T"]) -> Float[Tensor, "L T V"]:
         """`sum_t coef_lt s_lt` of each sequence, as one row a distinct context, at the context's first position.
@@ -394,7 +389,7 @@ class World:
 
     @cached_property
     def sequences(self) -> Sequences:
-        """All sequences."""
+        """All sequences of the policies."""
         return Sequences.of(self.policies)
 
     @cached_property
@@ -415,11 +410,11 @@ class World:
 
     @cached_property
     def batch(self) -> Batch:
-        """What mu can sample, as one batch without an advantage."""
+        """Everything that mu can sample, as one batch without an advantage."""
         return self.batch_with(None)
 
     def batch_with(self, advantage: Tensor | None) -> Batch:
-        """What mu can sample, as one batch, for the estimators and losses of the library.
+        """Make one batch of what mu can sample, for the estimators and losses of the library.
 
         Args:
             advantage: `[sampled, T]`, or `[sampled]` for one a sequence.
@@ -467,7 +462,8 @@ def random_policies(
         masked: the chance that mu cannot sample a token of a context; one token of each stays.
         seed: of the generator; equal arguments give equal policies.
     """
-    shape = (_num_contexts(vocab, length, memory, eos), vocab)
+    inner, depth = vocab - (eos is not None), length - 1 if memory is None else min(memory, length - 1)
+    shape = (sum(inner**k for k in range(depth + 1)), vocab)
     if shape[0] > MAX_SLOTS:
         raise ValueError(
             f"random_policies: {vocab} tokens at length {length} have {shown(shape[0])} contexts and "
@@ -513,12 +509,6 @@ def random_world(
         return World(policies, torch.randn(size, generator=g, dtype=torch.float64))
     uniform = torch.rand(size, generator=g, dtype=torch.float64)
     return World(policies, 2 * uniform - 1 if reward == "uniform" else (uniform < 0.5).double())
-
-
-def _num_contexts(vocab: int, length: int, memory: int | None, eos: int | None) -> int:
-    inner = vocab - (eos is not None)
-    depth = length - 1 if memory is None else min(memory, length - 1)
-    return sum(inner**k for k in range(depth + 1))
 
 
 STOP, GO = 0, 1

@@ -1,6 +1,6 @@
 """The post claim by claim: what it says, what we say of it, and the evidence, computed on the spot.
 
-The texts stand in `claims.toml`; `sequence.py` and `token.py` compute what each verdict rests on.
+The texts stand in `claims.toml`; `evidence.py` computes what each verdict rests on.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import tomllib
 
-from reweigh.theory.lab.claims.material import Evidence
-from reweigh.theory.lab.claims.sequence import EVIDENCE as _ON_SEQUENCES
-from reweigh.theory.lab.claims.token import EVIDENCE as _ON_TOKENS
+from reweigh.theory.lab.claims.evidence import EVIDENCE, Evidence
 
 __all__ = ["CLAIMS", "MEANING", "Checked", "Claim", "Evidence", "Verdict", "check_claims", "select_claims"]
 
 Verdict = Literal["OK", "OK+", "LOOSE", "WRONG", "NON-SEQUITUR", "MISLEADING", "NOT PROVED"]
-"""What is said of a claim; `MEANING` has the words."""
+"""Verdict on a claim; `MEANING` has the words."""
 
 MEANING: dict[Verdict, str] = {
     "OK": "holds as stated",
@@ -28,7 +26,7 @@ MEANING: dict[Verdict, str] = {
     "MISLEADING": "true to the letter, and says less than it seems to",
     "NOT PROVED": "asserted as a theorem, and no proof of it is given",
 }
-"""What each verdict means."""
+"""Meaning of each verdict."""
 
 
 @dataclass(frozen=True)
@@ -69,41 +67,24 @@ class Checked:
     evidence: Evidence
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        c = self.claim
-        return {
-            "number": c.number,
-            "title": c.title,
-            "post": c.post,
-            "verdict": c.verdict,
-            "why": c.why,
-            "sharper": c.sharper,
-            "use": c.use,
-            "holds": self.evidence.holds,
-            "evidence": self.evidence.text,
-        }
-
-
-_EVIDENCE = {**_ON_SEQUENCES, **_ON_TOKENS}
+        """Give it as JSON has it."""
+        claim = {k: v for k, v in self.claim.__dict__.items() if k != "evidence"}
+        return {**claim, "holds": self.evidence.holds, "evidence": self.evidence.text}
 
 
 def _claim(number: int, verdict: Verdict, **texts: str) -> Claim:
-    """A row of `claims.toml`, whose texts may take several lines, with its evidence."""
+    """Join a row of `claims.toml`, whose texts may take several lines, with its evidence."""
     joined = {name: " ".join(lines.split()) for name, lines in texts.items()}
-    return Claim(number=number, verdict=verdict, **joined, evidence=_EVIDENCE[number])
+    return Claim(number=number, verdict=verdict, **joined, evidence=EVIDENCE[number])
 
 
-def _read() -> tuple[Claim, ...]:
-    text = files(__name__).joinpath("claims.toml").read_text(encoding="utf-8")
-    return tuple(_claim(**row) for row in tomllib.loads(text)["claim"])
-
-
-CLAIMS: tuple[Claim, ...] = _read()
+_ROWS = tomllib.loads(files(__name__).joinpath("claims.toml").read_text(encoding="utf-8"))["claim"]
+CLAIMS: tuple[Claim, ...] = tuple(_claim(**row) for row in _ROWS)
 """All of them, in the order of the post; 0 is the lemma of Part 1."""
 
 
 def select_claims(numbers: Iterable[int] = ()) -> tuple[Claim, ...]:
-    """The claims with these numbers, in the order of the post; all if none is given.
+    """Pick the claims with these numbers, in the order of the post; all if none is given.
 
     Raises:
         ValueError: if there is no claim of a number.

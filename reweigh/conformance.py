@@ -1,14 +1,16 @@
 """Recompute what frameworks' own functions returned, from our compositions, and tell what differs and why."""
 
-from collections.abc import Callable, Iterable
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from reweigh.conformance.recorded import Case, RecordedBatch, Recording, matrix, scalar, vector
 from reweigh.estimators import Weights
 from reweigh.layout import Padded
 from reweigh.levels import GEOMETRIC
@@ -17,6 +19,136 @@ from reweigh.rosetta.frameworks import profile_of
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.plan import Field, Loss, Outcome, Plan, Reading, RefusedError, Situation, Tensors, run
 from reweigh.rosetta.profile import Metric, Profile, Quirk
+
+FORMAT = "conformance-1"
+_SPECIAL = {None: math.nan, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_FIELDS: tuple[Field, ...] = ("log_pi", "log_mu", "log_live")
+_NEEDED = ("id", "framework", "option", "batch", "outputs")
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedBatch:
+    """One batch: three log-probs `[S, T]` in nats, the mask, and an advantage for each sequence."""
+
+    fields: Mapping[Field, Tensor]
+    mask: Tensor
+    advantage: Tensor
+
+    def tensors(self, reading: Reading, mask: Tensor | None = None) -> Tensors:
+        """Pick the two policies that a reading compares."""
+        return Tensors(
+            self.fields[reading.pi],
+            self.fields[reading.mu],
+            self.mask if mask is None else mask,
+            self.advantage,
+            log_old=self.fields["log_pi"],
+            log_pi_of_screens=None if reading.screen_pi is None else self.fields[reading.screen_pi],
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One option of one framework on one batch."""
+
+    id: str
+    framework: str
+    version: str
+    function: str
+    kind: str
+    option: Mapping[str, Any]
+    batch: str
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A file's batches by name, and its cases."""
+
+    batches: Mapping[str, RecordedBatch]
+    cases: tuple[Case, ...]
+
+
+def scalar(value: Any) -> float:
+    """Read a recorded number: null is NaN here, and so is "nan"."""
+    return _SPECIAL[value] if value is None or isinstance(value, str) else float(value)
+
+
+def matrix(rows: Any) -> Tensor:
+    """Read a recorded `[S, T]`."""
+    return torch.tensor([[scalar(v) for v in row] for row in rows], dtype=torch.float32)
+
+
+def vector(row: Any) -> Tensor:
+    """Read a recorded `[S]`."""
+    return torch.tensor([scalar(v) for v in row], dtype=torch.float32)
+
+
+def read_recording(path: str) -> Recording:
+    """Read and check a conformance file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no JSON, has another format, lacks something, or a case names a batch that is not there;
+            the message says where.
+    """
+    try:
+        data: Any = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not JSON: {e}\nhint: a conformance file is one JSON object") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected one JSON object, got {type(data).__name__}\nhint: is it the right file?")
+    top = cast("dict[str, Any]", data)
+    told = top.get("format", FORMAT)
+    if told != FORMAT:
+        raise ValueError(f"{path}: format must be {FORMAT!r}, got {told!r}\nhint: this version reads {FORMAT} only")
+    for name in ("batches", "cases"):
+        if not top.get(name):
+            raise ValueError(f"{path}: has no {name}\nhint: a conformance file has batches and cases")
+    batches = {name: _batch(path, name, b) for name, b in top["batches"].items()}
+    return Recording(batches, tuple(_case(path, i, c, batches) for i, c in enumerate(top["cases"])))
+
+
+def _batch(path: str, name: str, b: Any) -> RecordedBatch:
+    where = f"{path}: batch {name!r}"
+    try:
+        fields: dict[Field, Tensor] = {f: matrix(b[f]) for f in _FIELDS}
+        mask, advantage = matrix(b["mask"]) > 0, vector(b["advantage"])
+    except KeyError as e:
+        raise ValueError(
+            f"{where}: {e} is missing\nhint: a batch has log_pi, log_mu, log_live, mask, advantage"
+        ) from None
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{where}: not a table of numbers: {e}\nhint: rows of equal length, [S, T]") from None
+    for f, x in fields.items():
+        if x.shape != mask.shape:
+            raise ValueError(
+                f"{where}: {f} has shape {tuple(x.shape)}, mask has {tuple(mask.shape)}\nhint: both are [S, T]"
+            )
+    if advantage.shape != mask.shape[:1]:
+        raise ValueError(f"{where}: {mask.shape[0]} sequences, {len(advantage)} advantages\nhint: one each")
+    return RecordedBatch(fields, mask, advantage)
+
+
+def _case(path: str, i: int, c: Any, batches: Mapping[str, RecordedBatch]) -> Case:
+    where = f"{path}: case {i + 1}"
+    missing = [k for k in _NEEDED if not isinstance(c, dict) or k not in c]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(missing)} missing\nhint: a case has {', '.join(_NEEDED)}")
+    if c["batch"] not in batches:
+        raise ValueError(f"{where} ({c['id']}): no batch {c['batch']!r}\nhint: there are {', '.join(batches)}")
+    return Case(
+        id=c["id"],
+        framework=c["framework"],
+        version=str(c.get("version_or_commit", "")),
+        function=c.get("function", ""),
+        kind=c.get("kind", ""),
+        option=c["option"],
+        batch=c["batch"],
+        inputs=c.get("inputs", {}),
+        outputs=c["outputs"],
+    )
+
 
 Status = Literal["agrees", "explained", "differs"]
 # Float32 throughout, in sums of another order. A sum of log ratios rounds with its largest partial sum, so that where
@@ -61,7 +193,7 @@ def check(recording: Recording, step: Callable[[int], None] = lambda n: None) ->
 
 
 def check_case(case: Case, batch: RecordedBatch) -> Checked:
-    """Recompute one case."""
+    """Recompute one case, without quirks and with those that it takes."""
     profile = profile_of(case.framework)
     named = _Comparison(profile, case, batch)
     differing, compared = named.differences(())
@@ -89,9 +221,11 @@ class _Comparison:
         """Compare with these quirks on: what differs, and what was compared."""
         raises = "raises" in self.case.outputs
         try:
-            reading = self.profile.read(options_of(self.case))
-            tensors = self.batch.tensors(reading, _mask(self.case, self.batch))
-            situation = Situation(self.profile.given(options_of(self.case)), tensors, reading)
+            options = {"function": self.case.function, **self.case.option}  # some choose by the function
+            reading = self.profile.read(options)
+            zeros = any(str(v).startswith("zeros like mask") for v in self.case.inputs.values())
+            tensors = self.batch.tensors(reading, torch.zeros_like(self.batch.mask) if zeros else None)
+            situation = Situation(self.profile.given(options), tensors, reading)
             plan = reading.plan
             for q in quirks:
                 plan = q.apply(plan, situation)
@@ -102,7 +236,9 @@ class _Comparison:
         pairs = [*self._pairs(reading, plan, situation)]
         if not pairs:
             return ("nothing to compare",), ()
-        rounding = _rounding(tensors)
+        # The rounding of a sum of one sequence's log ratios in float32, nats.
+        gaps = torch.where(tensors.mask & torch.isfinite(tensors.log_ratio), tensors.log_ratio, 0)
+        rounding = torch.finfo(torch.float32).eps * float(gaps.abs().sum(-1).max())
         differing = tuple(n for n, ours, theirs, t in pairs if not _close(ours, theirs, t, rounding))
         return differing, tuple(n for n, *_ in pairs)
 
@@ -143,11 +279,6 @@ def metric_of(profile: Profile, name: str) -> Metric | None:
     return next((m for m in profile.metrics if any(fnmatchcase(name, p) for p in m.names)), None)
 
 
-def options_of(case: Case) -> dict[str, Any]:
-    """Collect the recorded options, and the function where a framework chooses by it."""
-    return {"function": case.function, **case.option}
-
-
 def live_of(case: Case, reading: Reading) -> Field:
     """Tell which recorded log-prob the loss is differentiated by."""
     assert reading.loss is not None
@@ -175,19 +306,8 @@ def their_weights(out: Any, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     return torch.where(keep, weight, 0), keep
 
 
-def _mask(case: Case, batch: RecordedBatch) -> Tensor | None:
-    zeros = any(str(v).startswith("zeros like mask") for v in case.inputs.values())
-    return torch.zeros_like(batch.mask) if zeros else None
-
-
 def _metrics(out: Any) -> dict[str, Any]:
     return {**out.get("metrics", {}), **out.get("metrics_per_sequence", {})}
-
-
-def _rounding(tensors: Tensors) -> float:
-    """The rounding of a sum of one sequence's log ratios in float32, nats."""
-    gaps = torch.where(tensors.mask & torch.isfinite(tensors.log_ratio), tensors.log_ratio, 0)
-    return torch.finfo(torch.float32).eps * float(gaps.abs().sum(-1).max())
 
 
 def _close(ours: Tensor, theirs: Tensor, tolerance: float, rounding: float) -> bool:
@@ -226,7 +346,15 @@ def loss_of(
     log_w = torch.where(keep & torch.tensor(loss.kind != "ratio"), outcome.per_token.log(), 0)
     weights = Weights(log_w, keep, torch.zeros_like(keep), mask, "token", layout)
     per_token = loss.scale * advantage[:, None].expand(mask.shape)
-    divisor = _divisor(loss, outcome.masked if loss.survivors else mask)
+    counted = outcome.masked if loss.survivors else mask
+    lengths, sequences = counted.sum(-1, keepdim=True).clamp(min=1), (counted.sum(-1) > 0).sum().clamp(min=1)
+    divisor = {  # of each token's term, broadcastable to the tokens
+        "tokens": counted.sum().clamp(min=1),
+        "sums": sequences,
+        "means": sequences * lengths,
+        "row_means": len(counted) * lengths,
+        "sum": torch.ones(()),
+    }[loss.over]
     scaled = per_token / divisor
     top, below = live, centre
     if loss.clamp is not None and "clamp_live" in plan.flags:
@@ -237,8 +365,8 @@ def loss_of(
             below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
     value = _value(loss, top, below, scaled, weights)
     if loss.penalty is not None:
-        counted = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
-        gap = torch.where(counted, live - centre, 0)
+        penalised = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
+        gap = torch.where(penalised, live - centre, 0)
         value = value + loss.penalty * (gap.square() / divisor).sum()
     (grad,) = torch.autograd.grad(value + 0 * torch.where(torch.isfinite(live), live, 0).sum(), live)
     if "infinity_times_zero" in plan.flags:
@@ -266,18 +394,3 @@ def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights:
     if loss.kind == "gspo":
         return gspo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
     return ppo_clip(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high, dual=loss.dual)
-
-
-def _divisor(loss: Loss, mask: Tensor) -> Tensor:
-    """By what each token's term is divided, broadcastable to the tokens."""
-    lengths = mask.sum(-1, keepdim=True).clamp(min=1)
-    sequences = (mask.sum(-1) > 0).sum().clamp(min=1)
-    if loss.over == "tokens":
-        return mask.sum().clamp(min=1)
-    if loss.over == "sums":
-        return sequences
-    if loss.over == "means":
-        return sequences * lengths
-    if loss.over == "row_means":
-        return mask.shape[0] * lengths
-    return torch.ones(())
