@@ -14,7 +14,7 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts
 from reweigh.doctor.clean import clean
 from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.family import Case
+from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
 from reweigh.records.schema import RunInfo
 from reweigh.scan.cuts import (
@@ -38,19 +38,17 @@ from reweigh.stats.sums import length_bin
 
 MOST_SLICES = 12  # of numbers that are joined into ranges, and of names; each is a diagnosis of its own
 
-AnySums = Cells | Keyed | Prompts
-
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """What was added up of some records; `a + b` is of both, however they were cut.
+    """The sums of some records; `a + b` is of both, however they were cut.
 
     Attributes:
         sums: by name.
         sequences: responses read.
     """
 
-    sums: Mapping[str, AnySums] = field(default_factory=dict[str, AnySums])
+    sums: Sums = field(default_factory=dict[str, AnySums])
     sequences: int = 0
 
     def __add__(self, other: "Visit") -> "Visit":
@@ -103,7 +101,7 @@ class Slices:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What was added up of record files; `a + b` is of both.
+    """The sums of record files; `a + b` is of both.
 
     Attributes:
         whole: of all that was looked at.
@@ -180,7 +178,7 @@ def doctor(
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
     known = look(paths, reader)
     before = None if baseline is None else look(baseline, reader)
-    found = scan(
+    scanned = scan(
         known,
         [question(known, by, most)],
         keep_going=keep_going,
@@ -192,8 +190,8 @@ def doctor(
     usual = None
     if before is not None:
         usual = scan(before, [question(before, (), most)], keep_going=keep_going, engine=engine)
-    result = answer(found, usual, programs)
-    found.done()
+    result = answer(scanned, usual, programs)
+    scanned.done()
     return result
 
 
@@ -249,12 +247,12 @@ def _looked_at(found: Scanned) -> Read:
 
 
 def conclude(
-    found: Visit, info: RunInfo, baseline: Visit | None = None, programs: Collection[str] | None = None
+    visit: Visit, info: RunInfo, baseline: Visit | None = None, programs: Collection[str] | None = None
 ) -> Diagnosis:
     """Examine the sums of some records."""
-    case = Case(found.sums, info.to_dict(), None if baseline is None else baseline.sums)
+    case = Case(visit.sums, info.to_dict(), None if baseline is None else baseline.sums)
     said = [x for family in FAMILIES for x in family.examine(case)]
-    return replace(diagnose(said, found.tokens, programs), sequences=found.sequences, tokens=found.tokens)
+    return replace(diagnose(said, visit.tokens, programs), sequences=visit.sequences, tokens=visit.tokens)
 
 
 def _measure(by: tuple[By, ...], share: float, part: Part) -> Read:

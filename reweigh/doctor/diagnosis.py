@@ -140,13 +140,7 @@ class InputNote:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {
-            "rule": self.rule,
-            "count": self.count,
-            "counted": self.counted,
-            "place": self.place,
-            "hint": self.hint,
-        }
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

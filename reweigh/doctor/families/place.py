@@ -11,7 +11,7 @@ from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, contrast, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell, Suspicion
 from reweigh.doctor.families.noise import far_of, matters, together_of
-from reweigh.doctor.family import Case, Family, Findings, Sums, counted, evidence, p_above, p_below, share_of
+from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, counted, evidence, p_above, p_below, share_of
 from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
@@ -180,7 +180,7 @@ _MIXED = ("one version", "before the change", "after the change")
 
 def _measure_versions(tokens: Tokens) -> Sums:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
-    sums: dict[str, Cells | Keyed | Prompts] = {}
+    sums: dict[str, AnySums] = {}
     step = tokens.step
     lag = None if tokens.lag is None else np.maximum(tokens.lag, -1)  # a later version than the trainer's is not old
     if step is not None:

@@ -42,7 +42,7 @@ class Series:
     values: Array
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Counts the steps."""
         return len(self.steps)
 
     def with_(self, other: "Series") -> tuple["Series", "Series"]:
