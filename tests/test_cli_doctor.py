@@ -108,7 +108,7 @@ def test_the_verdict_comes_first_with_its_reason(which, verdict, files, capsys):
     order = [out.index("verdict:"), out.index("confidence"), out.index("cannot tell")]
     assert order == sorted(order)
     if verdict != "numerics":
-        assert out.index("fix: ") > out.index("mean_ratio ") > order[1]
+        assert out.index("fix: ") > out.index("mean_ratio_of_clean_tokens ") > order[1]
         assert "it is not this if: " in out
 
 
