@@ -463,7 +463,7 @@ def _weights(
 
 
 def _shift(top: NDArray[Any]) -> NDArray[Any]:
-    """Choose what to take off before exp, nats: by steps, as a rule 0, so that no part of the records rounds as another."""
+    """Choose what to take off before exp, nats: by steps, as a rule 0, so that all parts of the records round alike."""
     return np.where(np.isfinite(top), np.floor(top / SHIFT_STEP).clip(0) * SHIFT_STEP, 0).astype(top.dtype)
 
 
