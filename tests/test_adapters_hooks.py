@@ -33,7 +33,7 @@ from reweigh.records import read_batches, validate
 from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
 from reweigh.trainers import verl as verl_environment
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import Seen, factor, wide
+from reweigh.trainers.seen import KNOWN, Seen, factor, wide
 
 NEMO = SimpleNamespace(
     LossType=SimpleNamespace(TOKEN_LEVEL="token_level"),
@@ -462,8 +462,9 @@ def test_doctor_install_without_verl_says_so():
     """With it: tests/frameworks/check_verl.py."""
     done = doctor("verl", start=("-c", WITHOUT_VERL))
     assert done.returncode == 1
-    assert "FAIL  version: reweigh.trainers.verl: verl is not installed; known versions are 0.9.1" in done.stdout
-    assert 'hint: pip install "verl==0.9.1"' in done.stderr
+    known = KNOWN["verl"]
+    assert f"verl: verl is not installed; known versions are {', '.join(known)}" in done.stdout
+    assert f'hint: pip install "verl=={known[-1]}"' in done.stderr
 
 
 def test_doctor_install_knows_one_framework():

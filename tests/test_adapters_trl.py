@@ -1,8 +1,10 @@
 """TRL's real trainer with our ratio: it enters the loss, is logged, and records of it are kept."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -151,7 +153,7 @@ def test_records_are_written_while_training_and_read_by_the_audit(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == [f"step_{i:08d}_rank_0000.parquet" for i in (0, 2)]
     assert validate([folder]).ok
     info = read_info(folder / "step_00000000_rank_0000.parquet")
-    assert (info.trainer, info.trainer_version, info.engine, info.temperature) == ("trl", "1.16.0", "transformers", 1.0)
+    assert (info.trainer, info.trainer_version, info.engine, info.temperature) == ("trl", version("trl"), "transformers", 1.0)
     (first, second) = read_batches([folder])
     assert first.batch.layout.num_seqs == 8
     assert set(first.column("step")) == {0}
@@ -226,7 +228,8 @@ def test_vespo_is_refused(tmp_path):
 
 def test_another_version_is_refused_by_name(monkeypatch):
     monkeypatch.setitem(KNOWN, "trl", ("1.13", "1.14.2"))
-    rule = r"trl 1\.16\.0 is not known; known versions are 1\.13, 1\.14\.2\nhint: .*pip install \"trl==1\.14\.2\""
+    there = re.escape(version("trl"))
+    rule = rf"trl {there} is not known; known versions are 1\.13, 1\.14\.2\nhint: .*pip install \"trl==1\.14\.2\""
     with pytest.raises(UnknownVersionError, match=rule):
         require("trl")
     monkeypatch.setitem(KNOWN, "no-such-package", ("2.1",))

@@ -37,6 +37,10 @@ def test_nothing_is_public_twice():
     assert len(set(reweigh.__all__)) == len(reweigh.__all__)
 
 
+def test_every_named_estimator_is_at_the_top():
+    assert [name for name in NAMED if name not in reweigh.__all__] == [], "give it a line in reweigh/__init__.pyi"
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_named_estimators_say_formula_use_cost_and_source(name):
     doc = inspect.getdoc(NAMED[name]) or ""

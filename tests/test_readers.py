@@ -73,6 +73,13 @@ def error(path, kind=ValueError, **kwargs):
 # Every format
 
 
+def test_every_format_has_a_sample_and_a_line_on_its_page():
+    """A dump of slime holds both of its formats."""
+    assert set(FOLDERS) == set(FORMATS) - {"slime_rollout"}
+    page = (Path(__file__).parents[1] / "docs" / "readers.md").read_text()
+    assert [name for name in FORMATS if f"| `{name}` |" not in page] == []
+
+
 @pytest.mark.parametrize(("folder", "count"), FOLDERS.items())
 def test_a_folder_is_recognised_and_read(folder, count):
     found = find(DATA / folder)
