@@ -10,10 +10,9 @@ from doctor_records import assert_same, every_column, visited, world, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reweigh.doctor import doctor, prompts
-from reweigh.doctor.cells import Cells, Estimate, Keyed, contrast, jackknife, ratio
+from reweigh.doctor import cells, doctor
+from reweigh.doctor.cells import Cells, Estimate, Keyed, Prompts, contrast, jackknife, ratio
 from reweigh.doctor.diagnose import MOST_SLICES, Slices, Visit
-from reweigh.doctor.prompts import Prompts
 from reweigh.scan import Workers
 from reweigh.scan.engines import in_order
 
@@ -106,7 +105,7 @@ def test_a_coarse_and_a_fine_sum_meet_at_the_coarser_width():
 
 @pytest.mark.parametrize("cuts", [1, 3, 10])
 def test_the_same_prompts_are_kept_however_records_are_cut(cuts, monkeypatch):
-    monkeypatch.setattr(prompts, "MOST", 20)
+    monkeypatch.setattr(cells, "MOST_PROMPTS", 20)
     g = np.random.default_rng(cuts)
     group, version = g.integers(-(2**63), 2**63 - 1, 100)[g.integers(0, 100, 3000)], g.integers(0, 3, 3000)
     x = g.integers(0, 9, 3000).astype(float)

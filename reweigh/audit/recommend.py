@@ -90,7 +90,7 @@ def progress(batch: Batch, estimators: Mapping[str, Estimator], gradients: Tenso
 
 @dataclass(frozen=True)
 class _Sums:
-    """By cluster, what the means, and the products of different responses, follow from."""
+    """Holds by cluster what the means, and the products of different responses, follow from."""
 
     n: Array  # [G]
     g: Array  # [G, d]
@@ -162,7 +162,7 @@ class Judged(Protocol):
 
     @property
     def verdict(self) -> Verdict:
-        """Of all levels."""
+        """Judges all levels together."""
         ...
 
     @property
@@ -172,12 +172,12 @@ class Judged(Protocol):
 
     @property
     def trials(self) -> tuple[TrialRow, ...]:
-        """What each estimator would do."""
+        """Says what each estimator would do."""
         ...
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """What a doctor said; None if none was asked."""
+        """Holds what a doctor said; None if none was asked."""
         ...
 
 
@@ -219,12 +219,12 @@ class Recommendation:
     progress: str = NO_GRADIENTS
 
     def __str__(self) -> str:
-        """For a terminal or a log line."""
+        """Put it in a line, for a terminal or a log."""
         return f"{'use ' + self.use if self.use else 'none'}: {self.reason}"
 
 
 def recommend(audit: Judged, asked: Asked | None = None, n: float | None = None) -> Recommendation:
-    """The estimator with the smallest worst-case error that the data vouch for, if the gap is one to be corrected.
+    """Choose the smallest worst-case error that the data vouch for, if the gap is one to be corrected.
 
     What ranks is the upper end of the interval, so that an estimator whose error cannot be known from so few responses
     is not preferred for a lucky sample. Nothing is recommended if the log-probs are not those of what was sampled, if a
@@ -293,7 +293,7 @@ def _choice(audit: Judged, ranked: list[Ranked], n: float) -> tuple[str | None, 
 
 
 def _by_token(audit: Judged, best: Ranked) -> tuple[str | None, str]:
-    """What corrects each token by itself and moves least weight, where the worst case of no estimator is any good."""
+    """Choose what corrects each token by itself and moves least weight, where no worst case is any good."""
     at_best = f"the best: {best.name}, {_shown(best.error)} K"
     said = f"over all rewards no estimator tried is surely better than none ({at_best})"
     fit = [x for x in audit.trials if x.unit == "token" and x.caps and x.all.kept_tokens_share > 0.5]
@@ -402,7 +402,7 @@ def _state(audit: Judged) -> str:
 
 
 def _small(text: str) -> str:
-    """As it stands inside of a sentence; a name such as RoPE keeps its letters."""
+    """Write it as inside of a sentence; a name such as RoPE keeps its letters."""
     word = text.split(" ", 1)[0]
     return text[:1].lower() + text[1:] if word[1:].islower() or len(word) == 1 else text
 
@@ -412,7 +412,7 @@ def _capital(text: str) -> str:
 
 
 def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
-    """The cause that the verdict names, if there is something to be said for it."""
+    """Find the cause that the verdict names, if there is something to be said for it."""
     if diagnosis is None:
         return None
     return next((one for one in diagnosis.causes if one.id == diagnosis.verdict), None)

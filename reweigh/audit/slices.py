@@ -64,14 +64,14 @@ class Slices:
         return cls(by, token, _of_sequences(batch, coarse(by_code.sequence, width), (SEQUENCE,))[-1], width)
 
     def __add__(self, other: "Slices") -> "Slices":
-        """The slices of both."""
+        """Add up both, slice by slice."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
         both = Slices(self.by, merge(a.token, b.token), merge(a.sequence, b.sequence), width)
         return both._at(max(width, width_of(self.by, both.token, MAX_RANGES)))._merged()
 
     def rows(self) -> list["SliceRow"]:
-        """The slices as numbers, in order; environments with most tokens first."""
+        """Work out the numbers of each slice, in order; environments with most tokens first."""
         if self.by in NAMES:
             most = sorted(self.token, key=lambda k: (-float(self.token[k].moments[0].sum()), str(k)))
             shown = _keep(self, set(most[:MAX_NAMES_SHOWN]))

@@ -44,7 +44,7 @@ READS_BATCH = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user wants tried.
+    """Says what a user wants tried.
 
     Attributes:
         estimators: by the name to show.
@@ -90,7 +90,7 @@ def all_estimators() -> dict[str, Estimator]:
 
 
 def possible(estimators: Mapping[str, Estimator], batch: Batch) -> dict[str, Estimator]:
-    """Those of them that a batch has all columns for."""
+    """Choose those that a batch has all columns for."""
     have = {"turns": batch.layout.turn is not None, "advantage": batch.advantage is not None}
     return {name: one for name, one in estimators.items() if all(have[column] for column in needs(one))}
 
@@ -158,7 +158,7 @@ _NO_TOP = "its weights have no upper bound, and "
 
 @dataclass(frozen=True)
 class Range:
-    """What a weight of an estimator can be.
+    """Says what a weight of an estimator can be.
 
     Attributes:
         low: the smallest weight of a token, 0 if it can be dropped.
@@ -237,7 +237,7 @@ def sums_of(estimator: Estimator, weights: Weights, shared: Shared, top: float) 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an estimator can do at worst, in units of K, the largest norm of a response's term of the gradient.
+    """Says what an estimator can do at worst, in units of K, the largest norm of a response's term of the gradient.
 
     Each token of a response is taken to contribute at most K / T to it, T its length, so that estimators with one
     weight a token and with one a sequence have one scale. Rewards and gradients are otherwise free: a real one is
@@ -301,7 +301,7 @@ class Limits:
 
 
 def _of_tokens(weights: Weights, log_r: Array, shared: Shared, finite: bool) -> tuple[Array, Array, Array]:
-    """Of each response, the means over its tokens of w, (w - r)_+ and (r - w)_+; the last only without a bound."""
+    """Average over the tokens of each response w, (w - r)_+ and (r - w)_+; the last only without a bound."""
     runs, keep = shared.runs, weights.keep.numpy()
     lengths = np.maximum(runs.lengths.numpy(), 1).astype(np.float64)
     if finite:  # float32, as it is of the tokens' size: a weight has a bound, and what r is beyond it does not matter
@@ -439,7 +439,7 @@ class Trial:
 def _weights(
     runs: Runs, log_w: NDArray[Any], one_each: NDArray[np.bool_], kept: NDArray[np.float64], fill: float = _FILL
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Of each sequence: the largest log-weight, the shift, and the sums of e^(log-weight - shift) and of its square.
+    """Give each sequence's largest log-weight, shift, and sums of e^(log-weight - shift) and of its square.
 
     Args:
         runs: the sequences.
@@ -463,7 +463,7 @@ def _weights(
 
 
 def _shift(top: NDArray[Any]) -> NDArray[Any]:
-    """What is taken off before exp, nats: by steps, as a rule 0, so that no part of the records rounds as another."""
+    """Choose what to take off before exp, nats: by steps, as a rule 0, so that all parts of the records round alike."""
     return np.where(np.isfinite(top), np.floor(top / SHIFT_STEP).clip(0) * SHIFT_STEP, 0).astype(top.dtype)
 
 
@@ -499,7 +499,7 @@ def _by_bin(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an estimator did to some units.
+    """Says what an estimator did to some units.
 
     Attributes:
         units: how many there are.
@@ -611,7 +611,7 @@ class TrialRow:
     high: float
 
     def number(self, outcome: Outcome, name: str) -> Number:
-        """A number of a part of it that has units, with what it means; `name` is one of `MEANINGS`.
+        """Work out a number of a part of it that has units, with what it means; `name` is one of `MEANINGS`.
 
         Shares have Chernoff intervals and the mean weight has a t interval, at the number of independent units that
         clusters leave of the part.

@@ -75,7 +75,7 @@ class _LazyGroup(TyperGroup):
 
 
 def _completes_a_path(lazy: _Lazy, before: list[str]) -> bool:
-    """Whether the shell itself knows best what may come: then nothing need be loaded, which takes seconds."""
+    """Tell whether the shell itself knows best what may come: then nothing need be loaded, which takes seconds."""
     typed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
     words = (*before[-1:], re.split(r"\s", typed)[-1])
     return not lazy.has_commands and not any(word.startswith("-") for word in words)

@@ -130,5 +130,5 @@ def audit(
 
 
 def without_text(found: Audit) -> Audit:
-    """The audit without what the worst responses say: neither their text nor the ids that spell it."""
+    """Leave out what the worst responses say: neither their text nor the ids that spell it."""
     return replace(found, worst=tuple(replace(one, text=None, token_ids=None) for one in found.worst))

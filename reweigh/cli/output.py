@@ -20,13 +20,13 @@ _PIPED_WIDTH = 120  # columns of a table when no terminal says how wide it is
 
 
 def stdout() -> Console:
-    """For what the user asked for."""
+    """Open a console for what the user asked for."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(width=_PIPED_WIDTH if piped else None, highlight=False, color_system=_colors())
 
 
 def stderr(quiet: bool = False) -> Console:
-    """For everything else; says nothing if quiet."""
+    """Open a console for everything else; it says nothing if quiet."""
     return Console(stderr=True, highlight=False, quiet=quiet, color_system=_colors())
 
 
@@ -35,7 +35,7 @@ def _colors() -> Literal["auto"] | None:
 
 
 def say(message: str, quiet: bool = False) -> None:
-    """A message, as it is, on stderr."""
+    """Print a message, as it is, on stderr."""
     stderr(quiet).print(message, markup=False, soft_wrap=True)
 
 
@@ -51,12 +51,12 @@ def print_error(error: BaseException | str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object, and nothing else, on stdout; a number that JSON has not got is an error."""
+    """Print one JSON object, and nothing else, on stdout; a number that JSON has not got is an error."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def print_written(path: Path, form: str, **numbers: float) -> None:
-    """The file that a command wrote: its path, or as JSON with what else is known of it."""
+    """Name the file that a command wrote: its path, or as JSON with what else is known of it."""
     if form == "json":
         known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         print_json({"wrote": str(path), **known})
@@ -100,7 +100,7 @@ class Bar:
 
 @contextmanager
 def progress(description: str, total: float | None = None, quiet: bool = False) -> Generator[Bar, None, None]:
-    """A bar on stderr while the block runs, gone when it ends; nothing if stderr is not a terminal.
+    """Show a bar on stderr while the block runs, gone when it ends; nothing if stderr is not a terminal.
 
     Args:
         description: what is being counted, for example "reading rows".

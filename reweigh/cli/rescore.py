@@ -110,7 +110,7 @@ def rescore(
 
 
 def _info(found: Found, reader: str | None) -> RunInfo:
-    """What is known of all files; refuses files that were sampled differently."""
+    """Merge what is known of all files; refuses files that were sampled differently."""
     infos = [info_of(path, reader) for path in found.paths]
     for path, info in zip(found.paths, infos, strict=True):
         differ = infos[0].disagreements(info)
@@ -127,7 +127,7 @@ def _info(found: Found, reader: str | None) -> RunInfo:
 
 
 def _sampling(info: RunInfo, temperature: float | None, top_p: float | None, mode: Mode | None) -> RunInfo:
-    """The run with what the user says of sampling; what matters and nobody says is asked for."""
+    """Complete the run by what the user says of sampling; what matters and nobody says is asked for."""
     known = info.to_dict() | {
         name: value
         for name, value in (("temperature", temperature), ("top_p", top_p), ("logprobs_mode", mode))

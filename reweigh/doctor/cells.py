@@ -1,19 +1,23 @@
-"""Adds up moments by cluster and cell, as every test of the doctor does, and reads estimates off the sums."""
+"""Adds up moments by cluster and cell, by step and lag, or by prompt, as every test of the doctor does, and reads
+estimates off the sums.
+"""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reweigh.scan.cuts import merge
 from reweigh.stats.intervals import t_quantile
 from reweigh.stats.sums import NUM_BUCKETS
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Key = tuple[int, int]
+MOST_PROMPTS = 4096  # those with the lowest hash; all of them in most runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,18 +31,22 @@ class Cells:
     data: Array
 
     @classmethod
-    def of(cls, bucket: Ints, cell: Ints, cells: int, *moments: NDArray[Any]) -> "Cells":
-        """Adds up moments, each `[N]`, of tokens in buckets and cells, each `[N]`."""
-        where = bucket if cells == 1 else bucket * cells + cell
+    def of(cls, bucket: Ints, cell: Ints | None, cells: int, *moments: NDArray[Any]) -> "Cells":
+        """Adds up moments, each `[N]`, of tokens in buckets and cells, each `[N]`; None if there is one cell."""
+        where = bucket if cell is None else bucket * cells + cell
         data, counts = np.empty((NUM_BUCKETS * cells, len(moments))), None
         for i, m in enumerate(moments):
             if m.dtype == np.bool_ and not m.all():
                 data[:, i] = np.bincount(where[m], minlength=len(data))
-            elif (value := _constant(m)) is None:
+                continue
+            first = float(m[0]) if len(m) else 0.0
+            if first not in (0.0, 1.0) or not (m == first).all():
                 data[:, i] = np.bincount(where, weights=m, minlength=len(data))
-            else:  # whole numbers, whose sums are exact in any order
-                counts = np.bincount(where, minlength=len(data)) if counts is None and value else counts
-                data[:, i] = 0.0 if counts is None or not value else counts
+            elif first:  # all 1, as of a moment that counts: whole numbers, whose sums are exact in any order
+                counts = np.bincount(where, minlength=len(data)) if counts is None else counts
+                data[:, i] = counts
+            else:  # all 0, as of a column that is not recorded
+                data[:, i] = 0.0
         return cls(data.reshape(NUM_BUCKETS, cells, len(moments)))
 
     def __add__(self, other: "Cells") -> "Cells":
@@ -51,18 +59,12 @@ class Cells:
         return self.data.sum(0)
 
 
-def _constant(m: NDArray[Any]) -> float | None:
-    """Returns 0 or 1 if that is all there is, as of a moment that counts, or of a column that is not recorded."""
-    first = float(m[0]) if len(m) else 0.0
-    return first if first in (0.0, 1.0) and bool((m == first).all()) else None
-
-
 def binned(edges: Array, x: Array) -> Ints:
     """Counts the edges below each value, as `np.searchsorted(edges, x)` does: faster where there are few."""
-    found = np.zeros(len(x), np.int8)
+    below = np.zeros(len(x), np.int8)
     for edge in edges:
-        found += x > edge
-    return found.astype(np.int64)
+        below += x > edge
+    return below.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,31 +91,60 @@ class Keyed:
         unique, code = np.unique(of_step.reshape(-1) * (cls.LAGS + 1) + lag + 1, return_inverse=True)
         cells = Cells.of(bucket, code.reshape(-1), max(len(unique), 1), *moments)
         keys = [(int(steps[x // (cls.LAGS + 1)]), int(x) % (cls.LAGS + 1) - 1) for x in unique]
-        return cls({key: cells.data[:, i] for i, key in enumerate(keys)})._narrow()
+        return cls({key: cells.data[:, i] for i, key in enumerate(keys)})._joined(1)
 
     def __add__(self, other: "Keyed") -> "Keyed":
         """Adds the sums of other records, at the wider of the two ranges of steps."""
         width = max(self.width, other.width)
-        a, b = self._at(width), other._at(width)
-        return Keyed(_joined([*a.data.items(), *b.data.items()]), width)._narrow()
+        return Keyed(merge(self._joined(width).data, other._joined(width).data), width)._joined(width)
 
-    def _narrow(self) -> "Keyed":
-        narrow = self
-        while len({key[0] for key in narrow.data}) > self.RANGES:
-            narrow = narrow._at(narrow.width * 2)
-        return narrow
+    def _joined(self, least: int) -> "Keyed":
+        """Joins steps into ranges of at least so many, and of twice as many until there are at most `RANGES`."""
+        data, width = self.data, self.width
+        while width < least or len({step for step, _ in data}) > self.RANGES:
+            width = least if width < least else width * 2
+            wider: dict[Key, Array] = {}
+            for (step, lag), x in data.items():
+                key = step // width * width, lag
+                wider[key] = wider[key] + x if key in wider else x
+            data = wider
+        return Keyed(data, width)
 
-    def _at(self, width: int) -> "Keyed":
-        if width == self.width:
-            return self
-        return Keyed(_joined([((key[0] // width * width, key[1]), x) for key, x in self.data.items()]), width)
 
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Sums of moments of each prompt at each version, of a sample of prompts that is the same however records are cut.
 
-def _joined(items: list[tuple[Key, Array]]) -> dict[Key, Array]:
-    out: dict[Key, Array] = {}
-    for key, x in items:
-        out[key] = out[key] + x if key in out else x
-    return out
+    `a + b` is of both.
+
+    Attributes:
+        group: `[P]` hash of the prompt.
+        version: `[P]` of the weights that sampled, or the training step.
+        sums: `[P, M]`.
+    """
+
+    group: Ints
+    version: Ints
+    sums: Array
+
+    @classmethod
+    def of(cls, group: Ints, version: Ints, *moments: Array) -> "Prompts":
+        """Adds up moments, each `[N]`, by prompt and version, each `[N]`."""
+        if not len(group):
+            return cls(group, version, np.stack(moments, -1))
+        keys, code = np.unique(np.stack([group, version], -1), axis=0, return_inverse=True)
+        code = code.reshape(-1)
+        sums = np.stack([np.bincount(code, weights=m, minlength=len(keys)) for m in moments], -1).astype(np.float64)
+        groups = np.unique(keys[:, 0])
+        if len(groups) > MOST_PROMPTS:  # sorted by hash, so that the same stay whatever came first
+            keep = keys[:, 0] < groups[MOST_PROMPTS]
+            keys, sums = keys[keep], sums[keep]
+        return cls(keys[:, 0], keys[:, 1], sums)
+
+    def __add__(self, other: "Prompts") -> "Prompts":
+        """Adds the sums of other records."""
+        group, version = np.concatenate([self.group, other.group]), np.concatenate([self.version, other.version])
+        return Prompts.of(group, version, *np.concatenate([self.sums, other.sums]).T)
 
 
 @dataclass(frozen=True)
@@ -144,6 +175,10 @@ class Estimate:
         if self.se == 0:
             return 0.0 if self.value == other else math.copysign(1e6, self.value - other)
         return (self.value - other) / self.se
+
+    def plus(self, number: float) -> "Estimate":
+        """Adds a number that is known for sure."""
+        return replace(self, value=self.value + number)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -177,8 +212,8 @@ def contrast(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(math.log(a.value / b.value), se, min(a.df, b.df), a.n + b.n)
 
 
-def jackknife(of: Any, data: Array) -> Estimate:
-    """A statistic of cluster sums `[64, ...]`: its value on all, and its error by leaving one cluster out at a time.
+def jackknife(of: Callable[[Array], float], data: Array) -> Estimate:
+    """Takes a statistic of cluster sums `[64, ...]`: its value on all, its error by leaving one cluster out at a time.
 
     Args:
         of: from summed data, `data.sum(0)`, to a number.

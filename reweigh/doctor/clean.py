@@ -58,10 +58,17 @@ class Clean:
 
 def clean(tokens: Tokens) -> Clean:
     """Takes out what is no log-prob of its token, and puts log_mu beside its token where a whole response is off."""
-    filler, placeholder, zeros = _placeholders(tokens)
-    broken = _broken(tokens) & ~filler
-    gap = _gap(tokens)
-    whole = Cells.of(tokens.bucket, zero_of(tokens), 1, ~broken, np.where(broken, 0.0, gap**2))
+    with np.errstate(invalid="ignore"):
+        gap = np.clip(tokens.gap, -WIDEST, WIDEST)
+    gap = np.where(np.isnan(gap), 0.0, gap)
+    filler, placeholder, zeros = _placeholders(tokens, gap)
+    # Values that are no log-probs at all, so that no test can use the token.
+    broken, log_probs = np.zeros(len(tokens), np.bool_), (tokens.log_pi, tokens.log_mu)
+    if not all(bool((x <= POSITIVE_TOLERANCE).all() and (x > -np.inf).all()) for x in log_probs):  # a NaN is neither
+        for x in log_probs:
+            broken |= ~np.isfinite(x) | (x > POSITIVE_TOLERANCE)
+        broken &= ~filler
+    whole = Cells.of(tokens.bucket, None, 1, ~broken, np.where(broken, 0.0, gap**2))
     # In this order: a placeholder would hide the foreign text around it, which shows in both policies' agreement.
     left = tokens.take(~filler & ~broken)
     foreign, surprise = _foreign(left)
@@ -70,26 +77,7 @@ def clean(tokens: Tokens) -> Clean:
     return Clean(aligned, sums)
 
 
-def zero_of(tokens: Tokens) -> Ints:
-    """Returns the one cell of sums that have no more."""
-    return np.zeros(len(tokens), np.int64)
-
-
-def _gap(tokens: Tokens) -> Array:
-    with np.errstate(invalid="ignore"):
-        gap = np.clip(tokens.gap, -WIDEST, WIDEST)
-    return np.where(np.isnan(gap), 0.0, gap)
-
-
-def _broken(tokens: Tokens) -> Bools:
-    """Finds values that are no log-probs at all, so that no test can use the token."""
-    log_pi, log_mu = tokens.log_pi, tokens.log_mu
-    if all(bool((x <= POSITIVE_TOLERANCE).all() and (x > -np.inf).all()) for x in (log_pi, log_mu)):  # a NaN is neither
-        return np.zeros(len(tokens), np.bool_)
-    return ~np.isfinite(log_mu) | (log_mu > POSITIVE_TOLERANCE) | ~np.isfinite(log_pi) | (log_pi > POSITIVE_TOLERANCE)
-
-
-def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
+def _placeholders(tokens: Tokens, gap: Array) -> tuple[Bools, Cells, Cells]:
     """Finds values that stand for "none", in runs at least one token of which proves it.
 
     Returns:
@@ -106,7 +94,7 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
     certain = zeros & (log_pi >= np.log(0.5)) & (log_pi < np.log(0.98))
-    doubt = Cells.of(tokens.bucket, zero_of(tokens), 1, proof & zeros, certain)
+    doubt = Cells.of(tokens.bucket, None, 1, proof & zeros, certain)
     # Zeros of a response are candidates if at least as many are beside a rare token as beside a fairly certain one.
     # By response, so that the same is found however records are cut into batches.
     responses = len(tokens.rows.sizes)
@@ -115,8 +103,12 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
     proof &= special
     # That some are fillers is proven: those beside which pi was fairly sure are, too.
     proof |= special & certain & (proofs > 0)
-    # One proof in a run of candidates proves the run.
-    run, runs = _runs(tokens, special)
+    # One proof in a run of candidates proves the run: those that follow each other in one response.
+    starts = special.copy()
+    starts[1:] &= ~(
+        special[:-1] & (tokens.seq[1:] == tokens.seq[:-1]) & (tokens.position[1:] == tokens.position[:-1] + 1)
+    )
+    run, runs = np.maximum(np.cumsum(starts) - 1, 0), int(starts.sum())
     proven = np.zeros(runs, np.bool_)
     np.logical_or.at(proven, run[proof], True)
     filler = special.copy()
@@ -134,18 +126,8 @@ def _placeholders(tokens: Tokens) -> tuple[Bools, Cells, Cells]:
     cell = kind[at] * len(PLACES) + place[run[at]]
     begins = np.ones(len(at))
     begins[1:] = run[at][1:] != run[at][:-1]
-    gap = _gap(tokens)[at]
     cells = len(KINDS) * len(PLACES)
-    return filler, Cells.of(tokens.bucket[at], cell, cells, np.ones(len(at)), begins, gap**2), doubt
-
-
-def _runs(tokens: Tokens, which: Bools) -> tuple[Ints, int]:
-    """Numbers the runs of tokens in `which` that follow each other in one response, and says how many there are."""
-    begins = which.copy()
-    begins[1:] &= ~(
-        which[:-1] & (tokens.seq[1:] == tokens.seq[:-1]) & (tokens.position[1:] == tokens.position[:-1] + 1)
-    )
-    return np.maximum(np.cumsum(begins) - 1, 0), int(begins.sum())
+    return filler, Cells.of(tokens.bucket[at], cell, cells, np.ones(len(at)), begins, gap[at] ** 2), doubt
 
 
 def _foreign(tokens: Tokens) -> tuple[Bools, Cells]:
@@ -169,8 +151,7 @@ def _foreign(tokens: Tokens) -> tuple[Bools, Cells]:
         )
         foreign = odd[window]
     gap = tokens.gap[foreign]
-    none = np.zeros(len(gap), np.int64)
-    return foreign, Cells.of(tokens.bucket[foreign], none, 1, np.ones(len(gap)), gap**2)
+    return foreign, Cells.of(tokens.bucket[foreign], None, 1, np.ones(len(gap)), gap**2)
 
 
 def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
@@ -183,8 +164,7 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     responses = len(tokens.rows.sizes)
     window, count = windows(tokens, WINDOW)
     if not len(tokens):
-        nothing = np.zeros(0)
-        return tokens, Cells.of(tokens.seq, tokens.seq, len(CELLS), nothing, nothing, nothing, nothing)
+        return tokens, Cells.of(tokens.seq, tokens.seq, len(CELLS), *np.zeros((4, 0)))
     seq_of = np.zeros(count, np.int64)
     seq_of[window] = tokens.seq
 
@@ -192,8 +172,13 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     # tell places apart by; and from log_mu at each offset, the best of which is kept.
     n = np.bincount(window, minlength=count)
     here = np.bincount(window, tokens.distance, minlength=count) / np.maximum(n, 1)
-    place = WINDOW * _number_in_response(seq_of)
-    pairs = {k: _pairs(tokens, k, n, place, tokens.counts[seq_of]) for k in range(1, FARTHEST + 1)}
+    number = np.arange(count)
+    begins = np.concatenate([[True], seq_of[1:] != seq_of[:-1]])
+    place = WINDOW * (number - np.maximum.accumulate(np.where(begins, number, 0)))  # of its first token
+    pairs: dict[int, Pairs] = {}
+    for k in range(1, FARTHEST + 1):
+        ahead, back = (np.clip(x, 0, n) for x in (tokens.counts[seq_of] - k - place, k - place))
+        pairs[k] = tokens.seq[:-k] == tokens.seq[k:], ahead, n - back
     varied = _distance(tokens, tokens.log_pi, 1, pairs[1], window, count)
     at_offset = np.stack([_distance(tokens, tokens.log_mu, k, pairs[abs(k)], window, count) for k in OFFSETS])
     best, least = at_offset.argmin(0), at_offset.min(0)
@@ -209,7 +194,6 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
     votes = np.zeros((responses, len(OFFSETS)))
     np.add.at(votes, (seq_of[off], best[off]), 1)
     which = votes.argmax(1)
-    number = np.arange(count)
     first_off = np.full(responses, count)
     np.minimum.at(first_off, seq_of[off], number[off])
     early = fits & (number < first_off[seq_of])
@@ -228,7 +212,11 @@ def realigned(tokens: Tokens) -> tuple[Tokens, Cells]:
 
     # A shift is undone, which leaves tokens at one end without a log_mu. What follows the last window that fitted
     # before a break is left out: where inside a window the break is cannot be told.
-    moved, has = _moved(tokens, np.where(shifted, np.take(OFFSETS, which), 0)[tokens.seq])
+    source = np.arange(len(tokens)) + np.where(shifted, np.take(OFFSETS, which), 0)[tokens.seq]
+    inside = (source >= 0) & (source < len(tokens))
+    source = np.clip(source, 0, len(tokens) - 1)
+    has = inside & (tokens.seq[source] == tokens.seq)
+    moved = np.where(has, tokens.log_mu[source], tokens.log_mu)
     last_fit = np.full(responses, -1)
     np.maximum.at(last_fit, seq_of[early], number[early])
     keep = has & ~(parted[tokens.seq] & (window > last_fit[tokens.seq]))
@@ -248,19 +236,6 @@ Pairs = tuple[Bools, Ints, Ints]
 """Which tokens have a partner some places on; and of each window, how many have one that far on, and that far back."""
 
 
-def _number_in_response(seq: Ints) -> Ints:
-    """Counts windows from the first of their response."""
-    begins = np.concatenate([[True], seq[1:] != seq[:-1]])
-    at = np.arange(len(seq))
-    return at - np.maximum.accumulate(np.where(begins, at, 0))
-
-
-def _pairs(tokens: Tokens, k: int, n: Ints, place: Ints, length: Ints) -> Pairs:
-    """Finds partners, given of each window its tokens, the place of its first, and the length of its response."""
-    there = tokens.seq[:-k] == tokens.seq[k:]
-    return there, np.clip(length - k - place, 0, n), n - np.clip(k - place, 0, n)
-
-
 def _distance(tokens: Tokens, other: Array, k: int, pairs: Pairs, window: Ints, count: int) -> Array:
     """Averages the distance of log_pi to `other` k places on, window by window; infinite where few have a partner."""
     there, *numbers = pairs
@@ -271,12 +246,3 @@ def _distance(tokens: Tokens, other: Array, k: int, pairs: Pairs, window: Ints, 
     near[~there] = 0.0
     total = np.bincount(window[a], near, minlength=count)
     return np.where(n >= _FEWEST - FARTHEST, total / np.maximum(n, 1), np.inf)
-
-
-def _moved(tokens: Tokens, k: Ints) -> tuple[Array, Bools]:
-    """Returns log_mu of the token k places on, and whether there is one in the response."""
-    place = np.arange(len(tokens)) + k
-    inside = (place >= 0) & (place < len(tokens))
-    place = np.clip(place, 0, len(tokens) - 1)
-    has = inside & (tokens.seq[place] == tokens.seq)
-    return np.where(has, tokens.log_mu[place], tokens.log_mu), has

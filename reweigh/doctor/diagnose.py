@@ -4,20 +4,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
-from reweigh.doctor.cells import Cells, Keyed
+from reweigh.doctor.cells import Cells, Keyed, Prompts
 from reweigh.doctor.clean import clean
 from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
 from reweigh.doctor.families import FAMILIES
-from reweigh.doctor.family import Case
-from reweigh.doctor.prompts import Prompts
+from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
-from reweigh.records.schema import RunInfo, Violation
+from reweigh.records.schema import RunInfo
 from reweigh.scan.cuts import (
     NAMES,
     OTHER,
@@ -39,26 +38,22 @@ from reweigh.stats.sums import length_bin
 
 MOST_SLICES = 12  # of numbers that are joined into ranges, and of names; each is a diagnosis of its own
 
-AnySums = Cells | Keyed | Prompts
-
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """What was added up of some records; `a + b` is of both, however they were cut.
+    """The sums of some records; `a + b` is of both, however they were cut.
 
     Attributes:
         sums: by name.
         sequences: responses read.
     """
 
-    sums: Mapping[str, AnySums] = field(default_factory=dict[str, AnySums])
+    sums: Sums = field(default_factory=dict[str, AnySums])
     sequences: int = 0
 
     def __add__(self, other: "Visit") -> "Visit":
-        """Add up both."""
-        sums: dict[str, Any] = dict(self.sums)
-        for name, x in other.sums.items():
-            sums[name] = sums[name] + x if name in sums else x
+        """Add the sums of other records."""
+        sums: dict[str, Any] = merge(self.sums, cast("Mapping[str, Any]", other.sums))
         return Visit(sums, self.sequences + other.sequences)
 
     @property
@@ -83,7 +78,7 @@ class Slices:
     width: int = 1
 
     def __add__(self, other: "Slices") -> "Slices":
-        """Add up both."""
+        """Add the slices of other records."""
         width = max(self.width, other.width)
         return Slices(self.by, merge(self._at(width).visits, other._at(width).visits), width).limited()
 
@@ -106,7 +101,7 @@ class Slices:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What was added up of record files; `a + b` is of both.
+    """The sums of record files; `a + b` is of both.
 
     Attributes:
         whole: of all that was looked at.
@@ -119,7 +114,7 @@ class Read:
     share: float = 1.0
 
     def __add__(self, other: "Read") -> "Read":
-        """Add up both."""
+        """Add the sums of other records."""
         slices = tuple(a + b for a, b in zip(self.slices, other.slices, strict=True)) if self.slices else other.slices
         return Read(self.whole + other.whole, slices, min(self.share, other.share))
 
@@ -183,7 +178,7 @@ def doctor(
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
     known = look(paths, reader)
     before = None if baseline is None else look(baseline, reader)
-    found = scan(
+    scanned = scan(
         known,
         [question(known, by, most)],
         keep_going=keep_going,
@@ -195,8 +190,8 @@ def doctor(
     usual = None
     if before is not None:
         usual = scan(before, [question(before, (), most)], keep_going=keep_going, engine=engine)
-    result = answer(found, usual, programs)
-    found.done()
+    result = answer(scanned, usual, programs)
+    scanned.done()
     return result
 
 
@@ -225,31 +220,48 @@ def answer(found: Scanned, baseline: Scanned | None = None, programs: Collection
     """
     read, info = _looked_at(found), found.info
     before = None if baseline is None else _looked_at(baseline).whole
-    programs = _of(info) if programs is None else programs
+    if programs is None:  # the engine and the trainer that the files name, and all of a kind that they do not name
+        names = {str(x).lower().replace("_", "-") for x in (info.engine, info.trainer) if x}
+        chosen = [x for kind in (ENGINES, TRAINERS) for x in ([y for y in kind if y in names] or kind)]
+        programs = None if len(chosen) == len(ENGINES) + len(TRAINERS) else chosen
     whole = conclude(read.whole, info, before, programs)
     slices = {s.by: {k: conclude(v, info, before, programs) for k, v in s.labelled().items()} for s in read.slices}
-    return replace(whole, slices=slices, notes=_notes(found, read))
+    notes = [InputNote(v.rule, v.count, v.counted, v.place, v.hint) for v in found.notes.values()]
+    if read.share < 1:
+        rows, hint = sum(file.rows for file in found.files), "`reweigh doctor` looks at all of them."
+        of, place = f"of {rows:,} rows", str(found.files[0].path)
+        notes.append(InputNote("looked at a sample", read.whole.sequences, of, place, hint))
+    return replace(whole, slices=slices, notes=tuple(notes))
+
+
+def _looked_at(found: Scanned) -> Read:
+    """Returns what was added up, if there is anything."""
+    read: Read = found.sums.get("doctor", Read())
+    if read.whole.tokens == 0:
+        reasons = ", ".join(f"{v.rule} ({v.count:,} {v.counted})" for v in found.notes.values())
+        raise ValueError(
+            f"doctor: no token to look at in {read.whole.sequences} responses{reasons and f': {reasons}'}\n"
+            "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
+        )
+    return read
 
 
 def conclude(
-    found: Visit, info: RunInfo, baseline: Visit | None = None, programs: Collection[str] | None = None
+    visit: Visit, info: RunInfo, baseline: Visit | None = None, programs: Collection[str] | None = None
 ) -> Diagnosis:
     """Examine the sums of some records."""
-    case = Case(found.sums, info.to_dict(), None if baseline is None else baseline.sums)
+    case = Case(visit.sums, info.to_dict(), None if baseline is None else baseline.sums)
     said = [x for family in FAMILIES for x in family.examine(case)]
-    return replace(diagnose(said, found.tokens, programs), sequences=found.sequences, tokens=found.tokens)
+    return replace(diagnose(said, visit.tokens, programs), sequences=visit.sequences, tokens=visit.tokens)
 
 
 def _measure(by: tuple[By, ...], share: float, part: Part) -> Read:
     total = Read(slices=tuple(Slices(name) for name in by), share=share)
     for tokens in part.pieces(share):
         whole = replace(visit_tokens(tokens), sequences=len(tokens.rows.sizes))
-        total += Read(whole, tuple(_sliced(name, tokens, part) for name in by))
+        slices = (Slices(name, {key: visit_tokens(x) for key, x in _cut(name, tokens, part)}) for name in by)
+        total += Read(whole, tuple(one.limited() for one in slices))
     return total
-
-
-def _sliced(by: By, tokens: Tokens, part: Part) -> Slices:
-    return Slices(by, {key: visit_tokens(some) for key, some in _cut(by, tokens, part)}).limited()
 
 
 def _cut(by: By, tokens: Tokens, part: Part) -> Iterator[tuple[Key, Tokens]]:
@@ -276,35 +288,3 @@ _CODES: Mapping[str, Callable[[Tokens], Ints | None]] = {
     "length": lambda tokens: _bin(tokens.counts)[tokens.seq],
     "position": lambda tokens: _bin(tokens.position),
 }
-
-
-def _of(info: RunInfo) -> Collection[str] | None:
-    """The engine and the trainer that the files name, and all others of a kind that they do not name."""
-    names = {str(x).lower().replace("_", "-") for x in (info.engine, info.trainer) if x}
-    chosen = [x for kind in (ENGINES, TRAINERS) for x in ([y for y in kind if y in names] or kind)]
-    return None if len(chosen) == len(ENGINES) + len(TRAINERS) else chosen
-
-
-def _looked_at(found: Scanned) -> Read:
-    read: Read = found.sums.get("doctor", Read())
-    if read.whole.tokens == 0:
-        raise ValueError(
-            f"doctor: no token to look at in {read.whole.sequences} responses{_reasons(found.notes)}\n"
-            "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
-        )
-    return read
-
-
-def _reasons(notes: Mapping[str, Violation]) -> str:
-    found = ", ".join(f"{v.rule} ({v.count:,} {v.counted})" for v in notes.values())
-    return f": {found}" if found else ""
-
-
-def _notes(found: Scanned, read: Read) -> tuple[InputNote, ...]:
-    notes = [InputNote(v.rule, v.count, v.counted, v.place, v.hint) for v in found.notes.values()]
-    if read.share < 1:
-        rows, hint = sum(file.rows for file in found.files), "`reweigh doctor` looks at all of them."
-        notes.append(
-            InputNote("looked at a sample", read.whole.sequences, f"of {rows:,} rows", str(found.files[0].path), hint)
-        )
-    return tuple(notes)

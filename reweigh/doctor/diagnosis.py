@@ -140,13 +140,7 @@ class InputNote:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {
-            "rule": self.rule,
-            "count": self.count,
-            "counted": self.counted,
-            "place": self.place,
-            "hint": self.hint,
-        }
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -228,27 +222,31 @@ _HALF_SURE = 50  # tokens from which "nothing else" is as likely as not
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Ranked:
+    """A suspicion with its confidence.
+
+    Attributes:
+        named: whether it is sure and weighty enough to be named.
+        told: the confidence that is shown: of what is not named, below that of a name.
+        score: by which it is ranked.
+    """
+
     of: Suspicion
     confidence: float
+    named: bool = field(init=False)
+    told: float = field(init=False)
+    score: tuple[bool, bool, bool, float] = field(init=False)
 
-    @property
-    def named(self) -> bool:
-        share = self.of.share
-        least = _LEAST_OWN if ABOUT[self.of.id].order == "own evidence" else _LEAST_SHARE
-        return self.confidence >= NAMED and (self.of.proven or share is None or share >= least)
-
-    @property
-    def told(self) -> float:
-        """The confidence that is shown: of what is not named, below that of a name."""
-        return self.confidence if self.named else min(self.confidence, NAMED - 0.01)
-
-    @property
-    def score(self) -> tuple[bool, bool, bool, float]:
-        share = _HIDDEN_SHARE if self.of.share is None else self.of.share
-        weighty = self.of.share is None or self.of.share >= _LEAST_SHARE
-        return self.named, self.of.proven and weighty, self.of.id not in _LAST, self.confidence * share
+    def __post_init__(self) -> None:
+        one, share, sure = self.of, self.of.share, self.confidence
+        least = _LEAST_OWN if ABOUT[one.id].order == "own evidence" else _LEAST_SHARE
+        named = sure >= NAMED and (one.proven or share is None or share >= least)
+        first = one.proven and (share is None or share >= _LEAST_SHARE)
+        weight = sure * (_HIDDEN_SHARE if share is None else share)
+        object.__setattr__(self, "named", named)
+        object.__setattr__(self, "told", sure if named else min(sure, NAMED - 0.01))
+        object.__setattr__(self, "score", (named, first, one.id not in _LAST, weight))
 
 
 def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Collection[str] | None = None) -> Diagnosis:
@@ -260,67 +258,60 @@ def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Coll
         programs: whose options to name in the fixes; all that are known if None.
     """
     suspicions = [x for x in said if isinstance(x, Suspicion) and x.id not in ("numerics", "none")]
-    q = adjusted([x.p_value for x in suspicions])
     best: dict[CauseId, _Ranked] = {}
-    for one, rate in zip(suspicions, q, strict=True):
+    for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
         ranked = _Ranked(one, confidence(rate, one.effect))
         if one.id not in best or best[one.id].score < ranked.score:
             best[one.id] = ranked
-    others = [x for x in best.values() if x.of.id not in _LAST]
-    taken = sum(x.of.share or 0.0 for x in others if x.named)
-    floor = list[_Ranked]()
+
+    # What explains any gap has the share that the others leave.
+    causes = [x for x in best.values() if x.of.id not in _LAST]
+    taken = sum(x.of.share or 0.0 for x in causes if x.named)
+    doubt = 0.8 if any(x.named for x in causes) else 1.0
     for cause in _LAST:
         if cause in best:
-            floor.append(_rest(best[cause], taken, any(y.named for y in others)))
-            taken += floor[-1].of.share or 0.0 if floor[-1].named else 0.0
-    ranked = _own_evidence_first(sorted([*others, *floor], key=lambda x: x.score, reverse=True))
-    named = [x for x in ranked if x.named]
-    benign = _benign([x for x in said if isinstance(x, Suspicion)], named, tokens, programs)
-    verdict = named[0].of.id if named else benign.id
-    suspected = [x for x in ranked if not x.named and x.confidence >= _SUSPECTED]
-    # Beside a named cause a suspicion weighs more than "nothing else".
-    likely = [x for x in suspected if named and x.confidence >= _LIKELY]
-    findings = [_finding(x, programs) for x in (*named, *likely)]
-    findings += [benign, *(_finding(x, programs) for x in suspected if x not in likely)]
-    cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
-    return Diagnosis(verdict, tuple(findings), tuple(_with_experiment(x) for x in cannot.values()))
+            rest = best[cause]
+            share = min(rest.of.share or 0.0, max(1 - taken, 0.0))
+            rest = _Ranked(replace(rest.of, share=share), rest.confidence * doubt)
+            causes.append(rest)
+            taken += share if rest.named else 0.0
 
+    # What a column of its own speaks for comes before what it is taken for.
+    by_score = sorted(causes, key=lambda x: x.score, reverse=True)
+    ordered = list(by_score)
+    for one in by_score:
+        for other in [x for x in by_score if one.named and x.named and x.of.id in ABOUT[one.of.id].looks_like]:
+            if ordered.index(other) < ordered.index(one):
+                ordered.remove(other)
+                ordered.insert(ordered.index(one) + 1, other)
+    named = [x for x in ordered if x.named]
 
-def _own_evidence_first(ranked: list[_Ranked]) -> list[_Ranked]:
-    out = list(ranked)
-    for one in ranked:
-        for other in [x for x in ranked if one.named and x.named and x.of.id in ABOUT[one.of.id].looks_like]:
-            if out.index(other) < out.index(one):
-                out.remove(other)
-                out.insert(out.index(one) + 1, other)
-    return out
-
-
-def _rest(x: _Ranked, taken: float, others: bool) -> _Ranked:
-    share = min(x.of.share or 0.0, max(1 - taken, 0.0))
-    return _Ranked(replace(x.of, share=share), x.confidence * (0.8 if others else 1.0))
-
-
-def _benign(
-    said: Sequence[Suspicion], named: Sequence[_Ranked], tokens: int, programs: Collection[str] | None
-) -> Finding:
-    rest = [x for x in said if x.id == "numerics"]
-    taken = sum(x.of.share or 0.0 for x in named)
-    doubt = max((x.confidence for x in named), default=0.0)
-    gap = bool(rest) and rest[0].effect > 0
-    cause: CauseId = "numerics" if gap else "none"
-    share = max(1 - taken, 0.0) if gap else None
-    evidence = rest[0].evidence if rest else ()
-    return _finding(
-        _Ranked(Suspicion(cause, 1.0, 1.0, share, evidence), max(1 - doubt, 0.01) * tokens / (tokens + _HALF_SURE)),
-        programs,
+    # "Nothing else": rounding if there is a gap.
+    floor = next((x for x in said if isinstance(x, Suspicion) and x.id == "numerics"), None)
+    gap = floor is not None and floor.effect > 0
+    share = max(1 - sum(x.of.share or 0.0 for x in named), 0.0) if gap else None
+    benign = _Ranked(
+        Suspicion("numerics" if gap else "none", 1.0, 1.0, share, floor.evidence if floor else ()),
+        max(1 - max((x.confidence for x in named), default=0.0), 0.01) * tokens / (tokens + _HALF_SURE),
     )
 
-
-def _finding(x: _Ranked, programs: Collection[str] | None) -> Finding:
-    fix = fix_for(x.of.id, programs)
-    return Finding(x.of.id, x.told, x.of.share, x.of.evidence, ABOUT[x.of.id].rules_out, fix)
-
-
-def _with_experiment(x: CannotTell) -> CannotTell:
-    return replace(x, experiment=x.experiment or ABOUT[x.id].experiment)
+    suspected = [x for x in ordered if not x.named and x.confidence >= _SUSPECTED]
+    # Beside a named cause a suspicion weighs more than "nothing else".
+    likely = [x for x in suspected if named and x.confidence >= _LIKELY]
+    shown = (*named, *likely, benign, *(x for x in suspected if x not in likely))
+    cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
+    return Diagnosis(
+        (named[0] if named else benign).of.id,
+        tuple(
+            Finding(
+                x.of.id,
+                x.told,
+                x.of.share,
+                x.of.evidence,
+                ABOUT[x.of.id].rules_out,
+                fix_for(x.of.id, programs),
+            )
+            for x in shown
+        ),
+        tuple(replace(x, experiment=x.experiment or ABOUT[x.id].experiment) for x in cannot.values()),
+    )

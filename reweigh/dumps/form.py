@@ -1,4 +1,4 @@
-"""What a reader of a foreign dump must offer, and what readers share: reports, JSON lines, arrays of anything."""
+"""The parts of a reader of a foreign dump, and what readers share: reports, JSON lines, arrays of anything."""
 
 import gzip
 import hashlib
@@ -89,7 +89,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Head:
-    """What recognition looks at.
+    """The beginning of a file, by which its format is recognised.
 
     Attributes:
         path: the file.

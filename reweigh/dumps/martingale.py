@@ -130,7 +130,7 @@ def _info(path: Path) -> RunInfo:
 
 
 def _untrained(sequences: int, scored: int) -> str | None:
-    """Of a ledger that the trainer wrote to, what it did not come to is left out."""
+    """Say what is left out of a ledger that the trainer wrote to: what it did not come to."""
     if scored in (0, sequences):
         return None
     return f"{sequences - scored} of {sequences} sequences have no score of the trainer and are left out"

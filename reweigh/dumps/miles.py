@@ -25,12 +25,12 @@ def _ranks(path: Path) -> list[Path]:
     name = _NAME.fullmatch(path.stem)
     if name is None:
         return [path]
-    found: dict[int, Path] = {}
+    by_rank: dict[int, Path] = {}
     for other in path.parent.glob("*.pt"):
         match = _NAME.fullmatch(other.stem)
         if match is not None and match["rollout"] == name["rollout"]:
-            found[int(match["rank"])] = other
-    return [found[rank] for rank in sorted(found)]
+            by_rank[int(match["rank"])] = other
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _restored(name: str, slices: Sequence[_Slice], total: int, length: int) -> n
 
 
 def _padded_length(one: _Slice, total: int) -> int:
-    """What is cut into chunks: the sequence, or in the padded layout the longest of its micro-batch."""
+    """Find the length that is cut: of the sequence, or in the padded layout the longest of its micro-batch."""
     if one.dump.get("qkv_format", "thd") == "thd":
         return total
     longest = one.get("max_seq_lens")
@@ -154,7 +154,7 @@ def _padded_length(one: _Slice, total: int) -> int:
 
 
 def zigzag(total: int, length: int, rank: int, size: int, padded: int) -> list[tuple[int, int]]:
-    """Which response tokens a rank holds: chunk `rank` and chunk `2 size - 1 - rank` of `2 size` equal ones.
+    """Tell which response tokens a rank holds: chunk `rank` and chunk `2 size - 1 - rank` of `2 size` equal ones.
 
     The chunks are of the logits, which stand one place before their token.
 
@@ -163,12 +163,12 @@ def zigzag(total: int, length: int, rank: int, size: int, padded: int) -> list[t
     """
     chunk = -(-padded // (2 * size))
     before = total - length - 1  # where the logits of the response's first token stand
-    found: list[tuple[int, int]] = []
+    stretches: list[tuple[int, int]] = []
     for k in (rank, 2 * size - 1 - rank):
         start, stop = max(k * chunk, before), min((k + 1) * chunk, total - 1)
         if start < stop:
-            found.append((start - before, stop - before))
-    return found
+            stretches.append((start - before, stop - before))
+    return stretches
 
 
 FORMAT = Format(

@@ -43,18 +43,18 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
 
 
 def _row(choice: Mapping[str, Any], answer: Mapping[str, Any], prompt: Sequence[int] | None, name: str) -> Row:
-    found = choice.get("logprobs")
-    if not isinstance(found, Mapping):
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, Mapping):
         raise BadRecordError(
             "logprobs: missing",
             f"choice {choice.get('index', 0)} has no logprobs",
             'ask the server with "logprobs": 1 (completions) or "logprobs": true (chat).',
         )
-    if "content" in found:
-        entries = found["content"] or []
+    if "content" in logprobs:
+        entries = logprobs["content"] or []
         tokens, values = [e["token"] for e in entries], [e["logprob"] for e in entries]
     else:
-        tokens, values = found.get("tokens") or [], found.get("token_logprobs") or []
+        tokens, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
     same_length({"tokens": len(tokens), "token_logprobs": len(values)})
     ids = _ids(tokens, choice.get("token_ids"))
     start = _echoed(answer, values, prompt)
@@ -85,7 +85,7 @@ def _ids(tokens: Sequence[str], ids: Any) -> Sequence[int] | None:
 
 
 def _echoed(answer: Mapping[str, Any], values: Sequence[Any], prompt: Sequence[int] | None) -> int:
-    """How many of the tokens are the prompt's: an echoed one stands first, and its first token has no log-prob."""
+    """Count the tokens that are the prompt's: an echoed one stands first, and its first token has no log-prob."""
     if not values or values[0] is not None:
         return 0
     usage = answer.get("usage") or {}

@@ -31,7 +31,7 @@ def answer_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def request_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What was asked, if it was saved with the answer."""
+    """Take what was asked, if it was saved with the answer."""
     request = record.get("request")
     request = request.get("body", request) if isinstance(request, Mapping) else {}
     return request if isinstance(request, Mapping) else {}

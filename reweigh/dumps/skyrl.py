@@ -74,12 +74,12 @@ def _items(part: FilePart) -> Iterator[Item]:
     wanted = (*_NEEDED, "loss_mask", *_COLUMNS)
     columns = {name: _tensor(raw[name], name, path) for name in wanted if raw.get(name) is not None}
     metadata: Mapping[str, Any] = batch.state.get("metadata") or {}
-    found = _STEP.search(path.name)
+    step = _STEP.search(path.name)
     rows = len(columns["sequences"]) - int(metadata.get("pad_size") or 0)
     boundaries: Sequence[tuple[int, int]] = metadata.get("policy_prompt_boundaries") or ()
     groups = {i: k for k, (start, stop) in enumerate(boundaries) for i in range(start, stop)}
     for i in range(rows):
-        yield Item(partial(_rows, columns, i, groups.get(i), found[1] if found else None, path.stem), i)
+        yield Item(partial(_rows, columns, i, groups.get(i), step[1] if step else None, path.stem), i)
 
 
 def _tensor(value: Mapping[str, Any], name: str, path: Path) -> np.ndarray:

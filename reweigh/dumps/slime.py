@@ -110,7 +110,7 @@ def response(
 
 
 def rollout_columns(sample: Mapping[str, Any], rollout_id: int, length: int) -> Row:
-    """What only the rollout side knows of a sample: its group, reward, versions, end and text."""
+    """Take what only the rollout side knows of a sample: its group, reward, versions, end and text."""
     row: dict[str, Any] = {"finish_reason": sample.get("status"), "text": sample.get("response")}
     group = sample.get("group_index")
     if group is not None:
@@ -147,7 +147,7 @@ class Rollouts:
         return cls(path, int(dump["rollout_id"]), dump["samples"])
 
     def columns(self, index: int | None, position: int | None, length: int) -> Row:
-        """What it says of a sample of the train dump; empty if there is no dump, or the sample is not in it."""
+        """Take what it says of a sample of the train dump; empty if there is no dump, or the sample is not in it."""
         sample = self._by_index.get(index) if index is not None else None
         if sample is None and position is not None and position < len(self._samples):
             sample = self._samples[position]

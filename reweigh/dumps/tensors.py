@@ -18,7 +18,7 @@ _SAFE = "a reader runs no code from a file; only tensors, NumPy arrays, numbers,
 
 
 def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote; tensors stay on the disk until they are looked at, where the file allows it.
+    """Load what `torch.save` wrote; tensors stay on the disk until they are looked at, where the file allows it.
 
     Raises:
         UnreadableFileError: truncated, not of torch, or with objects that are not plain data.
@@ -61,7 +61,7 @@ def _refused(message: str) -> str:
 
 
 def load_pickle(path: Path, package: str, stubs: Mapping[str, Callable[..., Any]]) -> Any:
-    """What `pickle.dump` wrote, if it is plain data and the classes in `stubs`.
+    """Load what `pickle.dump` wrote, if it is plain data and the classes in `stubs`.
 
     Args:
         path: the file.
@@ -116,10 +116,10 @@ def _dtype(spec: Any, *_: Any) -> np.dtype[Any]:
 
 def plain_dtype(spec: Any) -> np.dtype[Any]:
     """A NumPy type of numbers or booleans; Python objects are refused."""
-    found = np.dtype(spec) if isinstance(spec, str) else None
-    if found is None or found.kind not in "fiub":
+    kind = np.dtype(spec) if isinstance(spec, str) else None
+    if kind is None or kind.kind not in "fiub":
         raise ValueError(f"dtype {spec!r} is not of numbers")
-    return found
+    return kind
 
 
 def _from_buffer(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:

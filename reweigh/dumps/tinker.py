@@ -9,7 +9,7 @@ import torch
 from reweigh.dumps.form import BadRecordError, array, check_row, mask_of, prompt_name, same_length, turns_of
 
 MASK_LOGPROB = -99999.0
-"""What tinker's own tools write as the log-prob of a token that was not sampled."""
+"""The log-prob that tinker's own tools write for a token that was not sampled."""
 
 
 class TensorLike(Protocol):
@@ -30,7 +30,7 @@ class DatumLike(Protocol):
 
     @property
     def loss_fn_inputs(self) -> Mapping[str, Any]:
-        """What the loss reads: target_tokens, logprobs, advantages, mask."""
+        """Values that the loss reads: target_tokens, logprobs, advantages, mask."""
         ...
 
 

@@ -137,7 +137,7 @@ def _spread(path: Sequence[Mapping[str, Any]], name: str, length: int) -> np.nda
 
 
 def _turns(path: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Which sampled message a token belongs to, with its template; a tool's output goes with the message before."""
+    """Number sampled messages, each with its template; a tool's output goes with the message before."""
     turns: list[np.ndarray] = []
     turn = -1
     for node in path:

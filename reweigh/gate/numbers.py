@@ -109,40 +109,40 @@ def measured(stats: RatioStats) -> tuple[Summary, dict[str, Number]]:
     if summary.n == 0:
         return summary, {}
     h = stats.host
-    found = dict(summary.numbers)
+    numbers = dict(summary.numbers)
     cut = excess(stats, _CAP)
     if not summary.identity:  # it is what is missing from a mean of 1
         cut = replace(cut, value=None, low=None, high=None, refused="the mean ratio is not 1")
-    found["excess_2"] = cut
+    numbers["excess_2"] = cut
     boot, least = bootstrap(stats), summary["renyi2_at_least"].low or 0.0
-    found["sd"] = _around(found["sd"], *boot["sd"])
+    numbers["sd"] = _around(numbers["sd"], *boot["sd"])
     if summary.refusal:
-        found["renyi2"] = replace(found["renyi2"], low=least, high=None)
-        found["ess_fraction"] = replace(found["ess_fraction"], low=None, high=math.exp(-least))
+        numbers["renyi2"] = replace(numbers["renyi2"], low=least, high=None)
+        numbers["ess_fraction"] = replace(numbers["ess_fraction"], low=None, high=math.exp(-least))
     else:
         low, high = boot["renyi2"]
-        found["renyi2"] = _around(found["renyi2"], max(low, least), high)
+        numbers["renyi2"] = _around(numbers["renyi2"], max(low, least), high)
         low, high = boot["ess_fraction"]
-        found["ess_fraction"] = _around(found["ess_fraction"], max(0.0, low), min(high, math.exp(-least)))
-    if "prob_gap" in found:
-        mean = found["prob_gap"].value or 0.0
-        found["prob_gap"] = _around(found["prob_gap"], *bernoulli_kl(min(mean, 1.0), h.effective_n))
-    found["khat"] = _tail(found["khat"], h)
+        numbers["ess_fraction"] = _around(numbers["ess_fraction"], max(0.0, low), min(high, math.exp(-least)))
+    if "prob_gap" in numbers:
+        mean = numbers["prob_gap"].value or 0.0
+        numbers["prob_gap"] = _around(numbers["prob_gap"], *bernoulli_kl(min(mean, 1.0), h.effective_n))
+    numbers["khat"] = _tail(numbers["khat"], h)
     alone = int((h.clusters["n"] > 0).sum()) < 2  # tokens of one response tell nothing of another
     for name, kind in KINDS.items():
-        if name not in found:
+        if name not in numbers:
             continue
         if kind.exact:
-            found[name] = replace(found[name], low=found[name].value, high=found[name].value)
+            numbers[name] = replace(numbers[name], low=numbers[name].value, high=numbers[name].value)
         elif alone:
-            found[name] = replace(found[name], low=-math.inf, high=math.inf)
-        elif found[name].low is not None and found[name].high is not None:
-            found[name] = _around(found[name], found[name].low or 0.0, found[name].high or 0.0)
-    return summary, {name: found[name] for name in KINDS if name in found}
+            numbers[name] = replace(numbers[name], low=-math.inf, high=math.inf)
+        elif numbers[name].low is not None and numbers[name].high is not None:
+            numbers[name] = _around(numbers[name], numbers[name].low or 0.0, numbers[name].high or 0.0)
+    return summary, {name: numbers[name] for name in KINDS if name in numbers}
 
 
 def _around(number: Number, low: float, high: float) -> Number:
-    """With this interval, stretched to the value where rounding or a skewed resample leaves it out."""
+    """Give it this interval, stretched to the value where rounding or a skewed resample leaves it out."""
     if number.value is None:
         return replace(number, low=low, high=high)
     return replace(number, low=min(low, number.value), high=max(high, number.value))

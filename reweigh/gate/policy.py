@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reweigh.audit import By
-from reweigh.gate.numbers import INSTEAD, KINDS, LEVEL_NAMES, Cut, LevelName, Run
+from reweigh.gate.numbers import INSTEAD, KINDS, LEVEL_NAMES, LevelName, Run
 from reweigh.scan.cuts import BYS
 from reweigh.stats.intervals import Number
 
@@ -290,17 +290,17 @@ def _value(node: Any, file: str, open_nodes: frozenset[int]) -> _Value:
         raise ValueError(f"{file}, line {line}: an alias holds itself\nhint: write the value out.")
     inner = open_nodes | {id(node)}
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, _Value] = {}
+        entries: dict[str, _Value] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
-            if key in found:
+            if key in entries:
                 at = key_node.start_mark.line + 1
                 raise ValueError(
-                    f"{file}, line {at}: {key} stands twice, first in line {found[key].line}\nhint: keep one of them."
+                    f"{file}, line {at}: {key} stands twice, first in line {entries[key].line}\nhint: keep one of them."
                 )
             value = _value(value_node, file, inner)
-            found[key] = _Value(value.data, key_node.start_mark.line + 1, file)
-        return _Value(found, line, file)
+            entries[key] = _Value(value.data, key_node.start_mark.line + 1, file)
+        return _Value(entries, line, file)
     if isinstance(node, yaml.SequenceNode):
         return _Value([_value(one, file, inner) for one in node.value], line, file)
     try:
@@ -323,10 +323,10 @@ def _policy(value: _Value, file: str) -> Policy:
         where = value if bounds is None else bounds
         raise ValueError(f"{where.place}: bounds must be a list\n{_EXAMPLE}")
     words = {key: _text(top[key], key) for key in ("undecided", "refused") if key in top}
-    found: list[Bound] = []
+    listed: list[Bound] = []
     for one in bounds.data:
-        found += _bounds(one)
-    return Policy(tuple(found), source=file, **words)  # type: ignore[arg-type] # checked by Policy
+        listed += _bounds(one)
+    return Policy(tuple(listed), source=file, **words)  # type: ignore[arg-type] # checked by Policy
 
 
 def _bounds(value: _Value) -> list[Bound]:
@@ -345,12 +345,12 @@ def _bounds(value: _Value) -> list[Bound]:
     for key, names in _NAMES.items():  # here, since a bound does not know where its words stand
         if key in words:
             known(words[key], names, key, entry[key].place)
-    found: list[Bound] = []
+    one_a_rule: list[Bound] = []
     for rule in rules:
-        found.append(
+        one_a_rule.append(
             Bound(rule=rule, limit=_limit(entry[rule], rule), by=by, label=label, place=entry[rule].place, **words)  # type: ignore[arg-type]
         )
-    return found
+    return one_a_rule
 
 
 def _slice(value: _Value) -> tuple[Any, str]:
@@ -508,7 +508,9 @@ def _bound(line: _Line, run: Run) -> str:
     number = None if cut is None else cut.numbers.get(line.number)
     if cut is None or number is None:
         return ""
-    measured = _measured(line, number, cut)
+    measured = "refused"
+    if not (number.value is None or number.low is None or number.high is None):
+        measured = f"this run: {number.value:.3g} [{number.low:.3g}, {number.high:.3g}], {cut.n:,} {line.level}s"
     limits = list(_limits(line.number, number))
     if not limits:
         why = number.refused or "its interval leaves no room: more sequences would"
@@ -573,12 +575,6 @@ def _factor(number: Number) -> float | None:
         return None
     half = max(math.log(high / value), math.log(value / low))
     return math.ceil(100 * max(1.01, math.exp(HEADROOM_OF_TWO * half))) / 100
-
-
-def _measured(line: _Line, number: Number, cut: Cut) -> str:
-    if number.value is None or number.low is None or number.high is None:
-        return "refused"
-    return f"this run: {number.value:.3g} [{number.low:.3g}, {number.high:.3g}], {cut.n:,} {line.level}s"
 
 
 def _rounded(x: float, *, up: bool) -> float:

@@ -205,7 +205,7 @@ class Row:
     on_data: Expected | None = None
 
     def figures(self) -> dict[str, Figure]:
-        """Of the model, by name; see `FIGURES`."""
+        """Figures of the model, by name; see `FIGURES`."""
         if self.expected is None:
             return dict.fromkeys(FIGURES, Figure(None, "refused"))
         return {name: figure(getattr(self.expected, name), self.chi2) for name in FIGURES}

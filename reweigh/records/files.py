@@ -323,9 +323,6 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
-
-
 _KEY = "reweigh"
 _TOKEN_BYTES = 24  # about what a token takes: two numbers of nine digits, their commas, and now and then a mask
 
@@ -499,9 +496,6 @@ def _info(path: Path, record: dict[str, Any]) -> RunInfo:
         return RunInfo.from_dict(values)
     except ValueError as e:
         raise UnreadableFileError(f"{path}:1: {e}") from None
-
-
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 
 MAX_TOKENS = 1 << 20

@@ -77,7 +77,7 @@ _PER_FILE = ("created", "note", "seed")  # differ between shards of one run
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a file says about the run that wrote it; None is "not known".
+    """A run as the file that it wrote describes it; None is "not known".
 
     Attributes:
         schema_version: version of the columns; None for a file that no reweigh wrote.
@@ -160,7 +160,7 @@ class RunInfo:
         return {k: (a, b) for k, (a, b) in pairs.items() if k not in _PER_FILE and a != b and None not in (a, b)}
 
     def merged(self, other: "RunInfo") -> "RunInfo":
-        """What is true of both files: fields that differ become None."""
+        """Keep what is true of both files: fields that differ become None."""
         same = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) == getattr(other, f.name)}
         return RunInfo.from_dict({**same, "schema_version": SCHEMA_VERSION})
 
@@ -228,7 +228,7 @@ class UnreadableFileError(ValueError):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows came from: row 0 of a table is row `first_row` of the file, or line `lines[0]` of a JSONL file."""
+    """The place of rows: row 0 of a table is row `first_row` of the file, or line `lines[0]` of a JSONL file."""
 
     path: Path
     first_row: int

@@ -207,9 +207,6 @@ def _spread(per_row: pa.Array, log_mu: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), per_row.take(pa.array(row)), mask=null)
 
 
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
-
-
 _INT32 = np.iinfo(np.int32)
 _INT64 = np.iinfo(np.int64)
 
@@ -234,7 +231,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], origin: Origin, report: Report) 
 
 
 def unknown_name(name: str) -> str:
-    """What to say of a column that the schema does not have."""
+    """Say of a column that the schema does not have it, and which it may be."""
     near = difflib.get_close_matches(name, BY_NAME, n=1)
     return f"{name} is not a column of the schema" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -311,9 +308,6 @@ def to_numpy(value: Any) -> np.ndarray:
 def _short(value: Any) -> str:
     text = repr(value if not isinstance(value, np.ndarray | torch.Tensor) else value.tolist())
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 
 @dataclass(frozen=True)

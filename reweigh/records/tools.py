@@ -134,7 +134,7 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found.
+    """The outcome of `validate`.
 
     Attributes:
         files: those that were named.

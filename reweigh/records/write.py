@@ -152,9 +152,6 @@ class _Call(Origin):
         return f"RecordWriter.write({self.path.name}): row {self.first_row + row}"
 
 
-# pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
-
-
 def convert(
     inputs: Paths,
     output: Path,
@@ -206,7 +203,7 @@ def convert(
 
 
 def merged_info(files: list[Path], *, force: bool = False, formats: Formats = RECORDS) -> RunInfo:
-    """What is true of all the files' runs; refuses to merge runs that disagree, unless forced."""
+    """Keep what is true of all the files' runs; refuses to merge runs that disagree, unless forced."""
     known = merged = read_info(files[0], formats)
     for path in files[1:]:
         info = read_info(path, formats)

@@ -96,7 +96,7 @@ def _tables(audit: Audit, width: int) -> Iterator[Table]:
 
 
 def findings(verdict: Verdict) -> Iterator[Table]:
-    """What a verdict is made of, the worst first; the first one in capitals."""
+    """Show what a verdict is made of, the worst first; the first one in capitals."""
     for i, one in enumerate(verdict.findings):
         word, strong = (one.severity, "") if i else (verdict.level.upper(), " bold")
         rows = [[Cell(word, style=f"{one.severity}{strong}"), Cell(one.reason, style=strong.strip())]]
@@ -111,7 +111,7 @@ def level_groups(audit: Audit, size: int = 2) -> list[list[Summary]]:
 
 
 def levels(some: Sequence[Summary]) -> Table:
-    """The size of the gap at one level or two."""
+    """Show the size of the gap at one level or two."""
     heads = [x for level in some for x in (count(level.n, level.level), INTERVAL.heading)]
     rows: list[list[Cell | str]] = []
     for name, label in shown_rows(some):
@@ -128,7 +128,7 @@ def levels(some: Sequence[Summary]) -> Table:
 
 
 def trials(some: Sequence[TrialRow]) -> Table:
-    """What estimators would do to all units."""
+    """Show what estimators would do to all units."""
     rows: list[list[Cell | str]] = []
     for trial in some:
         raw = share(trial.raw.sample or 0.0)
@@ -180,13 +180,13 @@ def _of_sign(sign: Sign) -> Callable[[TrialRow], Outcome]:
 
 
 def by_part(some: Sequence[TrialRow], parts: Sequence[Part], name: str, title: str) -> Table:
-    """One number of every estimator, part by part."""
+    """Show one number of every estimator, part by part."""
     rows = [[trial.name, *(_outcome(trial, of(trial), name) for _, of in parts)] for trial in some]
     return Table.of(columns(*(label for label, _ in parts), first=[_ESTIMATOR], wrap=True), rows, title)
 
 
 def slices(by: By, rows: Sequence[SliceRow]) -> Table:
-    """The numbers cut by what was asked for."""
+    """Show the numbers cut by what was asked for."""
     whole = any(row.sequence is not None for row in rows)
     ends = Column(INTERVAL.heading, "left", short="95%", spare=whole)
     heads = (
@@ -238,7 +238,7 @@ def strata(cut: Cut, rows: Sequence[Stratum], level: str = "token") -> Table:
 
 
 def worst(audit: Audit) -> Table:
-    """The sequences that are farthest off."""
+    """Show the sequences that are farthest off."""
     rows: list[list[str]] = []
     for one in audit.worst[:MAX_WORST]:
         at = int(one.log_ratios.abs().argmax())
@@ -249,7 +249,7 @@ def worst(audit: Audit) -> Table:
 
 
 def of_trial(audit: Audit) -> Iterator[Block]:
-    """What estimators would do, for who asked for some: which to use, how wrong each can be, and what was refused."""
+    """Show who asked for estimators which to use, how wrong each can be, and what was refused."""
     found = audit.recommendation
     order = {one.name: i for i, one in enumerate(found.ranked)}
     some = sorted(audit.trials, key=lambda trial: order.get(trial.name, len(order)))
@@ -271,7 +271,7 @@ def of_trial(audit: Audit) -> Iterator[Block]:
 
 
 def limits(some: Sequence[TrialRow], found: Recommendation) -> Table:
-    """How wrong each estimator can be at worst; the recommended one stands out."""
+    """Show how wrong each estimator can be at worst; the recommended one stands out."""
     rows: list[list[Cell | str]] = []
     for trial in some:
         name = Cell(trial.name, style="bold" if trial.name == found.use else "")
@@ -291,7 +291,7 @@ def _limit(x: Number) -> str:
 
 
 def meanings(audit: Audit) -> list[tuple[str, str]]:
-    """What each number of the first tables means."""
+    """Say what each number of the first tables means."""
     some = list(audit.levels.values())
     found: list[tuple[str, str]] = []
     for name, label in shown_rows(some):

@@ -14,7 +14,7 @@ _SIGNS: dict[Effect, str] = {"ok": "✅", "warn": "⚠️", "fail": "❌"}
 
 
 def on_terminal(gate: Gate) -> Iterator[Line]:
-    """The verdict, then a line or two for each bound, the worst first."""
+    """Show the verdict, then a line or two for each bound, the worst first."""
     width = max(len(check.decision.status) for check in gate.checks)
     yield verdict(gate)
     for check in _worst_first(gate):
@@ -27,12 +27,12 @@ def on_terminal(gate: Gate) -> Iterator[Line]:
 
 
 def verdict(gate: Gate) -> Line:
-    """What all bounds come to, in a line."""
+    """Say in a line what all bounds come to."""
     return unbroken(f"{gate.level.upper():<5} {gate.sentence}")
 
 
 def markdown(gate: Gate) -> str:
-    """A gate for the summary of a job: a sentence, and a table with the worst first."""
+    """Write a gate for the summary of a job: a sentence, and a table with the worst first."""
     rows: list[list[str]] = []
     for check in _worst_first(gate):
         status, measured = f"{_SIGNS[check.effect]} {check.decision.status}", _measured(check.number)
@@ -81,7 +81,7 @@ def _measured(number: Number) -> str:
 
 
 def _compared(check: Check) -> str:
-    """The ratio to the baseline or the difference from it, with its interval; empty for an absolute bound."""
+    """Word the ratio to the baseline or the difference from it, with its interval; empty for an absolute bound."""
     x, kind, bound = check.decision.compared, check.decision.kind, check.bound
     if x is None or kind == "value":
         return ""
@@ -94,7 +94,7 @@ def _compared(check: Check) -> str:
 
 
 def _outcome(check: Check) -> str:
-    """What kept it from being decided, or how many sequences more would."""
+    """Say what kept it from being decided, or how many sequences more would."""
     if check.decision.why:
         return check.decision.why
     if check.more is None:
@@ -103,7 +103,7 @@ def _outcome(check: Check) -> str:
 
 
 def junit(gate: Gate) -> str:
-    """A suite with a test case for each bound: a failure if it fails, skipped with its message if it warns."""
+    """Write a suite with a test case for each bound: a failure if it fails, skipped with its message if it warns."""
     counts = {
         "tests": str(len(gate.checks)),
         "failures": str(sum(check.effect == "fail" for check in gate.checks)),

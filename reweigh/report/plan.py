@@ -20,7 +20,7 @@ _NAME = Column(align="left")
 
 
 def on_terminal(found: Plan) -> Iterator[Block]:
-    """The verdict first; of one length everything, of several a line each."""
+    """Show the verdict first; of one length everything, of several a line each."""
     for one in found.at:
         yield Line(((_MODE[one.advice.mode], "bold"), (f": {one.advice.sentence}", "")), wrap=False)
     if found.measured is not None:

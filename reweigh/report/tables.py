@@ -123,7 +123,7 @@ class Line:
 
     @property
     def text(self) -> str:
-        """Without styles."""
+        """Leaves the styles out."""
         return " " * self.indent + "".join(text for text, _ in self.parts)
 
 
@@ -132,12 +132,12 @@ EMPTY = Line((("", ""),))
 
 
 def line(text: str, style: str = "", indent: int = 0) -> Line:
-    """A paragraph in one style, which a terminal breaks at its width."""
+    """Make a paragraph in one style, which a terminal breaks at its width."""
     return Line(((text, style),), indent)
 
 
 def unbroken(text: str, style: str = "") -> Line:
-    """A paragraph in one style, as long as it is."""
+    """Make a paragraph in one style, as long as it is."""
     return Line(((text, style),), wrap=False)
 
 
@@ -156,7 +156,7 @@ def to_terminal(blocks: Iterable[Block], console: "Console", most: int | None = 
 
 
 def rendered(block: Block, width: int) -> "RenderableType":
-    """A block as rich draws it; the notes of a table are left to who prints it.
+    """Draw a block by rich; the notes of a table are left to who prints it.
 
     Args:
         block: a line or a table.
@@ -195,7 +195,7 @@ def rendered(block: Block, width: int) -> "RenderableType":
 
 
 def to_html(table: Table) -> str:
-    """A table of a page; its title stands above it, and its notes below."""
+    """Write a table of a page; its title stands above it, and its notes below."""
     out = [f"<h2>{escape(table.title)}</h2>"] if table.title else []
     region = f' tabindex="0" role="region" aria-label="{escape(table.title)}"' if table.title else ""
     out.append(f'<div class="scroll"{region}>\n<table>\n<thead><tr>')
@@ -218,7 +218,7 @@ def to_html(table: Table) -> str:
 
 
 def cell_html(cell: Cell) -> str:
-    """A cell of a page; one with a tip can be pointed at, and moved to with the keyboard."""
+    """Write a cell of a page; one with a tip can be pointed at, and moved to with the keyboard."""
     text = f"<code>{escape(cell.text)}</code>" if cell.style == "code" else escape(cell.text)
     if not cell.tip:
         return text
@@ -227,12 +227,12 @@ def cell_html(cell: Cell) -> str:
 
 
 def cut_off(text: str, most: int) -> str:
-    """A text that fits."""
+    """Cut off a text that does not fit."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def to_markdown(table: Table) -> str:
-    """A table of a Markdown document; no markup of a name in it is taken for ours."""
+    """Write a table of a Markdown document; no markup of a name in it is taken for ours."""
     heads = [column.heading for column in table.columns]
     lines = ["|" + "|".join(f" {in_markdown(x)} " if x else " " for x in heads) + "|", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(in_markdown(cell.text) for cell in row) + " |" for row in table.rows]
@@ -243,12 +243,12 @@ _CONTROL = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 
 
 def one_line(words: str) -> str:
-    """Without line breaks and control characters, which a name in a record may hold."""
+    """Leave out line breaks and control characters, which a name in a record may hold."""
     return _CONTROL.sub("\ufffd", " ".join(words.split()))
 
 
 def in_markdown(words: str) -> str:
-    """As text of Markdown, in one line."""
+    """Write a text of Markdown, in one line."""
     words = one_line(words).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([|`*_\[\]~@#])", r"\\\1", words)
 

@@ -31,7 +31,7 @@ _LABELS = {
 
 
 def metrics(found: Look) -> dict[str, float]:
-    """The numbers by the names that `reweigh.trainers` gives them in training; empty while nothing counts."""
+    """Give the numbers by the names that `reweigh.trainers` gives them in training; empty while nothing counts."""
     total = found.watched.total
     if not total.tokens:
         return {}
@@ -40,7 +40,7 @@ def metrics(found: Look) -> dict[str, float]:
 
 
 def update(found: Look, audit: Audit | None) -> dict[str, Any]:
-    """One update as plain values for a line of JSON."""
+    """Turn an update into plain values for a line of JSON."""
     watched = found.watched
     verdict = None if audit is None else {"level": audit.verdict.level, "reason": audit.verdict.reason}
     return {
@@ -60,14 +60,14 @@ def update(found: Look, audit: Audit | None) -> dict[str, Any]:
 
 
 def in_a_line(found: Look, audit: Audit | None) -> str:
-    """One update in a line."""
+    """Put an update in a line."""
     if audit is None:
         return f"{_counted(found)}: no token that counts yet"
     return f"{_counted(found)}: {audit.verdict.level}: {audit.verdict.reason}; {_use(audit)}"
 
 
 def dashboard(folder: str, found: Look, audit: Audit | None, every: float, width: int = 100) -> "Group":
-    """One update for a terminal of this width, in rich's terms so that it can be drawn in place."""
+    """Show an update on a terminal of this width, in rich's terms so that it can be drawn in place."""
     from rich.console import Group
 
     return Group(*(rendered(block, width) for block in _blocks(folder, found, audit, every)))

@@ -6,10 +6,22 @@ temperature, a penalty that one side does not know), it is 1, and the gap has a 
 
 import numpy as np
 
-from reweigh.doctor.cells import Array, Cells, Estimate, Ints, binned, jackknife, ratio
-from reweigh.doctor.content import Explained, content, cut_off, tail
-from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
-from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above, p_below
+from reweigh.doctor.causes import CauseId
+from reweigh.doctor.cells import Array, Cells, Ints, binned, jackknife, ratio
+from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.family import (
+    ENTROPY_EDGES,
+    NUM_ENTROPY,
+    NUM_SURPRISAL,
+    SURPRISAL_EDGES,
+    Case,
+    Family,
+    Findings,
+    counted,
+    evidence,
+    p_above,
+    p_below,
+)
 from reweigh.scan.tokens import Tokens
 
 CLEAN_MEAN = "mean_ratio_of_clean_tokens"  # another number than the audit's mean ratio, which is of all tokens
@@ -29,25 +41,35 @@ IDENTITY = (
     "min(r, 20)-1",
     "gap^2 of gaps over 1",
 )
-N, FORWARD, BACKWARD, GAP, SQUARES, ABS, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN, BOUNDED, WIDE = range(13)
+N, FORWARD, BACKWARD, GAP, SQUARES, _, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN, BOUNDED, WIDE = range(13)
 _LEAST = 1e-3  # of the mean ratio: less is no matter
+FAR = 3.0  # nats
+_BY_CONTENT = "share of the squared log ratio that token probability and entropy explain"
 
 
 def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
-    gap = tokens.gap
-    bounded = np.clip(gap, -WIDEST, WIDEST)
-    squares = tokens.squares
-    more = np.expm1(bounded)
+    """Adds up `identity` `[64, 1, IDENTITY]`, and how gaps and surprises depend on a token's own distribution.
+
+    `content` is `[64, surprisal x entropy, (n, gap, gap^2, x, x^2, x gap)]`, x = log pi + entropy, which is 0 on
+    average under pi; without entropies all are in the first entropy bin, with x = 0. `tail` is `[64, entropy, (n,
+    far)]`: tokens, and those more than `FAR` nats more surprising than the entropy.
+    """
+    gap, squares, bucket = tokens.gap, tokens.squares, tokens.bucket
+    one = np.ones(len(gap))
     if tokens.entropy is None:
-        known = surprise = np.zeros(len(gap))
+        known, entropy, x = np.zeros(len(gap), np.bool_), np.zeros(len(gap)), np.zeros(len(gap))
     else:
-        known = np.isfinite(tokens.entropy) * 1.0
-        surprise = np.where(known > 0, -tokens.log_pi - np.where(known > 0, tokens.entropy, 0.0), 0.0)
-    cells = Cells.of(
-        tokens.bucket,
-        np.zeros(len(gap), np.int64),
+        known = np.isfinite(tokens.entropy)
+        entropy = np.where(known, tokens.entropy, 0.0)
+        x = np.where(known, tokens.log_pi + entropy, 0.0)
+    surprise = -x
+    bounded = np.clip(gap, -WIDEST, WIDEST)
+    more = np.expm1(bounded)
+    identity = Cells.of(
+        bucket,
+        None,
         1,
-        np.ones(len(gap)),
+        one,
         more,
         np.expm1(-bounded),
         gap,
@@ -61,93 +83,62 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
         np.minimum(more, 19.0),
         np.where(tokens.distance > 1.0, squares, 0.0),
     )
-    return {"identity": cells, "content": content(tokens), "tail": tail(tokens)}
+    e = binned(ENTROPY_EDGES, entropy)
+    cell = binned(SURPRISAL_EDGES, -tokens.log_pi) * NUM_ENTROPY + e
+    moments = (one, gap, squares, x, x**2, x * gap)
+    return {
+        "identity": identity,
+        "content": Cells.of(bucket, cell, NUM_SURPRISAL * NUM_ENTROPY, *moments),
+        "tail": Cells.of(bucket, e, NUM_ENTROPY, known, known & (-tokens.log_pi - entropy > FAR)),
+    }
 
 
-def _examine_normalisation(case: Case) -> Findings:
-    m = case.cells("identity").data[:, 0]
+def _mean_ratios(case: Case) -> Findings:
+    """Tests whether the means of pi/mu, mu/pi and log pi/mu are what they are for tokens sampled from mu."""
+    m = case.identity
     total = m.sum(0)
     if total[N] == 0:
         return []
-    forward, backward, gap, least = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP, BOUNDED))
-    mean = evidence(
-        CLEAN_MEAN,
-        _plus(forward, 1),
-        "mean of pi/mu without the tokens that a finding above takes out, a ratio counted as at most e^10: 1 if log_mu "
-        "is of what was sampled",
+    forward, backward, gap, bounded = (ratio(m[:, i], m[:, N]) for i in (FORWARD, BACKWARD, GAP, BOUNDED))
+    means = (
+        evidence(
+            CLEAN_MEAN,
+            forward.plus(1),
+            "mean of pi/mu without the tokens that a finding above takes out, a ratio counted as at most e^10: 1 if "
+            "log_mu is of what was sampled",
+        ),
+        evidence("mean_inverse_ratio", backward.plus(1), "mean of mu/pi: 1 if pi is what was sampled from"),
+        evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled"),
     )
-    back = evidence("mean_inverse_ratio", _plus(backward, 1), "mean of mu/pi: 1 if pi is what was sampled from")
-    shift = evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled")
     half = 0.5 * total[SQUARES] / total[N]  # what the means would be off by if mu and pi changed places
-    content_share = case.by_content
-    out: Findings = []
-    out += _raw(case, least, backward, gap, half, content_share, (mean, back, shift))
-    out += _one_sided(case, m, forward, backward, half, (mean, back, shift))
-    out += _both_raw(case, m, half)
-    return out
-
-
-def improper(case: Case) -> bool:
-    """Tells whether log_mu is not of what was sampled, by the mean ratio: gaps then say nothing of how it samples."""
-    m = case.cells("identity").data[:, 0]
-    above, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
-    half = min(0.5 * float(m[:, SQUARES].sum() / max(m[:, N].sum(), 1)), 0.3)
     least = max(_LEAST, 0.25 * half)
-    return (above.z > 4 and above.value > _LEAST) or (whole.z < -4 and whole.value < -least)
 
-
-def _plus(x: Estimate, one: float) -> Estimate:
-    return Estimate(x.value + one, x.se, x.df, x.n)
-
-
-def _raw(
-    case: Case,
-    forward: Estimate,
-    backward: Estimate,
-    gap: Estimate,
-    half: float,
-    content_share: Explained,
-    finds: tuple[Evidence, ...],
-) -> Findings:
     # Sampled from pi and logged from another: E[mu/pi] = 1, and E[log pi/mu] = KL > 0, which mu = sampler forbids.
-    p = max(p_above(forward), p_above(gap))
-    size = min(forward.value, 2 * gap.value)
-    least = max(_LEAST, 0.25 * half)
-    share = content_share.share.value
+    size = min(bounded.value, 2 * gap.value)
+    by_content = case.by_content.share
+    share = by_content.value
     # What else there is of noise moves the mean of mu/pi by as much as its own mean square.
     noise = 2 * half * (1 - min(max(share, 0.0), 1.0)) if np.isfinite(share) else 0.0
-    reverse = abs(backward.value) < 0.5 * abs(forward.value) + 2 * backward.se + noise
-    found = (
-        *finds,
-        evidence(
-            "explained_by_content",
-            content_share.share,
-            "share of the squared log ratio that token probability and entropy explain",
-        ),
+    reverse = abs(backward.value) < 0.5 * abs(bounded.value) + 2 * backward.se + noise
+    raw = Suspicion(
+        "raw_logprobs",
+        max(p_above(bounded), p_above(gap)),
+        size / least if reverse else 0.3 * size / least,
+        case.share(max(share, 0.0) * case.clean_squares),
+        (*means, evidence("explained_by_content", by_content, _BY_CONTENT)),
     )
-    effect = size / least if reverse else 0.3 * size / least
-    return [Suspicion("raw_logprobs", p, effect, case.share(max(share, 0.0) * case.clean_squares), found)]
 
-
-def _one_sided(
-    case: Case, m: Array, forward: Estimate, backward: Estimate, half: float, finds: tuple[Evidence, ...]
-) -> Findings:
-    """Tests whether one side has mass that the other has not.
-
-    The engine's log_mu are of fewer tokens (ratios below 1), or the trainer's log_pi are (ratios above 1, and of what
-    it lacks not finite)."""
-    total = m.sum(0)
-    up = total[UP]
+    # One side has mass that the other has not: the engine's log_mu are of fewer tokens (ratios below 1), or the
+    # trainer's log_pi are (ratios above 1, and of what it lacks not finite).
     engine = total[GAP] < 0
-    excess = total[SQUARES] - 2 * up if engine else 2 * up - total[SQUARES]
-    share = case.share(excess)
+    excess = total[SQUARES] - 2 * total[UP] if engine else 2 * total[UP] - total[SQUARES]
     one_sided = excess / total[SQUARES] if total[SQUARES] > 0 else 0.0
     lost = forward if engine else backward
-    p = p_below(lost)
-    effect = min(-lost.value / max(_LEAST, 0.25 * half), one_sided / 0.25)
+    p, share = p_below(lost), case.share(excess)
+    effect = min(-lost.value / least, one_sided / 0.25)
     certain = ratio(m[:, CERTAIN], m[:, N])
-    found = (
-        *finds,
+    finds = (
+        *means,
         counted(
             "one_sided",
             one_sided,
@@ -161,13 +152,35 @@ def _one_sided(
         ),
     )
     # Of what is cut off nothing is sampled; beside untrained ids rare tokens are as frequent as ever.
-    padding = engine and certain.value < 1e-3 and not cut_off(case.cells("tail"))
-    cause, other = ("vocab_padding", "truncated_sampling") if padding else ("truncated_sampling", "vocab_padding")
-    return [Suspicion(cause, p, effect, share, found), Suspicion(other, p, 0.5 * effect, share, found)]  # type: ignore[arg-type]
+    padding = engine and certain.value < 1e-3 and not _cut_off(case.cells("tail").total)
+    pair: tuple[CauseId, CauseId] = ("truncated_sampling", "vocab_padding")
+    first, other = pair[::-1] if padding else pair
+    return [raw, Suspicion(first, p, effect, share, finds), Suspicion(other, p, 0.5 * effect, share, finds)]
 
 
-def _both_raw(case: Case, m: Array, half: float) -> Findings:
+def _cut_off(total: Array) -> bool:
+    """Tells whether rare tokens are missing where the distribution is flat, as if sampling kept the likeliest only."""
+    flat, middle = total[ENTROPY_EDGES.searchsorted(3.0) :].sum(0), total[4:6].sum(0)
+    if flat[0] < 50 or middle[0] < 50:
+        return True
+    rate, usual = flat[1] / flat[0], middle[1] / middle[0]
+    return usual < 0.006 or rate < 0.5 * usual
+
+
+def improper(case: Case) -> bool:
+    """Tells whether log_mu is not of what was sampled, by the mean ratio: gaps then say nothing of how it samples."""
+    m = case.identity
+    above, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
+    half = min(0.5 * float(m[:, SQUARES].sum() / max(m[:, N].sum(), 1)), 0.3)
+    least = max(_LEAST, 0.25 * half)
+    return (above.z > 4 and above.value > _LEAST) or (whole.z < -4 and whole.value < -least)
+
+
+def _both_raw(case: Case) -> Findings:
+    m = case.identity
     total = m.sum(0)
+    if total[N] == 0:
+        return []
     if total[KNOWN] < 0.5 * total[N]:
         return [
             CannotTell(
@@ -180,7 +193,7 @@ def _both_raw(case: Case, m: Array, half: float) -> Findings:
     spread = np.sqrt(total[SURPRISE2] / total[KNOWN])
     # A proper gap moves it too: by at most its spread times sqrt(chi2), and chi2 is about the mean squared log ratio.
     # An improper one by the mass that one side lacks, times how surprising it is.
-    room = spread * np.sqrt(2 * half) + 6 * abs(total[FORWARD]) / total[N]
+    room = spread * np.sqrt(total[SQUARES] / total[N]) + 6 * abs(total[FORWARD]) / total[N]
     finds = (
         evidence("surprise", surprise, "mean of -log pi - entropy, nats: 0 where tokens are sampled from pi"),
         counted("surprise_room", room, total[KNOWN], "nats that the log ratios seen could account for"),
@@ -194,7 +207,7 @@ NORMALISATION = Family(
     ("raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
     {"entropy_pi": "both sides raw looks like no gap at all"},
     _measure_normalisation,
-    _examine_normalisation,
+    lambda case: [*_mean_ratios(case), *_both_raw(case)],
 )
 
 
@@ -206,7 +219,7 @@ def _measure_proper(tokens: Tokens) -> dict[str, Cells]:
     """Adds up `seen` `[64, probability x whether the id occurred before, (n, gap, gap^2)]`."""
     if tokens.token_id is None:
         return {}
-    again = _again(tokens)
+    again = _again(tokens.seq, tokens.token_id)
     middle = -(tokens.log_pi + tokens.log_mu) / 2
     cell = binned(_BINS, middle) * 2 + again
     gap, known = tokens.gap, tokens.token_id >= 0
@@ -214,54 +227,46 @@ def _measure_proper(tokens: Tokens) -> dict[str, Cells]:
     return {"seen": Cells.of(tokens.bucket, cell, 2 * _NUM, *moments)}
 
 
-def _again(tokens: Tokens) -> np.ndarray:
+def _again(seq: Ints, token_id: Ints) -> Ints:
     """Returns 1 where the token's id stood earlier in the response."""
-    assert tokens.token_id is not None
-    order = _by_response_and_id(tokens.seq, tokens.token_id)
-    seq, token = tokens.seq[order], tokens.token_id[order]
-    again = np.zeros(len(tokens), np.int64)
-    again[order[1:]] = (seq[1:] == seq[:-1]) & (token[1:] == token[:-1])
+    again = np.zeros(len(seq), np.int64)
+    if not len(seq):
+        return again
+    # By response, then id, then place. One number a token, all of them different, is sorted several times as fast as
+    # two keys.
+    low = int(token_id.min())
+    places, ids = len(seq).bit_length(), (int(token_id.max()) - low).bit_length()
+    if int(seq[-1]).bit_length() + ids + places > 62:
+        order = np.lexsort((token_id, seq))
+    else:
+        order = np.sort((((seq << ids) + (token_id - low)) << places) + np.arange(len(seq))) & ((1 << places) - 1)
+    seq, token_id = seq[order], token_id[order]
+    again[order[1:]] = (seq[1:] == seq[:-1]) & (token_id[1:] == token_id[:-1])
     return again
 
 
-def _by_response_and_id(seq: Ints, token_id: Ints) -> Ints:
-    """Orders tokens by response, then id, then place."""
-    low, high = (int(x) for x in (token_id.min(), token_id.max())) if len(seq) else (0, 0)
-    places, ids = len(seq).bit_length(), (high - low).bit_length()
-    if (int(seq[-1]).bit_length() if len(seq) else 0) + ids + places > 62:
-        return np.lexsort((token_id, seq))
-    # One number a token, all of them different, is sorted several times as fast as two keys.
-    return np.sort((((seq << ids) + (token_id - low)) << places) + np.arange(len(seq))) & ((1 << places) - 1)
-
-
-def _examine_proper(case: Case) -> Findings:
-    return [*_temperature(case), *_penalty(case)]
-
-
 def _temperature(case: Case) -> Findings:
-    m = case.cells("identity").data[:, 0]
-    found = case.by_content
+    m = case.identity
+    explained = case.by_content
     forward, gap = ratio(m[:, FORWARD], m[:, N]), ratio(m[:, GAP], m[:, N])
-    share, slope = found.share, found.slope
+    share, slope = explained.share, explained.slope
     # A proper gap has a mean of -KL; one above 0 is of log-probs that were not sampled from.
     proper = gap.value < max(-0.25 * 0.5 * case.clean_squares / max(case.tokens, 1), 0.0)
     normal = abs(forward.value) < max(0.25 * abs(2 * gap.value), 3 * forward.se, 1e-3)
     finds = (
-        evidence(
-            "explained_by_content", share, "share of the squared log ratio that token probability and entropy explain"
-        ),
+        evidence("explained_by_content", share, _BY_CONTENT),
         evidence(
             "slope", slope, "of the log ratio on log pi + entropy: 1 - 1/T where the trainer leaves out a temperature T"
         ),
         evidence(
             CLEAN_MEAN,
-            Estimate(forward.value + 1, forward.se, forward.df, forward.n),
+            forward.plus(1),
             "mean of pi/mu without the tokens that a finding above takes out: stays 1",
         ),
     )
     p = p_above(share, 0.1)
     # Without entropies there is no line to fit; with them, what bends is no temperature.
-    straight = found.linear.value / 0.35 if np.isfinite(found.linear.value) else share.value / 0.4
+    straight = explained.linear.value / 0.35 if np.isfinite(explained.linear.value) else share.value / 0.4
     effect = min(share.value / 0.3, straight) * (1.0 if proper and normal else 0.2)
     return [Suspicion("trainer_temperature", p, effect, case.share(max(share.value, 0.0) * case.clean_squares), finds)]
 
@@ -275,8 +280,14 @@ def _penalty(case: Case) -> Findings:
         ]
     cells = case.cells("seen")
     difference = jackknife(_difference, cells.data)
-    squares = max(_between(cells.total), 0.0)
-    share = case.share(squares)
+    # Squares that knowing new from repeated explains, within probabilities, less what chance would.
+    n, gap, squares = (cells.total[:, i].reshape(_NUM, 2) for i in range(3))
+    some = (n > 1).all(1)
+    n, gap, squares = n[some], gap[some], squares[some]
+    between = (gap**2 / n).sum(1) - n.sum(1) * (gap.sum(1) / n.sum(1)) ** 2
+    noise = (squares.sum(1) - (gap**2 / n).sum(1)) / (n.sum(1) - 2)
+    between = max(float((between - noise).sum()), 0.0)
+    share = case.share(between)
     finds = (
         evidence(
             "repeated_less_new",
@@ -298,21 +309,10 @@ def _difference(total: Array) -> float:
     return float((weight * (gap[:, 1] / n[:, 1] - gap[:, 0] / n[:, 0])).sum() / weight.sum())
 
 
-def _between(total: Array) -> float:
-    """Returns the squares that knowing new from repeated explains, within probabilities, less what chance would."""
-    n, gap, squares = (total[:, i].reshape(_NUM, 2) for i in range(3))
-    some = (n > 1).all(1)
-    n, gap, squares = n[some], gap[some], squares[some]
-    mean = gap.sum(1) / n.sum(1)
-    between = (gap**2 / n).sum(1) - n.sum(1) * mean**2
-    noise = (squares.sum(1) - (gap**2 / n).sum(1)) / (n.sum(1) - 2)
-    return float((between - noise).sum())
-
-
 PROPER = Family(
     "another proper policy",
     ("trainer_temperature", "repetition_penalty"),
     {"token_ids": "repetition penalties cannot be seen", "entropy_pi": "temperatures are harder to see"},
     _measure_proper,
-    _examine_proper,
+    lambda case: [*_temperature(case), *_penalty(case)],
 )

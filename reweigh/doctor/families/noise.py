@@ -30,14 +30,17 @@ _INDEPENDENT = 0.06  # correlation of neighbours' sizes: rounding and dropout ar
 
 def _measure(tokens: Tokens) -> dict[str, Cells]:
     gap, bucket, scale = tokens.gap, tokens.bucket, tokens.scale
-    zero = np.zeros(len(gap), np.int64)
     size, squares = tokens.relative, tokens.squares
     p = binned(BINS, -(tokens.log_pi + tokens.log_mu) / 2)
     one = np.ones(len(gap))
+    next_to = tokens.seq[1:] == tokens.seq[:-1]
+    bounded = np.minimum(size, 5.0)
+    a, b = bounded[:-1][next_to], bounded[1:][next_to]
     sums = {
         "sizes": Cells.of(bucket, _level(size), NUM_LEVELS, one, squares),
         "shape": Cells.of(bucket, p, NUM, one, tokens.distance, squares, squares * squares),
-        "neighbours": _neighbours(tokens, np.minimum(size, 5.0)),
+        # of the sizes a, b of tokens that follow each other
+        "neighbours": Cells.of(bucket[1:][next_to], None, 1, np.ones(len(a)), a, b, a * a, b * b, a * b),
     }
     for name, other in (("repeat", tokens.repeat), ("prefill", tokens.prefill)):
         if other is None:
@@ -46,10 +49,10 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
         other = np.where(known, other, 0.0)
         to_pi = np.where(known, (tokens.log_pi - other) ** 2, 0.0)
         to_mu = np.where(known, (tokens.log_mu - other) ** 2, 0.0)
-        sums[name] = Cells.of(bucket, zero, 1, known, to_pi, to_mu, np.where(known, tokens.squares, 0.0))
+        sums[name] = Cells.of(bucket, None, 1, known, to_pi, to_mu, np.where(known, tokens.squares, 0.0))
         if name == "prefill":
             for side, apart in (("trainer_to_prefill", to_pi), ("decode_to_prefill", to_mu)):
-                sums[side] = Cells.of(zero, _level(np.sqrt(apart) / scale), NUM_LEVELS, known)
+                sums[side] = Cells.of(np.zeros_like(bucket), _level(np.sqrt(apart) / scale), NUM_LEVELS, known)
     return sums
 
 
@@ -66,22 +69,9 @@ def _level(size: Array) -> Ints:
     return at
 
 
-def _neighbours(tokens: Tokens, size: Array) -> Cells:
-    """Adds up `[64, 1, (n, a, b, aa, bb, ab)]` of the sizes a, b of tokens that follow each other."""
-    next_to = tokens.seq[1:] == tokens.seq[:-1]
-    a, b = size[:-1][next_to], size[1:][next_to]
-    zero = np.zeros(len(a), np.int64)
-    return Cells.of(tokens.bucket[1:][next_to], zero, 1, np.ones(len(a)), a, b, a * a, b * b, a * b)
-
-
-def _examine(case: Case) -> Findings:
-    return [*_dropout(case), *_decode(case), *_routing(case), *_floor(case)]
-
-
 def size_of(case: Case, quantile: float = 0.5, of: str = "sizes") -> float:
     """Returns a quantile of |gap| / (1 - p), nats."""
-    counts = case.cells(of).total[:, 0]
-    total = np.cumsum(counts)
+    total = np.cumsum(case.cells(of).total[:, 0])
     at = int(np.searchsorted(total, quantile * total[-1]))
     return 0.0 if at == 0 else float(np.exp(LEVELS[min(at, len(LEVELS) - 1)]))
 
@@ -93,11 +83,24 @@ def matters(case: Case) -> float:
 
 def _dropout(case: Case) -> Findings:
     if "repeat" not in case.sums:
-        return [
-            *_dropout_by_size(case),
-            CannotTell(
-                "dropout", "no second pass of the trainer: whether it repeats itself is not known", ("log_pi_repeat",)
+        # Noise as large as no number format makes, fresh at every token.
+        together, middle = together_of(case), size_of(case)
+        finds = (
+            counted("median_size", middle, case.tokens, "median of |log ratio| / (1 - p), nats"),
+            evidence(
+                "neighbours",
+                together,
+                "correlation of neighbouring sizes: 0 where each token has noise of its own",
             ),
+        )
+        fresh = together.value < _INDEPENDENT
+        smooth = case.by_content.share.value > 0.3  # a law, and no noise
+        effect = middle / 0.16 if fresh and not smooth and not improper(case) else 0.0
+        p = _CERTAIN if case.tokens >= _FEWEST else 1.0
+        reason = "no second pass of the trainer: whether it repeats itself is not known"
+        return [
+            Suspicion("dropout", p, effect, case.share(0.9 * case.clean_squares), finds),
+            CannotTell("dropout", reason, ("log_pi_repeat",)),
         ]
     m = case.cells("repeat").data[:, 0]
     own = ratio(0.5 * m[:, 1], m[:, 3])
@@ -110,25 +113,6 @@ def _dropout(case: Case) -> Findings:
     )
     share = case.share(0.5 * m[:, 1].sum())
     return [Suspicion("dropout", p_above(own, 0.2), min(own.value / 0.3, rms / 0.08), share, finds)]
-
-
-def _dropout_by_size(case: Case) -> Findings:
-    """Tests, without a second pass, for noise as large as no number format makes, fresh at every token."""
-    together = together_of(case)
-    middle = size_of(case)
-    finds = (
-        counted("median_size", middle, case.tokens, "median of |log ratio| / (1 - p), nats"),
-        evidence(
-            "neighbours",
-            together,
-            "correlation of neighbouring sizes: 0 where each token has noise of its own",
-        ),
-    )
-    fresh = together.value < _INDEPENDENT
-    smooth = case.by_content.share.value > 0.3  # a law, and no noise
-    effect = middle / 0.16 if fresh and not smooth and not improper(case) else 0.0
-    p = _CERTAIN if case.tokens >= _FEWEST else 1.0
-    return [Suspicion("dropout", p, effect, case.share(0.9 * case.clean_squares), finds)]
 
 
 def _decode(case: Case) -> Findings:
@@ -215,7 +199,7 @@ def _routing(case: Case) -> Findings:
 
 def _floor(case: Case) -> Findings:
     middle = size_of(case)
-    m = case.cells("identity").data[:, 0]
+    m = case.identity
     whole = ratio(m[:, SQUARES], m[:, N])
     finds = (
         counted("median_size", middle, case.tokens, "median of |log ratio| / (1 - p), nats: bfloat16 gives .02 to .05"),
@@ -229,7 +213,9 @@ def _floor(case: Case) -> Findings:
         size = middle / (1.6 * usual) if usual > 0 else 0.0
         finds = (*finds, counted("usual_size", usual, case.tokens, "the same in the baseline"))
     elif "prefill" in case.sums:
-        times = _over_own(case)
+        # The ninth decile: where both passes happen to run the same kernels, most tokens agree to the last bit.
+        own = size_of(case, 0.9, "decode_to_prefill")
+        times = size_of(case, 0.9, "trainer_to_prefill") / own if own > NOTHING else 0.0
         size = max(size, times / OWN)
         meaning = "ninth decile of trainer to prefill over that of decode to prefill: 1.3 if both only round"
         finds = (*finds, counted("over_own_noise", times, case.tokens, meaning))
@@ -247,12 +233,6 @@ def _floor(case: Case) -> Findings:
     ]
 
 
-def _over_own(case: Case) -> float:
-    # The ninth decile: where both passes happen to run the same kernels, most tokens agree to the last bit.
-    own = size_of(case, 0.9, "decode_to_prefill")
-    return size_of(case, 0.9, "trainer_to_prefill") / own if own > NOTHING else 0.0
-
-
 def _together(total: Array) -> float:
     """Returns the correlation of neighbouring tokens' sizes."""
     n, a, b, aa, bb, ab = total[0]
@@ -268,5 +248,5 @@ NOISE = Family(
         "log_mu_prefill": "faults of the engine's decode look like quantisation",
     },
     _measure,
-    _examine,
+    lambda case: [*_dropout(case), *_decode(case), *_routing(case), *_floor(case)],
 )

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Keyed, contrast, jackknife, ratio
+from reweigh.doctor.causes import CauseId
+from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, contrast, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell, Suspicion
 from reweigh.doctor.families.noise import far_of, matters, together_of
-from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above, p_below
-from reweigh.doctor.prompts import Prompts
+from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, counted, evidence, p_above, p_below, share_of
 from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
@@ -25,18 +25,18 @@ _LONGEST = 1 << 40  # tokens: no prompt is longer
 
 
 def sized(tokens: Tokens) -> tuple[Array, Array, Array, Array]:
-    """Returns the moments, token by token."""
-    gap, scale = tokens.gap, tokens.scale
-    size = np.minimum(tokens.relative, CAP)
-    return np.ones(len(gap)), size, (size * scale) ** 2, scale**2
+    """Returns the `MOMENTS`, token by token.
+
+    Sizes are bounded, so that a few tokens which something else has set far apart do not hide the others.
+    """
+    size, scale = np.minimum(tokens.relative, CAP), tokens.scale
+    return np.ones(len(size)), size, (size * scale) ** 2, scale**2
 
 
-def part(squares: float, total: Array) -> float:
-    """Returns the share of squares among all of a table's moments `[M]`.
-
-    Sizes are bounded there, so that a few tokens which something else has set far apart do not hide the others."""
-    share = squares / total[2] if total[2] > 0 else 0.0
-    return float(min(max(share, 0.0), 1.0))
+def _over(moments: Array, base: Array) -> float:
+    """Returns the squares of some moments `[M]` less what they would be at the level of others."""
+    floor = base[2] / base[3] if base[3] > 0 else 0.0
+    return moments[2] - floor * moments[3]
 
 
 def half_octave(position: np.ndarray) -> np.ndarray:
@@ -67,20 +67,13 @@ def _measure_places(tokens: Tokens) -> dict[str, Cells]:
     return sums
 
 
-def _examine_places(case: Case) -> Findings:
-    return [*_packing(case), *_profile(case)]
-
-
 def _packing(case: Case) -> Findings:
     if "pack" not in case.sums:
         return [CannotTell("packing_leak", "no pack_index: which responses shared a row is not known", ("pack_index",))]
     data = case.cells("pack").data.reshape(64, 2, PLACES, 4).sum(2)
     first, later = (ratio(data[:, i, 1], data[:, i, 0]) for i in (0, 1))
     more = contrast(later, first)
-    base = data[:, 0].sum(0)
-    rest = data[:, 1].sum(0)
-    floor = base[2] / base[3] if base[3] > 0 else 0.0
-    share = part(rest[2] - floor * rest[3], data.sum((0, 1)))
+    share = share_of(_over(data[:, 1].sum(0), data[:, 0].sum(0)), data.sum((0, 1))[2])
     finds = (
         evidence(
             "later_over_first",
@@ -103,7 +96,6 @@ def _profile(case: Case) -> Findings:
     in_response, in_context = jackknife(_trend, position.data), jackknife(_trend, context.data)
     begins = jackknife(_early_over_late, position.data)
     early, late = position.total[:_EARLY].sum(0), position.total[_LATE:].sum(0)
-    floor = late[2] / late[3] if late[3] > 0 else 0.0
     finds = (
         evidence(
             "early_over_late", ratio_of(begins), "size of the log ratio in the first 8 tokens over that from the 32nd"
@@ -118,7 +110,7 @@ def _profile(case: Case) -> Findings:
     # Another prompt is felt by whole stretches; what is larger early and even is a coarse engine on short contexts.
     together, (_, far) = together_of(case), far_of(case)
     stretches = together.value > _STRETCHES
-    squares = early[2] - floor * early[3]
+    squares = _over(early, late)
     if stretches:
         squares = max(squares, float(case.cells("sizes").total[far, 1].sum()))
     prefix = Suspicion(
@@ -134,7 +126,12 @@ def _profile(case: Case) -> Findings:
     # Positions that are read otherwise matter more the farther tokens look back.
     rises = max(in_context, in_response, key=lambda x: x.z)
     steps = max(in_context.value / 0.08, in_response.value / 0.04)
-    share = part(_excess(context.total), context.total.sum(0))
+    # Squares over the level of the first places that have a tenth of the tokens.
+    total = context.total
+    upto = np.searchsorted(np.cumsum(total[:, 0]), 0.1 * total[:, 0].sum()) + 1
+    base = total[:upto].sum(0)
+    floor = base[2] / base[3] if base[3] > 0 else 0.0
+    share = share_of(float((total[:, 2] - floor * total[:, 3]).sum()), total.sum(0)[2])
     return [
         prefix,
         Suspicion("position_encoding", min(2 * p_above(rises), 1.0), _finite(steps) * matters(case), share, finds),
@@ -163,14 +160,6 @@ def _trend(total: Array) -> float:
     return float((w * x * y).sum() / (w * x * x).sum())
 
 
-def _excess(total: Array) -> float:
-    """Returns the squares over the level of the first places that have a tenth of the tokens."""
-    upto = np.searchsorted(np.cumsum(total[:, 0]), 0.1 * total[:, 0].sum()) + 1
-    base = total[:upto].sum(0)
-    floor = base[2] / base[3] if base[3] > 0 else 0.0
-    return float((total[:, 2] - floor * total[:, 3]).sum())
-
-
 PLACE = Family(
     "places",
     ("template_prefix", "packing_leak", "position_encoding"),
@@ -179,7 +168,7 @@ PLACE = Family(
         "prompt_length": "places are counted from the response's start, not the context's",
     },
     _measure_places,
-    _examine_places,
+    lambda case: [*_packing(case), *_profile(case)],
 )
 
 
@@ -189,15 +178,18 @@ _ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows t
 _MIXED = ("one version", "before the change", "after the change")
 
 
-def _measure_versions(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
+def _measure_versions(tokens: Tokens) -> Sums:
     moments, bucket, rows = sized(tokens), tokens.bucket, tokens.rows
-    sums: dict[str, Cells | Keyed | Prompts] = {}
+    sums: dict[str, AnySums] = {}
     step = tokens.step
     lag = None if tokens.lag is None else np.maximum(tokens.lag, -1)  # a later version than the trainer's is not old
     if step is not None:
         late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
         sums["lag"] = Keyed.of(*_where(step != MISSING, bucket, step, late, *moments))
-    version = _used(tokens.version, step)
+    # Which weights sampled a token, or when: its version, or its step where it has none.
+    version = step
+    if tokens.version is not None:
+        version = np.where(tokens.version >= 0, tokens.version, MISSING if step is None else step)
     if version is not None:
         responses = len(rows.sizes)
         lowest, _ = _range(version, tokens.seq, responses)
@@ -212,13 +204,6 @@ def _measure_versions(tokens: Tokens) -> dict[str, Cells | Keyed | Prompts]:
         bucket, cell, *some_moments = _where(which, bucket, cell, *moments)
         sums["mixed"] = Cells.of(bucket, cell, len(_MIXED), *some_moments)
     return sums
-
-
-def _used(version: Ints | None, step: Ints | None) -> Ints | None:
-    """Says which weights sampled a token, or when: its version, or its step where it has none."""
-    if version is None or step is None:
-        return step if version is None else np.where(version >= 0, version, MISSING)
-    return np.where(version >= 0, version, step)
 
 
 def _where(which: NDArray[np.bool_], *columns: NDArray[Any]) -> list[NDArray[Any]]:
@@ -237,19 +222,15 @@ def _range(version: np.ndarray, seq: np.ndarray, responses: int) -> tuple[np.nda
     return low, high
 
 
-def _examine_versions(case: Case) -> Findings:
-    return [*_stale(case), *_sync(case), *_cache(case)]
-
-
-def _grid(case: Case) -> tuple[Array, Array, Array]:
-    """Returns `[64, K, M]` sums, and the step and lag of each of the K keys."""
-    keyed = case.keyed("lag")
+def _grid(case: Case) -> tuple[Array, Array, Array] | None:
+    """Returns `[64, K, M]` sums, and the step and lag of each of the K keys; None if there are none."""
+    keyed = case.sums.get("lag")
+    assert keyed is None or isinstance(keyed, Keyed)
+    if keyed is None or not keyed.data:
+        return None
     keys = sorted(keyed.data)
-    return (
-        np.stack([keyed.data[key] for key in keys], 1),
-        np.array([k[0] for k in keys]),
-        np.array([k[1] for k in keys]),
-    )
+    step, lag = np.array(keys).T
+    return np.stack([keyed.data[key] for key in keys], 1), step, lag
 
 
 def _rate(data: Array) -> Estimate:
@@ -260,11 +241,10 @@ def _stale(case: Case) -> Findings:
     missing = CannotTell(
         "stale_weights", "no versions of the weights that sampled: lag is not known", ("versions", "trainer_version")
     )
-    if "lag" not in case.sums or not case.keyed("lag").data:
+    grid = _grid(case)
+    if grid is None or (grid[2] < 0).all():
         return [missing]
-    data, step, lag = _grid(case)
-    if (lag < 0).all():
-        return [missing]
+    data, step, lag = grid
     known = lag >= 0
     lags = np.unique(lag[known])
     if len(lags) < 2:
@@ -303,7 +283,11 @@ def _stale(case: Case) -> Findings:
     )
     return [
         Suspicion(
-            "stale_weights", p_above(more), more.value / 0.15, part(old_squares - base_squares, data.sum((0, 1))), finds
+            "stale_weights",
+            p_above(more),
+            more.value / 0.15,
+            share_of(old_squares - base_squares, data.sum((0, 1))[2]),
+            finds,
         )
     ]
 
@@ -311,9 +295,10 @@ def _stale(case: Case) -> Findings:
 def _sync(case: Case) -> Findings:
     """Tests for growth with the training step at one lag: the engine does not get the weights, or not all of them."""
     needs = ("step", "versions", "trainer_version")
-    if "lag" not in case.sums or not case.keyed("lag").data:
+    grid = _grid(case)
+    if grid is None:
         return [CannotTell("weight_sync", "no training steps: growth along the run cannot be seen", needs)]
-    data, step, lag = _grid(case)
+    data, step, lag = grid
     low = lag == lag.min()
     data, step = data[:, low], step[low]
     if len(np.unique(step)) < 3:
@@ -325,11 +310,8 @@ def _sync(case: Case) -> Findings:
     if early[:, 0].sum() == 0 or late[:, 0].sum() == 0:
         return []
     more = contrast(_rate(late), _rate(early))
-    first = data[:, step == step.min()].sum((0, 1))
-    floor = first[2] / first[3] if first[3] > 0 else 0.0
     whole = data.sum((0, 1))
-    excess = whole[2] - floor * whole[3]
-    last = data[:, step == step.max()].sum((0, 1))
+    first, last = (data[:, step == end].sum((0, 1)) for end in (step.min(), step.max()))
     begun, final = first[1] / max(first[0], 1), last[1] / max(last[0], 1)
     grown = float(np.sqrt(max(final**2 - begun**2, 0.0)))
     finds = (
@@ -345,16 +327,11 @@ def _sync(case: Case) -> Findings:
             "size of what the last step has over the first, nats: below .015 for lost roundings",
         ),
     )
-    p, share = p_above(more), part(excess, whole)
+    p, share = p_above(more), share_of(_over(whole, first), whole[2])
     effect = more.value / 0.15 * min(1.0, grown / _TRIFLE)
-    small = grown < _ROUNDED
-    first_cause, other = (
-        ("update_below_precision", "weight_sync") if small else ("weight_sync", "update_below_precision")
-    )
-    return [
-        Suspicion(first_cause, p, effect, share, finds),  # type: ignore[arg-type]
-        Suspicion(other, p, 0.5 * effect, share, finds),  # type: ignore[arg-type]
-    ]
+    pair: tuple[CauseId, CauseId] = ("weight_sync", "update_below_precision")
+    likelier, other = pair[::-1] if grown < _ROUNDED else pair
+    return [Suspicion(likelier, p, effect, share, finds), Suspicion(other, p, 0.5 * effect, share, finds)]
 
 
 def _cache(case: Case) -> Findings:
@@ -365,8 +342,7 @@ def _cache(case: Case) -> Findings:
         if plain[:, 0].sum() > 0 and after[:, 0].sum() > 0:
             more = contrast(_rate(after), _rate(plain))
             total = data.sum(0)
-            floor = total[0, 2] / total[0, 3] if total[0, 3] > 0 else 0.0
-            share = part(total[2, 2] - floor * total[2, 3], total.sum(0))
+            share = share_of(_over(total[2], total[0]), total.sum(0)[2])
             finds = (
                 evidence(
                     "after_change",
@@ -386,10 +362,28 @@ def _cache(case: Case) -> Findings:
         return out
     prompts = case.sums["prompts"]
     assert isinstance(prompts, Prompts)
-    used = _reused(prompts)
-    if used is None:
+    if not len(prompts.group):
         return out
-    more, share_squares = used
+    # Within a version: prompts that earlier ones had answered, and new ones.
+    version, sums = prompts.version, prompts.sums
+    _, code = np.unique(prompts.group, return_inverse=True)
+    first = np.full(code.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, code, version)
+    again = version > first[code]
+    reused: list[Array] = []
+    fresh: list[Array] = []
+    squares = 0.0
+    for v in np.unique(version[again]):
+        here = version == v
+        old, new = sums[here & again], sums[here & ~again]
+        if len(new):
+            reused.append(old)
+            fresh.append(new)
+            total = new.sum(0)
+            squares += old[:, 2].sum() - total[2] / total[3] * old[:, 3].sum()
+    if not reused:
+        return out
+    more = contrast(_rate(np.concatenate(reused)), _rate(np.concatenate(fresh)))
     finds = (
         evidence(
             "reused_over_new",
@@ -397,36 +391,9 @@ def _cache(case: Case) -> Findings:
             "size of the log ratio on prompts that earlier weights had answered, over that on new prompts",
         ),
     )
-    out.append(
-        Suspicion(
-            "stale_kv", p_above(more), more.value / 0.2 * matters(case), part(share_squares, prompts.sums.sum(0)), finds
-        )
-    )
+    share = share_of(squares, sums.sum(0)[2])
+    out.append(Suspicion("stale_kv", p_above(more), more.value / 0.2 * matters(case), share, finds))
     return out
-
-
-def _reused(prompts: Prompts) -> tuple[Estimate, float] | None:
-    group, version, sums = prompts.group, prompts.version, prompts.sums
-    if not len(group):
-        return None
-    _, code = np.unique(group, return_inverse=True)
-    first = np.full(code.max() + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, code, version)
-    again = version > first[code]
-    a, b, squares = [], [], 0.0
-    for v in np.unique(version[again]):
-        here = version == v
-        old, new = here & again, here & ~again
-        if not new.any():
-            continue
-        a.append((sums[old], code[old]))
-        b.append((sums[new], code[new]))
-        total = sums[new].sum(0)
-        squares += sums[old][:, 2].sum() - total[2] / total[3] * sums[old][:, 3].sum()
-    if not a:
-        return None
-    old, new = np.concatenate([x for x, _ in a]), np.concatenate([x for x, _ in b])
-    return contrast(ratio(old[:, 1], old[:, 0]), ratio(new[:, 1], new[:, 0])), squares
 
 
 VERSIONS = Family(
@@ -438,5 +405,5 @@ VERSIONS = Family(
         "step": "growth along the run cannot be seen",
     },
     _measure_versions,
-    _examine_versions,
+    lambda case: [*_stale(case), *_sync(case), *_cache(case)],
 )

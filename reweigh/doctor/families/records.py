@@ -1,9 +1,9 @@
 """Tests for broken records: placeholders, foreign tokens in the loss, log-probs beside the wrong token."""
 
-from dataclasses import dataclass
-
 import numpy as np
+from numpy.typing import NDArray
 
+from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, ratio
 from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES
 from reweigh.doctor.diagnosis import Suspicion
@@ -12,14 +12,17 @@ from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_a
 from reweigh.scan.tokens import Tokens
 
 _CERTAIN = 1e-12  # p-value of what was found token by token
-_WRONG_BINS = 3  # of surprise under pi: less than the entropy, up to 1.5 nats more, beyond
 _RARE = 1.5  # nats
 _BEGINNING = 16  # tokens of a turn
 
 
 def _measure(tokens: Tokens) -> dict[str, Cells]:
-    """Adds up `wrong`, how log_mu behaves where pi calls a token rare, and log_pi where mu does."""
-    gap = tokens.gap
+    """Adds up how log_mu behaves where pi calls a token rare, and log_pi where mu does; and surprise by turn.
+
+    `wrong` is `[64, 1, (rare to pi, rare to mu, likely to mu instead, likely to pi instead, gap^2 of both)]`; `turns`
+    is `[64, first turn or later ones' beginnings or rests, (n, surprise = -log pi - entropy, gap^2)]`.
+    """
+    squares = tokens.squares
     # The level that the likeliest token is at: at least e^-entropy; without entropies, 1/e of all tokens' mean.
     entropy = tokens.entropy
     level = -1.0 if entropy is None else -np.where(np.isfinite(entropy), entropy, 1.0)
@@ -27,118 +30,74 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     rare_mu = tokens.log_mu < level - _RARE
     up = rare_pi & (tokens.log_mu > level - 0.1)
     down = rare_mu & (tokens.log_pi > level - 0.1)
-    zero = np.zeros(len(tokens), np.int64)
-    return {
-        "turns": _turns(tokens),
-        "wrong": Cells.of(
-            tokens.bucket,
-            zero,
-            1,
-            rare_pi,
-            rare_mu,
-            up,
-            down,
-            np.where(up | down, tokens.squares, 0.0),
-            np.where(up | down, gap, 0.0),
-        ),
-    }
+    either = np.where(up | down, squares, 0.0)
+    wrong = Cells.of(tokens.bucket, None, 1, rare_pi, rare_mu, up, down, either)
 
-
-def _turns(tokens: Tokens) -> Cells:
-    """Adds up `[64, first turn or later ones' beginnings or rests, (n, surprise = -log pi - entropy, gap^2)]`."""
     at = np.arange(len(tokens))
     since = at - np.maximum.accumulate(np.where(tokens.turn_start, at, 0))
     later = np.where(tokens.turn > 0, np.where(since < _BEGINNING, 1, 2), 0)
     if tokens.entropy is None:
-        return Cells.of(tokens.bucket, later, 3, *np.zeros((3, len(tokens))))
+        return {"turns": Cells.of(tokens.bucket, later, 3, *np.zeros((3, len(tokens)))), "wrong": wrong}
     known = np.isfinite(tokens.entropy)
     surprise = np.where(known, np.minimum(-tokens.log_pi, -tokens.log_mu) - np.where(known, tokens.entropy, 0.0), 0.0)
-    return Cells.of(tokens.bucket, later, 3, known, surprise, np.where(known, tokens.squares, 0.0))
+    turns = Cells.of(tokens.bucket, later, 3, known, surprise, np.where(known, squares, 0.0))
+    return {"turns": turns, "wrong": wrong}
 
 
-def _examine(case: Case) -> Findings:
-    return [*_placeholder(case), *_context(case), *_later_turns(case), *_alignment(case), *_wrong(case)]
-
-
-@dataclass(frozen=True)
-class _Fillers:
-    tokens: float
-    squares: float
-    clusters: Estimate
-
-
-def _fillers(case: Case, places: tuple[int, ...]) -> _Fillers:
-    cells = case.cells("placeholder").data.reshape(64, len(KINDS), len(PLACES), 3)[:, :, list(places)].sum((1, 2))
+def _not_sampled(case: Case) -> Findings:
+    """Tests for values that are no log-probs, and for text that was not sampled."""
+    data = case.cells("placeholder").data.reshape(64, len(KINDS), len(PLACES), 3)
     whole = case.cells("whole").data[:, 0]
-    total = cells.sum(0)
-    return _Fillers(total[0], total[2], ratio(cells[:, 0], whole[:, 0]))
-
-
-def _placeholder(case: Case) -> Findings:
-    found = _fillers(case, (0, 2, 3))
+    short, inside = (data[:, :, places].sum((1, 2)) for places in ([0, 2, 3], [1]))
+    (num_short, _, squares), (num_inside, _, more_squares) = short.sum(0), inside.sum(0)
+    by_kind = data[..., 0].sum((0, 2))
+    no_gap = by_kind[2] > 0.5 * by_kind.sum()  # most are not finite
     rare, certain = case.cells("zeros").total[0]
-    other = case.cells("placeholder").total[len(PLACES) :, 0].sum()
-    if certain > rare and other == 0:  # zeros of tokens that were certain once all others had been cut off
-        return []
-    inside = _fillers(case, (1,))
-    if found.tokens == 0:
-        return []
-    if inside.tokens > found.tokens:  # short runs beside long ones are the ends of such text
-        return []
-    edge, shifted = _fillers(case, (3,)).tokens, case.cells("alignment").total[: len(OFFSETS), 0].sum()
-    if edge > 0.8 * found.tokens and shifted > 0.3 * edge:  # what a shift leaves open at one end
-        return []
-    by_kind = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
-    kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in zip(KINDS, by_kind, strict=True) if n)
-    share = case.share_of_all(found.squares) if np.isfinite(found.squares) else None
-    finds = [
-        counted(
-            "placeholder_tokens",
-            found.tokens,
-            case.cells("whole").total[0, 0],
-            f"tokens in the loss whose log_mu is a fixed value that pi contradicts: {kinds}",
-        ),
-        evidence("placeholder_share", found.clusters, "share of the counted tokens"),
-    ]
-    if by_kind[2] > 0.5 * by_kind.sum():
-        share = None
-    return [Suspicion("placeholder_logprob", _CERTAIN, _size(found.clusters.value), share, tuple(finds), proven=True)]
-
-
-def _size(share_of_tokens: float) -> float:
-    """Returns the effect: any is a fault; few of them among many tokens are not what a run dies of."""
-    return 1.0 + share_of_tokens * 1e3
-
-
-def _context(case: Case) -> Findings:
-    short, inside = _fillers(case, (0, 2, 3)), _fillers(case, (1,))
-    surprise = case.cells("surprise")
-    whole = case.cells("whole").data[:, 0]
+    cut_off = (
+        certain > rare and by_kind[1:].sum() == 0
+    )  # zeros of tokens that were certain once others had been cut off
+    edge, shifted = data[:, :, 3, 0].sum(), case.cells("alignment").total[: len(OFFSETS), 0].sum()
+    shift = edge > 0.8 * num_short and shifted > 0.3 * edge  # what a shift leaves open at one end
     out: Findings = []
-    if inside.tokens and inside.tokens >= short.tokens:
-        found = counted(
+    # Short runs beside long ones are the ends of such text.
+    if num_short and num_inside <= num_short and not cut_off and not shift:
+        rate = ratio(short[:, 0], whole[:, 0])
+        kinds = ", ".join(f"{int(n):,} {kind}" for kind, n in zip(KINDS, by_kind, strict=True) if n)
+        finds = (
+            counted(
+                "placeholder_tokens",
+                num_short,
+                whole[:, 0].sum(),
+                f"tokens in the loss whose log_mu is a fixed value that pi contradicts: {kinds}",
+            ),
+            evidence("placeholder_share", rate, "share of the counted tokens"),
+        )
+        share = None if no_gap else case.share(squares, of_all=True)
+        # Any is a fault; few of them among many tokens are not what a run dies of.
+        out.append(Suspicion("placeholder_logprob", _CERTAIN, 1.0 + rate.value * 1e3, share, finds, proven=True))
+    odd, odd_squares = case.cells("surprise").total[0]
+    if num_inside and num_inside >= num_short:
+        runs = counted(
             "filler_runs",
-            inside.tokens,
+            num_inside,
             whole[:, 0].sum(),
             "tokens in runs of four and more inside responses whose log_mu is a fixed value that pi contradicts: "
             "text that was not sampled, counted in the loss",
         )
-        kinds = case.cells("placeholder").total.reshape(len(KINDS), len(PLACES), 3)[:, :, 0].sum(1)
-        share = None if kinds[2] > 0.5 * kinds.sum() else case.share_of_all(inside.squares + short.squares)
-        out.append(Suspicion("unmasked_context", _CERTAIN, _size(inside.clusters.value), share, (found,), proven=True))
-    foreign = float(surprise.total[0, 0])
-    if foreign:
-        rate = ratio(surprise.data[:, 0, 0], whole[:, 0])
-        found = evidence(
+        effect = 1.0 + ratio(inside[:, 0], whole[:, 0]).value * 1e3
+        share = None if no_gap else case.share(more_squares + squares, of_all=True)
+        out.append(Suspicion("unmasked_context", _CERTAIN, effect, share, (runs,), proven=True))
+    elif odd:
+        rate = ratio(case.cells("surprise").data[:, 0, 0], whole[:, 0])
+        stretches = evidence(
             "foreign_share",
             rate,
             "share of the counted tokens in stretches that are far more surprising than either policy expects: "
             "text that was not sampled, counted in the loss",
         )
         p = p_above(rate, 1e-3)
-        if not out:
-            share = None if surprise.total[0, 1] < 0.1 * case.squares else case.share_of_all(surprise.total[0, 1])
-            out.append(Suspicion("unmasked_context", p, rate.value / 0.005, share, (found,), proven=p < 1e-4))
+        share = None if odd_squares < 0.1 * case.squares else case.share(odd_squares, of_all=True)
+        out.append(Suspicion("unmasked_context", p, rate.value / 0.005, share, (stretches,), proven=p < 1e-4))
     return out
 
 
@@ -149,9 +108,8 @@ def _later_turns(case: Case) -> Findings:
     if later.n < 50 or first.n < 50:
         return []
     squares = data[:, :, 2].sum() / max(data[:, :, 0].sum(), 1)
-    more = Estimate(
-        later.value - abs(first.value), float(np.hypot(later.se, first.se)), min(later.df, first.df), later.n
-    )
+    se = float(np.hypot(later.se, first.se))
+    more = Estimate(later.value - abs(first.value), se, min(later.df, first.df), later.n)
     finds = (
         evidence(
             "surprise_later",
@@ -171,7 +129,8 @@ def _alignment(case: Case) -> Findings:
     shifted, parted = np.arange(len(CELLS)) < len(OFFSETS), np.arange(len(CELLS)) == len(OFFSETS)
     if total[parted, 0].sum() > 0.25 * total[shifted, 0].sum():  # other ids from the first tokens on
         shifted, parted = np.zeros(len(CELLS), np.bool_), shifted | parted
-    for cause, which in (("shift", shifted), ("retokenisation", parted)):
+    causes: tuple[tuple[CauseId, NDArray[np.bool_]], ...] = (("shift", shifted), ("retokenisation", parted))
+    for cause, which in causes:
         responses = total[which, 0].sum()
         if responses < 2:
             continue
@@ -195,14 +154,14 @@ def _alignment(case: Case) -> Findings:
             ),
         )
         effect = rate.value / 0.01 if responses >= 3 else 0.5
-        share = case.share_of_all(before - after)
-        out.append(Suspicion(cause, _CERTAIN, effect, share, finds, proven=True))  # type: ignore[arg-type]
+        share = case.share(before - after, of_all=True)
+        out.append(Suspicion(cause, _CERTAIN, effect, share, finds, proven=True))
     return out
 
 
 def _wrong(case: Case) -> Findings:
     data = case.cells("wrong").data[:, 0]
-    rare_pi, rare_mu, _, down, squares, _ = data.sum(0)
+    rare_pi, rare_mu, _, down, squares = data.sum(0)
     if rare_pi < 10:
         return []
     rate = ratio(data[:, 2], data[:, 0])
@@ -216,22 +175,16 @@ def _wrong(case: Case) -> Findings:
         ),
         counted("likely_instead_back", back, rare_mu, "the same with pi and mu exchanged: what noise alone would do"),
     )
-    excess = Estimate(rate.value - 3 * back, rate.se, rate.df, rate.n)
+    excess = rate.plus(-3 * back)
     share = case.share(squares)
     proven = excess.z > 6 and excess.value > 0.05 and improper(case)
     first = Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds, proven)
     return [first, *_other_token(case)]
 
 
-def prefill_agrees(case: Case) -> bool:
-    """Tells whether the trainer is far nearer to the engine's prefill than to what the engine logged."""
-    _, to_pi, _, squares = case.cells("prefill").total[0]
-    return bool(to_pi < 0.25 * squares)
-
-
 def _other_token(case: Case) -> Findings:
     """Tests for a token other than the likeliest: ratios over 1 that no distribution allows, and no law in them."""
-    m = case.cells("identity").data[:, 0]
+    m = case.identity
     total = m.sum(0)
     above = ratio(m[:, BOUNDED], m[:, N])
     smooth = case.by_content.share
@@ -239,7 +192,7 @@ def _other_token(case: Case) -> Findings:
     finds = (
         evidence(
             "bounded_mean_ratio",
-            Estimate(above.value + 1, above.se, above.df, above.n),
+            above.plus(1),
             "mean of pi/mu, each counted as at most 20: no log-probs of what was sampled have more than 1",
         ),
         counted(
@@ -256,8 +209,11 @@ def _other_token(case: Case) -> Findings:
     tempered = smooth.value > 0.75 and abs(back.value) < 0.5 * above.value + 2 * back.se
     # With other noise beside it, still a line, and no ratio that a temperature would not make.
     line = case.by_content.linear.value > 0.2 and total[FORWARD] < 2 * total[N]
-    # Of a log-prob that was looked up wrongly, the engine's prefill knows nothing: it agrees with the trainer.
-    alien = "prefill" in case.sums and not prefill_agrees(case)
+    # Of a log-prob that was looked up wrongly, the engine's prefill knows nothing: it is far nearer to the trainer.
+    alien = False
+    if "prefill" in case.sums:
+        _, to_pi, _, squares = case.cells("prefill").total[0]
+        alien = not to_pi < 0.25 * squares
     effect = min(above.value / 0.1, wide / 0.5) * (0.2 if tempered or line or alien else 1.0)
     return [Suspicion("wrong_token", p_above(above), effect, case.share(total[WIDE]), finds)]
 
@@ -267,5 +223,5 @@ STRUCTURAL = Family(
     ("placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token"),
     {"entropy_pi": "foreign text that has real log-probs, and wrong tokens, are harder to see"},
     _measure,
-    _examine,
+    lambda case: [*_not_sampled(case), *_later_turns(case), *_alignment(case), *_wrong(case)],
 )

@@ -1,18 +1,20 @@
-"""Tests a history: whether log-probs can be of what was sampled, how large the gap is, and how it moves over the run.
+"""Diagnoses a run from the history of its metrics alone, and says what that cannot tell: whether log-probs can be of
+what was sampled, how large the gap is, and how it moves over the run.
 
 Steps depend on each other, so that intervals are from means of blocks of steps.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from reweigh.doctor.causes import CauseId
-from reweigh.doctor.diagnosis import Evidence
-from reweigh.doctor.metrics.read import Array, Series
-from reweigh.doctor.metrics.signals import Reading, Signal, Signals
+from reweigh.doctor.causes import ABOUT, BENIGN, ENGINES, PROGRAMS, CauseId, fix_for
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Evidence, Finding, InputNote
+from reweigh.doctor.metrics.read import Array, Series, read_history
+from reweigh.doctor.metrics.signals import FRAMEWORKS, Reading, Signal, Signals, translate
 from reweigh.stats.intervals import t_quantile
 
 FEW = 4  # steps below which nothing is said of a spread
@@ -69,11 +71,6 @@ def mean(values: Array) -> OverSteps:
     means = np.array([b.mean() for b in blocks(values)])
     half = t_quantile(0.975, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
     return OverSteps(value, value - half, value + half, n)
-
-
-def minus(a: OverSteps, b: OverSteps) -> OverSteps:
-    """Subtracts two means of which nothing is known together: half widths add."""
-    return OverSteps(a.value - b.value, a.low - b.high, a.high - b.low, min(a.n, b.n))
 
 
 def fold(series: Series, noisy: bool = False) -> OverSteps:
@@ -189,7 +186,15 @@ def identity(signals: Signals) -> Answer:
     a = mean(k1.series.values) if k1 else None
     b = mean(k3.series.values) if k3 else None
     gap = mean(ratio.series.values - 1) if ratio else None
-    evidence = [*_evidence(k1, a, k3, b, ratio, gap), *_one_sided(signals)]
+    evidence: list[Evidence] = []
+    if ratio and gap:
+        caveat = f"; {ratio.caveat}" if ratio.caveat else ""
+        evidence.append(shown("mean_ratio_minus_1", gap, f"{ratio.name}, less 1; 0 for what was sampled{caveat}"))
+    if k1 and a:
+        evidence.append(shown("k1", a, f"{k1.name}, nats; a KL divergence, so that it cannot be below 0"))
+    if k3 and b:
+        evidence.append(shown("k3", b, f"{k3.name}, nats"))
+    evidence += _one_sided(signals)
     trust = _trust(ratio, gap, b)
     if a and a.high < -MATERIAL_K1 / 2 and a.value < -MATERIAL_K1:
         return _negative(a, gap, evidence, trust)
@@ -270,25 +275,6 @@ def _below_one(k1: Reading | None, k3: Reading | None, evidence: list[Evidence],
     return Answer(clues(evidence, truncated_sampling=(0.75 - less) * trust, vocab_padding=(0.15 + less) * trust))
 
 
-def _evidence(
-    k1: Reading | None,
-    a: OverSteps | None,
-    k3: Reading | None,
-    b: OverSteps | None,
-    ratio: Reading | None,
-    gap: OverSteps | None,
-) -> list[Evidence]:
-    out: list[Evidence] = []
-    if ratio and gap:
-        caveat = f"; {ratio.caveat}" if ratio.caveat else ""
-        out.append(shown("mean_ratio_minus_1", gap, f"{ratio.name}, less 1; 0 for what was sampled{caveat}"))
-    if k1 and a:
-        out.append(shown("k1", a, f"{k1.name}, nats; a KL divergence, so that it cannot be below 0"))
-    if k3 and b:
-        out.append(shown("k3", b, f"{k3.name}, nats"))
-    return out
-
-
 def _one_sided(signals: Signals) -> list[Evidence]:
     k1, size = signals.get("k1"), signals.get("mean_abs")
     if k1 is None or size is None or k1.over != size.over:
@@ -317,9 +303,16 @@ def surprise(signals: Signals) -> Answer:
     log_ppl, entropy = signals.get("log_ppl_pi"), signals.get("entropy")
     if log_ppl is None or entropy is None:
         return Answer()
-    difference, h = _difference(log_ppl, entropy)
-    k3 = signals.get("k3")
-    level = float(k3.series.values.mean()) if k3 else _from_abs(signals)
+    x, y = log_ppl.series.with_(entropy.series)
+    if len(x) >= FEW:
+        difference, h = mean(x.values - y.values), float(y.values.mean())
+    else:  # two means of which nothing is known together: half widths add
+        a, b = mean(log_ppl.series.values), mean(entropy.series.values)
+        difference, h = OverSteps(a.value - b.value, a.low - b.high, a.high - b.low, min(a.n, b.n)), b.value
+    k3, size = signals.get("k3"), signals.get("mean_abs")
+    level = float(k3.series.values.mean()) if k3 else None
+    if level is None and size:  # half the square of mean |log ratio|: no k3 is much smaller
+        level = float(size.series.values.mean()) ** 2 / 2
     if level is None or not h > 0 or not math.isfinite(difference.low):
         return Answer()
     same = log_ppl.over == entropy.over
@@ -333,21 +326,6 @@ def surprise(signals: Signals) -> Answer:
     if level < AGREED:
         return Answer(clues(evidence, both_raw=0.7 if same else 0.6))
     return Answer(clues(evidence, trainer_temperature=0.45)) if difference.value < 0 else Answer()
-
-
-def _difference(log_ppl: Reading, entropy: Reading) -> tuple[OverSteps, float]:
-    """Subtracts step by step where both have the same steps, else mean from mean."""
-    x, y = log_ppl.series.with_(entropy.series)
-    if len(x) >= FEW:
-        return mean(x.values - y.values), float(y.values.mean())
-    h = mean(entropy.series.values)
-    return minus(mean(log_ppl.series.values), h), h.value
-
-
-def _from_abs(signals: Signals) -> float | None:
-    """Returns half the square of mean |log ratio|: no k3 is much smaller."""
-    size = signals.get("mean_abs")
-    return float(size.series.values.mean()) ** 2 / 2 if size else None
 
 
 @dataclass(frozen=True)
@@ -511,20 +489,24 @@ def shape(level: Size, signals: Signals) -> Course:
     series, noisy = level.series, level.bands.noisy
     trend, lag = fold(series, noisy), signals.get("lag")
     calm: Array | None = None
-    found: list[Clue] = []
-    follows = _with_lag(series, lag.series) if lag else None
-    if follows:
-        found += clues([follows], stale_weights=0.65)
+    given: list[Clue] = []
+    follows = False
+    if lag:
+        together = correlation(Series(*_logs(series)), lag.series)
+        follows = together.low > 0.1 and together.value > WITH_LAG
+        if follows:
+            text = "correlation of changes of the level's logarithm with changes of the lag"
+            given += clues([shown("with_lag", together, text)], stale_weights=0.65)
     falls, ends = (None, []) if noisy else _falls(series)
     if falls:
         calm = series.values[np.isin(series.steps, ends)]
-        found += clues([falls], stale_kv=0.4, stale_weights=0.35)
+        given += clues([falls], stale_kv=0.4, stale_weights=0.35)
     rate = signals.get("learning_rate")
     jump, first = (None, 0) if noisy else _onset(series, rate.series if rate else None)
     fixed = lag is not None and float(np.ptp(lag.series.values)) == 0
     if jump:
         calm = series.values[:first]
-        found += clues([jump], weight_sync=0.5 if fixed else 0.4, stale_weights=0.1 if fixed else 0.35)
+        given += clues([jump], weight_sync=0.5 if fixed else 0.4, stale_weights=0.1 if fixed else 0.35)
     if not falls and trend.low > SURE and trend.value > GROWS:
         text = f"{level.reading.name} at the end of the run over its start"
         grown = shown("growth", trend, text)
@@ -532,14 +514,14 @@ def shape(level: Size, signals: Signals) -> Course:
         end = float(series.values[-max(1, len(series) // 5) :].mean())
         scale = 1.0 if level.band(end) >= 2 else 0.7  # growth within what rounding makes
         less = 0.3 if fixed or follows else 1.0
-        found += clues(
+        given += clues(
             [grown],
             stale_weights=0.42 * scale * (less if fixed else 1.0),
             weight_sync=0.4 * scale * (less if follows else 1.0),
             update_below_precision=0.3 * scale,
             stale_kv=0.25 * scale,
         )
-    return Course(Answer(tuple(found)), calm)
+    return Course(Answer(tuple(given)), calm)
 
 
 def _logs(series: Series) -> tuple[Array, Array]:
@@ -581,7 +563,11 @@ def _falls(series: Series) -> tuple[Evidence | None, list[float]]:
     down = changes < -max(math.log(JUMP), NOISE * math.sqrt(2) * _deviation(changes))
     places = np.flatnonzero(down)
     ends = [0, *(places + 1).tolist()]
-    climbs = [_climb(logs[a:b]) for a, b in zip(ends, [*ends[1:], len(logs)], strict=True) if b - a >= FEW]
+    climbs = [  # rank correlations with time
+        float(np.corrcoef(np.argsort(np.argsort(logs[a:b])), np.arange(b - a))[0, 1])
+        for a, b in zip(ends, [*ends[1:], len(logs)], strict=True)
+        if b - a >= FEW
+    ]
     if len(places) < 2 or len(climbs) < 2 or float(np.median(climbs)) < CLIMB:
         return None, []
     at = ", ".join(f"{steps[p + 1]:g}" for p in places[:4])
@@ -589,14 +575,139 @@ def _falls(series: Series) -> tuple[Evidence | None, list[float]]:
     return Evidence("falls_back", float(len(places)), text, n=len(logs)), [float(steps[e]) for e in ends]
 
 
-def _climb(logs: Array) -> float:
-    """Returns the rank correlation with time."""
-    return float(np.corrcoef(np.argsort(np.argsort(logs)), np.arange(len(logs)))[0, 1])
+_MOVING: frozenset[CauseId] = frozenset({"stale_weights", "weight_sync", "update_below_precision"})
+_TAKES: Mapping[CauseId, tuple[Signal, ...]] = {
+    "raw_logprobs": ("k1", "mean_ratio"),
+    "truncated_sampling": ("k1", "k3", "mean_ratio"),
+    "vocab_padding": ("k1", "k3", "mean_ratio"),
+    "wrong_token": ("k1", "k3", "mean_ratio"),
+    "shift": ("k1", "k3", "mean_ratio"),
+    "both_raw": ("log_ppl_pi", "entropy"),
+    "trainer_temperature": ("log_ppl_pi", "entropy"),
+}
+_LOST: Mapping[Signal, str] = {
+    "k1": "its sign, which tells log-probs from before temperature",
+    "mean_ratio": "whether the log-probs can be those that were sampled from",
+    "entropy": "whether both sides log before temperature",
+    "log_ppl_pi": "whether both sides log before temperature",
+    "lag": "whether the gap follows the lag",
+}
 
 
-def _with_lag(series: Series, lag: Series) -> Evidence | None:
-    steps, logs = _logs(series)
-    together = correlation(Series(steps, logs), lag)
-    if not (together.low > 0.1 and together.value > WITH_LAG):
-        return None
-    return shown("with_lag", together, "correlation of changes of the level's logarithm with changes of the lag")
+def missing(signals: Signals) -> tuple[InputNote, ...]:
+    """Lists signals that are not there, and what is lost without them."""
+    notes: list[InputNote] = []
+    for signal, lost in _LOST.items():
+        if signals.get(signal) is not None:
+            continue
+        there = signals.readings.get(signal)
+        names = [k.name for k in FRAMEWORKS[signals.framework] if k.signal == signal and k.usable]
+        rule = f"no usable {signal}:"
+        if there is not None:
+            rule = f"{there.name} cannot be used for {signal}: {there.caveat or 'it does not fit the others'};"
+        if signals.framework == "trl" and signal == "mean_ratio":
+            rule = "sampling/importance_sampling_ratio is logged after clamp and mask;"
+        hint = f"log {' or '.join(names)}" if names else f"{signals.framework} logs none; reweigh's own logging does"
+        notes.append(InputNote(f"{rule} lost is {lost}", 1, "metrics", hint=hint))
+    return tuple(notes)
+
+
+def cannot_tell(
+    signals: Signals, named: Collection[CauseId], excluded: Collection[CauseId], moves: bool
+) -> tuple[CannotTell, ...]:
+    """Lists every cause that is neither named for sure nor ruled out.
+
+    Args:
+        signals: what there is.
+        named: causes that are named with a confidence of 0.5 or more.
+        excluded: causes that a test rules out.
+        moves: whether the level grows, jumps or falls back over the run.
+    """
+    settled = {*named, *excluded, *BENIGN}
+    out: list[CannotTell] = []
+    for cause, about in ABOUT.items():
+        if cause in settled:
+            continue
+        reason = about.unseen
+        if cause in _MOVING and not moves:
+            reason = "the gap does not move over the run, but updates may be too small or too few for it to show"
+        if absent := [s for s in _TAKES.get(cause, ()) if signals.get(s) is None]:
+            reason = f"it takes {' and '.join(absent)}, which {signals.framework}'s history does not have"
+        out.append(CannotTell(cause, reason, about.needs, about.experiment))
+    return tuple(out)
+
+
+def diagnose_metrics(path: str | Path, framework: str | None = None) -> Diagnosis:
+    """Diagnoses a run from the history of its metrics: k3 - k1 = mean ratio - 1, and what else scalars can show.
+
+    For runs of which no log-probs were kept. Scalars rarely prove: no confidence is over 0.8, and `cannot_tell` is
+    long. `reweigh.records` of one step say more than the history of all.
+
+    Args:
+        path: CSV, JSONL, JSON or Parquet with one row a step, or a TensorBoard log directory.
+        framework: whose metric names they are: "reweigh", "verl", "slime" (miles too), "nemo-rl", "prime-rl", "trl",
+            "skyrl", "ms-swift", "openrlhf", "tinker", "open-instruct", "areal"; None to recognise them.
+
+    Returns:
+        A diagnosis with `source="metrics"`. The n of its evidence counts steps, and intervals are from means of blocks
+        of steps, since steps are not independent.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it cannot be read, or no metric in it is known.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> rows = ["step,rollout_corr/kl,rollout_corr/k3_kl"]
+        >>> rows += [f"{i},{-0.20 - 0.01 * (i % 3)},{0.18 + 0.01 * (i % 2)}" for i in range(12)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "run.csv"
+        ...     _ = file.write_text(chr(10).join(rows))
+        ...     diagnosis = diagnose_metrics(file)
+        >>> print(diagnosis.verdict, diagnosis.causes[0].confidence)
+        raw_logprobs 0.8
+    """
+    return diagnose_signals(translate(read_history(path), framework))
+
+
+def diagnose_signals(signals: Signals) -> Diagnosis:
+    """Diagnoses a run from signals that have been read."""
+    first = identity(signals)
+    broken = any(c.confidence >= NAMED for c in first.clues)
+    answers = [first] if broken else [first, surprise(signals)]  # a broken identity shifts the surprise too
+    level, moves = level_of(signals), False
+    if level is not None:
+        course = shape(level, signals)
+        answers.append(course.answer)
+        moves = course.calm is not None
+        if not broken:  # else its size is that of the fault, and says nothing of other causes
+            answers.append(compare(level, course.calm, untested(signals)))
+    excluded = frozenset[CauseId]().union(*(a.excluded for a in answers))
+    findings = _ranked([c for a in answers for c in a.clues], excluded, signals.framework)
+    named: list[CauseId] = [f.id for f in findings if f.confidence >= NAMED]
+    excluded -= {f.id for f in findings}
+    return Diagnosis(
+        verdict=findings[0].id if findings else "none",
+        causes=tuple(findings),
+        cannot_tell=cannot_tell(signals, named, excluded, moves),
+        source="metrics",
+        notes=(*signals.notes, *missing(signals)),
+    )
+
+
+def _ranked(given: Sequence[Clue], excluded: Collection[CauseId], framework: str) -> list[Finding]:
+    """Makes one finding a cause, the likeliest first; several clues for one cause keep the highest confidence."""
+    by_cause: dict[CauseId, list[Clue]] = {}
+    for clue in given:
+        if clue.id not in excluded or clue.confidence >= NAMED:
+            by_cause.setdefault(clue.id, []).append(clue)
+    programs = (*ENGINES, framework) if framework in PROGRAMS else ENGINES
+    findings: list[Finding] = []
+    for cause, ones in by_cause.items():
+        ones.sort(key=lambda c: -c.confidence)
+        evidence = tuple(dict.fromkeys(e for clue in ones for e in clue.evidence))
+        fix = fix_for(cause, programs)
+        findings.append(Finding(cause, ones[0].confidence, None, evidence, ABOUT[cause].rules_out, fix))
+    strongest = max((f.confidence for f in findings if f.id not in BENIGN), default=0.0)
+    return sorted((f for f in findings if strongest < NAMED or f.id not in BENIGN), key=lambda f: -f.confidence)

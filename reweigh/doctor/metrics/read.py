@@ -1,7 +1,7 @@
 """Reads the history of a run: CSV, JSON lines, a trainer's JSON, Parquet, or a TensorBoard log directory."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
 # pyright: reportUnknownArgumentType=false, reportMissingImports=false
+# pyarrow and tensorboard ship no types.
 
 import csv
 import json
@@ -42,7 +42,7 @@ class Series:
     values: Array
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Counts the steps."""
         return len(self.steps)
 
     def with_(self, other: "Series") -> tuple["Series", "Series"]:
@@ -96,26 +96,23 @@ class History:
                 f"diagnose_metrics: {path} has no numbers in it\n"
                 "hint: give the history of a run: one row a step, one column a metric."
             )
-        metrics = {name: _series(values) for name, values in by_metric.items()}
-        return cls(path, metrics, (*_notes(bad, twice),))
-
-
-def _series(values: Mapping[float, float]) -> Series:
-    steps = np.array(sorted(values), dtype=np.float64)
-    return Series(steps, np.array([values[s] for s in steps.tolist()], dtype=np.float64))
-
-
-def _notes(bad: Mapping[str, list[str]], twice: Mapping[str, list[str]]) -> Iterable[InputNote]:
-    for name, places in bad.items():
-        yield InputNote(f"{name} is not finite", len(places), "steps", places[0], "left out; look for what made it so")
-    for name, places in twice.items():
-        yield InputNote(
-            f"{name} has several values at one step",
-            len(places),
-            "steps",
-            places[0],
-            "the last one counts; several runs in one file have to be split",
-        )
+        metrics: dict[str, Series] = {}
+        for name, seen in by_metric.items():
+            steps = np.array(sorted(seen), dtype=np.float64)
+            metrics[name] = Series(steps, np.array([seen[s] for s in steps.tolist()], dtype=np.float64))
+        notes = [
+            InputNote(f"{name} {rule}", len(places), "steps", places[0], hint)
+            for rule, hint, of in (
+                ("is not finite", "left out; look for what made it so", bad),
+                (
+                    "has several values at one step",
+                    "the last one counts; several runs in one file have to be split",
+                    twice,
+                ),
+            )
+            for name, places in of.items()
+        ]
+        return cls(path, metrics, tuple(notes))
 
 
 def step_column(names: Iterable[str], place: str) -> str:
@@ -148,9 +145,6 @@ def number(value: Any) -> float | None:
         except ValueError:
             return None
     return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else None
-
-
-# pyarrow ships no types.
 
 
 _RUN_METRIC = re.compile(r"^(?P<run>.+?) - (?P<metric>\S.*)$")  # a column of a chart exported from Weights & Biases
@@ -269,11 +263,15 @@ def _cells(path: Path, rows: Iterable[_Row]) -> Iterator[Point]:
             value = number(raw)
             if name == step or value is None:
                 continue
-            found = _RUN_METRIC.match(name)
-            if found:
-                runs.add(found["run"])
-                _one_run(path, runs)
-            yield Point(found["metric"] if found else name, at, value, place)
+            export = _RUN_METRIC.match(name)
+            if export:
+                runs.add(export["run"])
+                if len(runs) > 1:
+                    raise ValueError(
+                        f"diagnose_metrics: {path} has several runs: {', '.join(sorted(runs))}\n"
+                        "hint: export one run; the doctor sees one at a time."
+                    )
+            yield Point(export["metric"] if export else name, at, value, place)
     if step is None:
         raise _empty(path)
 
@@ -296,19 +294,8 @@ def _step(row: Mapping[str, Any], before: str | None, place: str) -> str:
         raise
 
 
-def _one_run(path: Path, runs: set[str]) -> None:
-    if len(runs) > 1:
-        raise ValueError(
-            f"diagnose_metrics: {path} has several runs: {', '.join(sorted(runs))}\n"
-            "hint: export one run; the doctor sees one at a time."
-        )
-
-
-# tensorboard ships no types.
-
-
-_ALL = 0  # keep every point; the reader's default keeps a sample of them
-_GUIDANCE = {"scalars": _ALL, "tensors": _ALL, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
+# 0: keep every point; the reader's default keeps a sample of them.
+_GUIDANCE = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
 
 
 def is_event_file(path: Path) -> bool:
@@ -337,7 +324,7 @@ def event_cells(path: Path) -> Iterator[Point]:
             "diagnose_metrics: reading event files needs the package tensorboard\n"
             'hint: pip install "reweigh[tensorboard]", or export the history as CSV.'
         ) from e
-    found: dict[Path, list[Point]] = {}
+    by_run: dict[Path, list[Point]] = {}
     for file in files:
         log = reader.EventAccumulator(str(file), size_guidance=_GUIDANCE)
         log.Reload()
@@ -353,11 +340,11 @@ def event_cells(path: Path) -> Iterator[Point]:
                 if value.size == 1 and value.dtype.kind in "fiu":
                     cells.append(Point(tag, float(event.step), float(value.item()), f"{file}: step {event.step}"))
         if cells:  # a directory of settings beside the run has none
-            found.setdefault(file.parent, []).extend(cells)
-    if len(found) > 1:
-        homes = ", ".join(sorted(str(home.relative_to(path)) for home in found)[:5])
+            by_run.setdefault(file.parent, []).extend(cells)
+    if len(by_run) > 1:
+        homes = ", ".join(sorted(str(home.relative_to(path)) for home in by_run)[:5])
         raise ValueError(f"diagnose_metrics: {path} has several runs: {homes}\nhint: give the directory of one.")
-    for cells in found.values():
+    for cells in by_run.values():
         yield from cells
 
 

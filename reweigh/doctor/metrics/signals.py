@@ -30,7 +30,6 @@ mean_ratio = mean e^Delta, mean_abs = mean |Delta|, prob_diff of |pi - mu|, mult
 e^(2 Delta) - 1; log_ppl = mean of -log pi or -log mu; entropy of pi; weight_mean is of weights after bounds."""
 
 Mean = Literal["tokens", "sequences"]
-SEQUENCES = "mean over sequences of the mean of each"
 _AFTER = "after bounds and masks: it says nothing of the raw ratio"
 
 
@@ -172,11 +171,6 @@ FRAMEWORKS: Mapping[str, tuple[Known, ...]] = {
 """Metrics by framework. reweigh's own names come first: its numbers are raw."""
 
 
-def known(framework: str) -> tuple[Known, ...]:
-    """Lists what a framework logs, and what all log."""
-    return (*FRAMEWORKS[framework], *_COMMON)
-
-
 _AGREE = 1e-3  # of k3 and of 1e-6 nats, what rounding in a log file may make of an exact identity
 
 
@@ -255,25 +249,22 @@ def translate(history: History, framework: str | None = None) -> Signals:
     if framework is not None and framework not in FRAMEWORKS:
         raise ValueError(f"diagnose_metrics: no framework {framework!r}\nhint: use one of {', '.join(FRAMEWORKS)}.")
     framework = framework or recognise(history.metrics)
-    found: dict[Signal, Reading] = {}
-    for entry in known(framework):
+    readings: dict[Signal, Reading] = {}
+    for entry in (*FRAMEWORKS[framework], *_COMMON):
         for name in sorted(history.metrics, key=len):
-            if entry.matches(name) and entry.signal not in found:
-                found[entry.signal] = _reading(entry, name, history.metrics[name])
-    if not any(found[s].usable for s in found if s not in _SIDE):
+            if entry.matches(name) and entry.signal not in readings:
+                series = history.metrics[name].scaled(entry.factor)
+                readings[entry.signal] = Reading(name, series, entry.over, entry.caveat, entry.usable)
+    if not any(readings[s].usable for s in readings if s not in _SIDE):
         raise ValueError(
             f"diagnose_metrics: {history.path} has no metric of the gap that {framework} logs\n"
             "hint: log one of " + ", ".join(k.name for k in FRAMEWORKS[framework] if k.usable) + "."
         )
-    notes = [*history.notes, *_disagreement(found)]
-    return Signals(framework, _completed(found), tuple(notes))
+    notes = [*history.notes, *_disagreement(readings)]
+    return Signals(framework, _completed(readings), tuple(notes))
 
 
 _SIDE: frozenset[Signal] = frozenset({"entropy", "lag", "grad_norm", "learning_rate", "weight_mean", "log_ppl_pi"})
-
-
-def _reading(entry: Known, name: str, series: Series) -> Reading:
-    return Reading(name, series.scaled(entry.factor), entry.over, entry.caveat, entry.usable)
 
 
 def _sum(a: Reading, b: Reading, signs: tuple[int, int], plus: float, formula: str) -> Reading | None:
@@ -286,10 +277,10 @@ def _sum(a: Reading, b: Reading, signs: tuple[int, int], plus: float, formula: s
     return Reading(formula, Series(x.steps, values), a.over, caveat)
 
 
-def _completed(found: dict[Signal, Reading]) -> dict[Signal, Reading]:
+def _completed(readings: dict[Signal, Reading]) -> dict[Signal, Reading]:
     """Fills in the third of k1, k3 and the mean ratio from any two; a difference of log-perplexities gives k1."""
-    out = dict(found)
-    usable = {s: r for s, r in found.items() if r.usable}
+    out = dict(readings)
+    usable = {s: r for s, r in readings.items() if r.usable}
     pi, mu = usable.get("log_ppl_pi"), usable.get("log_ppl_mu")
     if "k1" not in usable and pi and mu:
         made = _sum(pi, mu, (1, -1), 0.0, f"{pi.name} - {mu.name}")
@@ -311,9 +302,9 @@ def _completed(found: dict[Signal, Reading]) -> dict[Signal, Reading]:
     return out
 
 
-def _disagreement(found: dict[Signal, Reading]) -> list[InputNote]:
+def _disagreement(readings: dict[Signal, Reading]) -> list[InputNote]:
     """Notes where k3 - k1 = mean ratio - 1 fails: it is algebra, so they are of other masks or reductions."""
-    k1, k3, ratio = found.get("k1"), found.get("k3"), found.get("mean_ratio")
+    k1, k3, ratio = readings.get("k1"), readings.get("k3"), readings.get("mean_ratio")
     if not (k1 and k3 and ratio and ratio.usable):
         return []
     difference = _sum(k3, k1, (1, -1), 0.0, "")
@@ -323,7 +314,7 @@ def _disagreement(found: dict[Signal, Reading]) -> list[InputNote]:
     off = abs(x.values - (y.values - 1)) > _AGREE * (abs(x.values) + abs(y.values - 1)) + 1e-6
     if not off.any():
         return []
-    found["mean_ratio"] = replace(ratio, usable=False)
+    readings["mean_ratio"] = replace(ratio, usable=False)
     place = f"step {x.steps[off][0]:g}"
     rule = f"{k3.name} - {k1.name} is not {ratio.name} - 1"
     return [
