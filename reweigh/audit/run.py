@@ -189,7 +189,7 @@ def answer(found: Scanned) -> Audit:
     return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))
 
 
-def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[str, ...] = ()) -> Audit:
+def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
     """Make the audit of what was read.
 
     Raises:
@@ -243,17 +243,21 @@ def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[str, ...] 
         {name: Tail.of(sums.levels[name], summary) for name, summary in levels.items()},
         tuple(sums.worst.found),
         sums.positive,
-        (*left_out, *_notes(files, levels, sums)),
+        (*map(_left_out, left_out), *_notes(files, levels, sums)),
     )
 
 
-def _nothing(files: tuple[FileRead, ...], sums: Sums, left_out: tuple[str, ...]) -> str:
+def _left_out(rule: Violation) -> str:
+    return f"{rule.count:,} row{'' if rule.count == 1 else 's'} left out: {rule.rule}, first in {rule.place}"
+
+
+def _nothing(files: tuple[FileRead, ...], sums: Sums, left_out: tuple[Violation, ...]) -> str:
     """Say why there is nothing to judge, and what to do."""
     rows = sum(file.rows for file in files)
     where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
     if rows == 0 and left_out:
-        what = f"nothing to judge: {'; '.join(left_out)}"
-        hint = "`reweigh records validate` says what to do about each."
+        what = f"nothing to judge: {'; '.join(map(_left_out, left_out))}"
+        hint = left_out[0].hint if len(left_out) == 1 else "`reweigh records validate` says what to do about each."
     elif rows == 0:
         what, hint = "there are no records", "did the run that wrote it get to its first response?"
     else:

@@ -106,11 +106,11 @@ class Scanned:
             merged = merged.merged(file.info)
         return merged
 
-    def left_out(self, columns: Collection[str]) -> Iterator[str]:
-        """Say which rows were left out because of these columns, and why."""
+    def left_out(self, columns: Collection[str]) -> Iterator[Violation]:
+        """Give the rules because of which rows were left out, of those on these columns."""
         for one in self.notes.values():
             if one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns:
-                yield f"{one.count:,} row{'' if one.count == 1 else 's'} left out: {one.rule}, first in {one.place}"
+                yield one
 
     def done(self) -> None:
         """Delete the state file: what was wanted of the sums has been worked out of them."""
