@@ -26,6 +26,7 @@ from reweigh.audit.where import CUTS, Cut, Strata, TokenRows, all_strata
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
 from reweigh.records.files import OF_BATCH, Paths
+from reweigh.records.schema import Violation
 from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
