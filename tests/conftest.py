@@ -90,6 +90,9 @@ if os.environ.get("CI"):
         return _failed((yield))
 
 
+UNCHECKED = {}  # the one copy without checks, for all test files: a compiler remembers modules by their names
+
+
 @pytest.fixture(scope="module")
 def unchecked():
     """The package without the run-time checks, as users have it: a compiler cannot see through them."""
@@ -97,10 +100,10 @@ def unchecked():
     ours = lambda: [name for name in sys.modules if name.split(".")[0] == "reweigh"]  # noqa: E731
     checked = {name: sys.modules.pop(name) for name in ours()}
     HOOK.uninstall()
+    sys.modules.update(UNCHECKED)
     module = importlib.import_module("reweigh")
     importlib.import_module("reweigh.testing")
     yield module
-    for name in ours():
-        del sys.modules[name]
+    UNCHECKED.update({name: sys.modules.pop(name) for name in ours()})
     sys.modules.update(checked)
     HOOK = hook()
