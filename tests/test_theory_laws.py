@@ -164,3 +164,9 @@ def test_finite_law_by_hand():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_second_moment_of_ratios_whose_squares_are_no_float64():
+    p = np.array([1e-200, 1 - 1e-200])
+    rare = FiniteRatio(np.array([400.0, -1.0]), p)
+    assert math.log(rare.m2) == pytest.approx(800 + math.log(1e-200), rel=1e-12)

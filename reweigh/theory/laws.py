@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+_LARGEST = 709.0  # nats: the exponential of more is no float64
+
+
 @final
 @dataclass(frozen=True)
 class LogNormalRatio:
@@ -187,7 +190,11 @@ class FiniteRatio:
     @property
     def m2(self) -> float:
         """`E_mu r^2`: 1 + chi-square where mu covers pi."""
-        return self.mean(np.exp(2 * self.log_ratio))
+        down = max(0.0, 2 * float(self.log_ratio.max()) - _LARGEST)
+        scaled = self.mean(np.exp(2 * self.log_ratio - down))
+        if down == 0 or scaled == 0:
+            return scaled
+        return math.exp(math.log(scaled) + down)  # at most the largest ratio, whose mean is at most 1
 
     @property
     def chi2(self) -> float:
