@@ -147,7 +147,7 @@ def vocabulary_figures() -> dict[str, Call]:
     """From logits and hidden states."""
     import torch
 
-    places = ("reweigh.", "reweigh.logits.", "reweigh.logits.")
+    places = ("reweigh.", "reweigh.logits.", "reweigh.vocabulary.")
     divergences, log_probs, linear = (
         public(*(place + name for place in places))
         for name in ("state_divergences", "log_probs", "linear_log_probs")

@@ -381,7 +381,7 @@ def a_trl_step(root: Path, folder: Path) -> Callable[[], object]:
 
     import reweigh as rw
 
-    places = ["reweigh.trainers.trl", "reweigh.trainers.trl"]
+    places = ["reweigh.trainers.trl", "reweigh.adapters.trl"]
     at = next(name for name in places if (root / (name.replace(".", "/") + ".py")).is_file())
     words = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"])}
     plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
