@@ -65,6 +65,7 @@ def test_retained_mass():
     assert figures.retained_mass(world, seq_tis(1.1))[-1] < 1
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     out = tmp_path / "new" / "figures"
     found = draw("--out", out, "second-moment")

@@ -79,6 +79,7 @@ def run(code, folder):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ_BACK)
 def test_a_logger_keeps_names_values_and_steps(name, tmp_path):
     steps = [(3, METRICS), (4, {k: 2 * v for k, v in METRICS.items()})]
@@ -88,6 +89,7 @@ def test_a_logger_keeps_names_values_and_steps(name, tmp_path):
     assert found == {key: [(3, x), (4, 2 * x)] for key, x in METRICS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ_BACK)
 def test_no_run_is_an_error_that_says_how_to_start_one(name, tmp_path):
     code = START.format(steps=[(1, METRICS)])

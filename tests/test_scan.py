@@ -45,11 +45,13 @@ def test_an_audit_with_a_diagnosis_is_both_to_the_last_bit(name):
     assert together(path) == (document(audit(path)), doctor(path).to_dict())
 
 
+@pytest.mark.slow
 def test_every_cut_together_is_every_cut_alone(tmp_path, small):
     path = write(tmp_path / "a.parquet", ROWS, row_group=5)
     assert together(path, by=BYS) == (document(audit(path, by=BYS)), doctor(path, by=BYS).to_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "jsonl.gz"])
 def test_an_audit_opens_its_file_once_and_reads_it_once(tmp_path, form):
     """By Python's own audit hook, in a fresh interpreter; Arrow is never given a path to open by itself."""
