@@ -1,6 +1,6 @@
 """Compares two checkouts: the same inputs, the same commands, field by field; runs that fail count too.
 
-    python benchmarks/same_outputs.py --before ../other --cache /tmp/same            # against this checkout
+    python benchmarks/same_outputs.py --before ../other --cache build/same            # against this checkout
     python benchmarks/same_outputs.py --before ../other --only audit,doctor --inputs 'records/*'
     python benchmarks/same_outputs.py --before ../other --terminal --out differences.txt
 

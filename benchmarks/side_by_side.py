@@ -1,7 +1,7 @@
 """Speed of two checkouts in one run, in turns: the hot path, statistics, divergences, and the commands on 3 M tokens.
 
     python benchmarks/side_by_side.py --before ../other                    # against this checkout
-    python benchmarks/side_by_side.py --before ../other --what commands --only 'audit*' --file /tmp/records.parquet
+    python benchmarks/side_by_side.py --before ../other --what commands --only 'audit*' --file build/records.parquet
     python benchmarks/side_by_side.py --before ../other --only '*64x8192*' --rounds 31
 
 A figure is run by both in turns, A B B A ..., on the same inputs with one thread: functions in a process of each that

@@ -330,11 +330,11 @@ class ParetoSmooth(Transform):
 def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
     """Smooth the upper tail of log ratios: these, and the tail's index; None if it has too many ties for a fit.
 
-    The tail has `3 sqrt(n)` units, at most a fifth (Vehtari et al. 2024). Each is moved to the quantile of the fitted
+    Each of the `tail_length(n)` largest is moved to the quantile of the fitted
     distribution that its rank stands for, at most to the largest ratio there is.
     """
     n = len(log_ratio)
-    tail = n // 5 if n <= 225 else int(3 * math.sqrt(n))
+    tail = tail_length(n)
     order = np.argsort(log_ratio)
     log_tail = log_ratio[order[n - tail :]]
     largest = log_tail[-1]
@@ -351,6 +351,11 @@ def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     out = log_ratio.copy()
     out[order[n - tail :]] = smoothed
     return out, index
+
+
+def tail_length(n: int) -> int:
+    """Count the units of a tail: `3 sqrt(n)`, at most a fifth (Vehtari et al. 2024)."""
+    return n // 5 if n <= 225 else int(3 * math.sqrt(n))
 
 
 def pareto_fit(excess: NDArray[np.float64]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from reweigh.batch import Batch, log_ratio_of, tame
 from reweigh.layout import CHUNK_ROWS, WIDTH, Packed, Padded, Tiles, in_a_graph, may_look, ones_of, operator
 from reweigh.levels import SEQUENCE, TOKEN, TURN, Level, heads
 from reweigh.stats.intervals import Interval, bounded, design_effect
-from reweigh.transforms import smoothed_tail
+from reweigh.transforms import smoothed_tail, tail_length
 
 Array = NDArray[np.float64]
 
@@ -300,8 +300,7 @@ class HostSums:
         fit = smoothed_tail(sample)
         if fit is None:
             return TailFit()
-        length = n // 5 if n <= 225 else int(3 * math.sqrt(n))  # Vehtari et al. 2024
-        return TailFit(fit[1], np.sort(fit[0])[::-1][: min(length, len(top))])
+        return TailFit(fit[1], np.sort(fit[0])[::-1][: min(tail_length(n), len(top))])
 
 
 @dataclass(frozen=True, eq=False)
