@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
-from reweigh.doctor.cells import Cells, Keyed, Prompts
+from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
 from reweigh.doctor.families import FAMILIES
@@ -202,7 +202,7 @@ def question(known: Known, by: Iterable[By] = (), most: int | None = None) -> Fa
         "doctor",
         partial(_measure, cuts, share),
         None,
-        (Read, Visit, Slices, Cells, Keyed, Prompts),
+        (Read, Visit, Slices, Cells, Keyed, Prompts, Responses),
         {"cuts of the doctor": list(cuts), "tokens that the doctor looks at": most},
     )
 

@@ -121,6 +121,36 @@ class CannotTell:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The few responses that carry nearly all of the gap.
+
+    Attributes:
+        responses: how many they are.
+        of: how many were looked at.
+        share: of the squared log ratios that they carry, each of a token counted as at most `(2 (1 - p))^2`.
+        times: by how much their tokens' mean size exceeds that of the others.
+        shared: what they have in common that hardly any other response has: "prompt", "env", "step", "turns", "length"
+            (less than so many tokens), "finish reason", "version", with the values.
+    """
+
+    responses: int
+    of: int
+    share: float
+    times: float
+    shared: Mapping[str, tuple[str, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "responses": self.responses,
+            "of": self.of,
+            "share": _plain(self.share),
+            "times": _plain(self.times),
+            "shared": {name: list(values) for name, values in self.shared.items()},
+        }
+
+
+@dataclass(frozen=True)
 class InputNote:
     """Something wrong with the data itself, counted.
 

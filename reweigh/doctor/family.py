@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from reweigh.doctor.causes import CauseId
-from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, jackknife
+from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, Responses, jackknife
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.scan.tokens import Tokens
 
@@ -18,7 +18,7 @@ SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7
 ENTROPY_EDGES = np.array([0.05, 0.2, 0.5, 0.9, 1.4, 2.0, 2.8, 3.8, 5.0])
 NUM_SURPRISAL, NUM_ENTROPY = len(SURPRISAL_EDGES) + 1, len(ENTROPY_EDGES) + 1
 
-AnySums = Cells | Keyed | Prompts
+AnySums = Cells | Keyed | Prompts | Responses
 Sums = Mapping[str, AnySums]
 Findings = list[Suspicion | CannotTell]
 

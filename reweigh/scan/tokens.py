@@ -365,9 +365,13 @@ class Rows:
         pack: place in its packed row, from 0; None if not known.
         env: name of the environment, None where there is none; None if no response has one.
         sizes: tokens in the response, masked ones included.
+        key: hash of the response.
+        prompt: name of the prompt; None if no response has one.
+        finish: why sampling ended; None if no response says it.
     """
 
     group: Ints
+    key: Ints
     bucket: Ints
     sizes: Ints
     step: Ints | None
@@ -375,6 +379,8 @@ class Rows:
     prompt_length: Ints | None
     pack: Ints | None
     env: NDArray[Any] | None
+    prompt: NDArray[Any] | None
+    finish: NDArray[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,6 +399,7 @@ class Tokens:
         entropy: of pi, nats.
         repeat: log_pi a second time.
         prefill: log_mu by the engine's prefill.
+        advantage: of the token; None if not known.
         rows: what holds for whole responses.
     """
 
@@ -407,6 +414,7 @@ class Tokens:
     entropy: Array | None
     repeat: Array | None
     prefill: Array | None
+    advantage: Array | None
     rows: Rows
 
     def __len__(self) -> int:
@@ -509,15 +517,19 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
     log_pi, log_mu = column("log_pi", np.float64), column("log_mu", np.float64)
     if log_pi is None or log_mu is None:  # a table without a row has null lists
         log_pi = log_mu = np.zeros(len(seq))
+    keys = stable_hashes(single(table, "sequence_id"), "sequence")
     rows = Rows(
         groups_of(table),
-        _clusters(stable_hashes(single(table, "sequence_id"), "sequence")),
+        keys,
+        _clusters(keys),
         sizes,
         _row_numbers(table, "step"),
         _row_numbers(table, "trainer_version"),
         _row_numbers(table, "prompt_length"),
         pack,
         _names(table, "env"),
+        _names(table, "prompt_id"),
+        _names(table, "finish_reason"),
     )
     whole = Tokens(
         log_pi,
@@ -531,6 +543,7 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
         _within(column("entropy_pi", np.float64), 0.0, np.inf),
         _within(column("log_pi_repeat", np.float64), -np.inf, 0.0),
         _within(column("log_mu_prefill", np.float64), -np.inf, 0.0),
+        column("advantage", np.float64),
         rows,
     )
     return whole.take(live)

@@ -233,6 +233,18 @@ def _grid(case: Case) -> tuple[Array, Array, Array] | None:
     return np.stack([keyed.data[key] for key in keys], 1), step, lag
 
 
+def sizes_by_step(case: Case) -> Array:
+    """Returns the mean size at each step, or range of steps; empty if no step is known."""
+    grid = _grid(case)
+    if grid is None:
+        return np.zeros(0)
+    data, step, _ = grid
+    total = data.sum(0)
+    n = np.array([total[(step == s), 0].sum() for s in np.unique(step)])
+    size = np.array([total[(step == s), 1].sum() for s in np.unique(step)])
+    return (size / np.maximum(n, 1))[n >= 50]
+
+
 def _rate(data: Array) -> Estimate:
     return ratio(data[:, 1], data[:, 0])
 
