@@ -303,7 +303,7 @@ class Recipe:
         text: what it reads and writes: "code" and "prose" of the standard library, or "sums".
         steps: of training.
         sharpness: see `pretrain`.
-        length: tokens of a piece of training text.
+        length: tokens of a piece of training text: no response goes far beyond it, where no model would make sense.
         max_tokens: sampled in one response.
         mean_tokens: in one response, about, tools included.
         lr: of a usual step of the run.
@@ -330,6 +330,7 @@ RECIPES: dict[WorldName, Recipe] = {
         "two layers, 300 ids, code, unsure",
         Shape(300, layers=2, hidden=256, **_NARROW),
         sharpness=1.0,
+        length=384,
         max_tokens=200,
         mean_tokens=150,
     ),
@@ -362,7 +363,7 @@ RECIPES: dict[WorldName, Recipe] = {
         "two layers, 500 ids, code, responses of 1,600 tokens",
         Shape(500, layers=2, hidden=256, **_NARROW),
         sharpness=1.2,
-        length=768,
+        length=1792,
         max_tokens=1600,
         mean_tokens=500,
         run_steps=4,

@@ -56,7 +56,7 @@ def doctor(
     ] = None,
     form: Form = "text",
     fail_on: Annotated[
-        FailOn, typer.Option(help="`cause`: exit code 1 if the verdict is anything but none and numerics.")
+        FailOn, typer.Option(help="`cause`: exit code 1 if a cause is named that calls for something; not if nothing is decided.")
     ] = "never",
     keep_going: KeepGoing = True,
     reader: Reader = None,
@@ -117,5 +117,5 @@ def doctor(
         to_terminal([replace(verdict(found), wrap=False)], stdout())
     else:
         terminal(found, stdout())
-    if fail_on == "cause" and not found.benign:
+    if fail_on == "cause" and found.decided and not found.benign:
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from reweigh.doctor.causes import CAUSES, CauseId
-from reweigh.doctor.cells import Estimate, ratio
+from reweigh.doctor.cells import Estimate, Keyed, ratio
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion, adjusted, confidence
 from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, GAP, SQUARES, UP, N
 from reweigh.doctor.families.noise import size_of
@@ -65,7 +65,7 @@ _SIZES: Mapping[str, float] = {
 
 
 def features(case: Case, said: Sequence[Suspicion | CannotTell]) -> dict[str, float]:
-    """Returns the numbers that the regressions read, each between -4 and 4; one that cannot be computed is missing.
+    """Returns the numbers that the regressions read, which take them between -4 and 4; one that cannot be had is missing.
 
     Args:
         case: the sums.
@@ -106,7 +106,8 @@ def features(case: Case, said: Sequence[Suspicion | CannotTell]) -> dict[str, fl
         found[f"has {name}"] = float(known)
     for name in ("prefill", "repeat", "context"):
         found[f"has {name}"] = float(name in case.sums)
-    return {name: min(max(x, -_LIMIT), _LIMIT) for name, x in found.items() if math.isfinite(x)}
+    found.update(_lags(case))
+    return {name: x for name, x in found.items() if math.isfinite(x)}
 
 
 def _error(e: Evidence) -> float:
@@ -132,6 +133,19 @@ def _means(case: Case) -> dict[str, float]:
         found[f"{name}, sure"] = _sure(x.value, x.se)
     found["up"] = 4 * float(total[UP] / total[SQUARES]) - 2
     return found
+
+
+def _lags(case: Case) -> dict[str, float]:
+    keyed = case.sums.get("lag")
+    if not isinstance(keyed, Keyed):
+        return {}
+    lags = {lag for _, lag in keyed.data}
+    return {"lags known": float(max(lags, default=-1) >= 0), "lags above 0": float(max(lags, default=-1) > 0)}
+
+
+def limited(x: float) -> float:
+    """Returns a number as the regressions take it."""
+    return min(max(x, -_LIMIT), _LIMIT)
 
 
 def _sizes(case: Case) -> dict[str, float]:
@@ -165,7 +179,7 @@ def _weights() -> tuple[tuple[str, ...], dict[CauseId, np.ndarray]]:
 def confidences(found: Mapping[str, float]) -> dict[CauseId, float]:
     """Returns `1 / (1 + exp(-(w0 + sum w x)))` of each cause, x the numbers of `features`, 0 where one is missing."""
     names, weights = _weights()
-    x = np.array([1.0, *(found.get(name, 0.0) for name in names)])
+    x = np.array([1.0, *(limited(found.get(name, 0.0)) for name in names)])
     return {cause: float(1 / (1 + np.exp(-min(max(float(w @ x), -30), 30)))) for cause, w in weights.items()}
 
 

@@ -7,7 +7,7 @@ from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, ratio
 from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES, UNITS
 from reweigh.doctor.diagnosis import Suspicion
-from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
+from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N
 from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.scan.tokens import Tokens
 
@@ -207,8 +207,7 @@ def _wrong(case: Case) -> Findings:
     )
     excess = rate.plus(-3 * back)
     share = case.share(squares)
-    proven = excess.z > 6 and excess.value > 0.05 and improper(case)
-    first = Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds, proven)
+    first = Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds)
     return [first, *_other_token(case)]
 
 
