@@ -14,7 +14,7 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
-from reweigh.doctor.exclude import excluded, too_small
+from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
@@ -262,6 +262,8 @@ def conclude(
         confidences(found),
         programs,
         ruled_out=excluded(case, said, found, spread),
+        by_size=by_size(case),
+        to_test_first=to_test_first(case, spread),
         spread=spread,
         small=too_small(case),
         tokens=visit.tokens,

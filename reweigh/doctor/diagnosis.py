@@ -268,8 +268,18 @@ def confidence(q: float, effect: float) -> float:
 _LEAST_OWN = 0.03  # of a cause that a column of its own speaks for
 _LAST = tuple(cause for cause in CAUSES if ABOUT[cause].order == "last")
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
+_POINTED = 0.79  # confidence of what the shape of the gap points to: the first candidate, and not named
 _RULED_OUT = 0.01  # confidence of a cause that the evidence excludes
 _PROVEN = 0.9  # and more, of what stands in the rows themselves
+
+
+_LOUD, _SILENT = 0.85, 0.4  # of what a test alone makes of its cause
+_BY_SIZE: tuple[CauseId, ...] = ("quantised_rollout", "numerics", "none")
+_ECHOES: tuple[CauseId, ...] = ("moe_routing",)  # many other faults make single tokens stand out
+
+
+def _alone(one: Suspicion, rate: float) -> float:
+    return 0.0 if one.share is not None and one.share < _LEAST_SHARE else confidence(rate, one.effect)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +315,8 @@ def diagnose(
     programs: Collection[str] | None = None,
     *,
     ruled_out: Mapping[CauseId, str] | None = None,
+    by_size: Mapping[CauseId, float] | None = None,
+    to_test_first: Suspicion | None = None,
     spread: Spread | None = None,
     small: bool = False,
     tokens: int = 0,
@@ -316,6 +328,8 @@ def diagnose(
         weighed: confidence in each cause, all evidence together.
         programs: whose options to name in the fixes; all that are known if None.
         ruled_out: causes that the evidence excludes, and why.
+        by_size: confidence in rounding and in fewer bits, if nothing else has anything to be said for it.
+        to_test_first: what the shape of the gap points to, though nothing here can prove it.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
@@ -323,6 +337,7 @@ def diagnose(
     ruled_out = ruled_out or {}
     suspicions = [x for x in said if isinstance(x, Suspicion)]
     best: dict[CauseId, _Ranked] = {}
+    rates: dict[CauseId, float] = {}
     for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
         sure = min(weighed.get(one.id, 0.0), 0.99)
         if one.proven:
@@ -331,7 +346,22 @@ def diagnose(
             sure = min(sure, _RULED_OUT)
         ranked = _Ranked(one, sure)
         if one.id not in best or (best[one.id].score, best[one.id].of.effect) < (ranked.score, one.effect):
-            best[one.id] = ranked
+            best[one.id], rates[one.id] = ranked, rate
+    # A test that speaks loudly where all others are silent is heard, whatever worlds the regressions have seen.
+    loud = {x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE}
+    heard = [x for x, sure in loud.items() if sure >= _SILENT]
+    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in _ECHOES:
+        one = best[heard[0]]
+        best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
+    elif not heard and all(x.confidence < 0.5 for name, x in best.items() if name not in _BY_SIZE):
+        for name, sure in (by_size or {}).items():
+            if name in best and name not in ruled_out:
+                best[name] = _Ranked(best[name].of, max(best[name].confidence, sure))
+                for other in set(_BY_SIZE) - {name}:
+                    if other in best:
+                        best[other] = _Ranked(best[other].of, min(best[other].confidence, 1 - sure))
+    if to_test_first is not None:
+        best[to_test_first.id] = _Ranked(to_test_first, _POINTED)
     if "none" in weighed:
         sure = _RULED_OUT if "none" in ruled_out else weighed["none"]
         best["none"] = _Ranked(Suspicion("none", 1.0, 1.0, None, ()), sure)

@@ -1,4 +1,6 @@
-"""Says which causes the evidence rules out, whatever a test or a regression makes of them, and why."""
+"""Says which causes the evidence rules out, whatever a test or a regression makes of them; and what is left where only
+the size of the gap says anything.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,12 +9,12 @@ import numpy as np
 
 from reweigh.doctor.causes import ABOUT, CAUSES, CauseId
 from reweigh.doctor.cells import ratio
-from reweigh.doctor.diagnosis import CannotTell, Spread, Suspicion
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Evidence, Spread, Suspicion
 from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
 from reweigh.doctor.families.noise import size_of
 from reweigh.doctor.families.place import sizes_by_step
 from reweigh.doctor.families.responses import profile_of
-from reweigh.doctor.family import Case
+from reweigh.doctor.family import Case, counted
 from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
@@ -42,6 +44,10 @@ _EVEN = 4.0  # mean log ratio over the log of the mean ratio
 _UNROUNDED = 0.12  # nats, rms; or over 1 - p: no rounding of a sound engine is larger
 _HELD_BACK = (1e-4, 0.03)  # nats over 1 - p: of lost roundings the first step is below, the last too
 _GROWN = 0.03  # nats over 1 - p: rounding that grows with the logits stays below
+_NOTHING = 1e-5
+_ROUNDED = 0.06  # nats over 1 - p, the median: bfloat16 gives .02 to .055 on one side or both
+_TOLD = 0.9
+_SERVERS = ("vllm", "sglang", "llama.cpp")  # engines whose cache and weights are often in fewer bits than they say
 _FALLS = 0.3  # of an earlier step: weights that do not arrive make a gap that stays
 _FLOAT32, _HALF = ("float32", "fp32", "f32"), ("bfloat16", "bf16", "float16", "fp16", "half", "f16")
 _RETURNS = 30.0  # times: between the steps of a gap that is always there
@@ -162,14 +168,65 @@ def excluded(
     types = tuple(str(case.info.get(name) or "").lower() for name in ("dtype_mu", "dtype_pi"))
     if all(name in _FLOAT32 for name in types) and size_of(case) > 1e-3:
         rule_out(("numerics",), "both sides say float32, whose rounding is a thousand times smaller")
-    if types[0] in (*_FLOAT32, *_HALF):
-        rule_out(("quantised_rollout",), f"the file says that the engine computes in {types[0]}")
-    elif types[0]:
+    if all(name in _FLOAT32 for name in types):
+        rule_out(("quantised_rollout",), "both sides say float32")
+    elif types[0] and types[0] not in (*_FLOAT32, *_HALF):
         rule_out(("numerics",), f"the file says that the engine computes in {types[0]}")
     temperature = case.info.get("temperature")
     if temperature == 1.0 and not case.by_content.share.value > 0.9:
         rule_out(("trainer_temperature",), "the file says temperature 1, and more than a temperature is in the gap")
     return out
+
+
+def by_size(case: Case) -> dict[CauseId, float]:
+    """Returns the confidence in rounding or in fewer bits where nothing but the size of the gap speaks for anything: by
+    the number types that the files name, and by the engine's own noise."""
+    middle, m = size_of(case), case.identity.sum(0)
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    if case.tokens < FEWEST or middle < _NOTHING:
+        return {}
+    if _engine_alone(case):
+        off = middle > _ROUNDED or rms > _ROUNDED or profile_of(case).kind in ("step", "period")
+        return {"engine_decode": _TOLD} if off else {"numerics": NAMED}
+    sampler = str(case.info.get("dtype_mu") or "").lower()
+    if sampler and sampler not in (*_FLOAT32, *_HALF):
+        return {"quantised_rollout": _TOLD} if middle > 1e-3 else {}
+    own = _over_own_noise(case)
+    if middle < _ROUNDED and rms < 0.1 and (own < 1.5 if own else sampler in _HALF):
+        return {"numerics": _TOLD}
+    served = str(case.info.get("engine") or "").lower().replace("_", ".") in _SERVERS
+    if served and sampler in _HALF and middle > 1.5 * _ROUNDED and not own:
+        return {"quantised_rollout": NAMED}
+    return {}
+
+
+def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
+    """Returns what the shape of the gap points to where no column proves it: decoding, if the gap is in a few responses
+    or begins at a place, and the engine's prefill is not there."""
+    if "prefill" in case.sums or case.tokens < FEWEST or size_of(case, 0.9) < 1e-4 and spread is None:
+        return None
+    profile = profile_of(case)
+    finds: list[Evidence] = []
+    if spread is not None:
+        meaning = f"responses, of {spread.of:,}, that carry {spread.share:.0%} of the squared log ratio"
+        finds.append(counted("few_responses", spread.responses, case.tokens, meaning))
+    if profile.kind == "step":
+        meaning = f"size of the log ratio from token {profile.at} on over that before: a step, as no slope makes it"
+        finds.append(counted("step", profile.times, case.tokens, meaning))
+    if profile.kind == "period":
+        meaning = f"size of the log ratio at every {profile.at}th token over that at the others"
+        finds.append(counted("period", profile.times, case.tokens, meaning))
+    if not finds:
+        return None
+    return Suspicion("engine_decode", 1.0, 0.0, None if spread is None else spread.share, tuple(finds))
+
+
+def _over_own_noise(case: Case) -> float:
+    """Divides the trainer's distance to the engine's prefill by that of its decode; 0 if there is no prefill."""
+    if "decode_to_prefill" not in case.sums:
+        return 0.0
+    own = size_of(case, 0.9, "decode_to_prefill")
+    return size_of(case, 0.9, "trainer_to_prefill") / own if own > _NOTHING else 0.0
 
 
 def too_small(case: Case) -> bool:

@@ -79,6 +79,13 @@ class Case:
         self.tokens, self.clean_squares = (float(self.identity.sum(0)[i]) for i in (0, 4))
         self.squares = float(self.cells("whole").total[0, 1])
 
+    @property
+    def temperature(self) -> float:
+        """Of sampling, by what the files say; 1 if they do not, or if log-probs are of before it."""
+        told = self.info.get("temperature")
+        raw = self.info.get("logprobs_mode") == "raw"
+        return float(told) if isinstance(told, int | float) and 0.05 < told < 20 and not raw else 1.0
+
     def cells(self, name: str) -> Cells:
         """Returns sums on a fixed grid."""
         sums = self.sums[name]
