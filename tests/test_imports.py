@@ -9,7 +9,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
 from conftest import HOOKED
+
+from reweigh.records import RecordWriter
 
 PACKAGE = Path(__file__).parents[1] / "reweigh"
 
@@ -232,3 +235,46 @@ def test_help_loads_nothing_heavy():
     loaded = {name.split(".")[0] for name in out.stderr.split()}
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "jinja2", "plotly"}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_an_audit_loads_neither_pandas_nor_scipy(ending, tmp_path):
+    """Not even where most columns have nulls: either takes longer to load than a file to read."""
+    path = tmp_path / f"some.{ending}"
+    row = {
+        "prompt_id": "p",
+        "env": "e",
+        "log_mu": [-0.5, -1.0, -2.0],
+        "log_pi": [-0.6, -1.1, -1.9],
+        "token_ids": [1, 2, 3],
+        "advantage": 0.5,
+        "entropy_pi": [0.5, None, 1.0],
+        "versions": [1, 1, 1],
+        "trainer_version": 2,
+        "prompt_length": 4,
+        "turns": [0, 0, 1],
+    }
+    with RecordWriter(path) as writer:
+        writer.write([row | {"sequence_id": f"r{i}", "step": i, "mask": [True, True, i % 3 > 0]} for i in range(20)])
+        writer.write([{"sequence_id": "bare", "log_mu": [-0.5], "log_pi": [-0.6]}])
+    code = (
+        "import sys; from reweigh.__main__ import main; code = main(['audit', *sys.argv[1:]]); "
+        "sys.stderr.write(' '.join(sys.modules)); sys.exit(code)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(path),
+        "--fail-on",
+        "never",
+        "--by",
+        "step",
+        "--estimators",
+        "seq_tis(2)",
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert "mean ratio" in out.stdout
+    loaded = {name.split(".")[0] for name in out.stderr.split()}
+    assert {"torch", "pyarrow"} <= loaded
+    assert not loaded & {"pandas", "scipy"}
