@@ -15,7 +15,7 @@ from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 
 from reweigh.__main__ import main
 from reweigh.cli.app import app
-from reweigh.cli.output import Cut
+from reweigh.cli.options import Cut
 from reweigh.scan import BYS
 
 ROOT = Path(__file__).parents[1]

@@ -237,7 +237,7 @@ def test_help_loads_nothing_heavy():
     assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "jinja2", "plotly"}
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("ending", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
 def test_an_audit_loads_neither_pandas_nor_scipy(ending, tmp_path):
     """Not even where most columns have nulls: either takes longer to load than a file to read."""
     path = tmp_path / f"some.{ending}"

@@ -7,7 +7,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.output import Form, Quiet, print_json, progress, stdout
+from reweigh.cli.options import Form, Quiet
+from reweigh.cli.output import print_json, progress, stdout
 from reweigh.conformance import Checked, check, read_recording
 
 
