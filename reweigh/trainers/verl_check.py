@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from reweigh.batch import Batch
-from reweigh.trainers.seen import KNOWN, NotInstalledError, UnknownVersionError, factor, require, wide
+from reweigh.trainers.seen import factor, wide
 from reweigh.trainers.verl import DRIVER, HELPER, LOSSES, USERS, VARIABLE, Correction, named
+from reweigh.trainers.versions import KNOWN, NotInstalledError, UnknownVersionError, require
 
 
 @dataclass(frozen=True)
