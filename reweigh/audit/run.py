@@ -296,7 +296,8 @@ def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sum
         if set(slices.token) == {None}:
             columns = " and ".join(COLUMNS_OF.get(by, ()))
             notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
-    if sums.steps_stand_in:
+    # Said where something is read off it: a cut by lag, asked for, or a picture of lags that differ.
+    if sums.steps_stand_in and ("lag" in sums.slices or len(sums.strata["lag"].token) > 1):
         notes[
             f"the lag of {sums.steps_stand_in:,} rows is counted from their step, as they do not record the "
             "trainer's version"
