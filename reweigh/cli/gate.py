@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from reweigh import gate as gating
-from reweigh.cli.options import By, Cut, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.options import By, CutBy, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
 from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
 from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
 from reweigh.gate.check import GATE_VERSION
@@ -132,7 +132,7 @@ class _Said:
 
 def _refuse_together(
     init: bool,
-    by: list[Cut] | None,
+    by: list[CutBy] | None,
     baseline: Path | None,
     junit: Path | None,
     summary: Path | None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 
-class Cut(str, Enum):
+class CutBy(str, Enum):
     """What records can be cut by."""
 
     STEP = "step"
@@ -59,7 +59,7 @@ Estimators = Annotated[
     ),
 ]
 
-By = Annotated[list[Cut] | None, typer.Option("--by", help="Also look at each slice by this. Repeatable.")]
+By = Annotated[list[CutBy] | None, typer.Option("--by", help="Also look at each slice by this. Repeatable.")]
 
 EngineName = Literal["local", "ray"]
 
