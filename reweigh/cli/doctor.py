@@ -6,19 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
-from reweigh.cli.output import (
-    INTERRUPTED,
-    By,
-    Form,
-    KeepGoing,
-    Quiet,
-    Reader,
-    Workers,
-    print_json,
-    progress,
-    stdout,
-)
+from reweigh.cli.options import By, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
+from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
 from reweigh.report import terminal
 from reweigh.report.causes import verdict
 from reweigh.report.tables import to_terminal

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import stdtr
 
 from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, Responses, jackknife
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.scan.tokens import Tokens
+from reweigh.stats.intervals import t_below
 
 # Cells of the sums `content`. Edges of -log pi, nats, and of the entropy: finer where a temperature acts most.
 SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7, 6.0, 8.0])
@@ -138,12 +138,12 @@ def share_of(part: float, whole: float) -> float:
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:
     """Returns the one-sided p-value of the estimate being above a bound."""
-    return float(stdtr(max(estimate.df, 1), -estimate.above(bound)))
+    return t_below(-estimate.above(bound), max(estimate.df, 1))
 
 
 def p_below(estimate: Estimate, bound: float = 0.0) -> float:
     """Returns the one-sided p-value of the estimate being below a bound."""
-    return float(stdtr(max(estimate.df, 1), estimate.above(bound)))
+    return t_below(estimate.above(bound), max(estimate.df, 1))
 
 
 def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:

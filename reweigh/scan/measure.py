@@ -15,6 +15,7 @@ import torch
 
 from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
+from reweigh.records.arrays import arrow
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
 from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import aligned, check_counts, check_names, check_values, conform, lengths_of, single
@@ -214,7 +215,7 @@ def _prefill_for_pi(table: pa.Table, origin: Origin, report: Report) -> pa.Table
 
 
 def _rows(table: pa.Table, origin: Origin, which: "np.ndarray[Any, Any]") -> tuple[pa.Table, Origin]:
-    return table.filter(pa.array(which)), origin.keep([int(i) for i in np.flatnonzero(which)])
+    return table.filter(arrow(which, pa.bool_())), origin.keep([int(i) for i in np.flatnonzero(which)])
 
 
 @dataclass(frozen=True)

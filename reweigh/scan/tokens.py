@@ -17,6 +17,7 @@ from torch import Tensor
 from reweigh.batch import POSITIVE_TOLERANCE, Batch
 from reweigh.estimators import Estimator, Statistic
 from reweigh.layout import Layout, Packed, Tiles
+from reweigh.records.arrays import arrow, numbers
 from reweigh.records.files import RecordBatch, slices_of
 from reweigh.records.schema import Origin
 from reweigh.records.table import batch_of, groups_of, lengths_of, single, stable_hashes, token_values
@@ -123,7 +124,7 @@ class Part:
         Args:
             share: of the pieces, spread evenly over all records; which ones does not depend on what reads them.
         """
-        table = self.table if self._whole is None else self.table.filter(pa.array(self._whole))
+        table = self.table if self._whole is None else self.table.filter(arrow(self._whole, pa.bool_()))
         ends = np.concatenate([[0], np.cumsum(lengths_of(single(table, "log_mu")))]) + self.before
         pack = _pack_order(_row_numbers(table, "pack_index"))
         for first, count in slices_of(np.diff(ends), PIECE_TOKENS):
@@ -508,7 +509,7 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
     def column(name: str, kind: type) -> NDArray | None:  # type: ignore[type-arg]
         if name not in table.schema.names or single(table, name).null_count == table.num_rows:
             return None
-        return token_values(single(table, name), sizes).to_numpy(zero_copy_only=False).astype(kind)
+        return numbers(token_values(single(table, name), sizes)).astype(kind)
 
     mask = column("mask", np.bool_)
     live = np.ones(len(seq), np.bool_) if mask is None else mask
@@ -581,7 +582,7 @@ def _row_numbers(table: pa.Table, name: str) -> Ints | None:
     values = single(table, name)
     if values.null_count == len(values):
         return None
-    return values.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers(values, MISSING).astype(np.int64)
 
 
 def _names(table: pa.Table, name: str) -> NDArray[Any] | None:
