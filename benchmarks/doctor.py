@@ -142,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--seeds", type=int, nargs=3, default=(3, 1, 1), metavar="N", help="of medium, strong, weak")
     which.add_argument("--only", nargs="+", metavar="FAULT", help="causes or variants")
     names = (*RECIPES, "smollm2")
-    which.add_argument("--world", choices=names, nargs="+", default=["tiny"], metavar="WORLD", help=f"of {', '.join(names)}")
+    which.add_argument(
+        "--world", choices=names, nargs="+", default=["tiny"], metavar="WORLD", help=f"of {', '.join(names)}"
+    )
     commands.add_parser("generate", parents=[shared, which], help="make the cases")
     one = commands.add_parser("score", parents=[shared, which], help="ask the doctor about each")
     one.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens of samples")

@@ -83,4 +83,9 @@ def save(path: Path, names: Sequence[str], weights: Mapping[CauseId, np.ndarray]
         "features": list(names),
         "weights": {cause: [float(f"{x:.4g}") for x in w] for cause, w in weights.items()},
     }
-    path.write_text(json.dumps(data, indent=None, separators=(",", ":")).replace('"weights":{', '"weights":{\n').replace("],", "],\n") + "\n")
+    path.write_text(
+        json.dumps(data, indent=None, separators=(",", ":"))
+        .replace('"weights":{', '"weights":{\n')
+        .replace("],", "],\n")
+        + "\n"
+    )

@@ -260,39 +260,6 @@ class Prompt:
     first_turn: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class World:
-    """A model and what it is asked.
-
-    Attributes:
-        name: of the world; `seed` what it was made with.
-        model: in float32.
-        encode: text to token ids; `decode` back.
-        prompts: in the order in which they are used.
-        end: the token that ends a turn.
-        lr: of a usual step of training (Adam).
-        max_tokens: sampled in one response.
-        mean_tokens: in one response, about, tools included.
-        trained: layers that training moves, from the last.
-        steps: of a run.
-        batch_prompts: in a step of training.
-    """
-
-    name: WorldName
-    seed: int
-    model: Decoder
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
-    prompts: tuple[Prompt, ...]
-    end: int
-    lr: float
-    max_tokens: int
-    mean_tokens: int
-    trained: int
-    steps: int = 8
-    batch_prompts: int = 12
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How a world is made on the spot.
@@ -320,6 +287,41 @@ class Recipe:
     mean_tokens: int = 104
     lr: float = 4e-4
     run_steps: int = 8
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A model and what it is asked.
+
+    Attributes:
+        name: of the world; `seed` what it was made with.
+        model: in float32.
+        encode: text to token ids; `decode` back.
+        prompts: in the order in which they are used.
+        end: the token that ends a turn.
+        lr: of a usual step of training (Adam).
+        max_tokens: sampled in one response.
+        mean_tokens: in one response, about, tools included.
+        trained: layers that training moves, from the last.
+        steps: of a run.
+        batch_prompts: in a step of training.
+        recipe: by which it was made on the spot.
+    """
+
+    name: WorldName
+    seed: int
+    model: Decoder
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    prompts: tuple[Prompt, ...]
+    end: int
+    lr: float
+    max_tokens: int
+    mean_tokens: int
+    trained: int
+    steps: int = 8
+    batch_prompts: int = 12
+    recipe: Recipe | None = None
 
 
 _WIDE = {"width": 128, "heads": 4, "kv_heads": 4}
@@ -419,6 +421,7 @@ def library_world(name: WorldName, seed: int = 0) -> World:
         mean_tokens=recipe.mean_tokens,
         trained=shape.layers,
         steps=recipe.run_steps,
+        recipe=recipe,
     )
 
 

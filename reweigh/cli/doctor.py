@@ -46,7 +46,10 @@ def doctor(
     ] = None,
     form: Form = "text",
     fail_on: Annotated[
-        FailOn, typer.Option(help="`cause`: exit code 1 if a cause is named that calls for something; not if nothing is decided.")
+        FailOn,
+        typer.Option(
+            help="`cause`: exit code 1 if a cause is named that calls for something; not if nothing is decided."
+        ),
     ] = "never",
     keep_going: KeepGoing = True,
     reader: Reader = None,

@@ -157,17 +157,17 @@ class Responses:
     Attributes:
         key: `[R]` hash of the response, rising.
         numbers: `[R, M]` sums over its tokens.
-        names: by attribute, `[R]` what it is of each: a prompt, a step, a bin of lengths; None where it is not known.
+        names: by attribute, what it is of each: a prompt, a step, a bin of lengths; None where it is not known.
     """
 
     key: Ints
     numbers: Array
-    names: Mapping[str, NDArray[Any]]
+    names: Mapping[str, tuple[str | int | None, ...]]
 
     def __add__(self, other: "Responses") -> "Responses":
         """Adds the responses of other records; an attribute that one of them does not know is None there."""
         attributes = dict.fromkeys((*self.names, *other.names))
-        names = {one: np.concatenate([x._named(one) for x in (self, other)]) for one in attributes}
+        names = {one: (*self._named(one), *other._named(one)) for one in attributes}
         key = np.concatenate([self.key, other.key])
         return Responses(key, np.concatenate([self.numbers, other.numbers]), names).sample()
 
@@ -178,11 +178,12 @@ class Responses:
         numbers = np.stack([np.bincount(code, weights=m, minlength=len(key)) for m in self.numbers.T], -1)
         first = np.full(len(key), len(code), np.int64)
         np.minimum.at(first, code, np.arange(len(code)))
-        some = slice(0, MOST_RESPONSES)
-        return Responses(key[some], numbers[some], {one: x[first[some]] for one, x in self.names.items()})
+        some = first[:MOST_RESPONSES].tolist()
+        names = {name: tuple(values[i] for i in some) for name, values in self.names.items()}
+        return Responses(key[:MOST_RESPONSES], numbers[:MOST_RESPONSES], names)
 
-    def _named(self, attribute: str) -> NDArray[Any]:
-        return self.names.get(attribute, np.full(len(self.key), None, dtype=object))
+    def _named(self, attribute: str) -> tuple[str | int | None, ...]:
+        return self.names.get(attribute, (None,) * len(self.key))
 
 
 @dataclass(frozen=True)

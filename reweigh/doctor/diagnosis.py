@@ -405,5 +405,5 @@ def diagnose(
         tokens=tokens,
         spread=spread,
         small=small,
-        ruled_out=dict(ruled_out),
+        ruled_out={name: why for name, why in ruled_out.items() if name not in {x.of.id for x in named + benign}},
     )

@@ -125,7 +125,8 @@ def _profile(case: Case) -> Findings:
     )
     # Positions that are read otherwise matter more the farther tokens look back.
     rises = max(in_context, in_response, key=lambda x: x.z)
-    steps = max(in_context.value / 0.08, in_response.value / 0.04)
+    # Where a trend cannot be worked out it says nothing: a NaN would win the larger of two.
+    steps = max(_finite(in_context.value) / 0.08, _finite(in_response.value) / 0.04)
     # By place in the response or in the context, whichever shows more: after a long prompt all places of a response are
     # alike, and where prompts differ in length they are not.
     share = max(_over_the_first(position.total), _over_the_first(context.total))

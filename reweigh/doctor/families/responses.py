@@ -50,7 +50,7 @@ def _measure(tokens: Tokens) -> Sums:
     return sums
 
 
-def _names(tokens: Tokens, some: NDArray[np.bool_]) -> Mapping[str, NDArray[Any]]:
+def _names(tokens: Tokens, some: NDArray[np.bool_]) -> Mapping[str, tuple[str | int | None, ...]]:
     rows, responses = tokens.rows, len(tokens.rows.sizes)
     turns = np.zeros(responses, np.int64)
     np.maximum.at(turns, tokens.seq, tokens.turn + 1)
@@ -65,7 +65,7 @@ def _names(tokens: Tokens, some: NDArray[np.bool_]) -> Mapping[str, NDArray[Any]
         version = np.full(responses, np.iinfo(np.int64).max)
         np.minimum.at(version, tokens.seq, tokens.version)
         names["version"] = version
-    return {name: column[some].astype(object) for name, column in names.items()}
+    return {name: tuple(column[some].tolist()) for name, column in names.items()}
 
 
 def _ahead(tokens: Tokens, n: Array) -> Cells:
@@ -148,10 +148,10 @@ def spread_of(case: Case) -> Spread | None:
     for name in ATTRIBUTES:
         if name not in sums.names:
             continue
-        values = sums.names[name].astype(str)
-        inside = sorted(set(values[found.heavy]))
+        values = np.array([str(x) for x in sums.names[name]])
+        inside = sorted(set(values[found.heavy].tolist()))
         apart = np.isin(values, inside)
-        if len(inside) < len(set(values)) and found.heavy[apart].mean() >= 0.8:
+        if len(inside) < len(set(values.tolist())) and found.heavy[apart].mean() >= 0.8:
             shared[name] = tuple(inside)
     return Spread(int(found.heavy.sum()), len(found.heavy), found.share, found.times, shared)
 
