@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
-from reweigh.doctor.metrics.examine import correlation, fold, mean
+from reweigh.doctor.metrics.steps import correlation, fold, mean
 from reweigh.doctor.metrics.read import Series, flat
 from reweigh.doctor.metrics.signals import recognise, translate
 
@@ -68,7 +68,7 @@ def test_no_gap_at_all(diagnose, framework):
 def test_raw_logprobs_are_named(diagnose, framework):
     d = diagnose("raw", framework)
     assert d.verdict == "raw_logprobs"
-    assert 0.5 <= d.causes[0].confidence <= 0.8, "named, not proven"
+    assert 0.8 <= d.causes[0].confidence < 0.9, "named, not proven"
     assert d.causes[0].evidence
     assert set(d.causes[0].fix) <= {"general", "vllm", "sglang", framework.split("_")[0]}
     if framework not in ("skyrl",):
@@ -77,14 +77,23 @@ def test_raw_logprobs_are_named(diagnose, framework):
         assert k1.n == 40
 
 
-@pytest.mark.parametrize("framework", ["verl", "slime", "slime_plain", "nemo-rl", "skyrl", "reweigh"])
+@pytest.mark.parametrize("framework", ["verl", "slime", "nemo-rl", "reweigh"])
 def test_truncated_sampling_is_named(diagnose, framework):
     d = diagnose("top_p", framework)
     assert d.verdict == "truncated_sampling"
-    assert d.causes[0].confidence >= 0.5
+    assert d.causes[0].confidence == 0.8
     if framework == "verl":
         gap = evidence(d, "mean_ratio_minus_1")
         assert -0.1 < gap.low < gap.high < -0.04, "the kept mass, at least 0.9, less 1"
+
+
+@pytest.mark.parametrize("framework", ["slime_plain", "skyrl"])
+def test_without_k3_truncation_is_not_told_from_padding(diagnose, framework):
+    d = diagnose("top_p", framework)
+    assert d.verdict == "not_decided"
+    assert d.causes[0].id == "truncated_sampling"
+    assert confidence(d, "vocab_padding") > 0.3
+    assert "numerics" not in [c.id for c in d.causes[:2]]
 
 
 @pytest.mark.parametrize("framework", ["verl", "nemo-rl"])
@@ -96,17 +105,24 @@ def test_a_constant_shift_is_padding(diagnose, framework):
         assert evidence(d, "mean_ratio_minus_1").value == pytest.approx(-0.03, abs=1e-3)
 
 
-@pytest.mark.parametrize(("fault", "cause"), [("top_1", "wrong_token"), ("shift", "shift")])
+@pytest.mark.parametrize("framework", ["verl", "slime", "nemo-rl"])
+def test_log_probs_that_are_paired_wrongly(diagnose, framework):
+    assert diagnose("shift", framework).verdict == "shift"
+
+
 @pytest.mark.parametrize("framework", ["verl", "slime"])
-def test_log_probs_of_other_tokens(diagnose, framework, fault, cause):
-    assert diagnose(fault, framework).verdict == cause
+def test_log_probs_of_the_likeliest_token_fit_other_causes_too(diagnose, framework):
+    d = diagnose("top_1", framework)
+    assert d.verdict == "not_decided", "placeholders and tool tokens have such numbers"
+    assert d.causes[0].id == "wrong_token"
+    assert d.cannot_tell[0].id == "wrong_token"
+    assert d.cannot_tell[0].experiment, "what would decide comes first"
 
 
-@pytest.mark.parametrize(("framework", "most"), [("verl", 0.6), ("slime", 0.7), ("slime_plain", 0.7)])
-def test_both_raw_needs_entropy(diagnose, framework, most):
+@pytest.mark.parametrize("framework", ["verl", "slime", "slime_plain"])
+def test_both_raw_needs_entropy(diagnose, framework):
     d = diagnose("both_raw", framework)
     assert d.verdict == "both_raw"
-    assert d.causes[0].confidence == most, "less where one is a mean over tokens, the other over sequences"
     assert evidence(d, "surprise_minus_entropy").high < -0.1
 
 
@@ -121,8 +137,8 @@ def test_both_raw_without_entropy_looks_healthy_and_is_said_to_be_open(diagnose)
 
 def test_a_missing_temperature_is_suspected_only(diagnose):
     d = diagnose("no_temperature", "slime")
-    assert d.verdict == "trainer_temperature"
-    assert d.causes[0].confidence < 0.5
+    assert d.verdict == "not_decided"
+    assert d.causes[0].id == "trainer_temperature"
     assert "raw_logprobs" not in {c.id for c in d.causes}, "k1 is positive"
 
 
@@ -130,8 +146,9 @@ def test_a_missing_temperature_is_suspected_only(diagnose):
 def test_growth_cannot_be_told_apart(diagnose, framework):
     d = diagnose("not_delivered", framework)
     family = {"stale_weights", "weight_sync", "update_below_precision"}
-    assert d.verdict in family
-    assert all(confidence(d, c) < 0.5 for c in family), "suspicions"
+    assert d.verdict == "not_decided"
+    assert family <= {c.id for c in d.causes}
+    assert "numerics" not in {c.id for c in d.causes}, "rounding does not grow"
     assert evidence(d, "growth").low > 3
     open_ = {c.id: c for c in d.cannot_tell}
     assert family <= set(open_)
@@ -142,14 +159,17 @@ def test_growth_cannot_be_told_apart(diagnose, framework):
 @pytest.mark.parametrize("framework", ["prime-rl", "skyrl"])
 def test_a_lag_that_does_not_change_speaks_for_the_sync(diagnose, framework):
     d = diagnose("not_delivered", framework)
-    assert d.verdict == "weight_sync"
-    assert confidence(d, "stale_weights") < 0.2
+    assert d.verdict == "not_decided"
+    assert d.causes[0].id == "weight_sync"
+    assert confidence(d, "stale_weights") == 0, "the lag is 0 all along"
 
 
 @pytest.mark.parametrize("framework", ["verl", "slime", "nemo-rl", "prime-rl", "trl", "skyrl"])
 def test_a_jump_after_the_first_update(diagnose, framework):
+    """Where the lag is logged and 0, the update did not arrive; else the sampler may be one update behind by design."""
     d = diagnose("rolled_back", framework)
-    assert d.verdict == "weight_sync"
+    assert d.verdict == ("weight_sync" if framework in ("prime-rl", "skyrl") else "not_decided")
+    assert d.causes[0].id == "weight_sync"
     assert evidence(d, "onset").low > 2
 
 
@@ -157,20 +177,30 @@ def test_a_jump_after_the_first_update(diagnose, framework):
 def test_a_gap_that_follows_the_lag(diagnose, framework):
     d = diagnose("lag", framework)
     assert d.verdict == "stale_weights"
-    assert d.causes[0].confidence >= 0.5
-    assert evidence(d, "with_lag").low > 0.1
+    assert d.causes[0].confidence >= 0.8
+    assert evidence(d, "with_lag").low > 0.3
+
+
+@pytest.mark.parametrize("framework", ["verl", "slime", "nemo-rl", "trl", "slime_plain", "reweigh"])
+def test_a_lag_that_is_not_logged_leaves_a_scatter_that_is_no_rounding(diagnose, framework):
+    d = diagnose("lag", framework)
+    assert d.verdict == "not_decided"
+    assert d.causes[0].id == "stale_weights"
+    assert evidence(d, "scatter").value > 0.3
 
 
 @pytest.mark.parametrize("framework", ["verl", "slime", "trl"])
 def test_climbs_that_fall_back(diagnose, framework):
     d = diagnose("restarts", framework)
-    assert d.verdict == "stale_kv"
+    assert d.verdict == "not_decided"
+    assert {c.id for c in d.causes[:2]} == {"stale_weights", "stale_kv"}
     assert evidence(d, "falls_back").value == 3
-    assert confidence(d, "stale_weights") > 0, "late weights do that too"
+    assert evidence(d, "period").value == 10
 
 
 def test_dropout_is_one_of_several(diagnose):
     d = diagnose("dropout", "verl")
+    assert d.verdict == "not_decided"
     assert {"dropout", "template_prefix"} <= {c.id for c in d.causes}
     assert all(c.confidence < 0.5 for c in d.causes)
 
@@ -191,7 +221,7 @@ def test_every_finding_has_numbers(diagnose):
             assert c.rules_out
             assert c.fix["general"]
             assert c.explained_share is None
-            assert c.confidence <= 0.8
+            assert c.confidence < 0.5 or c.confidence >= 0.8, "shown, or only suspected"
 
 
 def test_a_few_steps_name_nothing(diagnose):
@@ -284,8 +314,9 @@ def test_numbers_that_break_algebra_are_left_out(tmp_path):
         return both | {"reweigh/token/mean_ratio": h.skyrl(other[next(pairs)])["policy/is_ratio_mean"]}
 
     d = diagnose_metrics(h.to_csv(tmp_path / "run.csv", steps("clean"), logger))
-    note = next(n for n in d.notes if "is not reweigh/token/mean_ratio - 1" in n.rule)
+    note = next(n for n in d.notes if "reweigh/token/mean_ratio" in n.rule)
     assert note.count == 40
+    assert "is not reweigh/token/mean_ratio - 1" in note.rule or "cannot be of the same quantity" in note.rule
     assert d.verdict == "numerics"
 
 
@@ -377,13 +408,14 @@ def test_what_is_not_finite_is_counted_with_its_place(tmp_path):
     d = diagnose_metrics(tmp_path / "r.jsonl")
     note = next(n for n in d.notes if n.rule == "rollout_corr/kl is not finite")
     assert (note.count, note.counted) == (2, "steps")
+    assert note.hint == "left out; look for what made it so"
     assert note.place.endswith("r.jsonl:5")
     assert evidence(d, "k1").n == 38
     assert d.verdict == "raw_logprobs"
 
 
 def test_steps_twice_are_counted_and_the_last_counts(tmp_path):
-    (tmp_path / "r.csv").write_text("step,vllm_kl\n2,0.5\n1,0.1\n2,0.3\n3,0.2\n")
+    (tmp_path / "r.csv").write_text("step,vllm_kl\n1,0.1\n2,0.5\n2,0.3\n3,0.2\n")
     d = diagnose_metrics(tmp_path / "r.csv")
     note = next(n for n in d.notes if "several values" in n.rule)
     assert note.count == 1
@@ -415,7 +447,10 @@ def test_steps_twice_are_counted_and_the_last_counts(tmp_path):
         ("a.jsonl", "[1, 2]\n", r"a\.jsonl:1: must be an object, got \[1, 2\]\nhint"),
         ("a.jsonl", '{"vllm_kl": 0.1}\n', r"a\.jsonl:1: no column counts steps, got vllm_kl\nhint"),
         ("a.parquet", "no parquet", r"a\.parquet is no Parquet file"),
-        ("a.log", "x", r"a\.log: cannot tell what \.log is\nhint: give \.csv"),
+        ("a.log", "loss: 3\nstep 4", r"a\.log: no metrics are printed in it\nhint: what can be read is verl's"),
+        ("a.yaml", "x", r"a\.yaml: cannot tell what \.yaml is\nhint: give \.csv"),
+        ("a.db", "no database, but long enough to be taken for one" * 50, r"a\.db is no database: .*\nhint: export"),
+        ("a.csv", "run_id,key,value,step\na,vllm_kl,1,1\nb,vllm_kl,1,1\n", r"several runs: a, b\nhint: export one"),
     ],
 )
 def test_bad_files_are_refused_with_place_and_remedy(tmp_path, name, text, message):

@@ -14,7 +14,7 @@ from torch import Tensor
 from reweigh.audit.trial import Asked, Limits, TrialRow, needs
 from reweigh.batch import Batch
 from reweigh.doctor.causes import ABOUT, BENIGN
-from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
+from reweigh.doctor.diagnosis import NAMED, NOT_DECIDED, Diagnosis, Evidence, Finding
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is
@@ -155,6 +155,8 @@ NO_GRADIENTS = (
 )
 _UNBOUNDED = "its weights have no upper bound: one response can decide a step"
 _FIRST = "fix the cause first"
+UNDECIDED = "the numbers fit several causes and show none"
+"""What is said where the doctor names nothing."""
 
 
 class Judged(Protocol):
@@ -421,6 +423,8 @@ def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
 def cause_sentence(diagnosis: Diagnosis) -> str:
     """`likely cause: the engine logs before temperature`."""
     found = first_cause(diagnosis)
+    if diagnosis.verdict == NOT_DECIDED:
+        return UNDECIDED
     if diagnosis.verdict == "none":
         return ABOUT["none"].title
     sure = found is None or found.confidence >= NAMED

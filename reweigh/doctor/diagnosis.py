@@ -7,7 +7,7 @@ and decides which cause comes first.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from reweigh.doctor.causes import ABOUT, BENIGN, CAUSES, CauseId, fix_for
 
@@ -143,12 +143,17 @@ class InputNote:
         return dict(vars(self))
 
 
+NOT_DECIDED: Final = "not_decided"
+"""The verdict where nothing is named: `causes` are then only what it may be."""
+Verdict = CauseId | Literal["not_decided"]
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """A verdict, and what stands behind it.
 
     Attributes:
-        verdict: the cause that comes first; "none" if there is no gap.
+        verdict: the cause that comes first; "none" if there is no gap, "not_decided" if nothing is named.
         causes: every cause with something to be said for it, the likeliest first.
         cannot_tell: what the data cannot decide.
         source: what was looked at: "records" or "metrics".
@@ -158,7 +163,7 @@ class Diagnosis:
         slices: verdict of each slice, by what it was cut by and its label.
     """
 
-    verdict: CauseId
+    verdict: Verdict
     causes: tuple[Finding, ...]
     cannot_tell: tuple[CannotTell, ...] = ()
     source: Literal["records", "metrics"] = "records"

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, first_cause
+from reweigh.audit.recommend import UNDECIDED, cause_sentence, evidence_sentence, evidence_value, first_cause
 from reweigh.audit.where import Cut
 from reweigh.doctor.causes import ABOUT, BENIGN
-from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
+from reweigh.doctor.diagnosis import NAMED, NOT_DECIDED, Diagnosis, Finding, InputNote
 from reweigh.records import RunInfo
 from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
 from reweigh.report.words import CUT_WORDS
@@ -53,8 +53,14 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
         yield line(f"note: {note.rule}: {note.count:,} {note.counted}{f'; {note.hint}' if note.hint else ''}")
 
 
+def _title(found: Diagnosis) -> str:
+    return UNDECIDED if found.verdict == NOT_DECIDED else ABOUT[found.verdict].title
+
+
 def verdict(found: Diagnosis) -> Line:
     """Put the verdict in a line."""
+    if found.verdict == NOT_DECIDED:
+        return Line((("not decided", "bold warn"), (f"  {UNDECIDED}", "")))
     first = first_cause(found)
     sure = found.benign or (first is not None and first.confidence >= NAMED)
     style = "bold ok" if found.benign else "bold fail"
@@ -65,7 +71,18 @@ def verdict(found: Diagnosis) -> Line:
 def on_terminal(found: Diagnosis) -> Iterator[Block]:
     """Show a diagnosis in full: the verdict, what to do, then why."""
     yield verdict(found)
-    yield line(ABOUT[found.verdict].meaning)
+    if found.verdict == NOT_DECIDED:
+        likely = [one for one in found.causes if one.id not in BENIGN][:3]
+        if likely:
+            yield line(f"It may be: {'; '.join(f'{ABOUT[one.id].title} ({one.id})' for one in likely)}.")
+            yield line(f"The cheapest experiment: {ABOUT[likely[0].id].experiment}")
+        for e in found.causes[0].evidence if found.causes else ():
+            value, ends = evidence_value(e)
+            yield line(
+                f"  {' '.join(x for x in (e.name, 'unknown' if value == '-' else value, ends) if x)}  {e.meaning}"
+            )
+    else:
+        yield line(ABOUT[found.verdict].meaning)
     if found.source == "records":
         yield line(f"{found.sequences:,} responses, {found.tokens:,} tokens", "dim")
     yield EMPTY
@@ -115,8 +132,9 @@ def _in_full(one: Finding) -> Iterator[Line]:
 def _slices(by: str, cut: Mapping[str, Diagnosis]) -> Table:
     rows: list[list[str]] = []
     for label, one in cut.items():
-        first = next(c for c in one.causes if c.id == one.verdict)
-        rows.append([label, one.verdict, f"{first.confidence:.2f}", _explains(first), f"{one.tokens:,}"])
+        first = first_cause(one)
+        sure, explains = ("-", "-") if first is None else (f"{first.confidence:.2f}", _explains(first))
+        rows.append([label, one.verdict, sure, explains, f"{one.tokens:,}"])
     heads = (Column(by, "left"), Column("verdict", "left"), *map(Column, ("confidence", "explains", "tokens")))
     return Table.of(heads, rows, notes=[] if cut else [f"no record says its {by}"], frame="none")
 
@@ -167,7 +185,7 @@ def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
     """Make the section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
     doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in diagnosis.cannot_tell]
-    some = [(by, label, ABOUT[one.verdict].title) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
+    some = [(by, label, _title(one)) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
     tables: list[tuple[str, Table]] = []
     if doubts:
         heads = _sentences("why not", "columns that would decide", "cheapest experiment")

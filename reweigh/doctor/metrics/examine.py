@@ -1,117 +1,39 @@
 """Diagnoses a run from the history of its metrics alone, and says what that cannot tell: whether log-probs can be of
 what was sampled, how large the gap is, and how it moves over the run.
 
-Steps depend on each other, so that intervals are from means of blocks of steps.
+A cause is named only where the numbers show it, at .8 or more; what they only fit is a suspicion, below .5, and a run
+with nothing but suspicions is not decided.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from reweigh.doctor.causes import ABOUT, BENIGN, ENGINES, PROGRAMS, CauseId, fix_for
-from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Evidence, Finding, InputNote
+from reweigh.doctor.diagnosis import NAMED, NOT_DECIDED, CannotTell, Diagnosis, Evidence, Finding, InputNote
 from reweigh.doctor.metrics.read import Array, Series, read_history
 from reweigh.doctor.metrics.signals import FRAMEWORKS, Reading, Signal, Signals, translate
-from reweigh.stats.intervals import t_quantile
-
-FEW = 4  # steps below which nothing is said of a spread
-_MOST_BLOCKS = 20
-
-
-@dataclass(frozen=True)
-class OverSteps:
-    """A number with its 95% interval; both ends are infinite if there are too few steps for one.
-
-    Attributes:
-        value: the estimate.
-        low: lower end.
-        high: upper end.
-        n: steps.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def ends(self) -> tuple[float | None, float | None]:
-        """Ends of the interval as an `Evidence` has them."""
-        return (self.low, self.high) if math.isfinite(self.low) else (None, None)
-
-
-def blocks(values: Array) -> list[Array]:
-    """Cuts steps into runs of neighbours, long enough that their means depend on each other little.
-
-    Up to 8 steps each is its own block; after that there are sqrt(n) + 2 of them, at most 20.
-    """
-    n = len(values)
-    count = n if n < 8 else min(_MOST_BLOCKS, math.isqrt(n) + 2)
-    return [b for b in np.array_split(values, max(count, 1)) if len(b)]
-
-
-def mean(values: Array) -> OverSteps:
-    """Takes the mean over steps; its interval from the spread of block means, by Student's t.
-
-    Example:
-        >>> import numpy as np
-        >>> e = mean(np.array([1.0, 2.0, 3.0, 4.0]))
-        >>> print(f"{e.value:.1f} {e.low:.2f} {e.high:.2f}")
-        2.5 0.45 4.55
-
-    Source: batch means, for example Law (2015), section 9.5.3.
-    """
-    n = len(values)
-    value = float(values.mean()) if n else math.nan
-    if n < FEW:
-        return OverSteps(value, -math.inf, math.inf, n)
-    means = np.array([b.mean() for b in blocks(values)])
-    half = t_quantile(0.975, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
-    return OverSteps(value, value - half, value + half, n)
-
-
-def fold(series: Series, noisy: bool = False) -> OverSteps:
-    """Divides the level at the end of the run by that at its start, by a line through block means of its logarithm.
-
-    Args:
-        series: a level, positive.
-        noisy: it may be below 0 by chance: take the logarithm of block means then.
-    """
-    keep = np.ones(len(series), dtype=bool) if noisy else series.values > 0
-    steps, values = series.steps[keep], series.values[keep]
-    n = len(steps)
-    x = np.array([b.mean() for b in blocks(steps)])
-    y = np.array([b.mean() if noisy else np.log(b).mean() for b in blocks(values)])
-    if noisy:
-        x, y = x[y > 0], np.log(y[y > 0])
-    spread = float(np.square(x - x.mean()).sum()) if len(x) else 0.0
-    if len(x) < FEW + 1 or not spread > 0:
-        return OverSteps(math.nan, -math.inf, math.inf, n)
-    slope = float(((x - x.mean()) * y).sum() / spread)
-    rest = y - y.mean() - slope * (x - x.mean())
-    error = math.sqrt(float(np.square(rest).sum()) / (len(x) - 2) / spread)
-    half = t_quantile(0.975, len(x) - 2) * error
-    span = float(steps[-1] - steps[0])
-    low, middle, high = (math.exp(min(max(s * span, -700.0), 700.0)) for s in (slope - half, slope, slope + half))
-    return OverSteps(middle, low, high, n)
-
-
-def correlation(a: Series, b: Series) -> OverSteps:
-    """Correlates the changes from step to step, so that two trends alone do not correlate.
-
-    The interval is Fisher's, with half as many values as there are changes, because neighbouring ones share a step.
-    """
-    a, b = a.with_(b)
-    x, y = np.diff(a.values), np.diff(b.values)
-    n = len(x)
-    if n < 10 or not (x.std() > 0 and y.std() > 0):
-        return OverSteps(math.nan, -math.inf, math.inf, n)
-    r = float(np.corrcoef(x, y)[0, 1])
-    z, half = math.atanh(min(max(r, -0.999999), 0.999999)), 1.96 / math.sqrt(n / 2 - 3) if n > 8 else math.inf
-    return OverSteps(r, math.tanh(z - half), math.tanh(z + half), n)
+from reweigh.doctor.metrics.steps import (
+    FEW,
+    GROWS,
+    SURE,
+    OverSteps,
+    blocks,
+    correlation,
+    deviation,
+    falls,
+    fold,
+    jump,
+    logs,
+    mean,
+    onset,
+    period,
+    ranks,
+    spikes,
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +42,7 @@ class Clue:
 
     Attributes:
         id: the cause.
-        confidence: 0 to 1; scalars rarely prove, so that none is over 0.8.
+        confidence: 0 to 1: from `SHOWN` on it is shown, below `NAMED` only suspected, nothing between.
         evidence: the numbers.
     """
 
@@ -136,10 +58,18 @@ class Answer:
     Attributes:
         clues: for causes.
         excluded: causes that it rules out.
+        deviates: True if what must hold of sampled tokens does not, whatever the cause.
     """
 
     clues: tuple[Clue, ...] = ()
     excluded: frozenset[CauseId] = frozenset()
+    deviates: bool = False
+
+
+SHOWN = 0.8
+"""Confidence of a cause that scalars show; 0.85 where two of them do, independently."""
+_TWICE = 0.85
+_OPEN = 0.45  # the likeliest of what scalars cannot tell apart
 
 
 def clues(evidence: Iterable[Evidence], **confidence: float) -> tuple[Clue, ...]:
@@ -160,10 +90,12 @@ SHARE_OF_K3 = 0.1  # a sample of heavy tails misses their end: k3 of 1 nat comes
 UNRELATED = 1.0  # nats of k3: two unrelated log-probs side by side; an honest gap has a k1 as large as k3
 FEW_LARGE = 0.2  # k3 / k1 over this: top-p p bounds it by -log(p) / 2, 0.18 at p = 0.7
 CONSTANT = 1.05  # k3 over that of one and the same log ratio at every token
+VARIES = 1.15  # likewise, where k3 is not logged and rounding adds to it
 BOUNDS_TAKE = 3.0  # times k3: clamping ratios at 2 or more takes 1.25 k3 off their mean at most, a mask on [0.5, 5] 2.6
 MOST_TRUNCATION = 0.4  # nats: top-p 0.67; beyond it is no truncation that anyone samples with
 SHARE_OF_SIZE = 0.2  # of mean |log ratio|: an honest gap of 0.1 nats keeps the mean ratio within 0.01
 ONE_SIDED = 0.95  # k1 / mean |log ratio|
+AGREED_BLOCKS = 0.9  # share of the blocks of steps that have to show it, so that no single step decides
 _BROKEN: frozenset[CauseId] = frozenset({"raw_logprobs", "truncated_sampling", "vocab_padding", "wrong_token", "shift"})
 
 
@@ -195,63 +127,84 @@ def identity(signals: Signals) -> Answer:
     if k3 and b:
         evidence.append(shown("k3", b, f"{k3.name}, nats"))
     evidence += _one_sided(signals)
-    trust = _trust(ratio, gap, b)
-    if a and a.high < -MATERIAL_K1 / 2 and a.value < -MATERIAL_K1:
-        return _negative(a, gap, evidence, trust)
-    if gap and b and gap.high < 0 and -gap.value > max(MATERIAL, SHARE_OF_K3 * b.value):
-        return _below_one(k1, k3, evidence, trust)
-    if a and gap and b and b.value > UNRELATED and abs(a.value) < SHARE_OF_K3 * b.value:
-        return Answer(clues(evidence, shift=0.55 * trust, wrong_token=0.3 * trust))
-    if gap and b and gap.low > 0 and gap.value > max(MATERIAL, 0.5 * b.value):
-        if b.value > UNRELATED:
-            return Answer(clues(evidence, shift=0.55 * trust, wrong_token=0.3 * trust))
-        return Answer(clues(evidence, raw_logprobs=0.35 * trust))
+    trusted = _trusted(ratio, gap, b)
+    level = float(np.median(k3.series.values)) if k3 else 0.0  # a single step may have any k3
+    if k1 and a and b and level > UNRELATED and abs(float(np.median(k1.series.values))) < SHARE_OF_K3 * level:
+        return _unrelated(evidence, b)
+    if a and a.high < -MATERIAL_K1 / 2 and a.value < -max(MATERIAL_K1, 0.05 * level):
+        return _negative(a, gap, evidence)
+    if gap and b and gap.high < 0 and -gap.value > max(MATERIAL, SHARE_OF_K3 * level):
+        return _below_one(k1, k3, evidence, trusted and gap.agreed >= AGREED_BLOCKS)
+    if gap and b and gap.low > 0 and gap.value > max(MATERIAL, 0.5 * level):
+        if level > UNRELATED:
+            return Answer(clues(evidence, shift=_OPEN, wrong_token=0.3), deviates=True)
+        return Answer(clues(evidence, raw_logprobs=0.35, shift=0.25), deviates=True)
     if gap and b is None and (size := signals.get("mean_abs")):
         return _by_size(gap, mean(size.series.values), evidence)
     one_sided = any(e.name == "one_sided" and e.value > ONE_SIDED for e in evidence)
     if gap is None and one_sided and a and a.low > MATERIAL_K1:
         if a.value > MOST_TRUNCATION:
-            return Answer(clues(evidence, wrong_token=0.5, placeholder_logprob=0.35, unmasked_context=0.3))
-        return Answer(clues(evidence, truncated_sampling=0.6, vocab_padding=0.35))
+            return Answer(
+                clues(evidence, wrong_token=0.4, placeholder_logprob=0.35, unmasked_context=0.3), deviates=True
+            )
+        return Answer(clues(evidence, truncated_sampling=_OPEN, vocab_padding=0.4), deviates=True)
     if gap and b and math.isfinite(gap.low):
         room = max(MATERIAL, SHARE_OF_K3 * b.value)
-        if max(abs(gap.low), abs(gap.high)) < 2 * room and trust == 1:
+        if max(abs(gap.low), abs(gap.high)) < 2 * room and trusted:
             return Answer((), _BROKEN)
     return Answer()
 
 
-def _trust(ratio: Reading | None, gap: OverSteps | None, k3: OverSteps | None) -> float:
-    """Returns 1, or less where the mean ratio may be of weights after bounds, which could take it below 1."""
+def _trusted(ratio: Reading | None, gap: OverSteps | None, k3: OverSteps | None) -> bool:
+    """Returns False where the mean ratio may be of weights after bounds, which could take it below 1."""
     if ratio is None or gap is None or "bounds" not in ratio.caveat:
-        return 1.0
-    return 0.9 if gap.value > 0 or (k3 is not None and -gap.value > BOUNDS_TAKE * k3.value) else 0.5
+        return True
+    return gap.value > 0 or (k3 is not None and -gap.value > BOUNDS_TAKE * k3.value)
 
 
-def _negative(k1: OverSteps, gap: OverSteps | None, evidence: list[Evidence], trust: float) -> Answer:
+def _unrelated(evidence: Sequence[Evidence], k3: OverSteps) -> Answer:
+    """Tells of pairs that are not of the same tokens: log-probs with the same mean that differ by nats."""
+    if k3.n >= FEW:
+        return Answer(clues(evidence, shift=SHOWN, wrong_token=0.3, retokenisation=0.3), deviates=True)
+    return Answer(clues(evidence, shift=_OPEN, wrong_token=0.3), deviates=True)
+
+
+def _negative(k1: OverSteps, gap: OverSteps | None, evidence: list[Evidence]) -> Answer:
+    if k1.agreed < AGREED_BLOCKS:
+        return Answer(clues(evidence, raw_logprobs=0.4), deviates=True)
     if gap is None:
-        return Answer(clues(evidence, raw_logprobs=0.65 * trust))
+        return Answer(clues(evidence, raw_logprobs=SHOWN), deviates=True)
     if gap.value > 20 * -k1.value:  # of the same two distributions chi-square is some 2 KL
-        return Answer(clues(evidence, shift=0.5 * trust, raw_logprobs=0.35 * trust))
+        return Answer(clues(evidence, shift=0.4, raw_logprobs=0.35), deviates=True)
     if gap.low > 0:
-        return Answer(clues(evidence, raw_logprobs=0.8 * trust))
-    return Answer(clues(evidence, raw_logprobs=0.5 * trust, wrong_token=0.2 * trust))
+        return Answer(clues(evidence, raw_logprobs=_TWICE), deviates=True)
+    return Answer(clues(evidence, raw_logprobs=0.4, wrong_token=0.2), deviates=True)
 
 
 def _by_size(gap: OverSteps, size: OverSteps, evidence: list[Evidence]) -> Answer:
-    """Tests the mean ratio against mean |log ratio|, where neither k1 nor k3 is logged."""
+    """Tests the mean ratio against mean |log ratio|, where neither k1 nor k3 is logged.
+
+    Where the sampler's log-prob is the higher one at every token, k1 is mean |log ratio|, and k3 follows.
+    """
     evidence = [*evidence, shown("mean_abs", size, "mean |log ratio|, nats")]
     if abs(gap.value) < max(MATERIAL, SHARE_OF_SIZE * size.value) or gap.low <= 0 <= gap.high:
         return Answer()
+    steady = gap.agreed >= AGREED_BLOCKS
     if gap.value < 0:
-        return Answer(clues(evidence, truncated_sampling=0.55, vocab_padding=0.4, wrong_token=0.2))
+        k3 = max(size.value + gap.value, 0.0)
+        constant = k3 / (math.expm1(-size.value) + size.value)
+        one_sided = -gap.value > (1 - FEW_LARGE) * size.value and size.value < MOST_TRUNCATION
+        if one_sided and constant > VARIES and steady:
+            return Answer(clues(evidence, truncated_sampling=SHOWN, vocab_padding=0.3), deviates=True)
+        return Answer(clues(evidence, truncated_sampling=_OPEN, vocab_padding=0.4, wrong_token=0.3), deviates=True)
     if gap.value > size.value**2 * 5:  # chi-square is near mean of the squared log ratio
-        return Answer(clues(evidence, shift=0.5, wrong_token=0.3))
-    return Answer(clues(evidence, raw_logprobs=0.6))
+        return Answer(clues(evidence, shift=_OPEN, wrong_token=0.3), deviates=True)
+    return Answer(clues(evidence, raw_logprobs=SHOWN if steady else 0.4), deviates=True)
 
 
-def _below_one(k1: Reading | None, k3: Reading | None, evidence: list[Evidence], trust: float) -> Answer:
+def _below_one(k1: Reading | None, k3: Reading | None, evidence: list[Evidence], sure: bool) -> Answer:
     if k1 is None or k3 is None:
-        return Answer(clues(evidence, truncated_sampling=0.5 * trust))
+        return Answer(clues(evidence, truncated_sampling=_OPEN), deviates=True)
     x, y = k1.series.with_(k3.series)
     large = float(y.values.mean() / x.values.mean())
     constant = float(np.median(y.values / (np.expm1(-x.values) + x.values)))
@@ -267,12 +220,12 @@ def _below_one(k1: Reading | None, k3: Reading | None, evidence: list[Evidence],
     ]
     if large > FEW_LARGE:
         first = "wrong_token" if x.values.mean() > MOST_TRUNCATION else "placeholder_logprob"
-        other = {"wrong_token": 0.35, "placeholder_logprob": 0.35, "unmasked_context": 0.3} | {first: 0.5}
-        return Answer(clues(evidence, **{name: c * trust for name, c in other.items()}))
-    if constant < CONSTANT:
-        return Answer(clues(evidence, vocab_padding=0.6 * trust, truncated_sampling=0.35 * trust))
-    less = 0.1 if constant < 1.3 else 0.0  # rounding on top of a constant looks like this too
-    return Answer(clues(evidence, truncated_sampling=(0.75 - less) * trust, vocab_padding=(0.15 + less) * trust))
+        other = {"wrong_token": 0.35, "placeholder_logprob": 0.35, "unmasked_context": 0.3, "truncated_sampling": 0.3}
+        return Answer(clues(evidence, **(other | {first: _OPEN})), deviates=True)
+    if constant < CONSTANT:  # what keeps the same mass at every token drops none
+        pads = SHOWN if sure and constant > 2 - CONSTANT else 0.4
+        return Answer(clues(evidence, vocab_padding=pads, truncated_sampling=0.35), deviates=True)
+    return Answer(clues(evidence, truncated_sampling=SHOWN if sure else _OPEN, vocab_padding=0.3), deviates=True)
 
 
 def _one_sided(signals: Signals) -> list[Evidence]:
@@ -310,9 +263,9 @@ def surprise(signals: Signals) -> Answer:
         a, b = mean(log_ppl.series.values), mean(entropy.series.values)
         difference, h = OverSteps(a.value - b.value, a.low - b.high, a.high - b.low, min(a.n, b.n)), b.value
     k3, size = signals.get("k3"), signals.get("mean_abs")
-    level = float(k3.series.values.mean()) if k3 else None
+    level = float(np.median(k3.series.values)) if k3 else None
     if level is None and size:  # half the square of mean |log ratio|: no k3 is much smaller
-        level = float(size.series.values.mean()) ** 2 / 2
+        level = float(np.median(size.series.values)) ** 2 / 2
     if level is None or not h > 0 or not math.isfinite(difference.low):
         return Answer()
     same = log_ppl.over == entropy.over
@@ -323,9 +276,12 @@ def surprise(signals: Signals) -> Answer:
     if abs(difference.value) < room or difference.low <= 0 <= difference.high:
         settled = same and level < AGREED
         return Answer((), frozenset({"both_raw"}) if settled else frozenset())
+    if difference.value > 0:  # what is sampled surprises the trainer: no sharper sampler does that
+        return Answer()
     if level < AGREED:
-        return Answer(clues(evidence, both_raw=0.7 if same else 0.6))
-    return Answer(clues(evidence, trainer_temperature=0.45)) if difference.value < 0 else Answer()
+        sure = difference.agreed >= AGREED_BLOCKS and (same or -difference.value > 2 * room)
+        return Answer(clues(evidence, both_raw=SHOWN if sure else _OPEN), deviates=sure)
+    return Answer(clues(evidence, trainer_temperature=_OPEN))
 
 
 @dataclass(frozen=True)
@@ -337,9 +293,10 @@ class Bands:
         rounding: up to here bf16 and other kernels make it.
         bits: up to here fp8 and experts make it.
         large: from here on it takes another computation.
-        less: what to take off the metric first.
+        less: what to take off the metric first; with `falls`, what to take the metric off.
         source: who says so.
         noisy: values of single steps may be below 0 by chance, and their mean near 0 though the gap is large.
+        falls: True if the metric is 1 without a gap, and less with one.
     """
 
     zero: float
@@ -349,24 +306,29 @@ class Bands:
     less: float
     source: str
     noisy: bool = False
+    falls: bool = False
 
 
+_K3 = "prime-rl: floor 0.0015, target below 0.01; verl#7519: fp8 0.010 to 0.031"
 BANDS: dict[Signal, Bands] = {
-    "k3": Bands(1e-7, 2e-3, 1e-2, 5e-2, 0, "prime-rl: floor 0.0015, target below 0.01; verl#7519: fp8 0.010 to 0.031"),
+    "k3": Bands(1e-7, 3e-3, 1e-2, 5e-2, 0, _K3),
     "mean_abs": Bands(
-        1e-6, 0.02, 0.05, 0.2, 0, "miles: up to 0.03; TRL#5312: 0.010 to 0.018, 0.201 when weights roll back"
+        1e-6, 0.03, 0.06, 0.2, 0, "miles: up to 0.03; TRL#5312: 0.010 to 0.018, 0.201 when weights roll back"
     ),
     "mean_prob_diff": Bands(1e-7, 0.005, 0.01, 0.05, 0, "verl's FAQ: below 0.005 is usual, over 0.01 is the engine"),
-    "mult_error": Bands(1e-6, 0.03, 0.1, 0.3, 1, "NeMo-RL: below 1.05, its nightly runs below 1.1"),
-    "k1": Bands(1e-7, 2e-3, 1e-2, 5e-2, 0, "as k3, which has the same mean", True),
+    "mult_error": Bands(1e-6, 0.05, 0.1, 0.3, 1, "NeMo-RL: below 1.05, its nightly runs below 1.1"),
+    "k2": Bands(1e-7, 3e-3, 1e-2, 5e-2, 0, "as k3, which is the same for small gaps"),
+    "correlation": Bands(1e-6, 2e-3, 2e-2, 0.2, 1, "verl: 0.999 is usual; verl#7519: fp8 0.986 to 0.874", falls=True),
+    "k1": Bands(1e-7, 3e-3, 1e-2, 5e-2, 0, "as k3, which has the same mean", True),
 }
 """In the order of preference; k1 last, because it is the noisiest."""
 _TEMPLATE = (0.5, 1.2)  # nats of mean |log ratio|: miles' guide, "about 0.8 per token on an instruct model"
+_SMALL = 0.1  # of the end of the rounding band: below it no cause is worth a fix
 
 
 @dataclass(frozen=True, eq=False)
 class Size:
-    """The signal that says how large the gap is.
+    """A signal that says how large the gap is.
 
     Attributes:
         signal: which.
@@ -383,49 +345,72 @@ class Size:
     def band(self, value: float) -> int:
         """Says which band a value is in: 0 no gap, 1 rounding, 2 more than rounding, 3 few bits or experts, 4 large."""
         b = self.bands
-        return sum(value > end for end in (b.zero, b.rounding, b.bits, b.large))
+        zero = max(b.zero, 5e-5) if self.reading.rounded else b.zero
+        return sum(value > end for end in (zero, b.rounding, b.bits, b.large))
+
+    @property
+    def name(self) -> str:
+        """Its name in evidence."""
+        less = f"{self.bands.less:g}"
+        if self.bands.falls:
+            return f"{less} less {self.reading.name}"
+        return f"{self.reading.name} less {less}" if self.bands.less else self.reading.name
 
 
-def level_of(signals: Signals) -> Size | None:
-    """Picks the best signal of size that there is."""
+def sizes_of(signals: Signals) -> list[Size]:
+    """Lists the signals of size that there are, the best first."""
+    out: list[Size] = []
     for signal, bands in BANDS.items():
         reading = signals.get(signal)
         if reading is not None:
-            series = Series(reading.series.steps, reading.series.values - bands.less)
-            return Size(signal, reading, series, bands)
-    return None
+            values = bands.less - reading.series.values if bands.falls else reading.series.values - bands.less
+            out.append(Size(signal, reading, Series(reading.series.steps, values), bands))
+    return out
 
 
-def compare(level: Size, calm: Array | None, untested: Mapping[str, float]) -> Answer:
+def compare(sizes: Sequence[Size], calm: Array | None, signals: Signals) -> Answer:
     """Lists what makes a gap of this size.
 
     Args:
-        level: the signal of size.
-        calm: values of the steps before weights moved apart, if the level moves; None if it does not.
-        untested: causes that could not be tested, with their confidence.
+        sizes: signals of size, the best first.
+        calm: values of the best one at the steps before weights moved apart, if it moves; None if it does not.
+        signals: what else there is.
     """
+    level = sizes[0]
     estimate = mean(level.series.values if calm is None else calm)
-    size = estimate.value
+    size = float(np.median(level.series.values if calm is None else calm))
     where = "" if calm is None else "calmest steps of "
-    less = f" less {level.bands.less:g}" if level.bands.less else ""
-    evidence = [shown("level", estimate, f"{where}{level.reading.name}{less}; known levels: {level.bands.source}")]
+    evidence = [shown("level", estimate, f"{where}{level.name}; known levels: {level.bands.source}")]
     band = level.band(size)
     if level.bands.noisy and abs(level.series.values).max() > level.bands.zero:
         band = max(band, 1)  # a mean near 0 is no sign of no gap
+    others = [(one, one.band(float(np.median(one.series.values)))) for one in sizes[1:] if not one.bands.noisy]
+    for one, _ in others if calm is None else ():
+        evidence.append(shown(f"level_{one.signal}", mean(one.series.values), f"{one.name}; {one.bands.source}"))
+    steady = calm is None and estimate.n >= FEW
+    if calm is not None and band <= 1:  # what is left when the weights are closest is no cause of what moves
+        return Answer((), _NOT_SO_SMALL if band else _NOT_WITHOUT_GAP)
     if band == 0:
-        return Answer(clues(evidence, none=0.6), _NOT_WITHOUT_GAP)
+        return Answer(clues(evidence, none=SHOWN if steady else 0.4), _NOT_WITHOUT_GAP)
     if band == 1:
-        if level.bands.noisy:
-            return Answer(clues(evidence, numerics=0.3 if calm is not None else 0.4))
-        return Answer(clues(evidence, numerics=0.3 if calm is not None else 0.7), _NOT_SO_SMALL)
+        agree = all(b <= 1 for _, b in others) or (len(others) > 1 and all(b <= 2 for _, b in others))
+        near = level.bands.noisy and float(np.quantile(np.abs(level.series.values), 0.95)) > level.bands.rounding
+        if not steady or near or not agree:
+            return Answer(clues(evidence, numerics=0.4))
+        return Answer(clues(evidence, numerics=SHOWN), _NOT_SO_SMALL)
+    open_ = untested(signals)
+    lag = signals.get("lag")
+    behind = {"stale_weights": _OPEN if lag is not None and float(np.median(lag.series.values)) > 0.5 else 0.3}
+    if lag is not None and float(np.median(lag.series.values)) == 0:
+        behind = {}
     if band == 2:
-        return Answer(
-            clues(evidence, numerics=0.4 if level.bands.noisy else 0.5, quantised_rollout=0.35, moe_routing=0.35)
-        )
+        return Answer(clues(evidence, numerics=0.4, quantised_rollout=0.35, moe_routing=0.35, **behind))
     if band == 3:
-        return Answer(
-            clues(evidence, quantised_rollout=0.4, moe_routing=0.4, engine_decode=0.25, numerics=0.2, **untested)
-        )
+        weighed = {"quantised_rollout": 0.4, "moe_routing": 0.4, "engine_decode": 0.25, "numerics": 0.2}
+        return Answer(clues(evidence, **weighed, **behind, **open_))
+    if level.signal == "correlation":  # pairs that are not of the same tokens have a correlation near 0
+        wrong = {"shift": 0.4, "wrong_token": 0.35, "retokenisation": 0.35, "template_prefix": 0.3, "weight_sync": 0.3}
+        return Answer(clues(evidence, **wrong, **behind, dropout=0.25, position_encoding=0.25))
     template = level.signal == "mean_abs" and _TEMPLATE[0] < size < _TEMPLATE[1]
     return Answer(
         clues(
@@ -437,7 +422,8 @@ def compare(level: Size, calm: Array | None, untested: Mapping[str, float]) -> A
             unmasked_context=0.25,
             retokenisation=0.25,
             moe_routing=0.2,
-            **untested,
+            **behind,
+            **open_,
         )
     )
 
@@ -461,14 +447,10 @@ _NOT_WITHOUT_GAP: frozenset[CauseId] = frozenset(
         "retokenisation",
     }
 )
-
-
-GROWS = 1.5  # times over the run that matter
-SURE = 1.2  # what the lower end of the interval has to be over
-JUMP = 2.0  # times, at the first update or at a fall
-NOISE = 4.0  # standard deviations of a step's logarithm that a jump has to be over
 WITH_LAG = 0.5  # correlation
-CLIMB = 0.8  # rank correlation with time between falls: a level that only scatters has 0
+_FOLLOWS = 0.8  # rank correlation of the level with the length or the entropy
+_LONGER = 1.2  # times that the length has to grow for the level to go with it
+_MANY_SPIKES = 0.05  # share of the steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -478,101 +460,188 @@ class Course:
     Attributes:
         answer: what that says.
         calm: values of the steps at which weights are closest; None if the level stays where it is.
+        from_step: the step from which the level is another one, if there is one.
+        notes: what goes with it.
     """
 
     answer: Answer
     calm: Array | None
+    from_step: float | None = None
+    notes: tuple[InputNote, ...] = ()
 
 
-def shape(level: Size, signals: Signals) -> Course:
+@dataclass(frozen=True, eq=False)
+class _Context:
+    """What is known beside the gap.
+
+    Attributes:
+        frozen: True if the learning rate is 0 all along: weights do not move.
+        lag: updates that the sampler is behind, if logged.
+        prompt: True if the lag is 0 all along.
+        fixed: True if the lag never changes.
+    """
+
+    frozen: bool = False
+    lag: Reading | None = None
+    prompt: bool = False
+    fixed: bool = False
+    excluded: frozenset[CauseId] = field(default_factory=frozenset[CauseId])
+
+    @classmethod
+    def of(cls, signals: Signals, steps: Array) -> "_Context":
+        rate, lag = signals.get("learning_rate"), signals.get("lag")
+        frozen = False
+        if rate is not None and len(steps):
+            inside = rate.series.values[(rate.series.steps >= steps[0]) & (rate.series.steps <= steps[-1])]
+            frozen = len(inside) > 0 and not inside.any()
+        prompt = lag is not None and not lag.series.values.any()
+        fixed = lag is not None and float(np.ptp(lag.series.values)) == 0
+        out: set[CauseId] = set(_OF_WEIGHTS if frozen else ())
+        if prompt:
+            out.add("stale_weights")
+        return cls(frozen, lag, prompt, fixed, frozenset(out))
+
+
+_OF_WEIGHTS: tuple[CauseId, ...] = ("stale_weights", "weight_sync", "update_below_precision", "stale_kv")
+
+
+def shape(sizes: Sequence[Size], signals: Signals) -> Course:
     """Tests how the level moves. Updates that do not arrive, arrive late or are rounded away look alike."""
+    level = sizes[0]
     series, noisy = level.series, level.bands.noisy
-    trend, lag = fold(series, noisy), signals.get("lag")
+    context = _Context.of(signals, series.steps)
+    trend, lag = fold(series, noisy), context.lag
     calm: Array | None = None
     given: list[Clue] = []
+    notes: list[InputNote] = []
     follows = False
     if lag:
-        together = correlation(Series(*_logs(series)), lag.series)
+        together = correlation(logs(series), lag.series)
         follows = together.low > 0.1 and together.value > WITH_LAG
         if follows:
             text = "correlation of changes of the level's logarithm with changes of the lag"
-            given += clues([shown("with_lag", together, text)], stale_weights=0.65)
-    falls, ends = (None, []) if noisy else _falls(series)
-    if falls:
+            strong = together.low > 0.3 and together.n >= 16
+            given += clues([shown("with_lag", together, text)], stale_weights=_TWICE if strong else _OPEN)
+            calm = series.values[
+                np.argsort(lag.series.with_(series)[0].values, kind="stable")[: max(1, len(series) // 5)]
+            ]
+    if noisy:
+        fallen, ends, jumped, first, changed, at, repeats = None, [], None, 0, None, 0.0, None
+    else:
+        rate = signals.get("learning_rate")
+        fallen, ends = falls(series)
+        jumped, first = onset(series, rate.series if rate else None)
+        changed, at = jump(series)
+        repeats = period(series)
+    if fallen and not follows:
         calm = series.values[np.isin(series.steps, ends)]
-        given += clues([falls], stale_kv=0.4, stale_weights=0.35)
-    rate = signals.get("learning_rate")
-    jump, first = (None, 0) if noisy else _onset(series, rate.series if rate else None)
-    fixed = lag is not None and float(np.ptp(lag.series.values)) == 0
-    if jump:
+        given += clues([fallen], stale_weights=0.42, stale_kv=0.4, weight_sync=0.25)
+    if repeats and not follows:
+        low = np.sort(series.values)[: max(1, len(series) // 4)]
+        calm = low if calm is None else calm
+        kinds = (
+            {"stale_weights": _OPEN, "stale_kv": 0.3}
+            if repeats.climbs
+            else {"stale_weights": 0.4, "engine_decode": 0.3}
+        )
+        given += clues([repeats.evidence], **kinds)
+    if jumped:
         calm = series.values[:first]
-        given += clues([jump], weight_sync=0.5 if fixed else 0.4, stale_weights=0.1 if fixed else 0.35)
-    if not falls and trend.low > SURE and trend.value > GROWS:
-        text = f"{level.reading.name} at the end of the run over its start"
-        grown = shown("growth", trend, text)
+        after = level.band(float(np.median(series.values[first:])))
+        shows = context.prompt and after >= 2 and jumped.value > 3
+        given += clues([jumped], weight_sync=SHOWN if shows else _OPEN, stale_weights=0.4)
+    elif changed and not fallen and not repeats and not follows:
+        before, later = series.values[series.steps < at], series.values[series.steps >= at]
+        calm = min(before, later, key=lambda v: float(np.median(v)))
+        given += clues([changed], weight_sync=0.35, stale_kv=0.3, engine_decode=0.3, stale_weights=0.3)
+    elif not fallen and not repeats and trend.low > SURE and trend.value > GROWS:
+        grown = shown("growth", trend, f"{level.name} at the end of the run over its start")
         calm = blocks(series.values)[0] if calm is None else calm
-        end = float(series.values[-max(1, len(series) // 5) :].mean())
+        given += _growth(grown, level, signals, context, follows)
+    elif trend.high < 1 / SURE and trend.value < 1 / GROWS and level.band(float(series.values.max())) > 1:
+        fallen_to = shown("growth", trend, f"{level.name} at the end of the run over its start")
+        calm = blocks(series.values)[-1] if calm is None else calm
+        given += clues([fallen_to], stale_weights=0.35, weight_sync=0.25, quantised_rollout=0.25)
+    if calm is None and not noisy:
+        places, most = spikes(series)
+        if places:
+            where = ", ".join(f"{p:g}" for p in places[:4]) + (" ..." if len(places) > 4 else "")
+            hint = "look at what was sampled there"
+            notes.append(
+                InputNote(
+                    f"{level.name} is up to {most:.2g} times its median", len(places), "steps", f"steps {where}", hint
+                )
+            )
+        large = any(level.band(float(series.values[series.steps == p][0])) >= 4 for p in places)
+        if len(places) > max(2.0, _MANY_SPIKES * len(series)) or (large and len(places) > 2):
+            calm = series.values[~np.isin(series.steps, places)]
+            text = f"steps at which {level.name} is over 3 times its median (n counts steps)"
+            spiked = Evidence("spikes", float(len(places)), text, n=len(series))
+            given += clues([spiked], engine_decode=0.4, placeholder_logprob=0.3, retokenisation=0.3)
+    if calm is None and not noisy:
+        scattered = _scatter(sizes)
+        if scattered is not None:
+            calm = np.sort(series.values)[: max(1, len(series) // 5)]
+            given += clues([scattered], stale_weights=0.4, engine_decode=0.25, moe_routing=0.2)
+    given = [c for c in given if c.id not in context.excluded]
+    return Course(Answer(tuple(given), context.excluded), calm, at if changed else None, tuple(notes))
+
+
+_SCATTERS = 0.3  # standard deviation of a step's logarithm, of a mean |log ratio|: rounding has 0.1 on 1,000 tokens
+_SQUARES: frozenset[Signal] = frozenset({"k2", "k3", "correlation"})  # go with the square of the log ratio
+
+
+def _scatter(sizes: Sequence[Size]) -> Evidence | None:
+    """Finds a level that differs from step to step more than rounding does; None if one of the signals is steady."""
+    least: tuple[float, Size] | None = None
+    for one in sizes:
+        level = logs(one.series)
+        if one.bands.noisy or one.reading.rounded or len(level) < 8:
+            continue
+        by_step = deviation(np.diff(level.values)) / (2 if one.signal in _SQUARES else 1)
+        if least is None or by_step < least[0]:
+            least = (by_step, one)
+    if least is None or least[0] < _SCATTERS:
+        return None
+    text = f"standard deviation of the logarithm of {least[1].name} from step to step, as of a mean |log ratio|"
+    return Evidence("scatter", least[0], f"{text} (n counts steps)", n=len(least[1].series))
+
+
+def _growth(grown: Evidence, level: Size, signals: Signals, context: _Context, follows: bool) -> list[Clue]:
+    """Says what a level that grows may come from: weights, if they move; longer responses, if it goes with them."""
+    given: list[Clue] = []
+    if not context.frozen:
+        end = float(np.median(level.series.values[-max(1, len(level.series) // 5) :]))
         scale = 1.0 if level.band(end) >= 2 else 0.7  # growth within what rounding makes
-        less = 0.3 if fixed or follows else 1.0
+        less = 0.3 if context.fixed or follows else 1.0
         given += clues(
             [grown],
-            stale_weights=0.42 * scale * (less if fixed else 1.0),
+            stale_weights=0.42 * scale * (less if context.fixed else 1.0),
             weight_sync=0.4 * scale * (less if follows else 1.0),
             update_below_precision=0.3 * scale,
             stale_kv=0.25 * scale,
         )
-    return Course(Answer(tuple(given)), calm)
-
-
-def _logs(series: Series) -> tuple[Array, Array]:
-    keep = series.values > 0
-    return series.steps[keep], np.log(series.values[keep])
-
-
-def _deviation(changes: Array) -> float:
-    """Estimates the deviation of a step's value by the median change between neighbours: falls do not count."""
-    return 1.4826 * float(np.median(np.abs(changes - np.median(changes)))) / math.sqrt(2)
-
-
-def _onset(series: Series, rate: Series | None) -> tuple[Evidence | None, int]:
-    """Finds the jump at the first update, and how many steps stand before it."""
-    steps, logs = _logs(series)
-    first = 1
-    if rate is not None and (rate.values > 0).any():
-        moved = float(rate.steps[rate.values > 0][0])
-        first = int(np.searchsorted(steps, moved, side="right"))
-    before, after = logs[:first], logs[first : first + 10]
-    if len(logs) < len(series) or len(before) < 1 or len(after) < FEW:
-        return None, 0
-    size = float(after.mean() - before.mean())
-    noise = max(float(after.std(ddof=1)), _deviation(np.diff(logs[first:])))
-    gradual = abs(float(after[0] - before[-1])) < size / 2
-    if gradual or size < max(math.log(JUMP), NOISE * noise):
-        return None, 0
-    half = 1.96 * noise * math.sqrt(1 / len(before) + 1 / len(after))
-    text = f"level after step {steps[first - 1]:g} over that before, the first update (n counts steps)"
-    return Evidence("onset", math.exp(size), text, math.exp(size - half), math.exp(size + half), len(logs)), first
-
-
-def _falls(series: Series) -> tuple[Evidence | None, list[float]]:
-    """Finds climbs and falls, and the steps at which the level is down."""
-    steps, logs = _logs(series)
-    if len(logs) < 8:
-        return None, []
-    changes = np.diff(logs)
-    down = changes < -max(math.log(JUMP), NOISE * math.sqrt(2) * _deviation(changes))
-    places = np.flatnonzero(down)
-    ends = [0, *(places + 1).tolist()]
-    climbs = [  # rank correlations with time
-        float(np.corrcoef(np.argsort(np.argsort(logs[a:b])), np.arange(b - a))[0, 1])
-        for a, b in zip(ends, [*ends[1:], len(logs)], strict=True)
-        if b - a >= FEW
-    ]
-    if len(places) < 2 or len(climbs) < 2 or float(np.median(climbs)) < CLIMB:
-        return None, []
-    at = ", ".join(f"{steps[p + 1]:g}" for p in places[:4])
-    text = f"times that the level climbs and falls back by half or more, at steps {at}: a restart, an update, a cache"
-    return Evidence("falls_back", float(len(places)), text, n=len(logs)), [float(steps[e]) for e in ends]
+    else:
+        rate = signals.get("learning_rate")
+        text = f"{rate.name if rate else 'learning rate'}: weights do not move, so that the growth is not of them"
+        frozen = Evidence("learning_rate", 0.0, text, n=len(level.series))
+        given += clues([grown, frozen], engine_decode=0.35, position_encoding=0.3, moe_routing=0.2)
+    beside_it: tuple[tuple[Signal, dict[str, float]], ...] = (
+        ("length", {"position_encoding": 0.4, "engine_decode": 0.42}),
+        ("entropy", {"numerics": 0.35, "moe_routing": 0.3}),
+    )
+    for signal, causes in beside_it:
+        beside = signals.get(signal)
+        if beside is None:
+            continue
+        a, b = level.series.with_(beside.series)
+        if len(a) < 2 * FEW:
+            continue
+        longer, r = fold(b), ranks(a.values, b.values)
+        if r > _FOLLOWS and longer.low > _LONGER:
+            text = f"{beside.name} at the end over its start: the gap goes with it (rank correlation {r:.2g})"
+            given += clues([grown, shown(f"with_{signal}", longer, text)], **causes)
+    return given
 
 
 _MOVING: frozenset[CauseId] = frozenset({"stale_weights", "weight_sync", "update_below_precision"})
@@ -607,27 +676,35 @@ def missing(signals: Signals) -> tuple[InputNote, ...]:
             rule = f"{there.name} cannot be used for {signal}: {there.caveat or 'it does not fit the others'};"
         if signals.framework == "trl" and signal == "mean_ratio":
             rule = "sampling/importance_sampling_ratio is logged after clamp and mask;"
-        hint = f"log {' or '.join(names)}" if names else f"{signals.framework} logs none; reweigh's own logging does"
+        hint = (
+            ""
+            if there is not None
+            else f"log {' or '.join(names)}"
+            if names
+            else f"{signals.framework} logs none; reweigh's own logging does"
+        )
         notes.append(InputNote(f"{rule} lost is {lost}", 1, "metrics", hint=hint))
     return tuple(notes)
 
 
 def cannot_tell(
-    signals: Signals, named: Collection[CauseId], excluded: Collection[CauseId], moves: bool
+    signals: Signals, likely: Sequence[CauseId], named: Collection[CauseId], excluded: Collection[CauseId], moves: bool
 ) -> tuple[CannotTell, ...]:
-    """Lists every cause that is neither named for sure nor ruled out.
+    """Lists every cause that is neither named for sure nor ruled out, the suspected ones first.
 
     Args:
         signals: what there is.
-        named: causes that are named with a confidence of 0.5 or more.
+        likely: causes that are suspected, the likeliest first.
+        named: causes that are named.
         excluded: causes that a test rules out.
         moves: whether the level grows, jumps or falls back over the run.
     """
     settled = {*named, *excluded, *BENIGN}
     out: list[CannotTell] = []
-    for cause, about in ABOUT.items():
+    for cause in dict.fromkeys((*likely, *ABOUT)):
         if cause in settled:
             continue
+        about = ABOUT[cause]
         reason = about.unseen
         if cause in _MOVING and not moves:
             reason = "the gap does not move over the run, but updates may be too small or too few for it to show"
@@ -640,13 +717,15 @@ def cannot_tell(
 def diagnose_metrics(path: str | Path, framework: str | None = None) -> Diagnosis:
     """Diagnoses a run from the history of its metrics: k3 - k1 = mean ratio - 1, and what else scalars can show.
 
-    For runs of which no log-probs were kept. Scalars rarely prove: no confidence is over 0.8, and `cannot_tell` is
-    long. `reweigh.records` of one step say more than the history of all.
+    For runs of which no log-probs were kept. Scalars rarely prove: what they do not show is "not_decided", with what it
+    may be and the experiment that would tell. `reweigh.records` of one step say more than the history of all.
 
     Args:
-        path: CSV, JSONL, JSON or Parquet with one row a step, or a TensorBoard log directory.
-        framework: whose metric names they are: "reweigh", "verl", "slime" (miles too), "nemo-rl", "prime-rl", "trl",
-            "skyrl", "ms-swift", "openrlhf", "tinker", "open-instruct", "areal"; None to recognise them.
+        path: CSV, JSONL, JSON or Parquet with one row a step, the store of MLflow or trackio, a TensorBoard log
+            directory, or what the trainer printed.
+        framework: whose metric names they are: "reweigh", "verl", "slime" (miles too), "nemo-rl", "prime-rl", "trl"
+            (Unsloth too), "skyrl", "ms-swift", "openrlhf", "tinker", "open-instruct", "areal", "roll"; None to
+            recognise them.
 
     Returns:
         A diagnosis with `source="metrics"`. The n of its evidence counts steps, and intervals are from means of blocks
@@ -666,34 +745,71 @@ def diagnose_metrics(path: str | Path, framework: str | None = None) -> Diagnosi
         ...     _ = file.write_text(chr(10).join(rows))
         ...     diagnosis = diagnose_metrics(file)
         >>> print(diagnosis.verdict, diagnosis.causes[0].confidence)
-        raw_logprobs 0.8
+        raw_logprobs 0.85
     """
     return diagnose_signals(translate(read_history(path), framework))
 
 
 def diagnose_signals(signals: Signals) -> Diagnosis:
     """Diagnoses a run from signals that have been read."""
+    sizes = sizes_of(signals)
+    course = shape(sizes, signals) if sizes else None
+    notes = [*signals.notes, *(course.notes if course else ())]
     first = identity(signals)
-    broken = any(c.confidence >= NAMED for c in first.clues)
+    if course and course.from_step is not None and not _named(first):
+        later = identity(signals.between(course.from_step, math.inf))
+        if _named(later):
+            first = later
+            hint = f"the verdict is on the steps from {course.from_step:g} on"
+            notes.append(
+                InputNote("the gap is another one from a step on", 1, "step", f"step {course.from_step:g}", hint)
+            )
+    broken = _named(first)
     answers = [first] if broken else [first, surprise(signals)]  # a broken identity shifts the surprise too
-    level, moves = level_of(signals), False
-    if level is not None:
-        course = shape(level, signals)
+    moves = False
+    if sizes and course:
         answers.append(course.answer)
         moves = course.calm is not None
         if not broken:  # else its size is that of the fault, and says nothing of other causes
-            answers.append(compare(level, course.calm, untested(signals)))
+            answers.append(compare(sizes, course.calm, signals))
+        notes += _remarks(sizes[0], signals, moves)
     excluded = frozenset[CauseId]().union(*(a.excluded for a in answers))
-    findings = _ranked([c for a in answers for c in a.clues], excluded, signals.framework)
+    given = [c for a in answers for c in a.clues]
+    if any(a.deviates for a in answers):  # whatever it is, it is not rounding
+        given = [replace(c, confidence=min(c.confidence, 0.4)) if c.id in BENIGN else c for c in given]
+    findings = _ranked(given, excluded, signals.framework)
     named: list[CauseId] = [f.id for f in findings if f.confidence >= NAMED]
+    likely: list[CauseId] = [f.id for f in findings if f.confidence < NAMED]
     excluded -= {f.id for f in findings}
     return Diagnosis(
-        verdict=findings[0].id if findings else "none",
+        verdict=named[0] if named else NOT_DECIDED,
         causes=tuple(findings),
-        cannot_tell=cannot_tell(signals, named, excluded, moves),
+        cannot_tell=cannot_tell(signals, likely, named, excluded, moves),
         source="metrics",
-        notes=(*signals.notes, *missing(signals)),
+        notes=(*notes, *missing(signals)),
     )
+
+
+def _named(answer: Answer) -> bool:
+    return any(c.confidence >= NAMED for c in answer.clues)
+
+
+def _remarks(level: Size, signals: Signals, moves: bool) -> list[InputNote]:
+    """Says what keeps the level from saying more: too few steps, a run that ended before its log, a tiny gap."""
+    notes: list[InputNote] = []
+    n, end = len(level.series), float(level.series.steps[-1])
+    if n < FEW:
+        notes.append(
+            InputNote(f"too few steps of {level.reading.name} for an interval", n, "steps", hint="log more steps")
+        )
+    if moves and float(level.series.values.max()) < _SMALL * level.bands.rounding:
+        hint = "no cause is worth a fix at this size"
+        notes.append(InputNote(f"{level.name} moves, but stays far below what rounding makes", n, "steps", hint=hint))
+    spacing = float(np.median(np.diff(level.series.steps))) if n > 1 else 1.0
+    if signals.last > end + 2 * spacing:
+        hint = "what is said is of the steps before"
+        notes.append(InputNote(f"{level.reading.name} ends before the run", 1, "metrics", f"step {end:g}", hint))
+    return notes
 
 
 def _ranked(given: Sequence[Clue], excluded: Collection[CauseId], framework: str) -> list[Finding]:
