@@ -222,9 +222,8 @@ def _below_one(k1: Reading | None, k3: Reading | None, evidence: list[Evidence],
         first = "wrong_token" if x.values.mean() > MOST_TRUNCATION else "placeholder_logprob"
         other = {"wrong_token": 0.35, "placeholder_logprob": 0.35, "unmasked_context": 0.3, "truncated_sampling": 0.3}
         return Answer(clues(evidence, **(other | {first: _OPEN})), deviates=True)
-    if constant < CONSTANT:  # what keeps the same mass at every token drops none
-        pads = SHOWN if sure and constant > 2 - CONSTANT else 0.4
-        return Answer(clues(evidence, vocab_padding=pads, truncated_sampling=0.35), deviates=True)
+    if constant < CONSTANT:  # flat distributions under top-p keep much the same mass everywhere, as padding does
+        return Answer(clues(evidence, truncated_sampling=_OPEN, vocab_padding=0.43), deviates=True)
     return Answer(clues(evidence, truncated_sampling=SHOWN if sure else _OPEN, vocab_padding=0.3), deviates=True)
 
 
@@ -246,12 +245,16 @@ OTHER_MEANS = 0.15  # of the entropy, where one is a mean over tokens and the ot
 SAME_MEANS = 0.05
 
 
-def surprise(signals: Signals) -> Answer:
+def surprise(signals: Signals, broken: bool = False) -> Answer:
     """Tests mean -log pi less mean entropy: 0 when sampled from pi, negative at a temperature below 1 or under top-p.
 
     With a log ratio near 0 the two sides agree on a distribution that nobody sampled from: both log before temperature.
     With one that is not, the trainer may leave the temperature out. By Cauchy and Schwarz a distribution at k3 nats
     shifts the surprise by up to sqrt(2 k3 Var), so that this is tested against sqrt(2 k3).
+
+    Args:
+        signals: what there is.
+        broken: whether the log-probs are known not to be of what was sampled, which shifts the surprise too.
     """
     log_ppl, entropy = signals.get("log_ppl_pi"), signals.get("entropy")
     if log_ppl is None or entropy is None:
@@ -279,7 +282,7 @@ def surprise(signals: Signals) -> Answer:
     if difference.value > 0:  # what is sampled surprises the trainer: no sharper sampler does that
         return Answer()
     if level < AGREED:
-        sure = difference.agreed >= AGREED_BLOCKS and (same or -difference.value > 2 * room)
+        sure = not broken and difference.agreed >= AGREED_BLOCKS and (same or -difference.value > 2 * room)
         return Answer(clues(evidence, both_raw=SHOWN if sure else _OPEN), deviates=sure)
     return Answer(clues(evidence, trainer_temperature=_OPEN))
 
@@ -394,8 +397,8 @@ def compare(sizes: Sequence[Size], calm: Array | None, signals: Signals) -> Answ
         return Answer(clues(evidence, none=SHOWN if steady else 0.4), _NOT_WITHOUT_GAP)
     if band == 1:
         agree = all(b <= 1 for _, b in others) or (len(others) > 1 and all(b <= 2 for _, b in others))
-        near = level.bands.noisy and float(np.quantile(np.abs(level.series.values), 0.95)) > level.bands.rounding
-        if not steady or near or not agree:
+        unsure = level.bands.noisy and not estimate.low > 0.75 * estimate.value  # its interval would hide a movement
+        if not steady or unsure or not agree:
             return Answer(clues(evidence, numerics=0.4))
         return Answer(clues(evidence, numerics=SHOWN), _NOT_SO_SMALL)
     open_ = untested(signals)
@@ -765,7 +768,9 @@ def diagnose_signals(signals: Signals) -> Diagnosis:
                 InputNote("the gap is another one from a step on", 1, "step", f"step {course.from_step:g}", hint)
             )
     broken = _named(first)
-    answers = [first] if broken else [first, surprise(signals)]  # a broken identity shifts the surprise too
+    answers = (
+        [first] if broken else [first, surprise(signals, first.deviates)]
+    )  # a broken identity shifts the surprise too
     moves = False
     if sizes and course:
         answers.append(course.answer)

@@ -480,6 +480,17 @@ _LAWS = (
         "log mean e^|log ratio| >= mean |log ratio|", ("mult_error", "mean_abs"), lambda a, b, r: _below(b, _log(a), r)
     ),
     _Law("mean |log ratio| >= mean |pi - mu|", ("mean_abs", "mean_prob_diff"), lambda a, b, r: _below(b, a, r)),
+    _Law(
+        "k3 <= e^M - 1 - M for M = max |log ratio|",
+        ("max_abs", "k3"),
+        lambda a, b, r: _below(b, np.expm1(np.minimum(a, 700.0)) - a, r),
+    ),
+    _Law("log ratio <= max |log ratio|", ("max_abs", "mean_ratio"), lambda a, b, r: _below(_log(b), a, r)),
+    _Law(
+        "k3 >= e^-k1 - 1 + k1",
+        ("k3", "k1"),
+        lambda a, b, r: _below(np.expm1(np.clip(-b, -700.0, 700.0)) + b, a, r),
+    ),
     _Law("max |log ratio| >= mean |log ratio|", ("max_abs", "mean_abs"), lambda a, b, r: _below(b, a, r)),
     _Law(
         "k3 >= e^-m - 1 + m for m = mean |log ratio|",
