@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
-from reweigh.doctor.metrics.read import Series, flat
+from reweigh.doctor.metrics.read import Series, flat, read_history
 from reweigh.doctor.metrics.signals import recognise, translate
 from reweigh.doctor.metrics.steps import correlation, fold, mean
 
@@ -481,8 +481,6 @@ def test_every_framework_has_a_usable_name():
 
 
 def test_the_third_of_k1_k3_and_ratio_is_made(tmp_path):
-    from reweigh.doctor.metrics.read import read_history
-
     file = h.to_csv(tmp_path / "run.csv", steps("raw"), h.nemo_rl)
     k1 = translate(read_history(file)).readings["k1"].series.values
     truth = [h.verl(s)["rollout_corr/kl"] for s in steps("raw")]
@@ -642,6 +640,277 @@ def test_bad_files_are_refused_with_place_and_remedy(tmp_path, name, text, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match="(?s)diagnose_metrics: .*" + message):
         diagnose_metrics(tmp_path / name)
+
+
+# Trackers
+
+
+def test_training_steps_come_before_calls_of_the_logger(tmp_path):
+    """TRL 1.16 with Weights & Biases 0.31: `_step` is 10, 22, 34 at the training steps 2, 4, 6."""
+    lines = [{"_step": 0, "_runtime": 1.0, "train/num_tokens": 5}]  # before the first step
+    for i in range(1, 13):
+        step = {"train/global_step": 2 * i, "train/sampling/sampling_logp_difference/mean": 0.012}
+        lines += [{"_step": 12 * i - 2, "_runtime": 2.0 * i, **step}]
+        lines += [{"_step": 12 * i - 1, "_runtime": 2.0 * i, "profiling/Time taken": 0.3}]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    series = read_history(tmp_path / "w.jsonl").metrics
+    assert series["train/sampling/sampling_logp_difference/mean"].steps.tolist() == list(range(2, 25, 2))
+    assert series["profiling/Time taken"].steps.tolist() == list(range(2, 25, 2)), "of the step before it"
+    assert "train/num_tokens" not in series
+
+
+def test_steps_that_frameworks_count_themselves(tmp_path):
+    rows = [{"training_step": i, "global_step": 512 * i, "episode": 512 * i, "lr": 1e-6} for i in range(1, 5)]
+    (tmp_path / "open.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert read_history(tmp_path / "open.jsonl").metrics["lr"].steps.tolist() == [1, 2, 3, 4], "not episodes"
+    both = [{"rollout/step": i, "rollout/log_probs": -0.4} for i in range(3)]
+    both += [{"train/step": i, "train/train_rollout_logprob_abs_diff": 0.01} for i in range(6)]
+    (tmp_path / "slime.jsonl").write_text("".join(json.dumps(r) + "\n" for r in both))
+    series = read_history(tmp_path / "slime.jsonl").metrics
+    assert len(series["rollout/log_probs"]) == 3
+    assert len(series["train/train_rollout_logprob_abs_diff"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("steps_", "values", "kept", "rule", "count"),
+    [
+        ([0, 1, 2, 0, 1, 2], [1, 2, 3, 4, 5, 6], {0: 4, 1: 5, 2: 6}, "starts again from its first step", 3),
+        ([0, 1, 2, 3, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], {0: 1, 1: 2, 2: 5, 3: 6, 4: 7}, "goes back to an earlier", 2),
+        ([0, 5, 10, 15, 10, 20], [1, 2, 3, 4, 5, 6], {0: 1, 5: 2, 10: 5, 20: 6}, "goes back to an earlier", 2),
+        ([1, 3, 2, 4], [1, 3, 2, 4], {1: 1, 2: 2, 3: 3, 4: 4}, None, 0),
+        ([0, 0, 0, 0], [4, 3, 2, 1], {0: 4, 1: 3, 2: 2, 3: 1}, "has one step for all values", 4),
+        ([1, 1, 2, 2], [4, 3, 2, 1], {1: 3, 2: 1}, "has several values at one step", 2),
+    ],
+)
+def test_runs_that_were_resumed_or_appended(tmp_path, steps_, values, kept, rule, count):
+    rows = "".join(f"{s},{v}\n" for s, v in zip(steps_, values, strict=True))
+    (tmp_path / "r.csv").write_text(f"step,vllm_kl\n{rows}")
+    history = read_history(tmp_path / "r.csv")
+    series = history.metrics["vllm_kl"]
+    assert dict(zip(series.steps.tolist(), series.values.tolist(), strict=True)) == kept
+    if rule is None:
+        assert not history.notes
+    else:
+        (note,) = history.notes
+        assert rule in note.rule
+        assert note.count == count
+
+
+def test_exports_that_mangle_names(tmp_path, diagnose):
+    want = diagnose("raw", "verl").causes[0].evidence[0].value
+    rows = [{"step": i, **h.verl(s)} for i, s in enumerate(steps("raw"))]
+    run = "exp - v2 - lr 1e-6"
+    changes = {
+        "run.csv": lambda c: "Step" if c == "step" else f"{run} - {c}",
+        "dots.csv": lambda c: c.replace("/", "."),
+        "spaced.csv": lambda c: c.replace("/", " / "),
+        "flat.csv": lambda c: c.replace("/", "_"),
+        "semi.csv": lambda c: c,
+        "tabs.tsv": lambda c: c,
+    }
+    for name, change in changes.items():
+        sep = {"semi.csv": ";", "tabs.tsv": "\t"}.get(name, ",")
+        lines = [sep.join(map(change, rows[0])), *(sep.join(map(str, r.values())) for r in rows)]
+        (tmp_path / name).write_text("\ufeff" + "\n".join(lines) + "\n")
+        d = diagnose_metrics(tmp_path / name)
+        assert d.verdict == "raw_logprobs", name
+        assert d.causes[0].evidence[0].value == pytest.approx(want), name
+    by_step = {c: {str(r["step"]): r[c] for r in rows} for c in rows[0] if c != "step"}
+    (tmp_path / "by_step.json").write_text(json.dumps(by_step))
+    columns = {c: [r[c] for r in rows] for c in rows[0]}
+    (tmp_path / "columns.json").write_text(json.dumps(columns))
+    wide = ["metric," + ",".join(f"step_{r['step']}" for r in rows)]
+    wide += [f"{c}," + ",".join(str(r[c]) for r in rows) for c in rows[0] if c != "step"]
+    (tmp_path / "wide.csv").write_text("\n".join(wide))
+    for name in ("by_step.json", "columns.json", "wide.csv"):
+        assert diagnose_metrics(tmp_path / name).causes[0].evidence[0].value == pytest.approx(want), name
+
+
+def test_metrics_of_evaluation_are_not_taken(tmp_path):
+    column = "sampling/sampling_logp_difference/mean"
+    rows = [f"{i},{0.01},{0.9}" for i in range(10)]
+    (tmp_path / "e.csv").write_text("\n".join([f"step,train/{column},eval/{column}", *rows]))
+    assert diagnose_metrics(tmp_path / "e.csv").verdict == "numerics"
+
+
+def test_stores_of_mlflow_and_trackio(tmp_path):
+    import sqlite3
+
+    rows = [{"step": i, **h.verl(s)} for i, s in enumerate(steps("raw"))]
+    folder = tmp_path / "mlruns" / "0" / "abc"
+    for name in [c for c in rows[0] if c != "step"]:
+        file = folder / "metrics" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"1700000000 {r[name]} {r['step']}\n" for r in rows))
+    mlflow, trackio = sqlite3.connect(tmp_path / "mlflow.db"), sqlite3.connect(tmp_path / "trackio.db")
+    mlflow.execute("CREATE TABLE metrics (key, value, timestamp, run_uuid, step, is_nan)")
+    values = [(c, r[c], r["step"], "abc", r["step"], False) for r in rows for c in r if c != "step"]
+    mlflow.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?)", [*values, ("x", 0.0, 99, "abc", 99, True)])
+    trackio.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp, run_name, step, metrics)")
+    packed = [(r["step"], "run", json.dumps({c: v for c, v in r.items() if c != "step"})) for r in rows]
+    trackio.executemany("INSERT INTO metrics (step, run_name, metrics) VALUES (?, ?, ?)", packed)
+    for base in (mlflow, trackio):
+        base.commit()
+    for place in (folder, tmp_path / "mlruns", tmp_path / "mlflow.db", tmp_path / "trackio.db"):
+        d = diagnose_metrics(place)
+        assert d.verdict == "raw_logprobs", place
+        assert evidence(d, "k1").n == 40
+    assert any("x is not finite" in n.rule for n in diagnose_metrics(tmp_path / "mlflow.db").notes)
+    trackio.execute("INSERT INTO metrics (step, run_name, metrics) VALUES (1, 'other', '{}')")
+    trackio.commit()
+    with pytest.raises(ValueError, match=r"several runs: other, run\nhint: export one run"):
+        diagnose_metrics(tmp_path / "trackio.db")
+    for base in (mlflow, trackio):
+        base.close()
+
+
+def test_points_that_tensorboard_purged_are_gone(tmp_path):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path), filename_suffix=".a") as writer:
+        for i in range(20):
+            writer.add_scalar("rollout_corr/kl", 9.0 if i >= 10 else 1e-3, i)
+    with SummaryWriter(str(tmp_path), filename_suffix=".b", purge_step=10) as writer:
+        for i in range(10, 20, 3):
+            writer.add_scalar("rollout_corr/kl", 2e-3, i)
+    series = read_history(tmp_path).metrics["rollout_corr/kl"]
+    assert series.steps.tolist() == [*range(10), 10, 13, 16, 19]
+    assert series.values.max() == pytest.approx(2e-3)
+
+
+# Consoles
+
+_ITEMS = {"actor/entropy": 0.41, "actor/grad_norm": 0.3, "rollout_corr/kl": 9e-4, "rollout_corr/k3_kl": 1.1e-3}
+
+
+def _verl_line(step, wrapped=False):
+    items = [f"{k}:{f'np.float64({v})' if wrapped else v}" for k, v in _ITEMS.items()]
+    return " - ".join([f"step:{step}", *items, f"training/global_step:{step}", "val-core/x/mean@3:0.5"])
+
+
+def _hard(line, width):
+    return "\n".join(line[i : i + width] for i in range(0, len(line), width))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        _verl_line,
+        lambda i: _verl_line(i, wrapped=True),
+        lambda i: f"\x1b[36m(TaskRunner pid=42)\x1b[0m {_verl_line(i)}",
+        lambda i: f"(main_task pid=42, ip=10.0.0.3) {_verl_line(i)} [repeated 2x across cluster]",
+        lambda i: f"Training Progress:   1%|          | {i}/140 [00:49<1:53:43, 49.09s/it]{_verl_line(i)}",
+        lambda i: _hard(_verl_line(i), 80),
+        lambda i: _hard(_verl_line(i), 37),
+        lambda i: "\n".join(f"(TaskRunner pid=42) {part}" for part in _hard(_verl_line(i), 61).split("\n")),
+        lambda i: _verl_line(i).replace(" - rollout_corr/k3", " -\nrollout_corr/k3"),
+        lambda i: _verl_line(i).replace(" - rollout_corr", "\n - rollout_corr"),
+        lambda i: f"INFO 08-05 09:08:37 [config.py:717] step 3: done\n{_verl_line(i)}\nINFO 08-05 saved global_step:9",
+    ],
+)
+def test_lines_of_verl(tmp_path, line):
+    (tmp_path / "a.log").write_text("\n".join(line(i) for i in range(1, 13)) + "\n")
+    history = read_history(tmp_path / "a.log")
+    for name, value in _ITEMS.items():
+        series = history.metrics[name]
+        assert series.steps.tolist() == list(range(1, 13)), name
+        assert series.values == pytest.approx(value), name
+    assert diagnose_metrics(tmp_path / "a.log").verdict == "numerics"
+
+
+_TRL = {"loss": 0.01, "grad_norm": 0.4, "sampling/sampling_logp_difference/mean": 0.012, "entropy": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("printed", "has_step"),
+    [
+        (lambda i: str({**_TRL, "epoch": i / 100}), False),
+        (lambda i: str({k: str(v) for k, v in {**_TRL, "epoch": i / 100}.items()}), False),
+        (lambda i: f"  3%|▎ | {i}/100 [00:10<05:00,  3.1s/it]{ {**_TRL, 'epoch': i / 100} }", False),
+        (lambda i: f"\r 3%| | {i}/100 [00:10<05:00]\r{ {**_TRL, 'epoch': i / 100} }", False),
+        (lambda i: _hard(str({**_TRL, "epoch": i / 100}), 70), False),
+        (lambda i: str({**_TRL, "epoch": i / 100}).replace(", 'samp", ",\n 'samp"), False),
+        (lambda i: f"[2026-01-01 00:00:00] model.py:918 - step {i}: {_TRL}", True),
+        (lambda i: f"\x1b[36m(Actor pid=1)\x1b[0m INFO ✨ Global step {i}: {_TRL}", True),
+        (lambda i: json.dumps({**_TRL, "system/step": i}), True),
+        (
+            lambda i: "{" + ",\n ".join(f"'{k}': '{v}'" for k, v in {**_TRL, "trainer/global_step": i}.items()) + "}",
+            True,
+        ),
+        (lambda i: str(_TRL | {"grad_norm": "X", "step": i}).replace("'X'", "tensor(0.4, device='cuda:0')"), True),
+    ],
+)
+def test_printed_dicts(tmp_path, printed, has_step):
+    config = "{'model': {'path': 'x', 'dtypes': ['bf16',\n 'fp32']}, 'steps': 3}"
+    (tmp_path / "a.txt").write_text("\n".join([config, *(printed(i) for i in range(1, 13))]) + "\n")
+    history = read_history(tmp_path / "a.txt")
+    for name, value in _TRL.items():
+        assert history.metrics[name].steps.tolist() == list(range(1, 13)), name
+        assert history.metrics[name].values == pytest.approx(value), name
+    assert any("without a step" in n.rule for n in history.notes) is not has_step
+    assert diagnose_metrics(tmp_path / "a.txt").verdict == "numerics"
+
+
+def test_two_runs_in_one_log_of_dicts(tmp_path):
+    """Epochs that go back are another run: the last one counts."""
+    rows = [(0.9, e / 100) for e in range(1, 9)] + [(0.01, e / 100) for e in range(1, 13)]
+    lines = [str({**_TRL, "sampling/sampling_logp_difference/mean": v, "epoch": e}) for v, e in rows]
+    (tmp_path / "a.log").write_text("\n".join(lines))
+    d = diagnose_metrics(tmp_path / "a.log")
+    assert evidence(d, "level").value == pytest.approx(0.01)
+    assert any("starts again" in n.rule and n.count == 8 for n in d.notes)
+
+
+@pytest.mark.parametrize(
+    ("framework", "text", "name", "value"),
+    [
+        (
+            "prime-rl",
+            "12:00:01 SUCCESS Step {i} |  1m 3s | Loss 0.0012 | Entropy 0.3012 | Mismatch KL 0.0012 | "
+            "Grad. Norm 0.2000 | LR 1.00e-06 | Throughput 100 tokens/s | MFU 3.1% | Peak Mem. 20.0 GiB\n"
+            "DEBUG Micro Step 3/4 | Loss 9.0000 | Entropy 9.0000 | Mismatch KL 9.0000",
+            "mismatch_kl/all/mean",
+            0.0012,
+        ),
+        (
+            "nemo-rl",
+            "========================= Step {i}/100 =========================\n📊 Training Results:\n  • Loss: 0.0100\n"
+            "  • Generation KL Error: 0.0017\n  • Mean Generation Length: 812.0000\n  • Total step time: 9.10s",
+            "train/gen_kl_error",
+            0.0017,
+        ),
+        (
+            "areal",
+            "20260101 StatsLogger INFO: Epoch 1/10 Step {i}/100 Train step {i}/1000 done.\n╒═══╤═══╤═══╤═══╕\n"
+            "│ ppo_actor/update/behave_approx_kl/avg │ -1.2000e-03 │ ppo_actor/grad_norm │ 3.0000e-01 │\n╘═══╧═══╛",
+            "ppo_actor/update/behave_approx_kl/avg",
+            -0.0012,
+        ),
+        (
+            "open-instruct",
+            " debug  vllm_vs_local_logprob_diff_mean: 0.02 | vllm_vs_local_logprob_diff_max: 3.2    \n"
+            " loss   policy_avg: 0.1                                                               \n"
+            " other  episode: 512 | global_step: 512 | training_step: {i} | lr: 1e-06              \n\nsaved",
+            "debug/vllm_vs_local_logprob_diff_mean",
+            0.02,
+        ),
+    ],
+)
+def test_summaries_of_frameworks(tmp_path, framework, text, name, value):
+    (tmp_path / "a.out").write_text("\n".join(text.replace("{i}", str(i)) for i in range(1, 11)))
+    history = read_history(tmp_path / "a.out")
+    assert recognise(history.metrics) == framework
+    assert history.metrics[name].steps.tolist() == list(range(1, 11))
+    assert history.metrics[name].values == pytest.approx(value)
+
+
+def test_a_gap_printed_as_0_is_below_what_is_printed(tmp_path):
+    line = "SUCCESS Step {} | 1m | Loss 0.0012 | Entropy 0.3012 | Mismatch KL {:.4f} | LR 1.00e-06"
+    (tmp_path / "a.log").write_text("\n".join(line.format(i, 1e-4 * (i % 2)) for i in range(40)))
+    d = diagnose_metrics(tmp_path / "a.log")
+    assert not any("nothing shows" in n.rule for n in d.notes), "rounded, not missing"
+    assert d.verdict != "stale_weights"
 
 
 def test_places_where_nothing_is(tmp_path):
