@@ -207,6 +207,23 @@ def test_dropout_is_one_of_several(diagnose):
     assert all(c.confidence < 0.5 for c in d.causes)
 
 
+def test_a_largest_difference_near_the_mean_is_no_rounding(tmp_path):
+    """TRL under top-p .97: no log ratio is over .03, and their mean is that of rounding."""
+    gap = {"sampling__sampling_logp_difference__mean": 0.016}
+    d = of(tmp_path, **gap, sampling__sampling_logp_difference__max=0.031)
+    assert d.verdict == "not_decided"
+    assert d.causes[0].id == "truncated_sampling"
+    assert of(tmp_path, **gap, sampling__sampling_logp_difference__max=1.1).verdict == "numerics"
+
+
+def test_rounding_is_not_told_from_a_lag_that_is_logged(tmp_path):
+    columns = {"mismatch_kl__all__mean": 6e-4, "off_policy__mean": lambda t: 0 * t + 2.0}
+    d = of(tmp_path, **columns)
+    assert d.verdict == "not_decided"
+    assert {c.id for c in d.causes} == {"numerics", "stale_weights"}
+    assert of(tmp_path, **(columns | {"off_policy__mean": lambda t: 0 * t})).verdict == "numerics"
+
+
 def test_trl_cannot_test_the_identity(diagnose):
     d = diagnose("raw", "trl")
     assert all(c.confidence < 0.5 for c in d.causes)

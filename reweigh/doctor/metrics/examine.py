@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -148,6 +149,8 @@ def identity(signals: Signals) -> Answer:
                 clues(evidence, wrong_token=0.4, placeholder_logprob=0.35, unmasked_context=0.3), deviates=True
             )
         return Answer(clues(evidence, truncated_sampling=_OPEN, vocab_padding=0.4), deviates=True)
+    if gap is None and (bounded := _bounded(signals)):
+        return Answer(clues([*evidence, *bounded], truncated_sampling=_OPEN, vocab_padding=0.4), deviates=True)
     if gap and b and math.isfinite(gap.low):
         room = max(MATERIAL, SHARE_OF_K3 * b.value)
         if max(abs(gap.low), abs(gap.high)) < 2 * room and trusted:
@@ -237,6 +240,22 @@ def _one_sided(signals: Signals) -> list[Evidence]:
     low, high = (a.low / b.value, a.high / b.value) if math.isfinite(a.low) else (None, None)
     text = "k1 over mean |log ratio|: 1 if the sampler's log-prob is the higher one at every token (n counts steps)"
     return [Evidence("one_sided", a.value / b.value, text, low, high, min(a.n, b.n))]
+
+
+BOUNDED = 4.0  # max over mean |log ratio|: rounding has over 10 on a few hundred tokens, top-p 2 or 3
+
+
+def _bounded(signals: Signals) -> list[Evidence]:
+    """Finds a largest log ratio that is hardly larger than their mean, as one that top-p bounds by -log p."""
+    most, size = signals.get("max_abs"), signals.get("mean_abs")
+    if most is None or size is None:
+        return []
+    x, y = most.series.with_(size.series)
+    if len(x) < FEW or float(np.median(y.values)) < MATERIAL:
+        return []
+    times = float(np.median(x.values / np.maximum(y.values, 1e-300)))
+    text = "largest |log ratio| over their mean: small if something bounds them, as top-p does (n counts steps)"
+    return [Evidence("max_over_mean", times, text, n=len(x))] if times < BOUNDED else []
 
 
 AGREED = 1e-3  # nats of k3 below which both sides log the same distribution
@@ -398,14 +417,13 @@ def compare(sizes: Sequence[Size], calm: Array | None, signals: Signals) -> Answ
     if band == 1:
         agree = all(b <= 1 for _, b in others) or (len(others) > 1 and all(b <= 2 for _, b in others))
         unsure = level.bands.noisy and not estimate.low > 0.75 * estimate.value  # its interval would hide a movement
-        if not steady or unsure or not agree:
-            return Answer(clues(evidence, numerics=0.4))
+        late = _behind(signals) == "by some"  # a lag adds to rounding what a mean does not tell from it
+        if not steady or unsure or not agree or late:
+            return Answer(clues(evidence, numerics=0.4, **({"stale_weights": 0.4} if late else {})))
         return Answer(clues(evidence, numerics=SHOWN), _NOT_SO_SMALL)
     open_ = untested(signals)
-    lag = signals.get("lag")
-    behind = {"stale_weights": _OPEN if lag is not None and float(np.median(lag.series.values)) > 0.5 else 0.3}
-    if lag is not None and float(np.median(lag.series.values)) == 0:
-        behind = {}
+    behind = {"stale_weights": {"by none": 0.0, "unknown": 0.3, "by some": _OPEN}[_behind(signals)]}
+    behind = {cause: confidence for cause, confidence in behind.items() if confidence}
     if band == 2:
         return Answer(clues(evidence, numerics=0.4, quantised_rollout=0.35, moe_routing=0.35, **behind))
     if band == 3:
@@ -428,6 +446,16 @@ def compare(sizes: Sequence[Size], calm: Array | None, signals: Signals) -> Answ
             **behind,
             **open_,
         )
+    )
+
+
+def _behind(signals: Signals) -> Literal["by none", "by some", "unknown"]:
+    """Says whether the sampler is some updates behind, where the lag is logged."""
+    lag = signals.get("lag")
+    if lag is None:
+        return "unknown"
+    return (
+        "by some" if float(np.median(lag.series.values)) > 0.5 else "unknown" if lag.series.values.any() else "by none"
     )
 
 
