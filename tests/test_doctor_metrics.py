@@ -384,6 +384,33 @@ def test_steps_of_a_period_are_not_rounding(tmp_path):
     assert evidence(d, "period").value == 4
 
 
+def test_what_repeats_with_the_epochs_is_of_the_data(tmp_path):
+    level = {"mismatch_kl__all__mean": lambda t: 4e-4 * (1 + t % 8) * (1 + 0.03 * np.sin(5.0 * t))}
+    d = of(tmp_path, n=64, **level, progress__epoch=lambda t: t / 8)
+    assert d.verdict == "not_decided"
+    assert not {c.id for c in d.causes} & {"stale_weights", "stale_kv", "weight_sync"}
+    assert evidence(d, "epoch").value == pytest.approx(8)
+    assert of(tmp_path, n=64, **level, progress__epoch=lambda t: t / 50).causes[0].id == "stale_weights"
+
+
+def test_a_gap_that_shrinks_with_the_learning_rate(tmp_path):
+    decay = lambda t: np.exp(-t / 15)  # noqa: E731
+    d = of(tmp_path, mismatch_kl__all__mean=lambda t: 0.02 * decay(t), optim__lr=lambda t: 1e-5 * decay(t))
+    assert d.verdict == "not_decided"
+    assert d.causes[0].id == "stale_weights"
+    assert evidence(d, "with_learning_rate").value < 0.2
+
+
+def test_a_gap_that_changes_where_the_run_was_resumed(tmp_path):
+    rows = [(i, 1e-3 + 1e-5 * (i % 3)) for i in range(30)] + [(i, 8e-3 + 1e-4 * (i % 3)) for i in range(24, 50)]
+    (tmp_path / "r.csv").write_text("step,rollout_corr/k3_kl\n" + "".join(f"{s},{v}\n" for s, v in rows))
+    d = diagnose_metrics(tmp_path / "r.csv")
+    assert d.verdict == "not_decided"
+    assert evidence(d, "jump").value == pytest.approx(8, rel=0.05)
+    note = next(n for n in d.notes if "went on from a checkpoint" in n.rule)
+    assert note.place == "steps 24"
+
+
 # Values that are none
 
 

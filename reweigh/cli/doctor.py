@@ -35,7 +35,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Look at logged scalars instead: CSV, JSONL, a TensorBoard folder, a Weights & Biases export.",
+            help="Look at logged scalars instead: a table, JSONL, an export or store of a tracker, a TensorBoard "
+            "folder, a console log.",
         ),
     ] = None,
     baseline: Annotated[
@@ -56,7 +57,10 @@ def doctor(
     ] = None,
     form: Form = "text",
     fail_on: Annotated[
-        FailOn, typer.Option(help="`cause`: exit code 1 if the verdict is anything but none and numerics.")
+        FailOn,
+        typer.Option(
+            help="`cause`: exit code 1 if the verdict is anything but none and numerics; also if not decided."
+        ),
     ] = "never",
     keep_going: KeepGoing = True,
     reader: Reader = None,

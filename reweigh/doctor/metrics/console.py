@@ -3,7 +3,7 @@ and open-instruct's tables; with colours, prefixes of Ray, progress bars and wra
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reweigh.doctor.diagnosis import InputNote
@@ -229,4 +229,4 @@ def read_console(path: Path) -> History:
             InputNote("printed dicts without a step", len(without), "dicts", f"{path}:{without[0].line}", hint)
         )
     history = History.of(path, cells, notes)
-    return History(path, history.metrics, history.notes, frozenset(rounded - exact), history.last)
+    return replace(history, rounded=frozenset(rounded - exact))

@@ -22,6 +22,7 @@ from reweigh.doctor.metrics.steps import (
     GROWS,
     SURE,
     OverSteps,
+    Period,
     blocks,
     correlation,
     deviation,
@@ -564,18 +565,20 @@ def shape(sizes: Sequence[Size], signals: Signals) -> Course:
         jumped, first = onset(series, rate.series if rate else None)
         changed, at = jump(series)
         repeats = period(series)
-    if fallen and not follows:
+    with_data = _with_epochs(repeats, signals) if repeats else None
+    if fallen and not follows and not with_data:
         calm = series.values[np.isin(series.steps, ends)]
         given += clues([fallen], stale_weights=0.42, stale_kv=0.4, weight_sync=0.25)
     if repeats and not follows:
         low = np.sort(series.values)[: max(1, len(series) // 4)]
         calm = low if calm is None else calm
-        kinds = (
-            {"stale_weights": _OPEN, "stale_kv": 0.3}
-            if repeats.climbs
-            else {"stale_weights": 0.4, "engine_decode": 0.3}
-        )
-        given += clues([repeats.evidence], **kinds)
+        if with_data:
+            causes = {"engine_decode": 0.4, "retokenisation": 0.35, "placeholder_logprob": 0.3}
+            given += clues([repeats.evidence, with_data], **causes)
+        elif repeats.climbs:
+            given += clues([repeats.evidence], stale_weights=_OPEN, stale_kv=0.3)
+        else:
+            given += clues([repeats.evidence], stale_weights=0.4, engine_decode=0.3)
     if jumped:
         calm = series.values[:first]
         after = level.band(float(np.median(series.values[first:])))
@@ -590,9 +593,16 @@ def shape(sizes: Sequence[Size], signals: Signals) -> Course:
         calm = blocks(series.values)[0] if calm is None else calm
         given += _growth(grown, level, signals, context, follows)
     elif trend.high < 1 / SURE and trend.value < 1 / GROWS and level.band(float(series.values.max())) > 1:
+        causes = {"stale_weights": 0.35, "weight_sync": 0.25, "quantised_rollout": 0.25}
         fallen_to = shown("growth", trend, f"{level.name} at the end of the run over its start")
         calm = blocks(series.values)[-1] if calm is None else calm
-        given += clues([fallen_to], stale_weights=0.35, weight_sync=0.25, quantised_rollout=0.25)
+        given += clues([fallen_to], **causes)
+        rate = signals.get("learning_rate")
+        if rate is not None and len(both := level.series.with_(rate.series)[0]) >= 2 * FEW:
+            lower = fold(rate.series)
+            if ranks(both.values, rate.series.with_(series)[0].values) > _FOLLOWS and lower.value < 1 / GROWS:
+                text = f"{rate.name} at the end over its start: the gap goes with the size of the updates"
+                given += clues([fallen_to, shown("with_learning_rate", lower, text)], stale_weights=_OPEN)
     if calm is None and not noisy:
         places, most = spikes(series)
         if places:
@@ -614,6 +624,8 @@ def shape(sizes: Sequence[Size], signals: Signals) -> Course:
         if scattered is not None:
             calm = np.sort(series.values)[: max(1, len(series) // 5)]
             given += clues([scattered], stale_weights=0.4, engine_decode=0.25, moe_routing=0.2)
+    spacing = float(np.median(np.diff(series.steps))) if len(series) > 1 else 1.0
+    notes += _goes_on([*ends[1:], *([at] if changed else [])], signals, spacing)
     given = [c for c in given if c.id not in context.excluded]
     return Course(Answer(tuple(given), context.excluded), calm, at if changed else None, tuple(notes))
 
@@ -636,6 +648,30 @@ def _scatter(sizes: Sequence[Size]) -> Evidence | None:
         return None
     text = f"standard deviation of the logarithm of {least[1].name} from step to step, as of a mean |log ratio|"
     return Evidence("scatter", least[0], f"{text} (n counts steps)", n=len(least[1].series))
+
+
+def _with_epochs(repeats: Period, signals: Signals) -> Evidence | None:
+    """Tells whether a level repeats itself with the epochs: then it follows the data, not the weights."""
+    epoch = signals.get("epoch")
+    if epoch is None or len(epoch.series) <= FEW:
+        return None
+    each = float(np.median(np.diff(epoch.series.values) / np.diff(epoch.series.steps)))
+    if not each > 0 or abs(repeats.evidence.value * each - 1) > 0.15:
+        return None
+    text = f"steps of an epoch, by {epoch.name}: the level follows the data, not the weights"
+    return Evidence("epoch", 1 / each, text, n=len(epoch.series))
+
+
+def _goes_on(places: Iterable[float], signals: Signals, spacing: float) -> list[InputNote]:
+    """Says which of some steps are those from which the run went on from a checkpoint."""
+    found = sorted({r for p in places for r in signals.resumed if 0 <= p - r <= 2 * spacing})
+    if not found:
+        return []
+    at = ", ".join(f"{r:g}" for r in found[:4])
+    hint = "what a start sets up anew (engine, caches, weights) is what changed"
+    return [
+        InputNote("the gap changes where the run went on from a checkpoint", len(found), "steps", f"steps {at}", hint)
+    ]
 
 
 def _growth(grown: Evidence, level: Size, signals: Signals, context: _Context, follows: bool) -> list[Clue]:

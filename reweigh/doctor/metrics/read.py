@@ -89,6 +89,7 @@ class History:
         notes: what was left out.
         rounded: metrics that were printed with four decimals, so that 0 stands for anything below 5e-5.
         last: the last step at which anything was logged.
+        resumed: steps from which the run went on from a checkpoint.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class History:
     notes: tuple[InputNote, ...] = field(default=())
     rounded: frozenset[str] = frozenset()
     last: float = 0.0
+    resumed: frozenset[float] = frozenset()
 
     @classmethod
     def of(cls, path: Path, cells: Iterable[Point], notes: Sequence[InputNote] = ()) -> "History":
@@ -121,8 +123,10 @@ class History:
             )
         metrics: dict[str, Series] = {}
         said: dict[tuple[str, str, str], list[tuple[str, int, str]]] = {}
+        resumed: set[float] = set()
         for name, points in by_metric.items():
-            metrics[name], told = _one_run(points)
+            metrics[name], told, again = _one_run(points)
+            resumed |= again
             for note in told:
                 said.setdefault((note.rule, note.counted, note.hint), []).append((name, note.count, note.place))
         for name, points in bad.items():
@@ -134,7 +138,7 @@ class History:
             said.setdefault(("not finite", "steps", hint), []).append((name, len(points), points[0].place))
         told = [_joined(*key, names) for key, names in said.items()]
         last = max(p.step for points in (*by_metric.values(), *bad.values()) for p in points)
-        return cls(path, metrics, (*notes, *told), last=last)
+        return cls(path, metrics, (*notes, *told), last=last, resumed=frozenset(resumed))
 
 
 def _in_a_row(points: Sequence[Point], metrics: Mapping[str, Series], name: str) -> bool:
@@ -155,11 +159,14 @@ def _joined(rule: str, counted: str, hint: str, names: Sequence[tuple[str, int, 
     return InputNote(f"{first}{more} {rule}", count, counted, names[0][2], hint)
 
 
-def _one_run(points: Sequence[Point]) -> tuple[Series, list[InputNote]]:
+def _one_run(points: Sequence[Point]) -> tuple[Series, list[InputNote], set[float]]:
     """Takes one run out of the points of a metric, as they were written.
 
     Where steps go back to their beginning, another run was appended: the last one is taken. Where they go back to a
     later step, the run went on from a checkpoint: what it replaced is thrown away.
+
+    Returns:
+        The series, what was left out, and the steps from which it went on.
     """
     notes: list[InputNote] = []
     last = {p.step: i for i, p in enumerate(points)}
@@ -167,20 +174,23 @@ def _one_run(points: Sequence[Point]) -> tuple[Series, list[InputNote]]:
         hint = "the order counts; log the step"
         notes.append(InputNote("has one step for all values", len(points), "values", points[0].place, hint))
         values = np.array([p.value for p in points])
-        return Series(np.arange(len(points), dtype=np.float64), values), notes
+        return Series(np.arange(len(points), dtype=np.float64), values), notes, set()
     kept: dict[float, float] = {}
     top = first = points[0].step
     earlier, replaced, twice = 0, 0, 0
     place: dict[str, str] = {}
+    resumed: set[float] = set()
     for i, p in enumerate(points):
         if p.step < top and any(last[s] >= i for s in kept if s >= p.step):
             if p.step <= first:
                 earlier += len(kept)
                 place["earlier"] = p.place
+                resumed.clear()
                 kept, first = {}, p.step
             else:
                 gone = [s for s in kept if s >= p.step]
                 replaced += len(gone)
+                resumed.add(p.step)
                 place.setdefault("replaced", p.place)
                 for s in gone:
                     del kept[s]
@@ -200,7 +210,7 @@ def _one_run(points: Sequence[Point]) -> tuple[Series, list[InputNote]]:
         hint = "the last one counts; several runs or ranks in one file have to be split"
         notes.append(InputNote("has several values at one step", twice, "steps", place["twice"], hint))
     steps = np.array(sorted(kept), dtype=np.float64)
-    return Series(steps, np.array([kept[s] for s in steps.tolist()], dtype=np.float64)), notes
+    return Series(steps, np.array([kept[s] for s in steps.tolist()], dtype=np.float64)), notes, resumed
 
 
 _WRAPPED = re.compile(r"^(?:np\.|numpy\.|torch\.)?(?:float\d*|int\d*|tensor|array)\(\s*([^,()\[\]]+?)\s*(?:,.*)?\)$")

@@ -29,6 +29,7 @@ Signal = Literal[
     "weight_mean",
     "lag",
     "length",
+    "epoch",
     "grad_norm",
     "learning_rate",
 ]
@@ -145,6 +146,7 @@ _COMMON = (
             "seq_len/mean",
         )
     ),
+    *(Known(n, "epoch", mark=False) for n in ("epoch", "training/epoch", "progress/epoch")),
     *(Known(n, "lag", mark=False) for n in ("staleness_mean", "staleness/mean", "lag/mean", "off_policy/mean")),
 )
 """What several frameworks log under one name."""
@@ -282,12 +284,14 @@ class Signals:
         readings: by signal.
         notes: what does not fit together.
         last: the last step at which the run logged anything.
+        resumed: steps from which the run went on from a checkpoint.
     """
 
     framework: str
     readings: Mapping[Signal, Reading]
     notes: tuple[InputNote, ...] = ()
     last: float = 0.0
+    resumed: frozenset[float] = frozenset()
 
     def get(self, signal: Signal) -> Reading | None:
         """Returns a signal that tests may use."""
@@ -358,7 +362,7 @@ def translate(history: History, framework: str | None = None) -> Signals:
             "hint: log one of " + ", ".join(k.name for k in FRAMEWORKS[framework] if k.usable) + "."
         )
     notes = [*history.notes, *_unmeasured(readings, history), *_contradictions(readings), *_disagreement(readings)]
-    return Signals(framework, _completed(readings), tuple(notes), history.last)
+    return Signals(framework, _completed(readings), tuple(notes), history.last, history.resumed)
 
 
 def _translated(series: Series, entry: Known) -> Series:
@@ -369,7 +373,7 @@ def _translated(series: Series, entry: Known) -> Series:
 
 
 _SIDE: frozenset[Signal] = frozenset(
-    {"entropy", "lag", "length", "grad_norm", "learning_rate", "weight_mean", "log_ppl_pi", "log_ppl_mu"}
+    {"entropy", "lag", "length", "epoch", "grad_norm", "learning_rate", "weight_mean", "log_ppl_pi", "log_ppl_mu"}
 )
 _NOTHING: Mapping[Signal, float] = {
     "k1": 0.0,
