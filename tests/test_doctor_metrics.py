@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
-from reweigh.doctor.metrics.read import Series, flat, read_history
+from reweigh.doctor.metrics.history import Series
+from reweigh.doctor.metrics.read import flat, read_history
 from reweigh.doctor.metrics.signals import recognise, translate
 from reweigh.doctor.metrics.steps import correlation, fold, mean
 

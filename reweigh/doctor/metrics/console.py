@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reweigh.doctor.diagnosis import InputNote
-from reweigh.doctor.metrics.read import STEP_NAMES, History, Point, number
+from reweigh.doctor.metrics.history import STEP_NAMES, History, Point, number
 
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 _RAY = re.compile(r"^\s*(?:\((?:[\w.:<>-]+ )?pid=\d+[^)]*\)\s?)+")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reweigh.doctor.diagnosis import InputNote
-from reweigh.doctor.metrics.read import Array, History, Series
+from reweigh.doctor.metrics.history import Array, History, Series
 
 Signal = Literal[
     "k1",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reweigh.doctor.diagnosis import Evidence
-from reweigh.doctor.metrics.read import Array, Series
+from reweigh.doctor.metrics.history import Array, Series
 from reweigh.stats.intervals import t_quantile
 
 FEW = 4  # steps below which nothing is said of a spread
