@@ -349,6 +349,15 @@ def test_a_correlation_alone(tmp_path, level, verdict):
     assert evidence(d, "level").value == pytest.approx(1 - level, abs=2e-4)
 
 
+def test_a_size_alone_near_the_end_of_rounding_is_not_decided(tmp_path):
+    """k3 of .0025 is fp8, top-p .9 or a bf16 mixture of experts; a second signal or the mean ratio tells more."""
+    assert of(tmp_path, mismatch_kl__all__mean=1.1e-3).verdict == "numerics"
+    assert of(tmp_path, mismatch_kl__all__mean=2.5e-3).verdict == "not_decided"
+    assert (
+        of(tmp_path, gen_kl_error=2.5e-3, token_mult_prob_error=lambda t: 1.03 + 1e-4 * (t % 3)).verdict == "numerics"
+    )
+
+
 def test_k1_alone_is_rounding_where_it_is_measured_well(tmp_path):
     assert of(tmp_path, vllm_kl=6e-4).verdict == "numerics"
     assert of(tmp_path, vllm_kl=lambda t: 6e-4 * np.where(t % 2, 9.0, -7.0)).verdict == "not_decided"

@@ -1,5 +1,6 @@
 """Says what a gap of this size may come from, and what its course over the run does: growth, jumps, falls, periods."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,6 +53,7 @@ class Bands:
         source: who says so.
         noisy: values of single steps may be below 0 by chance, and their mean near 0 though the gap is large.
         falls: True if the metric is 1 without a gap, and less with one.
+        alone: up to here it is rounding where nothing else is logged that could tell.
     """
 
     zero: float
@@ -62,14 +64,14 @@ class Bands:
     source: str
     noisy: bool = False
     falls: bool = False
+    alone: float = math.inf
 
 
 _K3 = "prime-rl: floor 0.0015, target below 0.01; verl#7519: fp8 0.010 to 0.031"
+_ABS = "miles: up to 0.03; TRL#5312: 0.010 to 0.018, 0.201 when weights roll back"
 BANDS: dict[Signal, Bands] = {
-    "k3": Bands(1e-7, 3e-3, 1e-2, 5e-2, 0, _K3),
-    "mean_abs": Bands(
-        1e-6, 0.03, 0.06, 0.2, 0, "miles: up to 0.03; TRL#5312: 0.010 to 0.018, 0.201 when weights roll back"
-    ),
+    "k3": Bands(1e-7, 3e-3, 1e-2, 5e-2, 0, _K3, alone=1.5e-3),
+    "mean_abs": Bands(1e-6, 0.03, 0.06, 0.2, 0, _ABS, alone=0.02),
     "mean_prob_diff": Bands(1e-7, 0.005, 0.01, 0.05, 0, "verl's FAQ: below 0.005 is usual, over 0.01 is the engine"),
     "mult_error": Bands(1e-6, 0.05, 0.1, 0.3, 1, "NeMo-RL: below 1.05, its nightly runs below 1.1"),
     "k2": Bands(1e-7, 3e-3, 1e-2, 5e-2, 0, "as k3, which is the same for small gaps"),
@@ -151,7 +153,8 @@ def compare(sizes: Sequence[Size], calm: Array | None, signals: Signals) -> Answ
         agree = all(b <= 1 for _, b in others) or (len(others) > 1 and all(b <= 2 for _, b in others))
         unsure = level.bands.noisy and not estimate.low > 0.75 * estimate.value  # its interval would hide a movement
         late = _behind(signals) == "by some"  # a lag adds to rounding what a mean does not tell from it
-        if not steady or unsure or not agree or late:
+        alone = not others and signals.get("mean_ratio") is None and size > level.bands.alone
+        if not steady or unsure or not agree or late or alone:
             return Answer(clues(evidence, numerics=0.4, **({"stale_weights": 0.4} if late else {})))
         return Answer(clues(evidence, numerics=SHOWN), _NOT_SO_SMALL)
     open_ = untested(signals)
