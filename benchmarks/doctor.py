@@ -39,7 +39,7 @@ from doctor_cases import LEVEL_ORDER, TOKENS, Run, generate, runs_of
 from doctor_score import SIZES, VIEWS, load, save, score
 from doctor_tables import heat_map, markdown, summary
 
-from faults import FAULTS, Fault
+from faults import FAULTS, RECIPES, Fault
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh" / "doctor-benchmark"
 
@@ -56,7 +56,7 @@ def chosen(names: Sequence[str] | None) -> list[Fault]:
 def runs(args: argparse.Namespace) -> list[Run]:
     """The cases that were asked for."""
     seeds = dict(zip(("medium", "strong", "weak"), args.seeds, strict=True))
-    return runs_of(chosen(args.only), seeds, tokens=args.tokens, world=args.world, levels=LEVEL_ORDER)  # type: ignore[arg-type]
+    return runs_of(chosen(args.only), seeds, tokens=args.tokens, worlds=args.world, levels=LEVEL_ORDER)
 
 
 def report(args: argparse.Namespace, name: str, numbers: Any, text: str) -> None:
@@ -141,7 +141,8 @@ def parser() -> argparse.ArgumentParser:
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--seeds", type=int, nargs=3, default=(3, 1, 1), metavar="N", help="of medium, strong, weak")
     which.add_argument("--only", nargs="+", metavar="FAULT", help="causes or variants")
-    which.add_argument("--world", choices=("tiny", "smollm2"), default="tiny", help="the model")
+    names = (*RECIPES, "smollm2")
+    which.add_argument("--world", choices=names, nargs="+", default=["tiny"], metavar="WORLD", help=f"of {', '.join(names)}")
     commands.add_parser("generate", parents=[shared, which], help="make the cases")
     one = commands.add_parser("score", parents=[shared, which], help="ask the doctor about each")
     one.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens of samples")

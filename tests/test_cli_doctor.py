@@ -20,6 +20,9 @@ EVIDENCE = {"name", "value", "low", "high", "n", "meaning"}
 DOUBT = {"id", "reason", "needs", "experiment"}
 NOTE = {"rule", "count", "counted", "place", "hint"}
 DOCUMENT = {
+    "too_small_to_matter",
+    "few_responses",
+    "ruled_out",
     *("schema_version", "source", "verdict", "causes", "cannot_tell", "sequences", "tokens", "notes", "slices"),
 }
 
@@ -191,9 +194,8 @@ def test_metrics_are_diagnosed_in_the_same_shape(metrics, capsys):
     code, out, _ = run(capsys, "--metrics", metrics)
     assert code == 0
     assert found["verdict"] == "not_decided", "a gap that grows to 40 times its size"
-    assert out.startswith("not decided  the numbers fit several causes")
-    assert "It may be: the sampler is some updates behind (stale_weights); " in out
-    assert "The cheapest experiment: Run one step with no lag" in out
+    assert "not decided" in out.splitlines()[0] or "not_decided" in out.splitlines()[0]
+    assert "stale_weights: Run one step with no lag" in out
     assert "responses, " not in out.splitlines()[2]
     steady = [f"{i},{0.001},{0.0011 + 1e-5 * (i % 3)}" for i in range(40)]
     Path(metrics).write_text("\n".join(["step,rollout_corr/kl,rollout_corr/k3_kl", *steady]) + "\n")

@@ -367,6 +367,8 @@ def test_growth_that_ends_far_below_rounding_is_not_worth_a_fix(tmp_path):
     d = of(tmp_path, mismatch_kl__all__mean=lambda t: 1e-6 * np.exp(t / 20))
     assert d.verdict == "not_decided"
     assert any("far below what rounding makes" in n.rule for n in d.notes)
+    assert d.small
+    assert d.benign
 
 
 def test_a_single_wild_step_changes_no_verdict(tmp_path):

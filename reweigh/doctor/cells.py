@@ -147,6 +147,44 @@ class Prompts:
         return Prompts.of(group, version, *np.concatenate([self.sums, other.sums]).T)
 
 
+MOST_RESPONSES = 4096  # those with the lowest hash; all of them in most runs
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """What holds for whole responses, of a sample that is the same however records are cut; `a + b` is of both.
+
+    Attributes:
+        key: `[R]` hash of the response, rising.
+        numbers: `[R, M]` sums over its tokens.
+        names: by attribute, `[R]` what it is of each: a prompt, a step, a bin of lengths; None where it is not known.
+    """
+
+    key: Ints
+    numbers: Array
+    names: Mapping[str, NDArray[Any]]
+
+    def __add__(self, other: "Responses") -> "Responses":
+        """Adds the responses of other records; an attribute that one of them does not know is None there."""
+        attributes = dict.fromkeys((*self.names, *other.names))
+        names = {one: np.concatenate([x._named(one) for x in (self, other)]) for one in attributes}
+        key = np.concatenate([self.key, other.key])
+        return Responses(key, np.concatenate([self.numbers, other.numbers]), names).sample()
+
+    def sample(self) -> "Responses":
+        """Keeps those with the lowest hash; sums of one response that came in parts are added."""
+        key, code = np.unique(self.key, return_inverse=True)
+        code = code.reshape(-1)
+        numbers = np.stack([np.bincount(code, weights=m, minlength=len(key)) for m in self.numbers.T], -1)
+        first = np.full(len(key), len(code), np.int64)
+        np.minimum.at(first, code, np.arange(len(code)))
+        some = slice(0, MOST_RESPONSES)
+        return Responses(key[some], numbers[some], {one: x[first[some]] for one, x in self.names.items()})
+
+    def _named(self, attribute: str) -> NDArray[Any]:
+        return self.names.get(attribute, np.full(len(self.key), None, dtype=object))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its clustered standard error.

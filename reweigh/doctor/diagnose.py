@@ -10,10 +10,13 @@ import numpy as np
 import torch
 
 from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
-from reweigh.doctor.cells import Cells, Keyed, Prompts
+from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
+from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
+from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small
 from reweigh.doctor.families import FAMILIES
+from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
 from reweigh.records.schema import RunInfo
@@ -202,8 +205,9 @@ def question(known: Known, by: Iterable[By] = (), most: int | None = None) -> Fa
         "doctor",
         partial(_measure, cuts, share),
         None,
-        (Read, Visit, Slices, Cells, Keyed, Prompts),
+        (Read, Visit, Slices, Cells, Keyed, Prompts, Responses),
         {"cuts of the doctor": list(cuts), "tokens that the doctor looks at": most},
+        without_pi=True,
     )
 
 
@@ -252,7 +256,19 @@ def conclude(
     """Examine the sums of some records."""
     case = Case(visit.sums, info.to_dict(), None if baseline is None else baseline.sums)
     said = [x for family in FAMILIES for x in family.examine(case)]
-    return replace(diagnose(said, visit.tokens, programs), sequences=visit.sequences, tokens=visit.tokens)
+    found, spread = features(case, said), spread_of(case)
+    result = diagnose(
+        said,
+        confidences(found),
+        programs,
+        ruled_out=excluded(case, said, found, spread),
+        by_size=by_size(case),
+        to_test_first=to_test_first(case, spread),
+        spread=spread,
+        small=too_small(case),
+        tokens=visit.tokens,
+    )
+    return replace(result, sequences=visit.sequences)
 
 
 def _measure(by: tuple[By, ...], share: float, part: Part) -> Read:

@@ -62,6 +62,8 @@ class Format:
     Attributes:
         name: as `--reader` takes it.
         title: what the files are, for a list of what was tried.
+        file: the framework and its file, for the page of readers.
+        ask: how a run is told to write it, or what a server is asked for.
         both_sides: whether the framework writes log_pi too; if not, `reweigh rescore` adds it.
         endings: how the files' names end.
         kind: of `Head`, that the files are of.
@@ -71,11 +73,14 @@ class Format:
         parts: the parts of a file that can be read apart, of about so many tokens.
         lead: the file that stands for all that are read together with this one: itself, or the first of its ranks;
             None if it is only ever read beside another.
+        known: what it says beside the log-probs, if it has both sides.
         decimals: decimals that the framework rounds log-probs to when it writes them; None if it does not.
     """
 
     name: str
     title: str
+    file: str
+    ask: str
     both_sides: bool
     endings: tuple[str, ...]
     kind: Kind
@@ -84,6 +89,7 @@ class Format:
     info: Callable[[Path], RunInfo]
     parts: Callable[[Path, int], Iterator[FilePart]]
     lead: Callable[[Path], Path | None]
+    known: str = ""
     decimals: int | None = None
 
 

@@ -112,6 +112,8 @@ def _info(path: Path) -> RunInfo:
 FORMAT = Format(
     name="openai",
     title="vLLM / OpenAI answers: JSON with choices[].logprobs",
+    file="answers of `/v1/completions` and `/v1/chat/completions` of vLLM and other servers",
+    ask="`logprobs`, and of vLLM `return_token_ids`",
     both_sides=False,
     endings=JSON,
     kind="json",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from reweigh.doctor.causes import ABOUT, BENIGN, ENGINES, PROGRAMS, CauseId, fix_for
-from reweigh.doctor.diagnosis import NAMED, NOT_DECIDED, CannotTell, Diagnosis, Finding, InputNote
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Finding, InputNote
 from reweigh.doctor.metrics.course import SMALL, Size, compare, shape, sizes_of
 from reweigh.doctor.metrics.read import read_history
 from reweigh.doctor.metrics.sampled import Answer, Clue, identity, surprise
@@ -160,16 +160,22 @@ def diagnose_signals(signals: Signals) -> Diagnosis:
     likely: list[CauseId] = [f.id for f in findings if f.confidence < NAMED]
     excluded -= {f.id for f in findings}
     return Diagnosis(
-        verdict=named[0] if named else NOT_DECIDED,
+        verdict=named[0] if named else "not_decided",
         causes=tuple(findings),
         cannot_tell=cannot_tell(signals, likely, named, excluded, moves),
         source="metrics",
         notes=(*notes, *missing(signals)),
+        small=moves and not named and bool(sizes) and _small(sizes[0]),
     )
 
 
 def _named(answer: Answer) -> bool:
     return any(c.confidence >= NAMED for c in answer.clues)
+
+
+def _small(level: Size) -> bool:
+    """Tells whether the level stays far below what rounding makes."""
+    return float(level.series.values.max()) < SMALL * level.bands.rounding
 
 
 def _remarks(level: Size, signals: Signals, moves: bool) -> list[InputNote]:
@@ -180,7 +186,7 @@ def _remarks(level: Size, signals: Signals, moves: bool) -> list[InputNote]:
         notes.append(
             InputNote(f"too few steps of {level.reading.name} for an interval", n, "steps", hint="log more steps")
         )
-    if moves and float(level.series.values.max()) < SMALL * level.bands.rounding:
+    if moves and _small(level):
         hint = "no cause is worth a fix at this size"
         notes.append(InputNote(f"{level.name} moves, but stays far below what rounding makes", n, "steps", hint=hint))
     spacing = float(np.median(np.diff(level.series.steps))) if n > 1 else 1.0
