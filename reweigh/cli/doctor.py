@@ -25,7 +25,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Look at logged scalars instead: CSV, JSONL, a TensorBoard folder, a Weights & Biases export.",
+            help="Look at logged scalars instead: a table, JSONL, an export or store of a tracker, a TensorBoard "
+            "folder, a console log.",
         ),
     ] = None,
     baseline: Annotated[
