@@ -1,8 +1,8 @@
 """Turns evidence into a confidence for each cause: a logistic regression a cause over named numbers, fitted on faults
 that were really committed in worlds of many kinds.
 
-`confidence.json` holds the weights; `benchmarks/doctor.py fit` writes it, and `benchmarks/doctor.py judge` measures it on
-worlds that it was not fitted on. Every number that goes in is one that a diagnosis can print.
+`confidence.json` holds the weights; `benchmarks/doctor.py fit` writes it, and `benchmarks/doctor.py judge` measures it
+on worlds that it was not fitted on. Every number that goes in is one that a diagnosis can print.
 """
 
 import json
@@ -65,7 +65,7 @@ _SIZES: Mapping[str, float] = {
 
 
 def features(case: Case, said: Sequence[Suspicion | CannotTell]) -> dict[str, float]:
-    """Returns the numbers that the regressions read, which take them between -4 and 4; one that cannot be had is missing.
+    """Returns the numbers that the regressions read; one that cannot be had is missing.
 
     Args:
         case: the sums.

@@ -301,7 +301,9 @@ class _Ranked:
     def __post_init__(self) -> None:
         one, share, sure = self.of, self.of.share, self.confidence
         least = _LEAST_OWN if ABOUT[one.id].order == "own evidence" else _LEAST_SHARE
-        named = sure >= NAMED and (one.proven or share is None or share >= least or one.id in BENIGN)
+        named = sure >= NAMED and (
+            (one.proven and one.effect >= 1) or share is None or share >= least or one.id in BENIGN
+        )
         first = one.proven and (share is None or share >= _LEAST_SHARE)
         weight = sure * (_HIDDEN_SHARE if share is None else 0.5 + 0.5 * share)
         object.__setattr__(self, "named", named)
@@ -340,7 +342,7 @@ def diagnose(
     rates: dict[CauseId, float] = {}
     for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
         sure = min(weighed.get(one.id, 0.0), 0.99)
-        if one.proven:
+        if one.proven and one.effect >= 1:
             sure = max(sure, min(_PROVEN + (1 - _PROVEN) * confidence(rate, one.effect), 0.99))
         if one.id in ruled_out and not one.proven:
             sure = min(sure, _RULED_OUT)
@@ -353,7 +355,9 @@ def diagnose(
     if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in _ECHOES:
         one = best[heard[0]]
         best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
-    elif not heard and all(x.confidence < 0.5 for name, x in best.items() if name not in _BY_SIZE):
+    elif set(heard) <= set(by_size or ()) and all(
+        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()))
+    ):
         for name, sure in (by_size or {}).items():
             if name in best and name not in ruled_out:
                 best[name] = _Ranked(best[name].of, max(best[name].confidence, sure))
@@ -387,13 +391,15 @@ def diagnose(
         others = [x for x in ordered if x.confidence > _RULED_OUT][:2]
     shown = [*shown, *others[: None if shown else _CANDIDATES]]
     decided = bool(shown) and shown[0].named
+    # Of candidates each has its part of what is likely at all.
+    whole = 1.0 if decided else sum(x.told for x in ordered)
     cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
     return Diagnosis(
         shown[0].of.id if decided else "not_decided",
         tuple(
             Finding(
                 x.of.id,
-                x.told,
+                x.told if decided else min(x.told / whole, NAMED - 0.01),
                 x.of.share,
                 x.of.evidence,
                 ABOUT[x.of.id].rules_out,

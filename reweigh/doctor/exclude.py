@@ -46,6 +46,8 @@ _HELD_BACK = (1e-4, 0.03)  # nats over 1 - p: of lost roundings the first step i
 _GROWN = 0.03  # nats over 1 - p: rounding that grows with the logits stays below
 _NOTHING = 1e-5
 _ROUNDED = 0.06  # nats over 1 - p, the median: bfloat16 gives .02 to .055 on one side or both
+_BF16 = 0.045
+_OWN = (1.15, 1.5)  # the trainer's distance to the engine's prefill over that of its decode, where both only round
 _TOLD = 0.9
 _SERVERS = ("vllm", "sglang", "llama.cpp")  # engines whose cache and weights are often in fewer bits than they say
 _FALLS = 0.3  # of an earlier step: weights that do not arrive make a gap that stays
@@ -192,7 +194,7 @@ def by_size(case: Case) -> dict[CauseId, float]:
     if sampler and sampler not in (*_FLOAT32, *_HALF):
         return {"quantised_rollout": _TOLD} if middle > 1e-3 else {}
     own = _over_own_noise(case)
-    if middle < _ROUNDED and rms < 0.1 and (own < 1.5 if own else sampler in _HALF):
+    if middle < _ROUNDED and rms < 0.1 and (_OWN[0] < own < _OWN[1] and middle < _BF16 if own else sampler in _HALF):
         return {"numerics": _TOLD}
     served = str(case.info.get("engine") or "").lower().replace("_", ".") in _SERVERS
     if served and sampler in _HALF and middle > 1.5 * _ROUNDED and not own:
@@ -203,7 +205,7 @@ def by_size(case: Case) -> dict[CauseId, float]:
 def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
     """Returns what the shape of the gap points to where no column proves it: decoding, if the gap is in a few responses
     or begins at a place, and the engine's prefill is not there."""
-    if "prefill" in case.sums or case.tokens < FEWEST or size_of(case, 0.9) < 1e-4 and spread is None:
+    if "prefill" in case.sums or case.tokens < FEWEST or (size_of(case, 0.9) < 1e-4 and spread is None):
         return None
     profile = profile_of(case)
     finds: list[Evidence] = []
@@ -241,7 +243,4 @@ def too_small(case: Case) -> bool:
 
 def _engine_alone(case: Case) -> bool:
     """Tells whether the engine's prefill stands in for the trainer."""
-    if "prefill" not in case.sums:
-        return False
-    n, to_pi, to_mu, _ = case.cells("prefill").total[0]
-    return bool(n > 0 and n >= 0.99 * case.tokens and to_pi == 0 and to_mu > 0)
+    return bool(case.cells("engine_alone").total.sum() > 0)

@@ -19,7 +19,7 @@ from reweigh.records.arrays import arrow
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
 from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import aligned, check_counts, check_names, check_values, conform, lengths_of, single
-from reweigh.scan.tokens import Part
+from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
@@ -211,7 +211,7 @@ def _prefill_for_pi(table: pa.Table, origin: Origin, report: Report) -> pa.Table
         )
     )
     whole = table.drop_columns(["log_pi"]) if "log_pi" in names else table
-    return whole.append_column("log_pi", prefill)
+    return whole.append_column("log_pi", prefill).replace_schema_metadata({ENGINE_ALONE: b"1"})
 
 
 def _rows(table: pa.Table, origin: Origin, which: "np.ndarray[Any, Any]") -> tuple[pa.Table, Origin]:

@@ -28,6 +28,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 MISSING = -(2**62)  # stands for the number of what the records do not say
+ENGINE_ALONE = b"reweigh: the engine's prefill stands in for log_pi"  # of a table's metadata
 PIECE_TOKENS = 1 << 16  # of a piece: its arrays of float64 stay in a processor's own cache
 
 
@@ -369,6 +370,7 @@ class Rows:
         key: hash of the response.
         prompt: name of the prompt; None if no response has one.
         finish: why sampling ended; None if no response says it.
+        engine_alone: the engine's prefill stands in for log_pi.
     """
 
     group: Ints
@@ -382,6 +384,7 @@ class Rows:
     env: NDArray[Any] | None
     prompt: NDArray[Any] | None
     finish: NDArray[Any] | None
+    engine_alone: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -531,6 +534,7 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
         _names(table, "env"),
         _names(table, "prompt_id"),
         _names(table, "finish_reason"),
+        ENGINE_ALONE in (table.schema.metadata or {}),
     )
     whole = Tokens(
         log_pi,

@@ -70,7 +70,7 @@ def _level(size: Array) -> Ints:
 
 
 def size_of(case: Case, quantile: float = 0.5, of: str = "sizes") -> float:
-    """Returns a quantile of |gap| / (1 - p), nats, as it would be at temperature 1: rounding of scores is divided by T."""
+    """Returns a quantile of |gap| / (1 - p), nats, as at temperature 1: what rounds the scores is divided by T."""
     total = np.cumsum(case.cells(of).total[:, 0])
     at = int(np.searchsorted(total, quantile * total[-1]))
     return 0.0 if at == 0 else float(np.exp(LEVELS[min(at, len(LEVELS) - 1)])) * case.temperature

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Responses, ratio
 from reweigh.doctor.diagnosis import Spread, Suspicion
 from reweigh.doctor.families.place import CAP, sized
-from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, counted, evidence, p_above
+from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, evidence, p_above
 from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 2048  # that are told apart; later ones are left out
@@ -24,9 +24,10 @@ _PERIODS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def _measure(tokens: Tokens) -> Sums:
-    """Adds up `responses`, see `NUMBERS`; `places` `[1, place, (n, size)]`; `ahead` `[64, 1, (n, x, y, xx, yy, xy)]` of
-    responses, x their advantage and y their summed log ratio over its root of squares; `turn_joins` `[64, 1, (turns that
-    begin after masked tokens, turns that follow the last without one)]`.
+    """Adds up `responses`, see `NUMBERS`; `places` `[1, place, (n, size)]`; `ahead` `[64, 1, (n, x, y, xx, yy, xy)]`
+    of responses, x their advantage and y their summed log ratio over its root of squares; `turn_joins` `[64, 1, (turns
+    that begin after masked tokens, turns that follow the last without one)]`; `engine_alone` `[1, 1, (tokens
+    whose log_pi is the engine's prefill)]`.
     """
     rows, responses = tokens.rows, len(tokens.rows.sizes)
     n, size, squares, _ = sized(tokens)
@@ -42,6 +43,7 @@ def _measure(tokens: Tokens) -> Sums:
     place = tokens.position[near]
     data = np.stack([np.bincount(place, m[near], minlength=PLACES) for m in (n, size)], -1)
     sums["places"] = Cells(data[None])
+    sums["engine_alone"] = Cells(np.array([[[float(rows.engine_alone) * len(tokens)]]]))
     sums["ahead"] = _ahead(tokens, by_response[0])
     joins = tokens.turn_start & (tokens.place > 0)
     joined = joins.copy()
@@ -83,8 +85,9 @@ def _ahead(tokens: Tokens, n: Array) -> Cells:
 
 
 def correlation_of(case: Case) -> Estimate:
-    """Estimates the correlation of a response's summed log ratio with its advantage: above 0 if pi is ahead of mu on the
-    way that training goes."""
+    """Estimates the correlation of a response's summed log ratio with its advantage: above 0 if pi is ahead of mu on
+    the way that training goes.
+    """
     n, x, y, xx, yy, xy = case.cells("ahead").total[0]
     if n < 20:
         return Estimate(float("nan"), np.inf, 0, int(n))
