@@ -100,7 +100,7 @@ def test_unknown_programs_are_refused():
         ('"{rescore_twice}"', '"{rescore}"', "dropout.experiment: no text 'rescore' under [shared], which has resc"),
         ('experiment = "{restart} Or', 'experiments = "{restart} Or', "weight_sync.experiments: no such key"),
         ('unseen = "{proper}"\n', "", "template_prefix.unseen: is missing"),
-        ("{ position_encoding =", "{ positions =", "repetition_penalty.looks_like.positions: must be one of placeh"),
+        ("{ position_encoding =", "{ positions =", "repetition_penalty.looks_like.positions: must be one of wrong_u"),
         ('seen_in = ["identity", "density"]', 'seen_in = "identity"', "raw_logprobs.seen_in: must be a list of texts"),
         ('[shared]\nrescore_twice = "', "[shared]\nrescore_twice = 1 # ", "shared.rescore_twice: must be a text"),
         ("[none.fix]\ngeneral = ", "fix = ", 'none.fix: must be a table, got "Nothing to do.'),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from reweigh.doctor import doctor
 from reweigh.doctor.diagnose import conclude, visit_tokens
+from reweigh.doctor.diagnosis import NAMED
 from reweigh.records.schema import Origin, RunInfo, Tally
 from reweigh.records.table import aligned, conform
 from reweigh.scan.tokens import tokens_of
@@ -302,7 +303,7 @@ PROVEN = {"placeholder_logprob", "unmasked_context", "retokenisation", "shift", 
 @pytest.mark.parametrize("name", FEW)
 def test_one_cluster_is_too_few_for_a_statistic(name, tmp_path):
     found = diagnosis(tmp_path, FEW[name], by=BYS)
-    assert {x.id for x in found.causes if x.confidence >= 0.5} <= {"numerics", "none"}
+    assert {x.id for x in found.causes if x.confidence >= NAMED} <= {"none"}
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reweigh.doctor import cells, doctor
-from reweigh.doctor.cells import Cells, Estimate, Keyed, Prompts, contrast, jackknife, ratio
+from reweigh.doctor.cells import Cells, Estimate, Keyed, Prompts, Responses, contrast, jackknife, ratio
 from reweigh.doctor.diagnose import MOST_SLICES, Slices, Visit
 from reweigh.scan import Workers
 from reweigh.scan.engines import in_order
@@ -279,6 +279,8 @@ def _listed(x):
         return [x.width, [[*key, *v.ravel().tolist()] for key, v in sorted(x.data.items())]]
     if isinstance(x, Cells):
         return x.data.ravel().tolist()
+    if isinstance(x, Responses):
+        return [x.key.tolist(), {k: list(v) for k, v in x.names.items()}, x.numbers.ravel().tolist()]
     return [x.group.tolist(), x.version.tolist(), x.sums.ravel().tolist()]
 
 

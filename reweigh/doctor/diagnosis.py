@@ -268,6 +268,7 @@ def confidence(q: float, effect: float) -> float:
 _LEAST_OWN = 0.03  # of a cause that a column of its own speaks for
 _LAST = tuple(cause for cause in CAUSES if ABOUT[cause].order == "last")
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
+_ONE_OF_THEM = 0.75  # how often one that is not named is right, over its part, in worlds that nothing was fitted on
 _POINTED = 0.79  # confidence of what the shape of the gap points to: the first candidate, and not named
 _RULED_OUT = 0.01  # confidence of a cause that the evidence excludes
 _PROVEN = 0.9  # and more, of what stands in the rows themselves
@@ -373,7 +374,7 @@ def diagnose(
     # What stands in the rows themselves leaves little to be said of the rest by means over all of them.
     causes = list(best.values())
     if any(x.of.id == "wrong_units" and x.named for x in causes):
-        causes = [x for x in causes if x.of.proven]
+        causes = [x for x in causes if x.of.proven or x.of.id == "wrong_units"]
     ordered = sorted(causes, key=lambda x: x.score, reverse=True)
 
     # A column of log-probs that are not of what was sampled lets other policies' faults stand beside it, not before it.
@@ -391,8 +392,8 @@ def diagnose(
         others = [x for x in ordered if x.confidence > _RULED_OUT][:2]
     shown = [*shown, *others[: None if shown else _CANDIDATES]]
     decided = bool(shown) and shown[0].named
-    # Of candidates each has its part of what is likely at all.
-    whole = 1.0 if decided else sum(x.told for x in ordered)
+    # Of candidates each has its part of what is likely at all, less what none of them may be.
+    whole = 1.0 if decided else sum(x.told for x in ordered) / _ONE_OF_THEM
     cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
     return Diagnosis(
         shown[0].of.id if decided else "not_decided",

@@ -18,6 +18,7 @@ from reweigh.doctor.family import Case, counted
 from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
+_CLUSTERS = 4  # responses, or groups of them, below which nothing has an error to be judged by
 _ROWS: frozenset[CauseId] = frozenset(
     ("wrong_units", "placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token")
 )
@@ -94,6 +95,10 @@ def excluded(
     if case.tokens < FEWEST:
         rule_out(frozenset(CAUSES), f"{case.tokens:,.0f} tokens are too few to tell causes apart")
         return out
+    clusters = int((case.identity[:, N] > 0).sum())
+    if clusters < _CLUSTERS:
+        rule_out(frozenset(CAUSES), f"{clusters} responses are too few to tell causes apart")
+        return out
     if spread is not None:
         rule_out(EVERYWHERE, f"it acts on every response, and the gap is in {spread.responses} of {spread.of}")
     only_engine = _engine_alone(case)
@@ -155,6 +160,9 @@ def excluded(
     if "pack" not in case.sums:
         rule_out(("packing_leak",), "no pack_index")
 
+    if case.baseline is not None and size_of(case) < 1.4 * size_of(Case(case.baseline, case.info)):
+        rule_out(("quantised_rollout",), "sizes are those of the baseline")
+
     # Sizes.
     m = case.identity.sum(0)
     rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
@@ -187,6 +195,10 @@ def by_size(case: Case) -> dict[CauseId, float]:
     rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
     if case.tokens < FEWEST or middle < _NOTHING:
         return {}
+    if case.baseline is not None:
+        usual = size_of(Case(case.baseline, case.info))
+        if usual > _NOTHING:
+            return {"numerics": _TOLD} if middle < 1.4 * usual else {}
     if _engine_alone(case):
         off = middle > _ROUNDED or rms > _ROUNDED or profile_of(case).kind in ("step", "period")
         return {"engine_decode": _TOLD} if off else {"numerics": NAMED}

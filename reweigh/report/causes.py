@@ -61,9 +61,11 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
 def verdict(found: Diagnosis) -> Line:
     """Put the verdict in a line."""
     if found.verdict == "not_decided":
-        some = ", ".join(f"{one.id} {one.confidence:.2f}" for one in found.causes)
+        some = ", ".join(f"{one.id} {one.confidence:.2f}" for one in found.causes[:3])
         words = f"  candidates: {some}" if some else "  no cause has anything to be said for it"
-        return Line((("verdict: ", "bold"), ("not decided", "bold warn"), (words, "")))
+        small = "; too small to matter: nothing to do" if found.small else ""
+        style = "bold ok" if found.small else "bold warn"
+        return Line((("verdict: ", "bold"), ("not decided", style), (f"{small}{words}", "")))
     style = "bold ok" if found.benign else "bold fail"
     small = "; too small to matter: nothing to do" if found.small and found.verdict not in BENIGN else ""
     return Line((("verdict: ", "bold"), (found.verdict, style), (f"  {ABOUT[found.verdict].title}{small}", "")))

@@ -35,7 +35,9 @@ def _measure(tokens: Tokens) -> Sums:
     at = np.searchsorted(LEVELS, tokens.relative)
     levels = np.bincount(tokens.seq * (len(LEVELS) + 1) + at, minlength=responses * (len(LEVELS) + 1))
     by_response = [np.bincount(tokens.seq, m, minlength=responses) for m in (n, size, squares)]
-    numbers = np.concatenate([np.stack(by_response, -1), levels.reshape(responses, -1)], 1).astype(np.float64)
+    numbers = np.concatenate([np.stack(by_response, -1), levels.reshape(responses, len(LEVELS) + 1)], 1).astype(
+        np.float64
+    )
     sums: dict[str, AnySums] = {
         "responses": Responses(rows.key[some], numbers[some], _names(tokens, some)).sample(),
     }
