@@ -347,6 +347,49 @@ def test_skyrl_windows_and_groups():
     assert abs(first["log_pi"] - first["log_mu"]).max() < 0.05
 
 
+def test_skyrl_0_4_writes_words_of_its_own():
+    """What 0.4.0 itself wrote: an enumeration of formats, packed columns, views of arrays, a row of padding."""
+    found = rows(DATA / "skyrl_0_4")
+    assert [row["token_ids"].tolist() for row in found] == [[50, 51], [50, 51, 52, 53, 54], [50, 51, 52]]
+    older = rows(DATA / "skyrl")
+    for row, before in zip(found, older, strict=True):  # one seed; the padding was on the other side
+        np.testing.assert_array_equal(row["log_mu"], before["log_mu"])
+        assert row["mask"].tolist() == before["mask"].tolist()
+    assert found[0]["prompt_id"] == found[1]["prompt_id"] != found[2]["prompt_id"]
+    assert found[0]["step"] == 3
+    assert info_of(next(iter(find(DATA / "skyrl_0_4").paths))).trainer == "skyrl"
+
+
+def skyrl_with(tmp_path, **columns):
+    """A dump of 0.4.0 in which some columns are written as said."""
+    from reweigh.dumps.skyrl import _STUBS
+    from reweigh.dumps.tensors import load_pickle
+
+    module = "skyrl.backends.skyrl_train.training_batch"
+    batch = load_pickle(DATA / "skyrl_0_4/dumped_data/global_step_3_training_input.pkl", "skyrl", _STUBS)
+    state = {**batch.state, "batch_dict": {**batch.state["batch_dict"], **columns}}
+    rebuild, kind = (f"c{module}\n{name}\n".encode() for name in ("_rebuild_tensor_batch", "TrainingInputBatch"))
+    path = tmp_path / "global_step_3_training_input.pkl"
+    path.write_bytes(b"\x80\x03" + rebuild + b"(" + kind + pickle.dumps(state, 3)[2:-1] + b"tR.")
+    return path
+
+
+def test_skyrl_columns_may_be_packed_or_views(tmp_path):
+    whole = rows(DATA / "skyrl_0_4")
+    values = np.concatenate([row["log_mu"] for row in whole] + [whole[0]["log_mu"]])
+    ends = np.cumsum([0, 2, 5, 3, 2]).astype(np.int32)
+    packed = {"format": "packed_tensor", "values": {"format": "numpy_view", "data": values}}
+    packed["cu_seqlens"] = {"format": "numpy_view", "data": ends}
+    found = rows(skyrl_with(tmp_path, rollout_logprobs=packed))
+    for row, before in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(row["log_mu"], before["log_mu"])
+    other = error(skyrl_with(tmp_path, rollout_logprobs={"format": "zarr"}), UnreadableFileError)
+    assert "rollout_logprobs cannot be read as a tensor: its format is 'zarr'" in other
+    objects = {"format": "numpy_view", "data": [1.0]}
+    assert "must be an array of numbers, got list" in error(skyrl_with(tmp_path, rollout_logprobs=objects))
+    assert "turn on generator.sampling_params.logprobs=1" in error(skyrl_with(tmp_path, rollout_logprobs=None))
+
+
 def test_martingale_has_a_row_for_each_score():
     found = {row["sequence_id"]: row for row in rows(DATA / "martingale")}
     assert list(found) == ["actor0/0@5", "actor0/1@5", "actor0/1@6"]
@@ -728,6 +771,94 @@ def test_a_record_of_another_shape(tmp_path):
     records = lines_of(DATA / "verifiers/traces.jsonl")
     records[0]["traces"] = [7]
     assert "a.jsonl:1: not as verifiers writes it: AttributeError" in error(write_lines(tmp_path / "a.jsonl", records))
+
+
+def exports(log_mu, log_pi=None):
+    """Lines of prime-rl's export, one a response, of a prompt of one token."""
+    for i, values in enumerate(log_mu):
+        n = len(values)
+        line = {"schema_version": 1, "step": 0, "rank": 0, "export_sequence_idx": i, "micro_step": 0}
+        line |= {"token_ids": list(range(n + 1)), "loss_mask": [False] + [True] * n, "env_name": "maths"}
+        line |= {"inference_logprobs": [0.0, *values]}
+        line |= {"trainer_logprobs": [0.0, *(values if log_pi is None else log_pi[i])]}
+        yield line
+
+
+def drawn(seed, responses=4, tokens=40):
+    rng = np.random.default_rng(seed)
+    return [-rng.exponential(1.0, tokens).clip(1e-4) for _ in range(responses)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named", "remedy"),
+    [
+        (lambda x: np.exp(x), r"these are probabilities \(\d+ of 40 values are over 0, none over 1\)", "log p, not p"),
+        (lambda x: -x, r"these are log-probs with the sign turned, or logits", "negate"),
+        (lambda x: x + 12, r"these are log-probs with the sign turned, or logits \(40 of 40", "log-softmax"),
+        (lambda x: 3 * (x + 1), r"these are logits \(\d+ of 40 values are over 0", "log-softmax"),
+    ],
+)
+@pytest.mark.parametrize("side", ["log_mu", "log_pi"])
+def test_other_numbers_under_the_name_of_log_probs(tmp_path, wrong, named, remedy, side):
+    good = drawn(0)
+    bad = [good[0], *(wrong(x) for x in good[1:])]
+    sides = (bad, good) if side == "log_mu" else (good, bad)
+    path = write_lines(tmp_path / "rank_0.jsonl", [json.loads(json.dumps(x, default=list)) for x in exports(*sides)])
+    with pytest.raises(ValueError, match=rf"rank_0\.jsonl:2: {side} is no log-prob: {named}") as caught:
+        rows(path)
+    assert remedy in str(caught.value)
+    skipped = Skipped()
+    assert len(rows(path, skip_bad=True, skipped=skipped)) == 1  # what was good before is kept
+    assert skipped.count == 3
+
+
+@pytest.mark.parametrize(("base", "factor"), [("10", np.log(10)), ("2", np.log(2))])
+@pytest.mark.parametrize("side", [0, 1])
+def test_log_probs_of_another_base(tmp_path, base, factor, side):
+    sides = [drawn(1), [x * (1 + 0.005 * np.sin(range(40))) for x in drawn(1)]]
+    sides[side] = [x / factor for x in sides[side]]
+    path = write_lines(tmp_path / "rank_0.jsonl", [json.loads(json.dumps(x, default=list)) for x in exports(*sides)])
+    message = error(path)
+    assert f"rank_0.jsonl:1: {('log_mu', 'log_pi')[side]} is of base {base}: log_pi is" in message
+    assert f"hint: write natural logarithms: multiply {('log_mu', 'log_pi')[side]} by {factor:.4f}" in message
+
+
+def test_a_temperature_on_one_side_is_no_other_base(tmp_path):
+    """Log-probs at temperature 1 against those at ln 10, and the other way round: both are read."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, (160, 50))
+    token = [rng.choice(50, p=p) for p in np.exp(logits - np.logaddexp.reduce(logits, 1, keepdims=True))]
+    sides = []
+    for temperature in (1.0, np.log(10)):
+        log_p = logits / temperature - np.logaddexp.reduce(logits / temperature, 1, keepdims=True)
+        sides.append(log_p[range(160), token].reshape(4, 40))
+    for pair in (sides, sides[::-1]):
+        lines = [json.loads(json.dumps(x, default=list)) for x in exports(*pair)]
+        assert len(rows(write_lines(tmp_path / "rank_0.jsonl", lines))) == 4
+
+
+def test_rounding_over_0_is_no_unit(tmp_path):
+    values = drawn(3)
+    values[0][::2] = 0.004  # what a log-softmax in bfloat16 comes to for a token that is as good as certain
+    lines = [json.loads(json.dumps(x, default=list)) for x in exports(values)]
+    assert len(rows(write_lines(tmp_path / "rank_0.jsonl", lines))) == 4
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, None])
+def test_a_column_of_one_number(tmp_path, value):
+    path = write_lines(tmp_path / "rank_0.jsonl", exports([[value] * 10] * 3, [[-0.5 - i] * 10 for i in range(3)]))
+    message = error(path, UnreadableFileError)
+    assert (
+        f"{path}: log_mu is {'null or NaN' if value is None else f'{value:g}'} for each of the first 20 tokens"
+        in message
+    )
+    assert ("greedily" in message) == (value == 0)
+    skipped = Skipped()
+    assert rows(path, skip_bad=True, skipped=skipped) == []
+    assert [v.counted for v in skipped.listed] == ["files"]
+    # one response of one number, among others, is read: that is for the doctor to say
+    path = write_lines(tmp_path / "rank_1.jsonl", exports([[value] * 10, [-0.5] * 10, [-0.25] * 10]))
+    assert len(rows(path)) == 3
 
 
 def test_skipped_lists_the_first_and_counts_all(tmp_path):

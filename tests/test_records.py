@@ -626,6 +626,24 @@ def test_describe(tmp_path):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ([0.9, 0.5, 0.25, 1e-6], "log_mu[0] = 0.9 is positive: these are probabilities (3 of 4 values are over 0"),
+        ([12.0, -1.0, 3.0, 0.5], "log_mu[0] = 12 is positive: these are logits (3 of 4 values are over 0, up to 12)"),
+        ([-0.5, 0.2, -0.5, -0.5], "log_mu[1] = 0.2 is positive"),
+    ],
+)
+def test_validate_names_the_unit_of_a_column(tmp_path, values, named):
+    path = write(tmp_path / "x.parquet", [{"sequence_id": "a", "log_mu": [-1.0] * 4, "log_pi": [-1.0] * 4}])
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("log_mu")
+    pq.write_table(table.set_column(at, "log_mu", pa.array([values], pa.list_(pa.float32()))), path)
+    [violation] = validate(path).violations
+    assert violation.detail.startswith(named)
+    assert ("these are" in violation.detail) == ("these are" in named)
+
+
 def test_validate_counts_each_rule_and_names_its_first_place(tmp_path):
     floats = pa.list_(pa.float32())
     path = raw_parquet(

@@ -13,7 +13,19 @@ from typing import Any
 import pyarrow as pa
 
 from reweigh.dumps import martingale, miles, nemo_rl, open_instruct, openai, prime_rl, sglang, skyrl, slime, verifiers
-from reweigh.dumps.form import LINES, BadRecordError, Format, Head, Item, Kind, Row, Skipped, check_row, first_object
+from reweigh.dumps.form import (
+    LINES,
+    BadRecordError,
+    Constant,
+    Format,
+    Head,
+    Item,
+    Kind,
+    Row,
+    Skipped,
+    check_row,
+    first_object,
+)
 from reweigh.dumps.tensors import load_torch
 from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, format_of, parquet_names, source_of
 from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
@@ -439,12 +451,28 @@ def _items(one: Format, part: FilePart) -> Iterator[Item]:
 
 
 def _good(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, Row]]:
-    """Rows with the record they are of; records that are no good are reported instead."""
+    """Rows with the record they are of; records that are no good are reported instead.
+
+    Raises:
+        UnreadableFileError: a column of log-probs is one number over and over.
+    """
+    constant, waiting = Constant(), list[tuple[Item, Row]]()
+    rows = _each(one, part, report)
+    for item, row in rows:
+        waiting.append((item, row))
+        if constant(row):
+            break
+    constant.check(part.path)
+    yield from waiting
+    yield from rows
+
+
+def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, Row]]:
     for item in _items(one, part):
         try:
             rows = item.load()
             for row in rows:
-                check_row(row)
+                check_row(row, one.option)
         except BadRecordError as e:
             report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
             continue
@@ -457,7 +485,7 @@ def _good(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
 
 def _names(one: Format, path: Path) -> list[str]:
     """Columns of the first good row."""
-    for _, row in _good(one, FilePart(path), lambda violation: None):
+    for _, row in _each(one, FilePart(path), lambda violation: None):
         return [name for name, value in row.items() if value is not None and name != "prompt_ids"]
     return []
 

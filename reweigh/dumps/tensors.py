@@ -122,6 +122,13 @@ def plain_dtype(spec: Any) -> np.dtype[Any]:
     return kind
 
 
+def array_of_numbers(value: Any) -> np.ndarray:
+    """An array that was pickled as one, if it is of numbers or booleans."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        raise ValueError(f"must be an array of numbers, got {type(value).__name__}")
+    return value
+
+
 def _from_buffer(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 

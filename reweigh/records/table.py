@@ -3,6 +3,7 @@
 
 import difflib
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -359,6 +360,69 @@ _SCALARS: dict[str, tuple[Callable[[pa.Array], Any], str, str]] = {
 }
 
 
+_NOT_ROUNDING = 0.05  # nats over 0: more than a log-softmax in bfloat16 is off by
+_UNIT_TOKENS = 4  # of fewer the unit cannot be told
+_BASES = {"10": math.log(10), "2": math.log(2)}
+_BASE_TOKENS = 16  # with a spread, of which the quotient of the two sides is one number
+_BASE_NEAR = 0.03  # of the quotient to that of the two bases, and of its quartiles to its median
+
+
+def wrong_unit(values: np.ndarray) -> tuple[str, str] | None:
+    """Tell probabilities, logits and negated log-probs from log-probs by their signs; None if there is no doubt.
+
+    Args:
+        values: under the name of log-probs, of the tokens that count.
+
+    Returns:
+        What they are, and what to do.
+    """
+    finite = values[np.isfinite(values)]
+    over = int((finite > POSITIVE_TOLERANCE).sum())
+    if len(finite) < _UNIT_TOKENS or not over or finite.max() <= _NOT_ROUNDING:
+        return None
+    of = f"{over} of {len(finite)} values are over 0"
+    if 2 * over > len(finite) and finite.min() >= -POSITIVE_TOLERANCE:
+        if finite.max() <= 1 + POSITIVE_TOLERANCE:
+            return f"these are probabilities ({of}, none over 1)", "write their natural logarithm: log p, not p."
+        return (
+            f"these are log-probs with the sign turned, or logits ({of}, up to {finite.max():.4g})",
+            "write log p: negate what is -log p (a loss), and take the log-softmax of logits.",
+        )
+    if 10 * over > len(finite) and finite.max() > 1:
+        return (
+            f"these are logits ({of}, up to {finite.max():.4g})",
+            "take the log-softmax over the vocabulary, at the temperature of sampling.",
+        )
+    return None
+
+
+def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> tuple[str, str] | None:
+    """Tell log-probs of base 10 or 2 on one side from the quotient of the sides; None if it is not plainly one number.
+
+    A temperature on one side scales log-probs too, but not all by one number: likely tokens hardly, unlikely ones most.
+
+    Returns:
+        What is wrong, and what to do.
+    """
+    some = np.isfinite(log_mu) & np.isfinite(log_pi) & (np.maximum(log_mu, log_pi) < -1e-3)
+    if int(some.sum()) < _BASE_TOKENS:
+        return None
+    quotient, size = log_pi[some] / log_mu[some], -log_mu[some]
+    if np.quantile(size, 0.9) < 5 * np.quantile(size, 0.1):
+        return None
+    low, middle, high = np.quantile(quotient, (0.25, 0.5, 0.75))
+    if max(high / middle, middle / low) > 1 + _BASE_NEAR:
+        return None
+    for base, factor in _BASES.items():
+        for side, wanted in (("log_mu", factor), ("log_pi", 1 / factor)):
+            if abs(middle / wanted - 1) <= _BASE_NEAR:
+                return (
+                    f"{side} is of base {base}: log_pi is {middle:.4g} times log_mu, token for token",
+                    f"write natural logarithms: multiply {side} by {factor:.4f}.",
+                )
+    return None
+
+
 def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
     """Report every rule on values that a canonical table with aligned rows breaks."""
     names = set(table.schema.names)
@@ -384,16 +448,19 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
             # no value breaks it, even off the mask: each rule is about too large, too small or not finite
             if not ends.size or (np.isfinite(ends).all() and not rule.broken(ends).any()):
                 continue
-            bad = rule.broken(values)
-            bad &= _mask(table)[1] & np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
+            live = _mask(table)[1] & np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
+            bad = rule.broken(values) & live
             count = int(bad.sum())
             if count:
                 token, stops = int(np.argmax(bad)), np.cumsum(lengths)
                 row = int(np.searchsorted(stops, token, side="right"))
                 index = token - int(stops[row] - lengths[row])
-                detail = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}"
+                detail, hint = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}", rule.hint
+                unit = wrong_unit(values[live]) if rule.word == "positive" else None
+                if unit is not None:
+                    detail, hint = f"{detail}: {unit[0]}", unit[1]
                 name = f"{column.name}: {rule.word}"
-                report(Violation(name, origin.place(row), detail, rule.hint, count, "tokens"))
+                report(Violation(name, origin.place(row), detail, hint, count, "tokens"))
 
 
 def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
