@@ -44,6 +44,8 @@ FOLDERS = {
     "open_instruct": 4,
     "openai": 7,
     "sglang": 4,
+    "llama_cpp": 3,
+    "tgi": 3,
 }
 
 
@@ -230,6 +232,57 @@ def test_miles_before_it_recorded_the_cut(tmp_path):
     assert "does not say how they were cut" in error(folder)
 
 
+def test_miles_since_one_rank_of_each_slice_writes(tmp_path):
+    """Since September 2026 only the first tensor-parallel rank of the last pipeline stage writes."""
+    folder = copied("miles", tmp_path)
+    for rank in (1, 3):
+        (folder / f"train_data/0_{rank}.pt").unlink()
+    for row, whole in zip(rows(folder), rows(DATA / "miles"), strict=True):
+        np.testing.assert_array_equal(row["log_mu"], whole["log_mu"])
+
+
+def test_miles_branches_of_a_conversation_are_samples(tmp_path):
+    """Leaves of one conversation have one index: each is a sample with its own reward and text."""
+    columns = {"response_lengths": [2, 2, 1], "total_lengths": [4, 4, 4], "sample_indices": [5, 5, 5]}
+    columns["tokens"] = [torch.tensor(x) for x in ([1, 2, 7, 8], [1, 2, 7, 9], [1, 2, 7, 9])]
+    columns |= {name: [torch.tensor(x) for x in ([-1.0, -2.0], [-1.0, -0.5], [-3.0])] for name in ("log_probs",)}
+    columns["rollout_log_probs"] = columns["log_probs"]
+    (tmp_path / "train_data").mkdir()
+    for rank in (0, 1):  # two tensor-parallel copies
+        dump = {"rollout_id": 0, "rank": rank, "cp_rank": 0, "cp_size": 1, "qkv_format": "thd", "rollout_data": columns}
+        torch.save(dump, tmp_path / f"train_data/0_{rank}.pt")
+    (tmp_path / "rollout_data").mkdir()
+    leaves = [
+        {"index": 5, "group_index": 0, "tokens": ids, "response_length": n, "response": text}
+        for ids, n, text in (([1, 2, 7, 9], 2, "right"), ([1, 2, 7, 8], 2, "left"))
+    ]
+    torch.save({"rollout_id": 0, "samples": leaves}, tmp_path / "rollout_data/0.pt")
+    skipped = Skipped()
+    left, right = read(tmp_path, skip_bad=True, skipped=skipped)
+    assert (left.columns["sequence_id"], right.columns["sequence_id"]) == ("rollout0/5", "rollout0/5.1")
+    assert (left.columns["text"], right.columns["text"]) == ("left", "right")
+    assert (left.columns["log_mu"].tolist(), right.columns["log_mu"].tolist()) == ([-1.0, -2.0], [-1.0, -0.5])
+    assert "sample 5 has 1 response tokens here, and 2 in" in skipped.lines()[0]  # the third has the second's tokens
+
+
+def test_torch_files_may_hold_numbers_of_numpy(tmp_path):
+    """Rewards and routes of experts are NumPy's in what agents and routers give."""
+    dump = torch.load(DATA / "slime/rollout_data/7.pt")
+    plain = rows(DATA / "slime/rollout_data")[0]
+    first = dump["samples"][0]
+    first |= {"reward": np.float64(0.25), "rollout_log_probs": np.float32(first["rollout_log_probs"])}
+    first |= {"routes": np.zeros((4, 2), np.int16), "response_length": np.int64(first["response_length"])}
+    first |= {"none": np.zeros(0), "names": np.array(["a"]), "objects": np.array([{"a": 1}], dtype=object)}
+    torch.save(dump, tmp_path / "7.pt")
+    row = rows(tmp_path)[0]
+    np.testing.assert_array_equal(np.asarray(row["log_mu"]), np.float32(plain["log_mu"]))
+    assert row["reward"] == 0.25
+    first["reward"] = np.array([Exploit(tmp_path / "was-here")], dtype=object)
+    torch.save(dump, tmp_path / "7.pt")
+    assert "holds objects that are not plain data" in error(tmp_path / "7.pt", UnreadableFileError)
+    assert not (tmp_path / "was-here").exists()
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize(("total", "length"), [(4, 1), (9, 9 - 1), (16, 13), (31, 5), (100, 99)])
 def test_zigzag_covers_each_token_once(size, total, length):
@@ -402,6 +455,25 @@ def test_martingale_has_a_row_for_each_score():
     assert "1 of 3 sequences have no score of the trainer and are left out" in str(info.note)
 
 
+def test_martingale_tokens_of_a_tool_were_not_sampled(tmp_path):
+    """Its recorder of TRL keeps them with log-prob 0, and no mask."""
+    path = copied("martingale", tmp_path) / "tokens.db"
+    with sqlite3.connect(path) as db:
+        at, text = db.execute("SELECT rowid, record_json FROM sequences WHERE sequence_index = 1").fetchone()
+        record = json.loads(text)
+        record["tokens"][2]["logprob_bits"] = "f32:00000000"
+        db.execute("UPDATE sequences SET record_json = ? WHERE rowid = ?", (json.dumps(record), at))
+        sampler = "$.sampler.logprobs_source"
+        db.execute(
+            "UPDATE llm_revisions SET manifest_json = json_set(manifest_json, ?, 'trainer_old_logps')", (sampler,)
+        )
+    db.close()
+    first, second, _ = rows(path)
+    assert "mask" not in first
+    assert second["mask"].tolist() == [True, True, False, True, True]
+    assert "log_mu is the trainer's own (trainer_old_logps)" in str(info_of(path).note)
+
+
 def test_martingale_before_any_training(tmp_path):
     path = copied("martingale", tmp_path) / "tokens.db"
     with sqlite3.connect(path) as db:
@@ -450,6 +522,289 @@ def test_openai_chat_and_texts():
     assert texts.columns["token_ids"] is None
     assert texts.columns["log_mu"].tolist() == chat.columns["log_mu"].tolist()
     assert info_of(DATA / "openai/chat.jsonl").temperature == 0.8
+
+
+def completion(values, sampled=None, prompt=5, *, request=None, choices=1, usage=True, **more):
+    """A saved answer of /v1/completions."""
+    n = len(values) if sampled is None else sampled
+    choice = {"text": "...", "finish_reason": "stop"}
+    choice["logprobs"] = {"tokens": [f"t{i}" for i in range(len(values))], "token_logprobs": values}
+    answer = {"id": "a", "choices": [{**choice, "index": i, **more} for i in range(choices)]}
+    if usage:
+        answer["usage"] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": n * choices,
+            "total_tokens": prompt + n * choices,
+        }
+    return answer if request is None else {"request": request, "response": answer}
+
+
+def one(tmp_path, *answers):
+    return write_lines(tmp_path / "a.jsonl", answers)
+
+
+def test_openai_a_null_first_log_prob_is_not_an_echo(tmp_path):
+    """As many log-probs as sampled tokens: the first was lost, and nothing of the response is left out."""
+    path = one(tmp_path, completion([None, *[-0.5, -0.25, -1.0] * 3], 10))
+    [row] = rows(path)
+    np.testing.assert_array_equal(row["log_mu"], [np.nan, *[-0.5, -0.25, -1.0] * 3])
+    assert row["prompt_length"] == 5
+    [row] = rows(one(tmp_path, completion([None, -0.5, -0.25], usage=False, token_ids=[7, 8, 9])))
+    assert row["token_ids"].tolist() == [7, 8, 9]
+    assert np.isnan(row["log_mu"][0])
+    [row] = rows(one(tmp_path, completion([None, -0.5], usage=False, request={"prompt": [1], "logprobs": 1})))
+    assert len(row["log_mu"]) == 2  # nobody asked for an echo
+
+
+def test_openai_what_is_missing_is_named(capsys, tmp_path):
+    path = one(tmp_path, completion([None, -0.5, -0.25]), completion([-1.0, None, -0.25]))
+    for command in (("validate", path), ("describe", path), ("convert", path, tmp_path / "out.parquet")):
+        code, out, err = run(capsys, "records", *command)
+        assert code == (command[0] == "validate")
+        assert "log_mu: not finite: 2 tokens" in out + err
+        assert f"{path}:1: log_mu[0] = nan is not finite" in out + err
+    [(table, _)] = source(tmp_path / "out.parquet").read(FilePart(tmp_path / "out.parquet"), None, 100, fail)
+    assert [np.isnan(x).tolist() for x in table.column("log_mu").to_pylist()] == [
+        [True, False, False],
+        [False, True, False],
+    ]
+
+
+@pytest.mark.parametrize("given", [{}, {"request": {"prompt": [1, 2, 3, 4, 5], "echo": True}}])
+def test_openai_an_echo_is_counted(tmp_path, given):
+    values = [None, -9.0, -8.0, -7.0, -6.0, -0.5, -0.25]
+    [row] = rows(one(tmp_path, completion(values, 2, **given)))
+    assert row["log_mu"].tolist() == [-0.5, -0.25]
+    two = list(read(one(tmp_path, completion(values, 2, choices=2, **given))))
+    assert [r.columns["log_mu"].tolist() for r in two] == [[-0.5, -0.25]] * 2
+
+
+def test_openai_an_echo_that_the_server_did_not_heed(tmp_path):
+    """llama.cpp's server takes echo, and gives the log-probs of what it sampled."""
+    request = {"prompt": [1, 2, 3, 4, 5], "echo": True}
+    [row] = rows(one(tmp_path, completion([-0.5, -0.25], request=request)))
+    assert row["log_mu"].tolist() == [-0.5, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        # echo of llama-cpp-python: 12 tokens of the prompt, 4 sampled; some ids are left out of the list
+        (
+            completion([-0.5] * 13, 4, 12),
+            r"counts 4 sampled tokens and 12 of the prompt, and has 13 log-probs\nhint: an echo",
+        ),
+        (completion([None, *[-0.5] * 14], 4, 12), "has 15 log-probs"),
+        # a stop string, or a writer that lost some
+        (
+            completion([-0.5] * 8, 10),
+            r"counts 10 sampled tokens and 5 of the prompt, and has 8 log-probs\nhint: ask without stop",
+        ),
+        (completion([-0.5] * 8, 10, choices=2), "counts 20 sampled tokens and 5 of the prompt, and has 16 log-probs"),
+        (
+            completion([-0.5] * 3, token_ids=[7, 8]),
+            "in two ways: token_ids 2, usage.completion_tokens 3; it has 3 log-probs",
+        ),
+        (completion([-0.5] * 3, usage=False, token_ids=[7, 8]), "counts 2 sampled tokens"),
+        # max_tokens 0: 12 log-probs of 12 tokens of the prompt; vLLM counts a token that nobody asked for
+        (
+            completion(
+                [None, *[-0.5] * 11], 1, 12, token_ids=[7], request={"prompt": [1] * 12, "max_tokens": 0, "echo": True}
+            ),
+            "nothing was sampled: the 12 log-probs are of the prompt",
+        ),
+        (completion([None, *[-0.5] * 11], 1, 12, token_ids=[7]), "nothing was sampled"),
+        (completion([None, *[-0.5] * 11], 0, 12), "nothing was sampled"),
+        # neither usage, nor ids, nor request: an echo or a loss
+        (completion([None, -0.5, -0.5], usage=False), "nothing in the answer tells which"),
+        ({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": None}]}, "one piece of a stream"),
+    ],
+)
+def test_openai_counts_that_do_not_add_up(tmp_path, answer, message):
+    good = completion([-0.5, -0.25])
+    path = one(tmp_path, good, answer, good)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: (?s:.*){message}"):
+        rows(path)
+    skipped = Skipped()
+    assert len(rows(path, skip_bad=True, skipped=skipped)) == 2
+    assert skipped.count == 1
+
+
+def chat(entries, sampled=None, **more):
+    n = len(entries) if sampled is None else sampled
+    choice = {"index": 0, "message": {"role": "assistant", "content": "..."}, "finish_reason": "stop"}
+    choice |= {"logprobs": {"content": entries}, **more}
+    return {"id": "a", "usage": {"prompt_tokens": 4, "completion_tokens": n}, "choices": [choice]}
+
+
+@pytest.mark.parametrize("name", ["token_id", "id"])
+def test_openai_ids_beside_log_probs(tmp_path, name):
+    entries = [{"token": f"w{i}", "logprob": -0.5 - i, "top_logprobs": [], name: 50 + i} for i in range(3)]
+    [row] = rows(one(tmp_path, chat(entries)))
+    assert row["token_ids"].tolist() == [50, 51, 52]
+    assert row["log_mu"].tolist() == [-0.5, -1.5, -2.5]
+    [row] = rows(one(tmp_path, chat(entries, token_ids=[50, 51, 52])))
+    assert row["token_ids"].tolist() == [50, 51, 52]
+    message = error(one(tmp_path, chat(entries, token_ids=[50, 99, 52])))
+    assert f"token 1 of the response is 99 by token_ids and 51 by logprobs.content[].{name}" in message
+    del entries[1][name]
+    assert f"1 of 3 entries of logprobs have no {name}" in error(one(tmp_path, chat(entries)))
+
+
+def test_openai_ids_in_the_list_of_log_probs(tmp_path):
+    answer = completion([-0.5, -0.25])
+    answer["choices"][0]["logprobs"]["token_ids"] = [7, 8]
+    [row] = rows(one(tmp_path, answer))
+    assert row["token_ids"].tolist() == [7, 8]
+
+
+def test_vllm_generate(tmp_path):
+    """Tokens in, tokens out: entries have ids and no texts; the prompt is in what was asked."""
+    entries = [{"token_id": 7 + i, "logprob": -0.5 - i, "rank": 1, "top_logprobs": []} for i in range(3)]
+    answer = {
+        "request_id": "r1",
+        "choices": [{"index": 0, "finish_reason": "length", "logprobs": {"content": entries}}],
+    }
+    request = {"token_ids": [1, 2, 3], "sampling_params": {"temperature": 0.8, "top_p": 0.9, "logprobs": 1}}
+    path = one(tmp_path, {"request": request, "response": answer})
+    [row] = read(path)
+    assert row.columns["log_mu"].tolist() == [-0.5, -1.5, -2.5]
+    assert row.columns["token_ids"].tolist() == [7, 8, 9]
+    assert row.prompt_ids == [1, 2, 3]
+    assert row.columns["sequence_id"] == "r1/0"
+    assert (info_of(path).temperature, info_of(path).top_p) == (0.8, 0.9)
+    answer["choices"][0]["token_ids"] = [7, 8, 9]
+    answer["prompt_token_ids"] = [1, 2, 3]
+    for entry in entries:
+        entry["token"] = f"token_id:{entry.pop('token_id')}"  # as it was before 0.30
+    [alone] = read(one(tmp_path, answer))
+    assert alone.columns["token_ids"].tolist() == [7, 8, 9]
+    assert alone.prompt_ids == [1, 2, 3]
+    del entries[1]["logprob"]
+    assert "an entry of logprobs has no logprob, only rank, top_logprobs, token" in error(one(tmp_path, answer))
+
+
+def test_openai_prompts_of_a_batch(tmp_path):
+    """Two prompts, two answers to each, in their order."""
+    answer = completion([-0.5, -0.25], choices=4)
+    path = one(tmp_path, {"request": {"prompt": [[1, 2], [3, 4, 5]], "n": 2}, "response": answer})
+    assert [row.prompt_ids for row in read(path)] == [[1, 2], [1, 2], [3, 4, 5], [3, 4, 5]]
+    assert [row.columns["prompt_length"] for row in read(path)] == [2, 2, 3, 3]
+
+
+def test_openai_reasoning_without_log_probs(tmp_path):
+    answer = chat([{"token": "a", "logprob": -0.5, "top_logprobs": []}] * 3, 10)
+    answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": 7}
+    assert "hint: the log-probs of the reasoning are not in the answer" in error(one(tmp_path, answer))
+
+
+def test_openai_speculation_of_llama_cpp(tmp_path):
+    entries = [{"id": 7, "token": "a", "logprob": -0.5, "top_logprobs": [{"id": 7, "token": "a", "logprob": -0.5}]}] * 3
+    draft = {"id": 8, "token": "b", "logprob": 0.0, "top_logprobs": []}
+    message = error(one(tmp_path, chat([*entries, draft, draft])))
+    assert "2 of 5 tokens have log-prob 0 and no top_logprobs, which the others have: a draft proposed them" in message
+    assert "hint: turn speculative decoding off" in message
+    certain = [{"token": "b", "logprob": 0.0, "top_logprobs": []}, {"token": "a", "logprob": -0.5, "top_logprobs": []}]
+    assert len(rows(one(tmp_path, chat(certain)))) == 1  # nobody asked for top_logprobs
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+def test_openai_log_probs_of_base_10(tmp_path, kind):
+    tops = [[0.7, 0.2, 0.05], [0.5, 0.3, 0.1], [0.6, 0.3, 0.05]]
+
+    def answer(scale):
+        logs = [[float(np.log(p)) / scale for p in top] for top in tops]
+        if kind == "chat":
+            entries = [
+                {"token": "a", "logprob": x[0], "top_logprobs": [{"token": y, "logprob": y} for y in x]} for x in logs
+            ]
+            return chat(entries)
+        made = completion([x[0] for x in logs])
+        made["choices"][0]["logprobs"]["top_logprobs"] = [dict(zip("abc", x, strict=True)) for x in logs]
+        return made
+
+    assert len(rows(one(tmp_path, answer(1.0)))) == 1
+    message = error(one(tmp_path, answer(np.log(10))))
+    assert "these are no natural logarithms; as logarithms of base 10 they come to at most 0.95" in message
+
+
+def llama(entries, tokens=(), **more):
+    answer = {"index": 0, "content": "...", "tokens": list(tokens), "stop": True, "model": "m.gguf", "prompt": "Why?"}
+    answer |= {"tokens_predicted": len(tokens) or len(entries), "tokens_evaluated": 4, "stop_type": "limit"}
+    return {**answer, "completion_probabilities": entries, **more}
+
+
+def drawn_by_llama(*pairs, name="logprob"):
+    return [{"id": i, "token": "a", name: x, f"top_{name}s": [{"id": i, "token": "a", name: x}]} for i, x in pairs]
+
+
+def test_llama_cpp_puts_log_probs_at_their_tokens(tmp_path):
+    """Tokens of a stop string, and those that end inside a character, have none."""
+    entries = drawn_by_llama((7, -0.5), (9, -0.25))
+    [row] = rows(one(tmp_path, llama(entries, [7, 8, 9, 11])))
+    np.testing.assert_array_equal(row["log_mu"], [-0.5, np.nan, -0.25, np.nan])
+    assert row["token_ids"].tolist() == [7, 8, 9, 11]
+    assert (row["prompt_id"], row["prompt_length"], row["finish_reason"]) == ("Why?", 4, "length")
+    [row] = rows(one(tmp_path, llama(drawn_by_llama((7, -0.5)), [7, 7])))
+    assert np.isnan(row["log_mu"]).all()  # of which of the two is not told
+    message = error(one(tmp_path, llama(drawn_by_llama((7, -0.5), (6, -1.0)), [7, 8, 9])))
+    assert "ids of completion_probabilities (2) are not among tokens (3) in their order" in message
+    message = error(one(tmp_path, llama(entries, tokens_predicted=5)))
+    assert "counts 5 sampled tokens, and has the log-probs of 2" in message
+    assert "return_tokens" in message
+    assert '"n_probs": 1' in error(one(tmp_path, llama([])))
+    draft = {"id": 8, "token": "b", "logprob": 0.0, "top_logprobs": []}
+    assert "turn speculative decoding off" in error(one(tmp_path, llama([*entries, draft])))
+
+
+def test_llama_cpp_probabilities_under_their_own_name(tmp_path):
+    found = rows(one(tmp_path, llama(drawn_by_llama((7, 0.5), (8, 0.0), name="prob"))))
+    assert found[0]["log_mu"].tolist() == [np.log(0.5), -np.inf]
+    before = [
+        {"content": " a", "probs": [{"tok_str": " a", "prob": 0.25}]},
+        {"content": "b", "probs": [{"tok_str": "c", "prob": 1}]},
+    ]
+    [row] = rows(one(tmp_path, llama(before)))
+    np.testing.assert_array_equal(row["log_mu"], [np.log(0.25), np.nan])
+    assert row["token_ids"] is None
+
+
+def test_llama_cpp_tells_how_it_sampled():
+    info = info_of(DATA / "llama_cpp/completion.jsonl")
+    assert (info.engine, info.temperature, info.top_p, info.top_k, info.min_p) == ("llama.cpp", 0.8, 0.95, 40, 0.05)
+    assert info.logprobs_mode == "raw"
+
+
+def test_tgi(tmp_path):
+    first, second, _ = read(DATA / "tgi/generate.jsonl")
+    assert first.columns["log_mu"].tolist() == [-0.5, -1.25]
+    assert first.columns["token_ids"].tolist() == [50, 51]
+    assert (first.prompt_ids, first.columns["finish_reason"]) == ([1, 2, 3], "length")
+    assert second.columns["sequence_id"] == "answer0/1"  # the second of best_of
+    bare = lines_of(DATA / "tgi/generate.jsonl")[1]
+    del bare["response"]["details"]["prefill"]
+    [row] = read(write_lines(tmp_path / "a.jsonl", [bare]))
+    assert (row.prompt_ids, row.columns["prompt_id"]) == (None, "Why?")
+    assert info_of(DATA / "tgi/generate.jsonl").temperature == 0.8
+    assert '"details": true' in error(write_lines(tmp_path / "a.jsonl", [{"generated_text": "..."}]))
+    [line, _] = lines_of(DATA / "tgi/generate.jsonl")
+    line["response"]["details"]["generated_tokens"] = 3
+    assert "counts 3 generated_tokens, and has 2 in tokens" in error(write_lines(tmp_path / "a.jsonl", [line]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_ids": [50]}, "output_token_logprobs has 2 tokens, output_ids has 1"),
+        ({"output_ids": [50, 99]}, "token 1 of the response is 99 in output_ids and 51 in output_token_logprobs"),
+        ({"completion_tokens": 3}, "output_token_logprobs has 2 tokens, meta_info.completion_tokens is 3"),
+    ],
+)
+def test_sglang_counts_that_do_not_add_up(tmp_path, change, message):
+    record = lines_of(DATA / "sglang/generate.jsonl")[0]
+    answer = record["response"]
+    (answer if "output_ids" in change else answer["meta_info"]).update(change)
+    assert message in error(one(tmp_path, record))
 
 
 def test_openai_floor_is_infinity(tmp_path):
@@ -599,7 +954,52 @@ def test_text_only_dumps_say_so(tmp_path):
     path = write_lines(tmp_path / "1.jsonl", [{"input": "a", "output": "b", "gts": None, "score": 1.0, "step": 1}])
     message = error(path, UnknownFormatError)
     assert "verl's rollout dump has text and no log-probs" in message
-    assert "docs/readers.md" in message
+    assert "docs/trainers.md" in message
+
+
+@pytest.mark.parametrize(
+    ("record", "what", "remedy"),
+    [
+        (
+            {"input": "a", "output": "b", "gts": None, "score": 1.0, "step": 1},
+            "verl's rollout dump",
+            "calculate_log_probs",
+        ),
+        ({"input": "a", "output": "b", "reward": 1.0}, "OpenRLHF's output", "docs/trainers.md"),
+        (
+            {"global_step": [1], "responses": ["a"], "scores": [1.0], "sampling_params": ["{}"]},
+            "ROLL's rollout",
+            "trainers",
+        ),
+        ({"step": [1], "prompt": ["a"], "completion": ["b"], "advantages": [0.5]}, "(TRL, ms-swift)", "hook for TRL"),
+        ({"example_id": 1, "prompt": [], "completion": [], "reward": 1.0}, "verifiers' results", "traces.jsonl"),
+        ({"steps": [], "total_reward": 1.0, "final_ob_len": 3}, "tinker-cookbook's summary", "tinker_rows"),
+        ({"seqlen": 3, "prompt_len": 1, "completion": "b"}, "AReaL's rollout dump", "docs/trainers.md"),
+        ({"input_prompt": "a", "output_response": "b"}, "SkyRL's evaluation", "dump_data_batch"),
+    ],
+)
+def test_dumps_of_text_say_what_to_turn_on(tmp_path, record, what, remedy):
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    assert what in message
+    assert "has text and no log-probs" in message
+    assert remedy in message.partition("hint: ")[2]
+
+
+def test_completions_of_trl_in_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"step": [1], "prompt": ["a"], "completion": ["b"], "accuracy_reward": [1.0], "advantage": [0.5]}
+    pq.write_table(pa.table(columns), tmp_path / "completions_00001.parquet")
+    message = error(tmp_path / "completions_00001.parquet", UnknownFormatError)
+    assert "completions that a trainer logged (TRL, ms-swift) has text and no log-probs" in message
+    assert "vllm_importance_sampling_correction=True" in message
+
+
+def test_one_side_alone_is_named(tmp_path):
+    record = {"prompt": "a", "response_tokens": ["b"], "logprobs": [-0.5], "ref_logprobs": [-0.5]}
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    assert "ROLL's logging board has the trainer's log-probs and none of the sampler's" in message
 
 
 def test_mixed_formats_in_one_folder(tmp_path):
@@ -735,7 +1135,7 @@ def test_a_dump_without_the_samplers_side(tmp_path):
     torch.save(dump, tmp_path / "7.pt")
     message = error(tmp_path / "7.pt")
     assert "7.pt record 0: the record has no log-probs of the policy that sampled" in message
-    assert "turn on the option that records them" in message
+    assert "turn on return_logprob in the rollout function" in message
 
 
 @pytest.mark.parametrize("bits", ["f32:bf8000", "f16:3c00", "zzz", "f32:bf80000g"])

@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob, has_magic
 from os import PathLike
@@ -12,7 +12,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from reweigh.dumps import martingale, miles, nemo_rl, open_instruct, openai, prime_rl, sglang, skyrl, slime, verifiers
+from reweigh.dumps import (
+    martingale,
+    miles,
+    nemo_rl,
+    open_instruct,
+    openai,
+    prime_rl,
+    servers,
+    sglang,
+    skyrl,
+    slime,
+    verifiers,
+)
 from reweigh.dumps.form import (
     LINES,
     BadRecordError,
@@ -45,6 +57,8 @@ FORMATS: Mapping[str, Format] = {
         open_instruct.FORMAT,
         openai.FORMAT,
         sglang.FORMAT,
+        servers.LLAMA_CPP,
+        servers.TGI,
     )
 }
 """Every format that is read as it is, by the name that `--reader` takes."""
@@ -60,13 +74,49 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"PAR1", "parquet"),
 )
 _OUR_OWN = {"reweigh", "log_mu", "log_pi", "sequence_id"}
-# What other files of these frameworks have: text, but no tokens and no log-probs.
-_TEXT_ONLY = (
-    ({"input", "output", "score"}, "verl's rollout dump"),
-    ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump"),
-    ({"content", "rewards", "idx"}, "NeMo-RL's validation data"),
-    ({"input_prompt", "output_response"}, "SkyRL's evaluation dump"),
-    ({"prompt", "completion"}, "completions that a trainer logged"),
+_HOOK = "record them while training: docs/trainers.md has a hook for {}, docs/records.md the writer for anything else."
+_LOG_PROBS = {"logprobs", "log_probs", "rollout_log_probs", "completion_logprobs", "sampling_logprobs"}
+# What other files of these frameworks have: text, or one side's log-probs without the other's. By the names that stand
+# in them, what that is, and what to do.
+_NO_LOG_PROBS = (
+    (
+        {"input", "output", "score"},
+        "verl's rollout dump",
+        "set actor_rollout_ref.rollout.calculate_log_probs=True, and run `reweigh doctor-install verl`: "
+        + _HOOK.format("verl"),
+    ),
+    ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump", _HOOK.format("trainers")),
+    (
+        {"content", "rewards", "idx"},
+        "NeMo-RL's validation data",
+        "name train_data_step*.jsonl beside it, which has both sides.",
+    ),
+    (
+        {"input_prompt", "output_response"},
+        "SkyRL's evaluation dump",
+        "set trainer.dump_data_batch=true, whose dumps have both sides.",
+    ),
+    ({"responses", "scores", "sampling_params"}, "ROLL's rollout dump", _HOOK.format("trainers")),
+    ({"input", "output", "reward"}, "OpenRLHF's output of a batch", _HOOK.format("trainers")),
+    (
+        {"example_id", "prompt", "completion"},
+        "verifiers' results of before 0.4",
+        "keep traces.jsonl, which verifiers 0.4 writes.",
+    ),
+    (
+        {"steps", "total_reward", "final_ob_len"},
+        "tinker-cookbook's summary of rollouts",
+        "give what forward_backward took and returned to reweigh.dumps.tinker_rows.",
+    ),
+    (
+        {"prompt", "completion"},
+        "completions that a trainer logged (TRL, ms-swift)",
+        "set use_vllm=True with vllm_importance_sampling_correction=True, and " + _HOOK.format("TRL"),
+    ),
+)
+_TRAINER_ONLY = (
+    ({"response_tokens", "logprobs", "ref_logprobs"}, "ROLL's logging board"),
+    ({"old_log_probs", "responses"}, "a batch of verl"),
 )
 
 
@@ -114,6 +164,7 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
             ours = True
         if ours:
             return None  # what is damaged is told by the reader of records
+        head = replace(head, first=dict.fromkeys(parquet_names(file)))
     if _broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
         return None  # what is broken is told by the reader of records
     raise _unknown(head)
@@ -134,11 +185,17 @@ def _unknown(head: Head) -> UnknownFormatError:
     seen = looks.get(head.kind, head.kind if head.kind == "parquet" else f"a file that starts with {head.start[:8]!r}")
     if fields:
         seen += f" with {fields}"
-    for names, what in _TEXT_ONLY:
+    for names, what in _TRAINER_ONLY:
         if names <= set(head.first):
             return UnknownFormatError(
+                f"{head.path}: {what} has the trainer's log-probs and none of the sampler's, so there is nothing to "
+                f"compare: it is {seen}\nhint: {_HOOK.format('trainers')}"
+            )
+    for names, what, remedy in _NO_LOG_PROBS:
+        if names <= set(head.first) and not _LOG_PROBS & set(head.first):
+            return UnknownFormatError(
                 f"{head.path}: {what} has text and no log-probs, so there is nothing to compare: it is {seen}\n"
-                "hint: record the log-probs of both sides while training, see docs/readers.md."
+                f"hint: {remedy}"
             )
     tried = "".join(f"\n  {name}: {one.title}" for name, one in FORMATS.items())
     return UnknownFormatError(

@@ -51,6 +51,8 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
             "the answer has no output_token_logprobs",
             'ask the server with "return_logprob": true.',
         )
+    ids = [one[1] for one in triples]
+    _check_counts(answer, meta, ids)
     # input_token_logprobs start where logprob_start_len said: only if they cover the prompt are they its ids
     before = meta.get("input_token_logprobs") or ()
     prompt = request.get("input_ids") or [one[1] for one in before]
@@ -59,7 +61,7 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     row: dict[str, Any] = {
         "sequence_id": str(meta.get("id", f"answer{number_in_file}")),
         "prompt_length": meta.get("prompt_tokens"),
-        "token_ids": np.array([one[1] for one in triples], np.int64),
+        "token_ids": np.array(ids, np.int64),
         "log_mu": np.array([np.nan if one[0] is None else one[0] for one in triples], np.float64),
         "versions": one_version([meta.get("weight_version")], len(triples)),
         "finish_reason": finish.get("type") if isinstance(finish, Mapping) else finish,
@@ -68,6 +70,28 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     if known:
         row |= {"prompt_ids": prompt, "prompt_id": prompt_name(prompt)}
     return [row]
+
+
+def _check_counts(answer: Mapping[str, Any], meta: Mapping[str, Any], ids: Sequence[int]) -> None:
+    """Refuse an answer whose log-probs are not of the tokens that it says it sampled."""
+    output = answer.get("output_ids")
+    counts = {"meta_info.completion_tokens": meta.get("completion_tokens")}
+    counts["output_ids"] = None if output is None else len(output)
+    for name, count in counts.items():
+        if isinstance(count, int) and count != len(ids):
+            raise BadRecordError(
+                "output_token_logprobs: count differs",
+                f"output_token_logprobs has {len(ids)} tokens, {name} {'is' if '.' in name else 'has'} {count}",
+                "log-probs were lost on the way (an answer put together of pieces of a stream, for one); ask without "
+                "stream, or leave the answer out (--skip-bad).",
+            )
+    if output is not None and list(output) != list(ids):
+        at = next(i for i, (a, b) in enumerate(zip(output, ids, strict=True)) if a != b)
+        raise BadRecordError(
+            "token ids: disagree",
+            f"token {at} of the response is {output[at]} in output_ids and {ids[at]} in output_token_logprobs",
+            "the log-probs are of other tokens than the ids; leave the answer out (--skip-bad).",
+        )
 
 
 def _info(path: Path) -> RunInfo:
@@ -90,4 +114,5 @@ FORMAT = Format(
     info=_info,
     parts=cut_lines,
     lead=itself,
+    option='"return_logprob" in the request',
 )

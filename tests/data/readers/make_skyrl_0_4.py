@@ -22,10 +22,10 @@ def main():
     masks = [[1, 1], [1, 0, 0, 1, 1], [1, 1, 1]]
     log_mu = [[-rng.expovariate(2.0) for _ in range(n)] for n in lengths]
     rewards = [[0.0] * (n - 1) + [1.0] for n in lengths]
-    routes = [np.zeros((len(p) + n, 2, 2), np.uint8) + [[0, 1]] for p, n in zip(prompts, lengths, strict=True)]
+    routes = [np.tile(np.uint8([0, 1]), (len(p) + n, 2, 1)) for p, n in zip(prompts, lengths, strict=True)]
     support = [np.arange(3 * n, dtype=np.int32).reshape(n, 3) for n in lengths]
     sequences, attention, response, _, loss, rollout, experts, kept = convert_prompts_responses_to_batch_tensors(
-        0, prompts, responses, rewards, masks, log_mu, [r.astype(np.uint8) for r in routes], support
+        0, prompts, responses, rewards, masks, log_mu, routes, support
     )
     noise = torch.tensor([[rng.gauss(0, 0.01) for _ in row] for row in rollout])
     batch = TrainingInputBatch(
