@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -607,6 +608,66 @@ def test_expand(tmp_path):
 def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path):
     path = write(tmp_path / "run[1].parquet")
     assert expand(path) == [path]
+
+
+# --- what other writers make of a list
+
+
+def ray_struct(values, shapes):
+    """What Ray Data makes of arrays of unequal lengths: a struct of all values and the shape."""
+    data = pa.array(values, pa.large_list(pa.float32()))
+    return pa.StructArray.from_arrays([data, pa.array(shapes, pa.list_(pa.int64()))], ["data", "shape"])
+
+
+def test_arrays_of_ray_data_are_lists(tmp_path):
+    path = raw_parquet(tmp_path / "x.parquet", **minimal(log_mu=ray_struct([[-1.0, -2.0], [-3.0]], [[2], [1]])))
+    [part] = read_batches(path)
+    assert part.batch.log_mu.tolist() == [-1.0, -2.0, -3.0]
+    assert part.batch.log_ratio.tolist() == [-0.5, 0.0, 0.0]
+    twice = raw_parquet(tmp_path / "y.parquet", **minimal(log_mu=ray_struct([[-1.0, -2.0], [-3.0]], [[2, 1], [1, 1]])))
+    with pytest.raises(ValueError, match=r"y\.parquet row 0: log_mu must be list<.*got struct<data"):
+        next(read_batches(twice))
+
+
+class Tensor(pa.ExtensionType):
+    """An extension type as Ray registers one when it is imported."""
+
+    def __init__(self, storage):
+        super().__init__(storage, "reweigh.test_tensor")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage, serialized):
+        return cls(storage)
+
+
+@pytest.mark.parametrize("unequal", [True, False])
+def test_extension_types_are_what_they_stand_on(tmp_path, unequal):
+    values = [[-1.0, -2.0], [-3.0]]
+    storage = ray_struct(values, [[2], [1]]) if unequal else pa.array(values, pa.large_list(pa.float32()))
+    array = pa.ExtensionArray.from_storage(Tensor(storage.type), storage)
+    path = raw_parquet(tmp_path / "x.parquet", **minimal(log_mu=array))
+    plain = next(read_batches(path)).batch.log_mu.tolist()  # without the type, its storage is read
+    pa.register_extension_type(Tensor(storage.type))
+    try:
+        assert isinstance(pq.read_table(path).schema.field("log_mu").type, pa.ExtensionType)
+        [part] = read_batches(path)
+    finally:
+        pa.unregister_extension_type("reweigh.test_tensor")
+    assert part.batch.log_mu.tolist() == plain == [-1.0, -2.0, -3.0]
+
+
+def test_decimals_of_duckdb_are_numbers(tmp_path):
+    decimals = pa.array([[Decimal("-1.25"), Decimal("-0.50")], [Decimal("-3.00")]], pa.list_(pa.decimal128(18, 2)))
+    reward = pa.array([Decimal("0.5"), None], pa.decimal128(2, 1))
+    [part] = read_batches(raw_parquet(tmp_path / "x.parquet", **minimal(log_mu=decimals, reward=reward)))
+    assert part.batch.log_mu.tolist() == [-1.25, -0.5, -3.0]
+    assert part.column("reward").tolist()[0] == 0.5
+    ids = raw_parquet(tmp_path / "y.parquet", **minimal(token_ids=decimals))
+    with pytest.raises(ValueError, match=r"token_ids must be list<.*int32>, got list<.*decimal128"):
+        next(read_batches(ids))
 
 
 # --- describe, validate, convert

@@ -83,13 +83,30 @@ def conform(table: pa.Table, origin: Origin, report: Report) -> pa.Table:
     for column in COLUMNS:
         if column.name not in table.schema.names:
             continue
-        raw = single(table, column.name)
+        raw = _plain(single(table, column.name))
         if column.name == "advantage" and not _is_list(raw.type) and "log_mu" in arrays:
             raw = _spread(raw, arrays["log_mu"])
         cast = raw if raw.type == column.type else _cast(raw, column, origin, report)
         if cast is not None:
             arrays[column.name] = cast
     return pa.table(arrays)
+
+
+def _plain(raw: pa.Array) -> pa.Array:
+    """Take the lists out of what Ray Data makes of arrays.
+
+    They are extension types where ray is imported, and where it is not what these stand on: lists, or for arrays of
+    unequal lengths in one block structs of all the values of an array and of its shape.
+    """
+    if isinstance(raw, pa.ExtensionArray):
+        raw = raw.storage
+    kind = raw.type
+    if pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"data", "shape"}:
+        shapes = pc.struct_field(raw, "shape")
+        flat = pc.all(pc.less_equal(pc.list_value_length(shapes), 1), skip_nulls=True).as_py()
+        if flat is not False:
+            return pc.struct_field(raw, "data")
+    return raw
 
 
 def aligned(table: pa.Table, origin: Origin, required: Sequence[str], report: Report) -> np.ndarray:
@@ -164,6 +181,8 @@ def _is_castable(raw: pa.DataType, to: pa.DataType) -> bool:
         return pa.types.is_string(raw) or pa.types.is_large_string(raw) or pa.types.is_string_view(raw)
     if pa.types.is_boolean(to):
         return pa.types.is_boolean(raw) or pa.types.is_integer(raw)
+    if pa.types.is_decimal(raw):  # what duckdb makes of numbers that stand in a query
+        return pa.types.is_floating(to)
     return pa.types.is_floating(raw) or pa.types.is_integer(raw)  # pandas holds integers with gaps as floats
 
 
