@@ -705,6 +705,26 @@ def test_validate_names_the_unit_of_a_column(tmp_path, values, named):
     assert ("these are" in violation.detail) == ("these are" in named)
 
 
+@pytest.mark.parametrize("side", ["log_mu", "log_pi"])
+def test_validate_names_a_side_of_base_10(tmp_path, side):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(4):
+        log_mu = -rng.exponential(1.5, 20) - 1e-3
+        row = {
+            "sequence_id": str(i),
+            "log_mu": log_mu,
+            "log_pi": np.minimum(log_mu + 0.03 * rng.normal(size=20), -1e-4),
+        }
+        rows.append(row)
+    assert validate(write(tmp_path / "good.parquet", rows)).ok
+    bad = [{**row, side: row[side] / math.log(10)} for row in rows]
+    [violation] = validate(write(tmp_path / "bad.parquet", bad)).violations
+    assert f"{side} is of base 10: log_pi is" in violation.detail
+    assert "write natural logarithms" in violation.hint
+    assert describe(tmp_path / "bad.parquet").broken[0].rule == "log_mu, log_pi: other base"
+
+
 def test_validate_counts_each_rule_and_names_its_first_place(tmp_path):
     floats = pa.list_(pa.float32())
     path = raw_parquet(

@@ -383,7 +383,8 @@ _NOT_ROUNDING = 0.05  # nats over 0: more than a log-softmax in bfloat16 is off 
 _UNIT_TOKENS = 4  # of fewer the unit cannot be told
 _BASES = {"10": math.log(10), "2": math.log(2)}
 _BASE_TOKENS = 16  # with a spread, of which the quotient of the two sides is one number
-_BASE_NEAR = 0.03  # of the quotient to that of the two bases, and of its quartiles to its median
+_BASE_SIZE = 0.1  # nats: below it a gap between engines is as large as the log-prob
+_BASE_NEAR, _BASE_SPREAD = 0.04, 0.1  # of the median quotient to that of two bases, and of its quartiles to its median
 
 
 def wrong_unit(values: np.ndarray) -> tuple[str, str] | None:
@@ -418,19 +419,20 @@ def wrong_unit(values: np.ndarray) -> tuple[str, str] | None:
 def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> tuple[str, str] | None:
     """Tell log-probs of base 10 or 2 on one side from the quotient of the sides; None if it is not plainly one number.
 
-    A temperature on one side scales log-probs too, but not all by one number: likely tokens hardly, unlikely ones most.
+    A temperature on one side leaves the median quotient near 1 (0.8 to 1.2 at temperatures of 0.4 to 2.3, of random
+    logits of any spread) and its quartiles apart, since it moves likely and unlikely tokens to different sides.
 
     Returns:
         What is wrong, and what to do.
     """
-    some = np.isfinite(log_mu) & np.isfinite(log_pi) & (np.maximum(log_mu, log_pi) < -1e-3)
+    some = np.isfinite(log_mu) & np.isfinite(log_pi) & (np.maximum(log_mu, log_pi) < -_BASE_SIZE)
     if int(some.sum()) < _BASE_TOKENS:
         return None
     quotient, size = log_pi[some] / log_mu[some], -log_mu[some]
     if np.quantile(size, 0.9) < 5 * np.quantile(size, 0.1):
         return None
     low, middle, high = np.quantile(quotient, (0.25, 0.5, 0.75))
-    if max(high / middle, middle / low) > 1 + _BASE_NEAR:
+    if max(high / middle, middle / low) > 1 + _BASE_SPREAD:
         return None
     for base, factor in _BASES.items():
         for side, wanted in (("log_mu", factor), ("log_pi", 1 / factor)):
@@ -480,6 +482,19 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
                     detail, hint = f"{detail}: {unit[0]}", unit[1]
                 name = f"{column.name}: {rule.word}"
                 report(Violation(name, origin.place(row), detail, hint, count, "tokens"))
+
+
+def check_units(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report that one side's log-probs are of another base than the other's, as their quotient tells."""
+    if not {"log_mu", "log_pi"} <= set(table.schema.names):
+        return
+    lengths, mask = _mask(table)
+    sides = (token_values(single(table, name), lengths).to_numpy(zero_copy_only=False) for name in ("log_mu", "log_pi"))
+    log_mu, log_pi = (side[mask].astype(np.float64) for side in sides)
+    wrong = other_base(log_mu, log_pi)
+    if wrong is not None:
+        place = origin.place(0) if table.num_rows else str(origin.path)
+        report(Violation("log_mu, log_pi: other base", place, *wrong, count=len(log_mu), counted="tokens"))
 
 
 def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:

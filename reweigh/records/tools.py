@@ -27,6 +27,7 @@ from reweigh.records.table import (
     aligned,
     check_counts,
     check_names,
+    check_units,
     check_values,
     conform,
     lengths_of,
@@ -120,6 +121,7 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
             for pair in pc.value_counts(single(table, "env").drop_null()).to_pylist():
                 envs[pair["values"]] = envs.get(pair["values"], 0) + pair["counts"]
         check_values(table, origin, tally)
+        check_units(table, origin, tally)
         if on_rows is not None:
             on_rows(table.num_rows)
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
@@ -212,6 +214,7 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
                 whole = aligned(table, origin, REQUIRED, tally)
                 table, origin = table.filter(pa.array(whole)), origin.keep(np.flatnonzero(whole).tolist())
                 check_values(table, origin, tally)
+                check_units(table, origin, tally)
                 check_counts(table, origin, tally)
                 rows += raw.num_rows
                 if on_rows is not None:

@@ -36,7 +36,7 @@ from reweigh.records.schema import (
     RunInfo,
     fail,
 )
-from reweigh.records.table import aligned, check_names, check_values, single, table_of, unknown_name
+from reweigh.records.table import aligned, check_names, check_units, check_values, single, table_of, unknown_name
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
@@ -209,6 +209,7 @@ def _told(tables: Iterable[tuple[pa.Table, Origin]], report: Report | None) -> I
     for table, origin in tables:
         if report is not None:
             check_values(table, origin, report)
+            check_units(table, origin, report)
         yield table
 
 
