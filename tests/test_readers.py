@@ -380,6 +380,24 @@ def test_verifiers_with_all_digits_has_no_flag(tmp_path):
     assert info_of(write_lines(tmp_path / "traces.jsonl", records)).decimals is None
 
 
+def test_verifiers_messages_without_token_ids(tmp_path):
+    """A client that returns none: the message is not left out of the middle of a response."""
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    node = records[0]["traces"][0]["nodes"][1]
+    for name in ("token_ids", "mask", "logprobs", "trainer_logprobs"):
+        del node[name]
+    path = write_lines(tmp_path / "traces.jsonl", records)
+    assert "traces.jsonl:1: 1 of 2 sampled messages of a trace have no token ids" in error(path)
+    assert len(rows(path, skip_bad=True)) == 2
+
+
+def test_verifiers_messages_without_log_probs(tmp_path):
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    records[0]["traces"][0]["nodes"][1]["logprobs"] = []
+    first = rows(write_lines(tmp_path / "traces.jsonl", records))[0]
+    assert np.isnan(first["log_mu"][first["mask"]]).tolist() == [True, True, False, False, False]
+
+
 def test_verifiers_leaves_out_what_does_not_train(tmp_path):
     judge, abandoned = lines_of(DATA / "verifiers/traces.jsonl")
     judge["traces"][0]["agent"]["trainable"] = False
@@ -617,6 +635,7 @@ def test_openai_an_echo_that_the_server_did_not_heed(tmp_path):
         (completion([None, *[-0.5] * 11], 0, 12), "nothing was sampled"),
         # neither usage, nor ids, nor request: an echo or a loss
         (completion([None, -0.5, -0.5], usage=False), "nothing in the answer tells which"),
+        ({"choices": [], "usage": {"completion_tokens": 3}}, "the answer has no choices"),
         ({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": None}]}, "one piece of a stream"),
     ],
 )
@@ -682,6 +701,47 @@ def test_vllm_generate(tmp_path):
     assert alone.prompt_ids == [1, 2, 3]
     del entries[1]["logprob"]
     assert "an entry of logprobs has no logprob, only rank, top_logprobs, token" in error(one(tmp_path, answer))
+
+
+def test_responses_of_openai(tmp_path):
+    entries = [{"token": "a", "logprob": -0.5 - i, "bytes": [97], "top_logprobs": []} for i in range(2)]
+    part = {"type": "output_text", "text": "aa", "annotations": [], "logprobs": entries}
+    answer = {"id": "resp_1", "object": "response", "status": "completed", "model": "m"}
+    answer |= {"output": [{"type": "reasoning", "summary": []}, {"type": "message", "content": [part]}]}
+    answer["usage"] = {"input_tokens": 4, "output_tokens": 2}
+    [row] = rows(one(tmp_path, answer))
+    assert row["log_mu"].tolist() == [-0.5, -1.5]
+    assert (row["text"], row["prompt_length"]) == ("aa", 4)
+    answer["usage"] = {"input_tokens": 4, "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 7}}
+    assert "the log-probs of the reasoning are not in the answer" in error(one(tmp_path, answer))
+    part["logprobs"] = []
+    assert "has no logprobs" in error(one(tmp_path, answer))
+
+
+def test_request_outputs_of_vllm(tmp_path):
+    """What vLLM's own LLM.generate returns, kept as JSON: at each place the likeliest tokens and the sampled one."""
+
+    def at(token, value, **others):
+        given = {str(token): {"logprob": value, "rank": 1, "decoded_token": "a"}}
+        return given | {name: {"logprob": x, "rank": 2, "decoded_token": "b"} for name, x in others.items()}
+
+    sampled = [at(7, -0.5, **{"3": -1.5}), at(8, -0.25)]
+    outputs = [{"index": 0, "text": "ab", "token_ids": [7, 8], "cumulative_logprob": -0.75, "finish_reason": "length"}]
+    outputs[0]["logprobs"] = sampled
+    answer = {"request_id": "3", "prompt": "Why?", "prompt_token_ids": [1, 2], "outputs": outputs, "finished": True}
+    [row] = read(one(tmp_path, answer))
+    assert row.columns["log_mu"].tolist() == [-0.5, -0.25]
+    assert row.columns["token_ids"].tolist() == [7, 8]
+    assert row.prompt_ids == [1, 2]
+    outputs[0]["cumulative_logprob"] = -1.75
+    assert "the log-probs add up to -0.75, and cumulative_logprob is -1.75" in error(one(tmp_path, answer))
+    outputs[0]["logprobs"] = [sampled[0], at(9, -0.25)]
+    [row] = rows(one(tmp_path, answer))
+    np.testing.assert_array_equal(row["log_mu"], [-0.5, np.nan])  # the second place has another token's
+    outputs[0]["logprobs"] = sampled[:1]
+    assert "counts 2 sampled tokens and 2 of the prompt, and has 1 log-probs" in error(one(tmp_path, answer))
+    outputs[0]["logprobs"] = None
+    assert "choice 0 has no logprobs" in error(one(tmp_path, answer))
 
 
 def test_openai_prompts_of_a_batch(tmp_path):
@@ -965,7 +1025,7 @@ def test_text_only_dumps_say_so(tmp_path):
             "verl's rollout dump",
             "calculate_log_probs",
         ),
-        ({"input": "a", "output": "b", "reward": 1.0}, "OpenRLHF's output", "docs/trainers.md"),
+        ({"input": "a", "output": "b", "reward": 1.0}, "OpenRLHF's batch inference", "docs/trainers.md"),
         (
             {"global_step": [1], "responses": ["a"], "scores": [1.0], "sampling_params": ["{}"]},
             "ROLL's rollout",
@@ -994,6 +1054,18 @@ def test_completions_of_trl_in_parquet(tmp_path):
     message = error(tmp_path / "completions_00001.parquet", UnknownFormatError)
     assert "completions that a trainer logged (TRL, ms-swift) has text and no log-probs" in message
     assert "vllm_importance_sampling_correction=True" in message
+
+
+def test_columns_that_may_be_log_probs_are_named(tmp_path):
+    record = {
+        "prompt_ids": [1],
+        "completion_ids": [2, 3],
+        "logprobs": [-0.5, -0.25],
+        "old_per_token_logps": [-0.5, -0.2],
+    }
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    assert "rename logprobs to log_mu, old_per_token_logps to log_pi, completion_ids to token_ids" in message
+    assert "docs/records.md" in message
 
 
 def test_one_side_alone_is_named(tmp_path):

@@ -97,7 +97,7 @@ _NO_LOG_PROBS = (
         "set trainer.dump_data_batch=true, whose dumps have both sides.",
     ),
     ({"responses", "scores", "sampling_params"}, "ROLL's rollout dump", _HOOK.format("trainers")),
-    ({"input", "output", "reward"}, "OpenRLHF's output of a batch", _HOOK.format("trainers")),
+    ({"input", "output", "reward"}, "OpenRLHF's batch inference", _HOOK.format("trainers")),
     (
         {"example_id", "prompt", "completion"},
         "verifiers' results of before 0.4",
@@ -114,6 +114,20 @@ _NO_LOG_PROBS = (
         "set use_vllm=True with vllm_importance_sampling_correction=True, and " + _HOOK.format("TRL"),
     ),
 )
+# Names that people give to columns of records.
+_RENAMED = {
+    **dict.fromkeys(
+        (
+            *("logprobs", "log_probs", "rollout_log_probs", "rollout_logprobs", "completion_logprobs"),
+            *("sampling_logprobs", "sampling_per_token_logps", "inference_logprobs", "generation_logprobs"),
+        ),
+        "log_mu",
+    ),
+    **dict.fromkeys(
+        ("old_log_probs", "trainer_logprobs", "old_per_token_logps", "prev_logprobs", "policy_logprobs"), "log_pi"
+    ),
+    **dict.fromkeys(("completion_ids", "response_ids", "output_ids", "output_token_ids"), "token_ids"),
+}
 _TRAINER_ONLY = (
     ({"response_tokens", "logprobs", "ref_logprobs"}, "ROLL's logging board"),
     ({"old_log_probs", "responses"}, "a batch of verl"),
@@ -197,6 +211,14 @@ def _unknown(head: Head) -> UnknownFormatError:
                 f"{head.path}: {what} has text and no log-probs, so there is nothing to compare: it is {seen}\n"
                 f"hint: {remedy}"
             )
+    likely = [f"{name} to {ours}" for name, ours in _RENAMED.items() if name in head.first]
+    if any(text.endswith(("log_mu", "log_pi")) for text in likely):
+        return UnknownFormatError(
+            f"{head.path}: no reader knows this file. It is {seen}\n"
+            f"hint: it seems to have log-probs: rename {', '.join(likely)} if that is what they are, and name each "
+            "response (sequence_id); then it is a file of records, see docs/records.md. --reader NAME takes it as "
+            "another format."
+        )
     tried = "".join(f"\n  {name}: {one.title}" for name, one in FORMATS.items())
     return UnknownFormatError(
         f"{head.path}: no reader knows this file. It is {seen}. Tried:{tried}\n"

@@ -30,12 +30,14 @@ FLOOR = (
 _PREFIX = "token_id:"
 _IDS = ("token_ids", "output_ids", "output_token_ids", "completion_token_ids")  # of a choice, by server
 _OVER_ONE = 1.1  # a sum of probabilities that no rounding makes
+_SUM_NEAR = 1e-2  # relative: a sum in float32, or rounded to a few digits, is nearer
 
 
 def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     answer, request = answer_of(record), request_of(record)
+    answer = _as_answer(answer)
     choices = answer.get("choices")
-    if not isinstance(choices, list):
+    if not isinstance(choices, list) or not choices:
         raise BadRecordError(
             "choices: missing", "the answer has no choices", "the request failed; leave it out (--skip-bad)."
         )
@@ -49,6 +51,37 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     name = str(answer.get("id") or answer.get("request_id") or f"answer{number_in_file}")
     counts = _counts(answer, request, choices)
     return [_row(*one, request, name) for one in zip(choices, counts, prompts, strict=True)]
+
+
+def _as_answer(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Put what OpenAI's Responses and vLLM without its server give into the form of the others."""
+    if record.get("object") == "response" and isinstance(record.get("output"), list):
+        parts = [part for item in record["output"] for part in item.get("content") or () if "text" in part]
+        entries = [entry for part in parts for entry in part.get("logprobs") or ()]
+        choice: dict[str, Any] = {"index": 0, "finish_reason": record.get("status")}
+        choice["text"] = "".join(part["text"] for part in parts)
+        usage = record.get("usage") or {}
+        counts = {"prompt_tokens": usage.get("input_tokens"), "completion_tokens": usage.get("output_tokens")}
+        counts["completion_tokens_details"] = usage.get("output_tokens_details")
+        choice["logprobs"] = {"content": entries} if entries else None
+        return {**record, "choices": [choice], "usage": counts}
+    if isinstance(record.get("outputs"), list) and "prompt_token_ids" in record:
+        return {**record, "choices": [_of_request_output(one) for one in record["outputs"]]}
+    return record
+
+
+def _of_request_output(one: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A CompletionOutput of vLLM: at each place its log-probs by token id, of which one is the sampled token's."""
+    given: Sequence[Mapping[str, Any] | None] | None = one.get("logprobs")
+    if given is None:
+        return one
+    entries: list[Mapping[str, Any]] = []
+    for token, at in zip(one["token_ids"], given, strict=False):
+        found = (at or {}).get(str(token))
+        value = found.get("logprob") if isinstance(found, Mapping) else found
+        others = [x.get("logprob") if isinstance(x, Mapping) else x for x in (at or {}).values()]
+        entries.append({"token_id": token, "logprob": value, "top_logprobs": [{"logprob": x} for x in others]})
+    return {**one, "logprobs": {"content": entries}}
 
 
 def _prompts(
@@ -154,6 +187,7 @@ def _row(
     else:
         start = _told_start(values, counts.prompt, _begin(known, prompt), request)
     ids = _agreed(known, len(values), start)
+    _check_sum(choice.get("cumulative_logprob"), values[start:])
     if prompt is None and start:
         whole = next((found for found in known.values() if len(found) == len(values)), None)
         prompt = None if whole is None else whole[:start]
@@ -228,6 +262,19 @@ def _check_base(top: Sequence[Sequence[float | None]]) -> None:
         f"these are no natural logarithms{base}",
         "multiply by ln 10 = 2.3026 if they are of base 10.",
     )
+
+
+def _check_sum(whole: Any, values: Sequence[float | None]) -> None:
+    """Refuse log-probs that do not add up to what the engine says they do."""
+    if not isinstance(whole, int | float) or any(x is None for x in values):
+        return
+    total = float(sum(x for x in values if x is not None))
+    if abs(total - whole) > _SUM_NEAR * max(1.0, abs(whole)):
+        raise BadRecordError(
+            "logprobs: sum differs",
+            f"the log-probs add up to {total:.6g}, and cumulative_logprob is {whole:.6g}",
+            "they are not all there, or not of one base; leave the answer out (--skip-bad).",
+        )
 
 
 def _ids(choice: Mapping[str, Any], logprobs: Mapping[str, Any], tokens: Sequence[Any]) -> dict[str, Sequence[int]]:
@@ -351,7 +398,7 @@ FORMAT = Format(
     both_sides=False,
     endings=JSON,
     kind="json",
-    recognises=lambda head: isinstance(answer_of(head.first).get("choices"), list),
+    recognises=lambda head: isinstance(_as_answer(answer_of(head.first)).get("choices"), list),
     items=partial(items_of_lines, rows=_rows),
     info=_info,
     parts=cut_lines,
