@@ -224,12 +224,12 @@ def check_row(row: Mapping[str, Any], option: str = "the option that records the
     counted = {name: _counted(row, name) for name in ("log_mu", "log_pi") if row.get(name) is not None}
     for name, values in counted.items():
         wrong = wrong_unit(values)
-        if wrong:
-            raise BadRecordError(f"{name}: not log-probs", f"{name} is no log-prob: {wrong[0]}", wrong[1])
+        if wrong is not None:
+            raise BadRecordError(f"{name}: {wrong.kind}", f"{name} is no log-prob: {wrong.text}", wrong.hint)
     if len(counted) == 2:
         base = other_base(counted["log_mu"], counted["log_pi"])
-        if base:
-            raise BadRecordError("log_mu: other base", *base)
+        if base is not None:
+            raise BadRecordError(base.kind, base.text, base.hint)
 
 
 def _counted(row: Mapping[str, Any], name: str) -> np.ndarray:
@@ -274,7 +274,7 @@ class Constant:
         if name is None:
             return
         value = self._value[name]
-        what, why = f"{value:g}", "it was not recorded"
+        what, why = f"{value + 0.0:g}", "it was not recorded"  # -0 is 0
         if math.isnan(value):
             what = "null or NaN"
         elif value == 0:

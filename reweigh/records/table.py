@@ -387,14 +387,20 @@ _BASE_SIZE = 0.1  # nats: below it a gap between engines is as large as the log-
 _BASE_NEAR, _BASE_SPREAD = 0.04, 0.1  # of the median quotient to that of two bases, and of its quartiles to its median
 
 
-def wrong_unit(values: np.ndarray) -> tuple[str, str] | None:
+@dataclass(frozen=True)
+class Unit:
+    """What stands under the name of log-probs: in a few words, in a sentence, and what to do."""
+
+    kind: str
+    text: str
+    hint: str
+
+
+def wrong_unit(values: np.ndarray) -> Unit | None:
     """Tell probabilities, logits and negated log-probs from log-probs by their signs; None if there is no doubt.
 
     Args:
         values: under the name of log-probs, of the tokens that count.
-
-    Returns:
-        What they are, and what to do.
     """
     finite = values[np.isfinite(values)]
     over = int((finite > POSITIVE_TOLERANCE).sum())
@@ -403,27 +409,27 @@ def wrong_unit(values: np.ndarray) -> tuple[str, str] | None:
     of = f"{over} of {len(finite)} values are over 0"
     if 2 * over > len(finite) and finite.min() >= -POSITIVE_TOLERANCE:
         if finite.max() <= 1 + POSITIVE_TOLERANCE:
-            return f"these are probabilities ({of}, none over 1)", "write their natural logarithm: log p, not p."
-        return (
+            text = f"these are probabilities ({of}, none over 1)"
+            return Unit("probabilities, not log-probs", text, "write their natural logarithm: log p, not p.")
+        return Unit(
+            "log-probs with the sign turned, or logits",
             f"these are log-probs with the sign turned, or logits ({of}, up to {finite.max():.4g})",
             "write log p: negate what is -log p (a loss), and take the log-softmax of logits.",
         )
     if 10 * over > len(finite) and finite.max() > 1:
-        return (
+        return Unit(
+            "logits, not log-probs",
             f"these are logits ({of}, up to {finite.max():.4g})",
             "take the log-softmax over the vocabulary, at the temperature of sampling.",
         )
     return None
 
 
-def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> tuple[str, str] | None:
+def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> Unit | None:
     """Tell log-probs of base 10 or 2 on one side from the quotient of the sides; None if it is not plainly one number.
 
     A temperature on one side leaves the median quotient near 1 (0.8 to 1.2 at temperatures of 0.4 to 2.3, of random
     logits of any spread) and its quartiles apart, since it moves likely and unlikely tokens to different sides.
-
-    Returns:
-        What is wrong, and what to do.
     """
     some = np.isfinite(log_mu) & np.isfinite(log_pi) & (np.maximum(log_mu, log_pi) < -_BASE_SIZE)
     if int(some.sum()) < _BASE_TOKENS:
@@ -437,7 +443,8 @@ def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> tuple[str, str] | None
     for base, factor in _BASES.items():
         for side, wanted in (("log_mu", factor), ("log_pi", 1 / factor)):
             if abs(middle / wanted - 1) <= _BASE_NEAR:
-                return (
+                return Unit(
+                    f"{side}: of base {base}",
                     f"{side} is of base {base}: log_pi is {middle:.4g} times log_mu, token for token",
                     f"write natural logarithms: multiply {side} by {factor:.4f}.",
                 )
@@ -479,7 +486,7 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
                 detail, hint = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}", rule.hint
                 unit = wrong_unit(values[live]) if rule.word == "positive" else None
                 if unit is not None:
-                    detail, hint = f"{detail}: {unit[0]}", unit[1]
+                    detail, hint = f"{detail}: {unit.text}", unit.hint
                 name = f"{column.name}: {rule.word}"
                 report(Violation(name, origin.place(row), detail, hint, count, "tokens"))
 
@@ -494,7 +501,7 @@ def check_units(table: pa.Table, origin: Origin, report: Report) -> None:
     wrong = other_base(log_mu, log_pi)
     if wrong is not None:
         place = origin.place(0) if table.num_rows else str(origin.path)
-        report(Violation("log_mu, log_pi: other base", place, *wrong, count=len(log_mu), counted="tokens"))
+        report(Violation(wrong.kind, place, wrong.text, wrong.hint, len(log_mu), "tokens"))
 
 
 def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:
