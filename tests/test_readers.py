@@ -670,6 +670,33 @@ def test_openai_ids_beside_log_probs(tmp_path, name):
     assert f"1 of 3 entries of logprobs have no {name}" in error(one(tmp_path, chat(entries)))
 
 
+def test_openai_ids_where_others_put_them(tmp_path):
+    """LiteLLM keeps what a provider adds aside; NeMo Gym puts ids and log-probs into the message."""
+    entries = [{"token": "a", "logprob": -0.5 - i, "top_logprobs": []} for i in range(2)]
+    aside = chat(entries, provider_specific_fields={"token_ids": [7, 8], "prompt_token_ids": [1, 2]})
+    [row] = read(one(tmp_path, aside))
+    assert row.columns["token_ids"].tolist() == [7, 8]
+    assert row.prompt_ids == [1, 2]
+    message = {"role": "assistant", "content": "...", "prompt_token_ids": [1, 2], "generation_token_ids": [7, 8]}
+    message["generation_log_probs"] = [-0.5, -1.5]
+    gym = chat([], 2, message=message)
+    gym["choices"][0]["logprobs"] = None
+    [row] = read(one(tmp_path, gym))
+    assert row.columns["log_mu"].tolist() == [-0.5, -1.5]
+    assert row.columns["token_ids"].tolist() == [7, 8]
+    message["generation_log_probs"] = [-0.5]
+    assert "counts 2 sampled tokens and 2 of the prompt, and has 1 log-probs" in error(one(tmp_path, gym))
+
+
+def test_answers_without_a_name_are_named_apart(tmp_path):
+    """Two files of answers that have no id: each names its own."""
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "b"):
+        write_lines(tmp_path / f"folder/{name}.jsonl", [llama(drawn_by_llama((7, -0.5)), [7])] * 2)
+    names = [row["sequence_id"] for row in rows(tmp_path / "folder")]
+    assert names == ["a/answer0/0", "a/answer1/0", "b/answer0/0", "b/answer1/0"]
+
+
 def test_openai_ids_in_the_list_of_log_probs(tmp_path):
     answer = completion([-0.5, -0.25])
     answer["choices"][0]["logprobs"]["token_ids"] = [7, 8]
@@ -840,7 +867,7 @@ def test_tgi(tmp_path):
     assert first.columns["log_mu"].tolist() == [-0.5, -1.25]
     assert first.columns["token_ids"].tolist() == [50, 51]
     assert (first.prompt_ids, first.columns["finish_reason"]) == ([1, 2, 3], "length")
-    assert second.columns["sequence_id"] == "answer0/1"  # the second of best_of
+    assert second.columns["sequence_id"] == "generate/answer0/1"  # the second of best_of
     bare = lines_of(DATA / "tgi/generate.jsonl")[1]
     del bare["response"]["details"]["prefill"]
     [row] = read(write_lines(tmp_path / "a.jsonl", [bare]))

@@ -1,6 +1,6 @@
 """vLLM and other servers of OpenAI's API: saved answers of completions, chat and vLLM's /inference/v1/generate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
+    Item,
     Row,
     cut_lines,
     first_object,
@@ -22,18 +23,24 @@ from reweigh.dumps.form import (
     same_length,
 )
 from reweigh.dumps.sglang import answer_of, request_of
+from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 FLOOR = (
     -9999.0
 )  # what servers write for a log-prob of minus infinity, which JSON has not got; and vLLM for a missing one
 _PREFIX = "token_id:"
-_IDS = ("token_ids", "output_ids", "output_token_ids", "completion_token_ids")  # of a choice, by server
+# Of a choice, by server; of its message, by NeMo Gym.
+_IDS = ("token_ids", "output_ids", "output_token_ids", "completion_token_ids", "generation_token_ids")
 _OVER_ONE = 1.1  # a sum of probabilities that no rounding makes
 _SUM_NEAR = 1e-2  # relative: a sum in float32, or rounded to a few digits, is nearer
 
 
-def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
+def _items(part: FilePart) -> Iterator[Item]:
+    return items_of_lines(part, partial(_rows, part.path.stem))
+
+
+def _rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     answer, request = answer_of(record), request_of(record)
     answer = _as_answer(answer)
     choices = answer.get("choices")
@@ -41,6 +48,7 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
         raise BadRecordError(
             "choices: missing", "the answer has no choices", "the request failed; leave it out (--skip-bad)."
         )
+    choices = [_whole(choice) for choice in choices]
     if any("delta" in choice for choice in choices):
         raise BadRecordError(
             "choices: a piece of a stream",
@@ -48,7 +56,7 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
             "put the pieces together, or ask without stream.",
         )
     prompts = _prompts(answer, request, choices)
-    name = str(answer.get("id") or answer.get("request_id") or f"answer{number_in_file}")
+    name = str(answer.get("id") or answer.get("request_id") or f"{file}/answer{number_in_file}")
     counts = _counts(answer, request, choices)
     return [_row(*one, request, name) for one in zip(choices, counts, prompts, strict=True)]
 
@@ -68,6 +76,19 @@ def _as_answer(record: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(record.get("outputs"), list) and "prompt_token_ids" in record:
         return {**record, "choices": [_of_request_output(one) for one in record["outputs"]]}
     return record
+
+
+def _whole(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take to a choice what LiteLLM keeps of it under provider_specific_fields, and NeMo Gym in its message."""
+    message = choice.get("message")
+    message = message if isinstance(message, Mapping) else {}
+    aside = {**(message.get("provider_specific_fields") or {}), **(choice.get("provider_specific_fields") or {})}
+    own = {name: message[name] for name in ("generation_token_ids", "prompt_token_ids") if message.get(name)}
+    found = {name: value for name, value in {**own, **aside}.items() if name in (*_IDS, "prompt_token_ids") and value}
+    values = message.get("generation_log_probs")
+    if values is not None and not choice.get("logprobs"):
+        found["logprobs"] = {"tokens": [""] * len(values), "token_logprobs": values}
+    return {**found, **{name: value for name, value in choice.items() if value is not None or name not in found}}
 
 
 def _of_request_output(one: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -399,7 +420,7 @@ FORMAT = Format(
     endings=JSON,
     kind="json",
     recognises=lambda head: isinstance(_as_answer(answer_of(head.first)).get("choices"), list),
-    items=partial(items_of_lines, rows=_rows),
+    items=_items,
     info=_info,
     parts=cut_lines,
     lead=itself,

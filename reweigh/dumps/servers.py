@@ -1,6 +1,6 @@
 """Endpoints of their own: saved answers of llama.cpp's /completion and of TGI's /generate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
+    Item,
     Row,
     cut_lines,
     first_object,
@@ -21,12 +22,20 @@ from reweigh.dumps.form import (
 )
 from reweigh.dumps.openai import FLOOR, check_speculation, log_prob_of
 from reweigh.dumps.sglang import answer_of, request_of
+from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 _REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 
 
-def _llama_rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
+def _named(
+    rows: Callable[[str, Mapping[str, Any], int], Sequence[Row]],
+) -> Callable[[FilePart], Iterator[Item]]:
+    """Read lines whose answers have no name of their own: they are named by file and number."""
+    return lambda part: items_of_lines(part, partial(rows, part.path.stem))
+
+
+def _llama_rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     answer, request = answer_of(record), request_of(record)
     entries = answer.get("completion_probabilities")
     if not entries:
@@ -55,7 +64,7 @@ def _llama_rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]
     prompt = prompt if isinstance(prompt, list) and all(isinstance(x, int) for x in prompt) else None
     log_mu = np.array(values, np.float64)
     row: dict[str, Any] = {
-        "sequence_id": f"answer{number_in_file}/{answer.get('index', 0)}",
+        "sequence_id": f"{file}/answer{number_in_file}/{answer.get('index', 0)}",
         "prompt_length": answer.get("tokens_evaluated") if prompt is None else len(prompt),
         "token_ids": None if None in ids else np.array(ids, np.int64),
         "log_mu": np.where(log_mu <= FLOOR, -np.inf, log_mu),
@@ -128,7 +137,7 @@ def _llama_info(path: Path) -> RunInfo:
     )
 
 
-def _tgi_rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
+def _tgi_rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     answer, request = answer_of(record), request_of(record)
     details = answer.get("details")
     if not isinstance(details, Mapping) or details.get("tokens") is None:
@@ -153,7 +162,7 @@ def _tgi_rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
                 "tokens were lost on the way; leave the answer out (--skip-bad).",
             )
         row: dict[str, Any] = {
-            "sequence_id": f"answer{number_in_file}/{i}",
+            "sequence_id": f"{file}/answer{number_in_file}/{i}",
             "token_ids": np.array([x["id"] for x in tokens], np.int64),
             "log_mu": np.array([np.nan if x.get("logprob") is None else x["logprob"] for x in tokens], np.float64),
             "finish_reason": "length" if one.get("finish_reason") == "length" else "stop",
@@ -185,7 +194,7 @@ LLAMA_CPP = Format(
     endings=JSON,
     kind="json",
     recognises=lambda head: bool({"completion_probabilities", "tokens_predicted"} & answer_of(head.first).keys()),
-    items=partial(items_of_lines, rows=_llama_rows),
+    items=_named(_llama_rows),
     info=_llama_info,
     parts=cut_lines,
     lead=itself,
@@ -197,7 +206,7 @@ TGI = Format(
     endings=JSON,
     kind="json",
     recognises=lambda head: "generated_text" in answer_of(head.first),
-    items=partial(items_of_lines, rows=_tgi_rows),
+    items=_named(_tgi_rows),
     info=_tgi_info,
     parts=cut_lines,
     lead=itself,

@@ -1,6 +1,6 @@
 """SGLang: answers of its /generate, with the sampler's log-probs in meta_info."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
+    Item,
     Row,
     cut_lines,
     first_object,
@@ -20,6 +21,7 @@ from reweigh.dumps.form import (
     one_version,
     prompt_name,
 )
+from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 
@@ -37,7 +39,11 @@ def request_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return request if isinstance(request, Mapping) else {}
 
 
-def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
+def _items(part: FilePart) -> Iterator[Item]:
+    return items_of_lines(part, partial(_rows, part.path.stem))
+
+
+def _rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     answer, request = answer_of(record), request_of(record)
     meta = answer.get("meta_info")
     if not isinstance(meta, Mapping):
@@ -59,7 +65,7 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     known = bool(prompt) and len(prompt) == meta.get("prompt_tokens", len(prompt))
     finish = meta.get("finish_reason")
     row: dict[str, Any] = {
-        "sequence_id": str(meta.get("id", f"answer{number_in_file}")),
+        "sequence_id": str(meta.get("id", f"{file}/answer{number_in_file}")),
         "prompt_length": meta.get("prompt_tokens"),
         "token_ids": np.array(ids, np.int64),
         "log_mu": np.array([np.nan if one[0] is None else one[0] for one in triples], np.float64),
@@ -110,7 +116,7 @@ FORMAT = Format(
     endings=JSON,
     kind="json",
     recognises=lambda head: isinstance(answer_of(head.first).get("meta_info"), Mapping),
-    items=partial(items_of_lines, rows=_rows),
+    items=_items,
     info=_info,
     parts=cut_lines,
     lead=itself,
