@@ -1360,6 +1360,34 @@ def test_a_column_of_one_number(tmp_path, value):
     assert len(rows(path)) == 3
 
 
+@pytest.mark.parametrize("folder", ["openai", "sglang", "llama_cpp", "tgi", "verifiers", "prime_rl", "nemo_rl"])
+def test_fields_that_are_something_else(tmp_path, folder):
+    """Whatever stands in a field, the record is read or named, and the run is known as far as it can be."""
+    path = next(path for path in sorted((DATA / folder).rglob("*.jsonl")))
+    name, good = FORMATS[folder].name, lines_of(path)[-1]
+
+    def places(value, place=()):
+        yield place
+        for key in value if isinstance(value, dict) else range(min(2, len(value))) if isinstance(value, list) else ():
+            yield from places(value[key], (*place, key))
+
+    counted = 0
+    for place in list(places(good))[1:]:
+        for other in (None, -1, 1e400, "x", [], [None], {"a": 1}, 10**30):
+            bad = json.loads(json.dumps(good))
+            at = bad
+            for key in place[:-1]:
+                at = at[key]
+            at[place[-1]] = other
+            file = write_lines(tmp_path / path.name, [bad, good])
+            info_of(file, name)
+            skipped = Skipped()
+            found = rows(file, reader=name, skip_bad=True, skipped=skipped)
+            assert len(found) + skipped.count > 0
+            counted += skipped.count
+    assert counted > 20
+
+
 def test_skipped_lists_the_first_and_counts_all(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"prompt_tokens": [1], "response_tokens": [2], "prompt_idx": 0}] * 5)
     skipped = Skipped(keep=2)

@@ -219,6 +219,9 @@ def check_row(row: Mapping[str, Any], option: str = "the option that records the
             "the record has no log-probs of the policy that sampled",
             f"they cannot be computed afterwards: turn on {option} and run again.",
         )
+    for name in ("log_mu", "log_pi"):
+        if row.get(name) is not None and np.ndim(row[name]) != 1:
+            raise BadRecordError(f"{name}: wrong type", f"{name} must be one number a token", "the dump is damaged.")
     lengths = {name: len(row[name]) for name in TOKEN_COLUMNS if row.get(name) is not None and np.ndim(row[name]) == 1}
     same_length({"log_mu": len(log_mu), **lengths})
     counted = {name: _counted(row, name) for name in ("log_mu", "log_pi") if row.get(name) is not None}
@@ -291,7 +294,10 @@ class Constant:
 
 def prompt_name(ids: Any) -> str:
     """A name for a prompt that the dump does not name: equal token ids, equal names."""
-    flat = array(ids, "prompt token ids").astype("<i8")
+    given = array(ids, "prompt token ids")
+    if not ((np.abs(given) < 1 << 53) & (given == np.floor(given))).all():  # NaN is neither
+        raise BadRecordError("prompt: no ids", "the prompt's token ids are not all integers", "the dump is damaged.")
+    flat = given.astype("<i8")
     return "prompt-" + hashlib.blake2b(flat.tobytes(), digest_size=8).hexdigest()
 
 

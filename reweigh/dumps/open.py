@@ -169,7 +169,7 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
     file = path if isinstance(path, Opened) else Opened(Path(path))
     head = _look(file)
     for one in FORMATS.values():
-        if head.kind == one.kind and one.recognises(head):
+        if _is_of(one, head):
             return one
     if head.path.name.endswith((".parquet", ".pq")):
         try:
@@ -227,6 +227,27 @@ def _unknown(head: Head) -> UnknownFormatError:
     )
 
 
+_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError)  # of fields that are something else
+
+
+def _is_of(one: Format, head: Head) -> bool:
+    """Whether a file is of a format, by its beginning; one whose fields are something else is of none."""
+    try:
+        return head.kind == one.kind and one.recognises(head)
+    except _SHAPE_ERRORS:
+        return False
+
+
+def _run_of(one: Format, path: Path) -> RunInfo:
+    """Read what a file says of its run: nothing, if its first record is not as it should be; reading it says so."""
+    try:
+        return one.info(path)
+    except UnreadableFileError:
+        raise
+    except (*_SHAPE_ERRORS, ValueError):
+        return RunInfo()
+
+
 def named(reader: str) -> Format | None:
     """The format that `--reader` names; None for reweigh's own."""
     if reader == RECORDS:
@@ -272,7 +293,7 @@ def _may_be(one: Format, path: Path) -> bool:
         head = _look(Opened(path))
     except UnreadableFileError:
         return True
-    return (head.kind == one.kind and one.recognises(head)) or _broken_lines(head)
+    return _is_of(one, head) or _broken_lines(head)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -364,7 +385,7 @@ class _Known:
             return source_of(self._opened(path))
         return Source(
             path,
-            partial(one.info, path),
+            partial(_run_of, one, path),
             partial(_names, one, path),
             partial(one.parts, path),
             partial(_tables, one, self._skipped),
@@ -525,7 +546,7 @@ def _shape(one: Format, error: Exception) -> str:
 def _items(one: Format, part: FilePart) -> Iterator[Item]:
     try:
         yield from one.items(part)
-    except (KeyError, TypeError, IndexError, AttributeError) as e:
+    except _SHAPE_ERRORS as e:
         raise UnreadableFileError(f"{part.path}: {_shape(one, e)}\nhint: {_SHAPE_HINT}") from e
 
 
@@ -555,7 +576,7 @@ def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
         except BadRecordError as e:
             report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
             continue
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        except (*_SHAPE_ERRORS, ValueError) as e:
             report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
             continue
         for row in rows:

@@ -12,6 +12,7 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
+    Head,
     Item,
     Row,
     cut_lines,
@@ -402,10 +403,18 @@ def _uncounted(counts: _Counts) -> BadRecordError:
     )
 
 
+def _recognises(head: Head) -> bool:
+    answer = answer_of(head.first)
+    listed = {name for name in ("choices", "output", "outputs") if isinstance(answer.get(name), list)}
+    responses = "output" in listed and answer.get("object") == "response"
+    return "choices" in listed or responses or ("outputs" in listed and "prompt_token_ids" in answer)
+
+
 def _info(path: Path) -> RunInfo:
     first = first_object(path)
     request, model = request_of(first), answer_of(first).get("model")
-    sampling = request.get("sampling_params") or request
+    sampling = request.get("sampling_params")
+    sampling = sampling if isinstance(sampling, Mapping) else request
     return RunInfo(
         model=model if isinstance(model, str) else None,
         temperature=number(sampling.get("temperature")),
@@ -419,7 +428,7 @@ FORMAT = Format(
     both_sides=False,
     endings=JSON,
     kind="json",
-    recognises=lambda head: isinstance(_as_answer(answer_of(head.first)).get("choices"), list),
+    recognises=_recognises,
     items=_items,
     info=_info,
     parts=cut_lines,
