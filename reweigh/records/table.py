@@ -402,6 +402,8 @@ def wrong_unit(values: np.ndarray) -> Unit | None:
     Args:
         values: under the name of log-probs, of the tokens that count.
     """
+    if not np.fmax.reduce(values, initial=-np.inf) > _NOT_ROUNDING:
+        return None  # as a rule
     finite = values[np.isfinite(values)]
     over = int((finite > POSITIVE_TOLERANCE).sum())
     if len(finite) < _UNIT_TOKENS or not over or finite.max() <= _NOT_ROUNDING:
@@ -434,7 +436,11 @@ def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> Unit | None:
     some = np.isfinite(log_mu) & np.isfinite(log_pi) & (np.maximum(log_mu, log_pi) < -_BASE_SIZE)
     if int(some.sum()) < _BASE_TOKENS:
         return None
-    quotient, size = log_pi[some] / log_mu[some], -log_mu[some]
+    log_mu, log_pi = log_mu[some], log_pi[some]
+    whole = float(log_pi.sum() / log_mu.sum())  # the same number, if it is one
+    if not any(abs(whole * x - 1) < 2 * _BASE_SPREAD for factor in _BASES.values() for x in (factor, 1 / factor)):
+        return None  # as a rule
+    quotient, size = log_pi / log_mu, -log_mu
     if np.quantile(size, 0.9) < 5 * np.quantile(size, 0.1):
         return None
     low, middle, high = np.quantile(quotient, (0.25, 0.5, 0.75))
