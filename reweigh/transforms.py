@@ -331,14 +331,14 @@ def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     """Smooth the upper tail of log ratios: these, and the tail's index; None if it has too many ties for a fit.
 
     The tail is the `tail_length(n)` largest without those that tie with the largest below them, at least
-    `MIN_TAIL`. Each is moved to the quantile of the fitted distribution that its rank stands for, at most to the
-    largest ratio there is.
+    `MIN_TAIL` different ones. Each is moved to the quantile of the fitted distribution that its rank stands for, at
+    most to the largest ratio there is.
     """
     n = len(log_ratio)
     order = np.argsort(log_ratio)
-    foot_log, tail = tail_over(log_ratio[order])
+    foot_log, tail, different = tail_over(log_ratio[order])
     log_tail = log_ratio[order[n - tail :]]
-    if tail < MIN_TAIL or log_tail[-1] - foot_log < 1e-12:  # on-policy, say
+    if different < MIN_TAIL or log_tail[-1] - foot_log < 1e-12:  # on-policy, say
         return None
     largest = log_tail[-1]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # what the fit cannot carry comes out as NaN
@@ -354,14 +354,19 @@ def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     return out, index
 
 
-MIN_TAIL = 5  # units of a tail that a distribution is fitted to (Vehtari et al. 2024)
+MIN_TAIL = 5  # different ratios of a tail that a distribution is fitted to (Vehtari et al. 2024)
 
 
-def tail_over(rising: NDArray[np.float64]) -> tuple[float, int]:
-    """Give the largest log ratio below the tail, its foot, and how many of the tail are over it, in rising order."""
+def tail_over(rising: NDArray[np.float64]) -> tuple[float, int, int]:
+    """Give the largest log ratio below the tail, its foot; how many of the tail are over it; and how many different.
+
+    Args:
+        rising: log ratios in rising order.
+    """
     most = tail_length(len(rising))
-    foot = rising[len(rising) - most - 1]
-    return float(foot), int((rising[len(rising) - most :] > foot).sum())
+    foot, tail = rising[len(rising) - most - 1], rising[len(rising) - most :]
+    over = tail[tail > foot]
+    return float(foot), len(over), int((np.diff(over) > 0).sum()) + bool(len(over))
 
 
 def tail_length(n: int) -> int:

@@ -372,6 +372,18 @@ def test_a_few_over_a_plateau_are_a_refusal(n):
     assert summary(lr).refusal == ""
 
 
+def test_ratios_in_few_steps_are_a_refusal():
+    """Log-probs that came in whole nats: of 134 in the tail there are three different ones, and a fit says 0.03."""
+    lr = normal(1.5, (2000, 1), seed=0).round()
+    s = summary(lr)
+    assert s["khat"].value is None
+    assert re.match(
+        r"\d+ of the 134 largest ratios are over a plateau of equal ones, in \d different values", s["khat"].refused
+    )
+    assert s.refusal
+    assert summary((normal(0.5, (2000, 1), seed=0) * 20).round() / 20)["khat"].value is not None
+
+
 @pytest.mark.parametrize("n", [25, 26, 27, 28, 29, 30])
 def test_small_samples_have_a_finite_tail_index(n):
     for seed in range(5):

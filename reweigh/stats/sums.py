@@ -299,15 +299,16 @@ class HostSums:
         sample = np.full(n, top[-1] - 1.0)
         sample[: min(n, len(top))] = top[:n]
         fit, most = smoothed_tail(sample), tail_length(n)
-        foot, over = tail_over(np.sort(sample))
+        foot, over, different = tail_over(np.sort(sample))
         if fit is not None:
             return TailFit(fit[1], np.sort(fit[0])[::-1][: min(most, len(top))], plateau=most - over)
         if top[0] - foot <= PLATEAU_STEP:
             return TailFit()  # all alike, or as good as
         why = "the Pareto fit to the largest ratios is not finite"
-        if over < MIN_TAIL:
+        if different < MIN_TAIL:
+            some = "" if different == over else f", in {different} different values"
             why = (
-                f"{over} of the {most} largest ratios are over a plateau of equal ones, by up to "
+                f"{over} of the {most} largest ratios are over a plateau of equal ones{some}, by up to "
                 f"{math.exp(min(700.0, top[0] - foot)):.2g} times: too few for a tail index"
             )
         return TailFit(plateau=most - over, unfit=why)
