@@ -241,6 +241,25 @@ def test_miles_since_one_rank_of_each_slice_writes(tmp_path):
         np.testing.assert_array_equal(row["log_mu"], whole["log_mu"])
 
 
+def test_miles_folder_of_all_details(tmp_path):
+    """What stands beside the train dumps is left out and named, and by itself it says where to look."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = copied("miles", tmp_path)
+    for name in ("policy_loss_debug", "dashboard_columns"):
+        (folder / name).mkdir()
+    call, columns = folder / "policy_loss_debug/rank_0_call_0.pt", folder / "dashboard_columns/rollout_0.parquet"
+    torch.save({"rank": 0, "call": 0, "samples": [], "ppo_kl": torch.zeros(1), "finite": {"ppo_kl": True}}, call)
+    pq.write_table(
+        pa.table({"sample_index": [1], "response_length": [2], "rollout_log_probs": [[-0.5, -0.5]]}), columns
+    )
+    assert len(rows(folder)) == 3
+    assert {call, columns} <= set(find(folder).ignored)
+    assert "name the folder beside it: train_data" in error(call, UnknownFormatError)
+    assert "name the folder beside it: rollout_data or train_data" in error(columns, UnknownFormatError)
+
+
 def test_miles_branches_of_a_conversation_are_samples(tmp_path):
     """Leaves of one conversation have one index: each is a sample with its own reward and text."""
     columns = {"response_lengths": [2, 2, 1], "total_lengths": [4, 4, 4], "sample_indices": [5, 5, 5]}
@@ -281,6 +300,12 @@ def test_torch_files_may_hold_numbers_of_numpy(tmp_path):
     torch.save(dump, tmp_path / "7.pt")
     assert "holds objects that are not plain data" in error(tmp_path / "7.pt", UnreadableFileError)
     assert not (tmp_path / "was-here").exists()
+    first["reward"] = np.array([1.0, 2.0])
+    torch.save(dump, tmp_path / "7.pt")
+    data = (tmp_path / "7.pt").read_bytes()
+    (tmp_path / "7.pt").write_bytes(data.replace(b"f8", b"?!"))  # a type that there is not
+    with pytest.raises(UnreadableFileError, match="truncated or damaged"):
+        rows(tmp_path / "7.pt")
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -134,6 +134,21 @@ _TRAINER_ONLY = (
 )
 
 
+# Files that have less than one beside them.
+_ELSEWHERE = (
+    (
+        {"call", "samples", "ppo_kl"},
+        "what miles dumps of one call of its loss",
+        "train_data, with whole responses and tokens",
+    ),
+    (
+        {"sample_index", "response_length", "rollout_log_probs"},
+        "miles' columns for its dashboard",
+        "rollout_data or train_data",
+    ),
+)
+
+
 class UnknownFormatError(UnreadableFileError):
     """A file that no reader knows."""
 
@@ -199,6 +214,11 @@ def _unknown(head: Head) -> UnknownFormatError:
     seen = looks.get(head.kind, head.kind if head.kind == "parquet" else f"a file that starts with {head.start[:8]!r}")
     if fields:
         seen += f" with {fields}"
+    for names, what, other in _ELSEWHERE:
+        if names <= set(head.first):
+            return UnknownFormatError(
+                f"{head.path}: {what} is not read: it is {seen}\nhint: name the folder beside it: {other}."
+            )
     for names, what in _TRAINER_ONLY:
         if names <= set(head.first):
             return UnknownFormatError(

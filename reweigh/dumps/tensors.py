@@ -32,7 +32,7 @@ def load_torch(path: Path) -> Any:
         if not mapped and _starts_as_zip(path):
             raise _truncated(path, e) from None
         raise _not_plain(path, _refused(str(e)) or " ".join(str(e).split("\n")[0].split())) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, FileNotFoundError | PermissionError):
             raise
         raise _truncated(path, e) from None
