@@ -2,6 +2,8 @@
 
     python benchmarks/doctor.py generate                 # make the cases (hours on one core; resumes where it stopped)
     python benchmarks/doctor.py score                    # ask the doctor about each; tables, confusion matrix
+    python benchmarks/doctor.py judge                    # each world by weights fitted on the others: what the docs say
+    python benchmarks/doctor.py fit                      # weights of all worlds into the package
     python benchmarks/doctor.py clean                    # false alarms on 200 clean and 200 quantised samples
     python benchmarks/doctor.py pairs                    # two faults at once
     python benchmarks/doctor.py martingale               # side by side with martingale 0.2.0
@@ -22,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import doctor_fit
 import doctor_martingale
 import doctor_speed
 from doctor_alarms import (
@@ -39,7 +42,8 @@ from doctor_cases import LEVEL_ORDER, TOKENS, Run, generate, runs_of
 from doctor_score import SIZES, VIEWS, load, save, score
 from doctor_tables import heat_map, markdown, summary
 
-from faults import FAULTS, Fault
+import reweigh.doctor
+from faults import FAULTS, RECIPES, Fault
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh" / "doctor-benchmark"
 
@@ -56,7 +60,7 @@ def chosen(names: Sequence[str] | None) -> list[Fault]:
 def runs(args: argparse.Namespace) -> list[Run]:
     """The cases that were asked for."""
     seeds = dict(zip(("medium", "strong", "weak"), args.seeds, strict=True))
-    return runs_of(chosen(args.only), seeds, tokens=args.tokens, world=args.world, levels=LEVEL_ORDER)  # type: ignore[arg-type]
+    return runs_of(chosen(args.only), seeds, tokens=args.tokens, worlds=args.world, levels=LEVEL_ORDER)
 
 
 def report(args: argparse.Namespace, name: str, numbers: Any, text: str) -> None:
@@ -88,6 +92,30 @@ def score_command(args: argparse.Namespace) -> None:
         save(answers, out / "answers.json")
     heat_map(answers, max(a.size for a in answers), (args.images or out) / "doctor-confusion.png")
     report(args, "scores", summary(answers), markdown(answers))
+
+
+def judge_command(args: argparse.Namespace) -> None:
+    """Leave out one world at a time."""
+    doctor_fit.make_loops(args.cases, args.loops, args.loops // 2, 0)
+    found = doctor_fit.judged(doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes))
+    numbers = [
+        {
+            "world": x.world,
+            "case": x.case,
+            "columns": x.columns,
+            "truth": sorted(x.truth),
+            "verdict": d.verdict,
+            "causes": [(one.id, round(one.confidence, 3)) for one in d.causes],
+        }
+        for x, d in found
+    ]
+    report(args, "judged", numbers, doctor_fit.whole_table(found))
+
+
+def fit_command(args: argparse.Namespace) -> None:
+    """Fit on all that is there."""
+    looks = doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes)
+    doctor_fit.save(Path(reweigh.doctor.__file__).with_name("confidence.json"), looks)
 
 
 def clean_command(args: argparse.Namespace) -> None:
@@ -141,13 +169,19 @@ def parser() -> argparse.ArgumentParser:
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--seeds", type=int, nargs=3, default=(3, 1, 1), metavar="N", help="of medium, strong, weak")
     which.add_argument("--only", nargs="+", metavar="FAULT", help="causes or variants")
-    which.add_argument("--world", choices=("tiny", "smollm2"), default="tiny", help="the model")
+    names = (*RECIPES, "smollm2")
+    which.add_argument(
+        "--world", choices=names, nargs="+", default=["tiny"], metavar="WORLD", help=f"of {', '.join(names)}"
+    )
     commands.add_parser("generate", parents=[shared, which], help="make the cases")
     one = commands.add_parser("score", parents=[shared, which], help="ask the doctor about each")
     one.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens of samples")
     one.add_argument("--columns", choices=VIEWS, nargs="+", default=VIEWS)
     one.add_argument("--draws", type=int, default=2, help="disjoint samples of a run, of each smaller size")
     one.add_argument("--again", action="store_true", help="tables and pictures from the answers of the last time")
+    judge = commands.add_parser("judge", parents=[shared], help="each world by weights fitted on the others")
+    judge.add_argument("--loops", type=int, default=60, help="training loops without a fault; half as many lag")
+    commands.add_parser("fit", parents=[shared], help="weights of all worlds, into the package")
     clean = commands.add_parser("clean", parents=[shared], help="false alarms on runs without a fault")
     clean.add_argument("--draws", type=int, default=200, help="samples of 10,000 tokens, of each sort")
     two = commands.add_parser("pairs", parents=[shared], help="two faults at once")
@@ -164,6 +198,8 @@ def parser() -> argparse.ArgumentParser:
 
 COMMANDS = {
     "score": score_command,
+    "judge": judge_command,
+    "fit": fit_command,
     "clean": clean_command,
     "pairs": pairs_command,
     "martingale": martingale_command,

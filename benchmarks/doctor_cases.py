@@ -60,26 +60,22 @@ class Run:
         return f"{names}~{self.level}~{strengths}~{self.world}~{self.seed}~{self.tokens}.parquet"
 
 
-def world_for(fault: Fault, wanted: WorldName) -> WorldName:
-    """The wanted kind of model, or the first in which the fault can be committed."""
-    return wanted if wanted in fault.worlds else fault.worlds[0]
-
-
 def runs_of(
     faults: Sequence[Fault],
     seeds: dict[Level, int],
     *,
     tokens: int = TOKENS,
-    world: WorldName = "tiny",
+    worlds: Sequence[WorldName] = ("tiny",),
     levels: Sequence[Level] = LEVEL_ORDER,
 ) -> list[Run]:
     """Every fault at every level, a seed at a time, levels in order; a level of the medium's strength is left out."""
     return [
-        Run((fault.name,), level, seed, tokens, world_for(fault, world))
+        Run((fault.name,), level, seed, tokens, world)
+        for world in worlds
         for level in levels
         for seed in range(seeds[level])
         for fault in faults
-        if world_for(fault, world) == world or world_for(fault, world) != "smollm2"  # minutes a run: only if asked for
+        if world in fault.worlds
         if level == "medium" or fault.strength(level) != fault.medium
     ]
 

@@ -6,7 +6,7 @@ from faults.engine import Job, Models, Sample, in_format, processed, sample
 from faults.models import Decoder, Experts, Options, Shape, keep_bits
 from faults.specs import EngineSpec, LogSpec, Specs, TrainerSpec
 from faults.trainer import Row, Score, prefill, score, versions
-from faults.worlds import Prompt, World, WorldName, decoder_of, moe_world, smollm2_world, tiny_world
+from faults.worlds import RECIPES, Prompt, World, WorldName, decoder_of, moe_world, smollm2_world, tiny_world
 
 __all__ = [
     # faults, and cases of them
@@ -25,6 +25,7 @@ __all__ = [
     # worlds to commit them in
     "World",
     "WorldName",
+    "RECIPES",
     "Prompt",
     "world_of",
     "tiny_world",

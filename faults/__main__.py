@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from faults.case import Case, commit, world_of
 from faults.catalogue import FAULTS, LEVELS, Fault, Level
-from faults.worlds import World
+from faults.worlds import RECIPES, World
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="name the faults and their strengths")
     parser.add_argument("--table", action="store_true", help="commit each fault and measure its log ratio")
     parser.add_argument("--out", type=Path, help="the same, and write each case to this folder")
-    parser.add_argument("--world", choices=("tiny", "moe", "smollm2"), default="tiny")
+    parser.add_argument("--world", choices=(*RECIPES, "smollm2"), default="tiny")
     parser.add_argument("--world-seed", type=int, default=0, help="of the model that is trained on the spot")
     parser.add_argument("--tokens", type=int, default=20_000, help="in a case, about")
     parser.add_argument("--seed", type=int, default=0, help="of a run: its training, prompts and samples")

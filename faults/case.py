@@ -16,7 +16,7 @@ from faults.engine import GROUP, Planned, Sample, identity, in_format, kv_format
 from faults.models import Decoder, Options
 from faults.specs import LogSpec, Specs, TrainerSpec
 from faults.trainer import Row, Score, advantages, prefill, reward, score, versions
-from faults.worlds import World, WorldName, kept, moe_world, smollm2_world, tiny_world
+from faults.worlds import World, WorldName, kept, library_world, smollm2_world
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.records.schema import BY_NAME
 
@@ -92,7 +92,7 @@ def clean(world: World, kind: Clean, tokens: int, seed: int) -> Case:
 
 def world_of(name: WorldName, seed: int = 0) -> World:
     """A world by its name."""
-    return {"tiny": tiny_world, "moe": moe_world, "smollm2": smollm2_world}[name](seed)
+    return smollm2_world(seed) if name == "smollm2" else library_world(name, seed)
 
 
 def _committed(

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from faults.specs import Specs
-from faults.worlds import WorldName
+from faults.worlds import RECIPES, WorldName
 from reweigh.doctor import CauseId
 
 Level = Literal["weak", "medium", "strong"]
 """Names of the strengths at which a fault is committed."""
 LEVELS: tuple[Level, ...] = ("weak", "medium", "strong")
 """The strengths, the weakest first."""
-DENSE: tuple[WorldName, ...] = ("tiny", "smollm2")
+DENSE: tuple[WorldName, ...] = (*(name for name in RECIPES if name != "moe"), "smollm2")
+ALL: tuple[WorldName, ...] = (*DENSE, "moe")
 Change = Callable[[Specs, float], Specs]
 Fields = Callable[[float], dict[str, Any]]
 
@@ -48,7 +49,7 @@ class Fault:
     medium: float
     strong: float
     change: Change
-    worlds: tuple[WorldName, ...] = DENSE
+    worlds: tuple[WorldName, ...] = ALL
 
     @property
     def name(self) -> str:
@@ -479,6 +480,7 @@ OTHER_WEIGHTS = (
         both(
             training(lambda s: {"size": s, "training": "tiny-steps"}), engine(lambda s: {"weights": "bfloat16-stored"})
         ),
+        DENSE,
     ),
     Fault(
         "update_below_precision",
@@ -531,6 +533,7 @@ OTHER_WEIGHTS = (
         2.0,
         2.0,
         engine(lambda s: {"weights": "int8", "quantised_layers": s}),
+        DENSE,
     ),
     Fault(
         "quantised_rollout",
@@ -541,6 +544,7 @@ OTHER_WEIGHTS = (
         1.0,
         1.0,
         engine(lambda s: {"weights": "int8-dynamic", "quantised_layers": s}),
+        DENSE,
     ),
     Fault(
         "quantised_rollout",
@@ -551,6 +555,7 @@ OTHER_WEIGHTS = (
         1.0,
         2.0,
         engine(lambda s: {"weights": "fp8", "quantised_layers": s}),
+        DENSE,
     ),
     Fault(
         "quantised_rollout",
@@ -561,6 +566,7 @@ OTHER_WEIGHTS = (
         1.0,
         2.0,
         engine(lambda s: {"weights": "int4", "quantised_layers": s}),
+        DENSE,
     ),
     Fault(
         "quantised_rollout",
@@ -571,6 +577,7 @@ OTHER_WEIGHTS = (
         4,
         5,
         engine(lambda s: {"kv": "e4m3" if s < 5 else "e5m2"}),
+        DENSE,
     ),
     Fault(
         "engine_decode",
@@ -601,6 +608,7 @@ OTHER_WEIGHTS = (
         1,
         1,
         engine(lambda s: {}),
+        DENSE,
     ),
     Fault(
         "numerics",
@@ -611,6 +619,7 @@ OTHER_WEIGHTS = (
         1,
         1,
         trainer(lambda s: {"weights": "bfloat16"}),
+        DENSE,
     ),
     Fault(
         "none",
@@ -621,7 +630,7 @@ OTHER_WEIGHTS = (
         1,
         1,
         engine(lambda s: {"weights": "float32"}),
-        ("tiny", "moe", "smollm2"),
+        ALL,
     ),
 )
 

@@ -397,7 +397,8 @@ def rollouts(
 
 def identity(world: World) -> tuple[object, ...]:
     """All of a world that its samples depend on."""
-    return (world.name, world.seed, world.max_tokens, world.lr, world.trained, world.steps, world.batch_prompts)
+    made = (world.max_tokens, world.lr, world.trained, world.steps, world.batch_prompts)
+    return (world.name, world.seed, *made, world.recipe)
 
 
 def served(weights: Sequence[Decoder], specs: Specs) -> list[Decoder]:

@@ -93,6 +93,42 @@ def functions(folder: Path | None = None, max_files: int = 400) -> list[Function
     return found
 
 
+def paragraphs() -> list[Function]:
+    """The docstrings of the standard library, of a middling length, under the module that they are of."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found: list[Function] = []
+    for path in sorted(root.rglob("*.py")):
+        if set(path.relative_to(root).parts) & set(_LEFT_OUT):
+            continue
+        try:
+            tree = ast.parse(path.read_text("utf-8", errors="replace"))
+        except SyntaxError:
+            continue
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                text = ast.get_docstring(node) or ""
+                if _MIN_CHARS // 2 <= len(text) <= 2 * _MAX_CHARS:
+                    found.append(Function(module, text, text.split("\n")[0][:200]))
+    return found
+
+
+def sums(seed: int, count: int = 6000) -> list[Function]:
+    """Chains of additions and subtractions, each going on with the last result; a tool repeats one of them."""
+    random_ = random.Random(seed)
+    found: list[Function] = []
+    for _ in range(count):
+        value, lines = random_.randrange(100), list[str]()
+        for _ in range(random_.randint(6, 20)):
+            other = random_.randrange(100)
+            sign = random_.choice("+-") if value >= other else "+"
+            result = value + other if sign == "+" else value - other
+            lines.append(f"{value}{sign}{other}={result}")
+            value = result % 100
+        found.append(Function(f"chain.{len(lines)}", "\n".join(lines), f"check {lines[0]}"))
+    return found
+
+
 def trained_tokenizer(corpus: list[Function], vocab_size: int) -> Tokenizer:
     """Byte-pair encoding of the corpus. Runs of spaces stay together, as in tokenizers for code."""
     made = Tokenizer(models.BPE())
@@ -195,7 +231,7 @@ def stream_of(texts: list[str], tokenizer: Tokenizer) -> Tensor:
     return torch.tensor([i for one in tokenizer.encode_batch(texts) for i in one.ids])
 
 
-WorldName = Literal["tiny", "moe", "smollm2"]
+WorldName = Literal["tiny", "small", "deep", "prose", "sums", "long", "moe", "smollm2"]
 # Functions that the model does not learn from, but is asked to write.
 _HELD_OUT = 600
 _VOCABULARY = 1000
@@ -224,6 +260,35 @@ class Prompt:
     first_turn: int = 0
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a world is made on the spot.
+
+    Attributes:
+        what: the model and its text, in a few words.
+        shape: of the model.
+        text: what it reads and writes: "code" and "prose" of the standard library, or "sums".
+        steps: of training.
+        sharpness: see `pretrain`.
+        length: tokens of a piece of training text: no response goes far beyond it, where no model would make sense.
+        max_tokens: sampled in one response.
+        mean_tokens: in one response, about, tools included.
+        lr: of a usual step of the run.
+        run_steps: steps of a run.
+    """
+
+    what: str
+    shape: Shape
+    text: Literal["code", "prose", "sums"] = "code"
+    steps: int = 800
+    sharpness: float = _SHARPNESS
+    length: int = 192
+    max_tokens: int = 160
+    mean_tokens: int = 104
+    lr: float = 4e-4
+    run_steps: int = 8
+
+
 @dataclass(frozen=True, eq=False)
 class World:
     """A model and what it is asked.
@@ -240,6 +305,7 @@ class World:
         trained: layers that training moves, from the last.
         steps: of a run.
         batch_prompts: in a step of training.
+        recipe: by which it was made on the spot.
     """
 
     name: WorldName
@@ -255,22 +321,79 @@ class World:
     trained: int
     steps: int = 8
     batch_prompts: int = 12
+    recipe: Recipe | None = None
+
+
+_WIDE = {"width": 128, "heads": 4, "kv_heads": 4}
+_NARROW = {"width": 96, "heads": 4, "kv_heads": 4}
+RECIPES: dict[WorldName, Recipe] = {
+    "tiny": Recipe("three layers, 1,000 ids, code", Shape(_VOCABULARY, layers=3, hidden=384, **_WIDE)),
+    "small": Recipe(
+        "two layers, 300 ids, code, unsure",
+        Shape(300, layers=2, hidden=256, **_NARROW),
+        sharpness=1.0,
+        length=384,
+        max_tokens=200,
+        mean_tokens=150,
+    ),
+    "deep": Recipe(
+        "six layers, 2,000 ids, code, sure",
+        Shape(2000, layers=6, hidden=288, **_NARROW),
+        sharpness=1.9,
+        max_tokens=120,
+        mean_tokens=90,
+        lr=2.5e-4,
+    ),
+    "prose": Recipe(
+        "three layers, grouped heads, 8,192 ids, a rotary base of 500,000, prose",
+        Shape(8192, width=192, layers=3, heads=6, kv_heads=2, hidden=512, rope_base=500_000.0),
+        "prose",
+        sharpness=1.6,
+        max_tokens=128,
+        mean_tokens=80,
+        lr=3e-4,
+    ),
+    "sums": Recipe(
+        "two layers, 280 ids, chains of sums: sure of most tokens",
+        Shape(280, layers=2, hidden=256, **_NARROW),
+        "sums",
+        sharpness=1.0,
+        max_tokens=128,
+        mean_tokens=100,
+    ),
+    "long": Recipe(
+        "two layers, 500 ids, code, responses of 1,600 tokens",
+        Shape(500, layers=2, hidden=256, **_NARROW),
+        sharpness=1.2,
+        length=1792,
+        max_tokens=1600,
+        mean_tokens=500,
+        run_steps=4,
+    ),
+    "moe": Recipe(
+        "two layers of eight experts, two a token, 1,000 ids, code",
+        Shape(_VOCABULARY, layers=2, hidden=192, experts=8, **_WIDE),
+        steps=600,
+    ),
+}
+"""Worlds that are made on the spot, by name."""
 
 
 def tiny_world(seed: int = 0) -> World:
     """A three-layer model of 770,000 weights, trained in a minute on the standard library's source, then kept."""
-    shape = Shape(_VOCABULARY, width=128, layers=3, heads=4, kv_heads=4, hidden=384)
-    return _library_world("tiny", shape, seed, steps=800)
+    return library_world("tiny", seed)
 
 
 def moe_world(seed: int = 0) -> World:
     """A two-layer mixture of eight experts, two a token, on the same text."""
-    shape = Shape(_VOCABULARY, width=128, layers=2, heads=4, kv_heads=4, hidden=192, experts=8)
-    return _library_world("moe", shape, seed, steps=600)
+    return library_world("moe", seed)
 
 
-def _library_world(name: WorldName, shape: Shape, seed: int, steps: int) -> World:
-    made = kept(f"{name}-world", (shape, seed, steps, _SHARPNESS), lambda: _made(shape, seed, steps))
+def library_world(name: WorldName, seed: int = 0) -> World:
+    """Make a world of `RECIPES`, or take it from the disk."""
+    recipe = RECIPES[name]
+    shape = recipe.shape
+    made = kept(f"{name}-world", (recipe, seed), lambda: _made(recipe, seed))
     model = Decoder(shape)
     model.load_state_dict(made["weights"])
     model.eval()
@@ -285,19 +408,34 @@ def _library_world(name: WorldName, shape: Shape, seed: int, steps: int) -> Worl
 
     held = [Function(*one) for one in made["held_out"]]
     prompts = _prompts(held, encode, seed)
-    end = encode(END)[0]
     return World(
-        name, seed, model, encode, decode, prompts, end, lr=4e-4, max_tokens=160, mean_tokens=104, trained=shape.layers
+        name,
+        seed,
+        model,
+        encode,
+        decode,
+        prompts,
+        encode(END)[0],
+        lr=recipe.lr,
+        max_tokens=recipe.max_tokens,
+        mean_tokens=recipe.mean_tokens,
+        trained=shape.layers,
+        steps=recipe.run_steps,
+        recipe=recipe,
     )
 
 
-def _made(shape: Shape, seed: int, steps: int) -> dict[str, object]:
-    corpus = functions()
+def _made(recipe: Recipe, seed: int) -> dict[str, object]:
+    corpus = {"code": functions, "prose": paragraphs, "sums": lambda: sums(seed)}[recipe.text]()
     random.Random(seed).shuffle(corpus)
     held, learnt = corpus[:_HELD_OUT], corpus[_HELD_OUT:]
+    shape, length = recipe.shape, recipe.length
     tokenizer = trained_tokenizer(learnt, shape.vocab_size)
     stream = stream_of(documents(learnt, seed), tokenizer)
-    model = pretrain(shape, stream, seed=seed, steps=steps, batch=6, length=192, lr=6e-3, sharpness=_SHARPNESS)
+    batch = max(6 * 192 // length, 2)
+    model = pretrain(
+        shape, stream, seed=seed, steps=recipe.steps, batch=batch, length=length, lr=6e-3, sharpness=recipe.sharpness
+    )
     held_out = [(f.module, f.source, f.doc) for f in held]
     return {"weights": model.state_dict(), "tokenizer": tokenizer.to_str(), "held_out": held_out}
 

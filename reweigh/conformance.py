@@ -47,7 +47,7 @@ class RecordedBatch:
 
 
 @dataclass(frozen=True)
-class Case:
+class RecordedCase:
     """One option of one framework on one batch."""
 
     id: str
@@ -66,7 +66,7 @@ class Recording:
     """A file's batches by name, and its cases."""
 
     batches: Mapping[str, RecordedBatch]
-    cases: tuple[Case, ...]
+    cases: tuple[RecordedCase, ...]
 
 
 def scalar(value: Any) -> float:
@@ -130,14 +130,14 @@ def _batch(path: str, name: str, b: Any) -> RecordedBatch:
     return RecordedBatch(fields, mask, advantage)
 
 
-def _case(path: str, i: int, c: Any, batches: Mapping[str, RecordedBatch]) -> Case:
+def _case(path: str, i: int, c: Any, batches: Mapping[str, RecordedBatch]) -> RecordedCase:
     where = f"{path}: case {i + 1}"
     missing = [k for k in _NEEDED if not isinstance(c, dict) or k not in c]
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} missing\nhint: a case has {', '.join(_NEEDED)}")
     if c["batch"] not in batches:
         raise ValueError(f"{where} ({c['id']}): no batch {c['batch']!r}\nhint: there are {', '.join(batches)}")
-    return Case(
+    return RecordedCase(
         id=c["id"],
         framework=c["framework"],
         version=str(c.get("version_or_commit", "")),
@@ -157,7 +157,7 @@ WEIGHT_TOLERANCE, TOLERANCE = 3e-6, 2e-5
 
 
 @dataclass(frozen=True)
-class Checked:
+class Recomputed:
     """One case, recomputed.
 
     Attributes:
@@ -170,7 +170,7 @@ class Checked:
         no_equal: metrics that have no equal, and why.
     """
 
-    case: Case
+    case: RecordedCase
     status: Status
     differing: tuple[str, ...]
     quirks: tuple[Quirk, ...]
@@ -179,42 +179,42 @@ class Checked:
     no_equal: tuple[tuple[str, str], ...]
 
 
-def check(recording: Recording, step: Callable[[int], None] = lambda n: None) -> tuple[Checked, ...]:
+def check(recording: Recording, step: Callable[[int], None] = lambda n: None) -> tuple[Recomputed, ...]:
     """Recompute every case of a recording; none is skipped.
 
     Raises:
         ValueError: if a case is of a framework that has no profile.
     """
-    out: list[Checked] = []
+    out: list[Recomputed] = []
     for case in recording.cases:
         out.append(check_case(case, recording.batches[case.batch]))
         step(1)
     return tuple(out)
 
 
-def check_case(case: Case, batch: RecordedBatch) -> Checked:
+def check_case(case: RecordedCase, batch: RecordedBatch) -> Recomputed:
     """Recompute one case, without quirks and with those that it takes."""
     profile = profile_of(case.framework)
     named = _Comparison(profile, case, batch)
     differing, compared = named.differences(())
     no_equal = tuple(named.no_equal())
     if not differing:
-        return Checked(case, "agrees", (), (), (), compared, no_equal)
+        return Recomputed(case, "agrees", (), (), (), compared, no_equal)
     quirks = profile.quirks
     left, _ = named.differences(quirks)
     if left:
-        return Checked(case, "differs", differing, (), left, compared, no_equal)
+        return Recomputed(case, "differs", differing, (), left, compared, no_equal)
     for q in profile.quirks:  # drop those that it does not take
         fewer = tuple(x for x in quirks if x is not q)
         if not named.differences(fewer)[0]:
             quirks = fewer
-    return Checked(case, "explained", differing, quirks, (), compared, no_equal)
+    return Recomputed(case, "explained", differing, quirks, (), compared, no_equal)
 
 
 @dataclass(frozen=True, eq=False)
 class _Comparison:
     profile: Profile
-    case: Case
+    case: RecordedCase
     batch: RecordedBatch
 
     def differences(self, quirks: Iterable[Quirk]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -279,7 +279,7 @@ def metric_of(profile: Profile, name: str) -> Metric | None:
     return next((m for m in profile.metrics if any(fnmatchcase(name, p) for p in m.names)), None)
 
 
-def live_of(case: Case, reading: Reading) -> Field:
+def live_of(case: RecordedCase, reading: Reading) -> Field:
     """Tell which recorded log-prob the loss is differentiated by."""
     assert reading.loss is not None
     arguments = ("log_prob", "log_probs", "logprobs", "next_token_logprobs", "per_token_logps", "trainer_logprobs")

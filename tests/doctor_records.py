@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from reweigh.doctor import doctor
 from reweigh.doctor.diagnose import conclude, visit_tokens
+from reweigh.doctor.diagnosis import NAMED
 from reweigh.records.schema import BY_NAME, Origin, RunInfo, fail
 from reweigh.records.table import conform
 from reweigh.scan.tokens import Part
@@ -145,7 +146,6 @@ def check(found):
     """The laws that every diagnosis keeps."""
     document = found.to_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert [one.id for one in found.causes].count(found.verdict) == 1
     ids = [one.id for one in found.causes]
     assert len(set(ids)) == len(ids)
     for one in found.causes:
@@ -156,14 +156,16 @@ def check(found):
             assert e.meaning
             assert (e.low is None) == (e.high is None)
             assert e.low is None or math.isnan(e.value) or e.low <= e.value <= e.high
-    if found.benign:
-        assert [one.id for one in found.causes if one.confidence >= 0.5] in ([found.verdict], [])
-    else:
+    if found.decided:
         assert found.causes[0].id == found.verdict
-        assert found.causes[0].confidence >= 0.5
+        assert found.causes[0].confidence >= NAMED
+        assert found.verdict not in found.ruled_out
+    else:
+        assert all(one.confidence < NAMED for one in found.causes)
+        assert len(found.causes) <= 3
     for doubt in found.cannot_tell:
         assert doubt.reason
-        assert doubt.id not in {one.id for one in found.causes if one.confidence >= 0.5}
+        assert doubt.id not in {one.id for one in found.causes if one.confidence >= NAMED}
     for cut in found.slices.values():
         for one in cut.values():
             check(one)

@@ -227,7 +227,7 @@ def skyrl(s):
 def openrlhf(s):
     """OpenRLHF models/loss.py: vllm_kl is the mean of log mu - log pi."""
     d, *_ = _pairs(s)
-    return {"vllm_kl": float(-d.mean()), "ppo_kl": 0.0}
+    return {"vllm_kl": float(-d.mean()), "ppo_kl": 0.0, "policy_loss": -0.01}
 
 
 def reweigh(s):

@@ -33,7 +33,8 @@ from reweigh.records import read_batches, validate
 from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
 from reweigh.trainers import verl as verl_environment
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import KNOWN, Seen, factor, wide
+from reweigh.trainers.seen import Seen, factor, wide
+from reweigh.trainers.versions import KNOWN
 
 NEMO = SimpleNamespace(
     LossType=SimpleNamespace(TOKEN_LEVEL="token_level"),

@@ -28,7 +28,8 @@ from reweigh import (
 from reweigh.doctor import CAUSES
 from reweigh.records import RunInfo, read_batches, read_info, validate
 from reweigh.trainers.capture import Capture
-from reweigh.trainers.seen import KNOWN, NotInstalledError, UnknownVersionError, factor, require, wide
+from reweigh.trainers.seen import factor, wide
+from reweigh.trainers.versions import KNOWN, NotInstalledError, UnknownVersionError, require
 
 ROOT = Path(__file__).parents[1]
 

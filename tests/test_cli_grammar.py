@@ -15,7 +15,7 @@ from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 
 from reweigh.__main__ import main
 from reweigh.cli.app import app
-from reweigh.cli.output import Cut
+from reweigh.cli.options import CutBy
 from reweigh.scan import BYS
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +134,7 @@ def test_the_short_form_of_json_is_where_it_was():
 
 
 def test_every_command_cuts_by_the_same():
-    assert tuple(one.value for one in Cut) == BYS
+    assert tuple(one.value for one in CutBy) == BYS
     cut = {path[0] for path, command in COMMANDS.items() for option in command.params if "--by" in option.opts}
     assert cut == {"audit", "doctor", "gate", "watch"}
 

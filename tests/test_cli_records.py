@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -75,6 +77,16 @@ def test_describe(capsys, records, monkeypatch):
     line = next(line for line in out.splitlines() if " mask " in line)
     assert "50%" in line
     assert "list<bool>" in line
+
+
+def test_describe_breaks_a_long_path_and_loses_none_of_it(capsys, tmp_path, records):
+    """In a pipe, which is as wide as it is: no name of a folder is longer than a line."""
+    folder = tmp_path / ("a" * 150) / ("b" * 90)
+    folder.mkdir(parents=True)
+    path = shutil.copy(records, folder)
+    code, out, _ = run(capsys, "records", "describe", path)
+    assert code == 0
+    assert str(path) in re.sub(r"\s+", "", out)
 
 
 def test_describe_json_is_one_object(capsys, records):

@@ -14,7 +14,7 @@ import yaml
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
 from reweigh.__main__ import main
-from reweigh.gate import Bound, Cut, Policy, Run, decide, draft, gate, read_baseline, read_policy, read_run
+from reweigh.gate import Bound, LevelNumbers, Policy, Run, decide, draft, gate, read_baseline, read_policy, read_run
 from reweigh.gate.numbers import INSTEAD, KINDS, measured
 from reweigh.gate.policy import HEADROOM_OF_TWO
 from reweigh.records import RecordWriter, RunInfo
@@ -339,7 +339,7 @@ def drawn(pool, g, grown=1.0):
     batch, cuts = Batch.from_lists(pi, mu, group=torch.tensor(group)), []
     for level in (TOKEN, SEQUENCE):
         summary, numbers = measured(RatioStats.of(batch, level))
-        cuts.append(Cut(level.name, None, None, summary.n, summary.sequences, summary.tokens, numbers))
+        cuts.append(LevelNumbers(level.name, None, None, summary.n, summary.sequences, summary.tokens, numbers))
     return Run(tuple(cuts), RunInfo(), "drawn")
 
 

@@ -4,12 +4,16 @@ Every import counts, also one inside a function: what is imported late is needed
 """
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
 from conftest import HOOKED
+
+from reweigh.records import RecordWriter
 
 PACKAGE = Path(__file__).parents[1] / "reweigh"
 
@@ -41,6 +45,16 @@ CORE = {room for room in FLOOR if FLOOR[room] <= FLOOR["spec"]}
 OUTSIDE_OF_CORE = {"torch", "numpy", "jaxtyping"}
 DRAWING = {"rich", "jinja2", "plotly", "typer"}
 DRAWS = {"report", "cli", "__main__"}
+
+
+@cache
+def structure():
+    """The script that measures the package."""
+    spec = importlib.util.spec_from_file_location("structure", PACKAGE.parent / "benchmarks" / "structure.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache
@@ -115,30 +129,9 @@ def draws_elsewhere():
 
 
 def knots():
-    """Sets of files that import each other, however far around (Tarjan 1972)."""
-    index, low, stack, found = {}, {}, [], []
-
-    def visit(name):
-        index[name] = low[name] = len(index)
-        stack.append(name)
-        for other in of_ours(name):
-            if other not in files():
-                continue
-            if other not in index:
-                visit(other)
-                low[name] = min(low[name], low[other])
-            elif other in stack:
-                low[name] = min(low[name], index[other])
-        if low[name] == index[name]:
-            knot = stack[stack.index(name) :]
-            del stack[stack.index(name) :]
-            if len(knot) > 1:
-                found.append(frozenset(knot))
-
-    for name in files():
-        if name not in index:
-            visit(name)
-    return set(found)
+    """Sets of files that import each other, however far around."""
+    graph = {name: {other for other in of_ours(name) if other in files()} for name in files()}
+    return set(map(frozenset, structure().cycles_of(graph)))
 
 
 def test_every_file_is_in_a_room():
@@ -232,3 +225,51 @@ def test_help_loads_nothing_heavy():
     loaded = {name.split(".")[0] for name in out.stderr.split()}
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "pyarrow", "rich", "scipy", "jinja2", "plotly"}
+
+
+@pytest.mark.parametrize("ending", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
+def test_an_audit_loads_neither_pandas_nor_scipy(ending, tmp_path):
+    """Not even where most columns have nulls: either takes longer to load than a file to read."""
+    path = tmp_path / f"some.{ending}"
+    row = {
+        "prompt_id": "p",
+        "env": "e",
+        "log_mu": [-0.5, -1.0, -2.0],
+        "log_pi": [-0.6, -1.1, -1.9],
+        "token_ids": [1, 2, 3],
+        "advantage": 0.5,
+        "entropy_pi": [0.5, None, 1.0],
+        "versions": [1, 1, 1],
+        "trainer_version": 2,
+        "prompt_length": 4,
+        "turns": [0, 0, 1],
+    }
+    with RecordWriter(path) as writer:
+        writer.write([row | {"sequence_id": f"r{i}", "step": i, "mask": [True, True, i % 3 > 0]} for i in range(20)])
+        writer.write([{"sequence_id": "bare", "log_mu": [-0.5], "log_pi": [-0.6]}])
+    code = (
+        "import sys; from reweigh.__main__ import main; code = main(['audit', *sys.argv[1:]]); "
+        "sys.stderr.write(' '.join(sys.modules)); sys.exit(code)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(path),
+        "--fail-on",
+        "never",
+        "--by",
+        "step",
+        "--estimators",
+        "seq_tis(2)",
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert "mean ratio" in out.stdout
+    loaded = {name.split(".")[0] for name in out.stderr.split()}
+    assert {"torch", "pyarrow"} <= loaded
+    assert not loaded & {"pandas", "scipy"}
+
+
+def test_type_checkers_read_the_package():
+    """What PEP 561 asks for; without it, all that a user imports from here is Any."""
+    assert (PACKAGE / "py.typed").read_text() == ""

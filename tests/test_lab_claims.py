@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reweigh.theory.lab.claims import CLAIMS, MEANING, Evidence, check_claims, select_claims
+from reweigh.theory.lab.claims import CLAIMS, MEANING, ClaimEvidence, check_claims, select_claims
 from reweigh.theory.lab.claims.evidence import exponent, iid_law, tiny
 
 pytest.importorskip("typer")
@@ -63,7 +63,7 @@ def test_a_verdict_that_falls_is_reported():
 
 class Wrong:
     def __call__(self):
-        return Evidence(False, "no 1")
+        return ClaimEvidence(False, "no 1")
 
 
 def test_numbers_select_in_the_order_of_the_post():

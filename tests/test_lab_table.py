@@ -119,6 +119,7 @@ def test_exponents_are_those_of_the_theory(rows):
     assert rows["Seq-IS", "E r^2"].rare.last == pytest.approx(float((pi**2 / mu).sum()) ** 128)
 
 
+@pytest.mark.slow
 def test_every_bound_of_the_post_holds_in_the_table(rows):
     for row in rows.values():
         if row.post != "0":

@@ -14,7 +14,7 @@ from reweigh.estimators import weigh
 from reweigh.levels import SEQUENCE, TURN
 from reweigh.named import turn_tis
 from reweigh.plan import Band, MixedRatio, expect, length_band, plan, plan_records
-from reweigh.plan.measured import Tally
+from reweigh.plan.measured import WeightTally
 from reweigh.plan.model import figure
 from reweigh.plan.run import defaults
 from reweigh.records import RecordWriter, RunInfo
@@ -85,9 +85,9 @@ def test_closed_forms_against_monte_carlo(name):
 def test_turns_against_monte_carlo():
     batch = sampled(5e-3, [120], turns=4)
     w = turn_tis(1.5)(batch)
-    tally = Tally.of(w).expected()
+    tally = WeightTally.of(w).expected()
     found = expect(turn_tis(1.5), MixedRatio.of_lengths(5e-3, [(120, 1.0)]), turns=4)
-    assert Tally.of(w).units == 4 * 3000
+    assert WeightTally.of(w).units == 4 * 3000
     for what in ("capped", "retained", "square"):
         assert getattr(tally, what) == pytest.approx(getattr(found, what), abs=5 * 0.6 / math.sqrt(12_000))
     assert expect(turn_tis(1.5), MixedRatio.of_lengths(5e-3, [(120, 1.0)])) is None

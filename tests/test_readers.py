@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import runpy
 import shutil
 import sqlite3
 from pathlib import Path
@@ -75,11 +76,19 @@ def error(path, kind=ValueError, **kwargs):
 # Every format
 
 
-def test_every_format_has_a_sample_and_a_line_on_its_page():
+def test_every_format_has_a_sample():
     """A dump of slime holds both of its formats."""
     assert set(FOLDERS) == set(FORMATS) - {"slime_rollout"}
-    page = (Path(__file__).parents[1] / "docs" / "readers.md").read_text()
-    assert [name for name in FORMATS if f"| `{name}` |" not in page] == []
+
+
+def test_every_format_has_its_line_on_the_page():
+    docs = Path(__file__).parents[1] / "docs"
+    script = runpy.run_path(str(docs / "readers.py"))
+    text = (docs / "readers.md").read_text()
+    assert script["page"](text) == text, "python docs/readers.py"
+    assert [name for name in FORMATS if text.count(f"| `{name}` |") != 1] == []
+    with pytest.raises(ValueError, match="one place for the table 'sampler'"):
+        script["page"](text.replace("<!-- /sampler -->", ""))
 
 
 @pytest.mark.parametrize(("folder", "count"), FOLDERS.items())

@@ -30,6 +30,7 @@ from reweigh.records import (
     read_tables,
     validate,
 )
+from reweigh.records.arrays import arrow, arrow_texts, numbers, valid
 from reweigh.records.table import single
 
 ROWS = [
@@ -820,3 +821,35 @@ def test_jsonl_gz_is_gzip(tmp_path):
     path = write(tmp_path / "x.jsonl.gz")
     with gzip.open(path, "rt") as file:
         assert json.loads(file.readline())["reweigh"]["engine"] == "vllm"
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.bool_(), pa.int8(), pa.uint16(), pa.int64(), pa.float16(), pa.float32(), pa.float64()]
+)
+@pytest.mark.parametrize("gaps", [False, True])
+def test_arrays_are_numpys_and_back(kind, gaps):
+    """Against pyarrow's own conversions, of slices that begin inside a byte of the bitmap."""
+    values = [None if gaps and i % 5 == 1 else bool(i % 3) if kind == pa.bool_() else i for i in range(29)]
+    whole = pa.array([None if v is None else np.float16(v) for v in values] if kind == pa.float16() else values, kind)
+    for start, length in ((0, 29), (3, 20), (8, 9), (13, 0)):
+        array = whole.slice(start, length)
+        there = array.is_valid().to_numpy(zero_copy_only=False)
+        got = numbers(array, 1)
+        assert valid(array).tolist() == there.tolist()
+        assert got.dtype == (np.bool_ if kind == pa.bool_() else kind.to_pandas_dtype())
+        assert got.tolist() == [v.as_py() if v.is_valid else 1 for v in array]
+        back = arrow(got, kind, there)
+        back.validate(full=True)
+        assert back.equals(array)
+        assert arrow(got, kind).null_count == 0
+
+
+def test_texts_are_arrows():
+    for texts in ([], ["a", "", "déjà", None, "b" * 300], [None], ["x"]):
+        array = arrow_texts(texts)
+        array.validate(full=True)
+        assert array.equals(pa.array(texts, pa.string()))
+    with pytest.raises(UnicodeEncodeError):
+        arrow_texts(["\ud800"])
+    with pytest.raises(TypeError, match="string is no type of numbers"):
+        numbers(pa.array(["a"]))

@@ -86,8 +86,9 @@ def test_each_part_is_read_once_whatever_is_asked(tmp_path, small, capsys, monke
 
 
 def lagging(**columns):
-    whole = {name: lambda i, n, g, value=value: value for name, value in columns.items()}
-    return world(3, prompts=15, versions=lambda i, n, g: np.full(n, 5 - i % 3), **whole)
+    whole = {name: lambda i, n, g, value=value: value for name, value in columns.items() if name != "versions"}
+    versions = columns.get("versions", lambda i, n, g: np.full(n, 5 - i % 3))
+    return world(3, prompts=15, versions=versions, **whole)
 
 
 @pytest.mark.parametrize("columns", [{"step": 5}, {"trainer_version": 5}, {"trainer_version": 5, "step": 900}])
@@ -98,6 +99,14 @@ def test_audit_and_doctor_count_the_same_lag(tmp_path, columns):
     assert slices == {label: one.tokens for label, one in doctor(path, by=["lag"]).slices["lag"].items()}
     assert list(slices) == ["0", "1", "2"]
     assert ("counted from their step" in " ".join(found.notes)) == ("trainer_version" not in columns)
+
+
+def test_what_a_lag_is_counted_from_is_said_where_a_lag_is_read(tmp_path):
+    """Not of a run whose lags are all 0, unless it is cut by them; of one whose lags differ in any case."""
+    same = write(tmp_path / "same.parquet", lagging(step=5, versions=lambda i, n, g: np.full(n, 5)))
+    differ = write(tmp_path / "differ.parquet", lagging(step=5))
+    said = lambda found: "counted from their step" in " ".join(found.notes)  # noqa: E731
+    assert [said(audit(same)), said(audit(same, by=["lag"])), said(audit(differ))] == [False, True, True]
 
 
 def test_a_step_below_the_versions_does_not_count_them(tmp_path):

@@ -32,7 +32,7 @@ from reweigh import (
 )
 from reweigh.__main__ import main
 from reweigh.caps import Balance, CapRule, Tradeoff
-from reweigh.cli.options import asked, read_estimators
+from reweigh.cli.scans import asked, read_estimators
 from reweigh.levels import k1, log_ratio, prob_diff
 from reweigh.named import NAMED
 from reweigh.spec import RULES, STATISTICS, TRANSFORMS, from_dict, parse, to_dict

@@ -34,6 +34,7 @@ def test_interrupted_in_a_child():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ci", "ended"), [("true", "1 failed, 2 passed, 1 error"), ("", "2 passed, 2 skipped")])
 def test_under_ci_a_skip_fails_and_ctrl_c_arrives_though_the_shell_ignores_it(tmp_path, ci, ended):
     (tmp_path / "test_some.py").write_text(SKIPS)

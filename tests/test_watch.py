@@ -453,6 +453,7 @@ def test_no_folder_is_exit_code_2(tmp_path, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly_with_a_summary_and_a_state(tmp_path):
     """The process says what it has read, and only then is interrupted: nothing here waits for a time."""
     folder = tmp_path / "dumps"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from reweigh.audit.trial import Asked, Limits, TrialRow, needs
 from reweigh.batch import Batch
 from reweigh.doctor.causes import ABOUT, BENIGN
-from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding
+from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding, Spread
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is
@@ -264,7 +264,8 @@ def recommend(audit: Judged, asked: Asked | None = None, n: float | None = None)
 
 def _choice(audit: Judged, ranked: list[Ranked], n: float) -> tuple[str | None, str]:
     cause = first_cause(audit.diagnosis)
-    named = cause is not None and cause.confidence >= NAMED
+    small = audit.diagnosis is not None and audit.diagnosis.small
+    named = cause is not None and cause.confidence >= NAMED and not small
     if cause is not None and named and not ABOUT[cause.id].correctable:
         return None, f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
     if not all(level.identity for level in audit.levels.values()):
@@ -340,7 +341,8 @@ def headline(audit: Judged, use: str | None) -> Headline:
     first = first_cause(audit.diagnosis)
     about = None if first is None else ABOUT[first.id]
     # A cause that the doctor is sure of, unless nothing need be done about it.
-    sure = first is not None and first.id not in BENIGN and first.confidence >= NAMED
+    calm = audit.diagnosis is not None and audit.diagnosis.benign
+    sure = first is not None and not calm and first.confidence >= NAMED
 
     # The sentence: how far ratios can be trusted, the cause, and what to use.
     parts = [_state(audit)]
@@ -363,7 +365,7 @@ def headline(audit: Judged, use: str | None) -> Headline:
         fix = first.fix.get("general") or next(iter(first.fix.values()), "")
         verb = "Lessen the cause" if about.correctable else "Remove the cause"
         if not sure:
-            verb = "Nothing need be removed" if first.id in BENIGN else "Look into"
+            verb = "Nothing need be removed" if calm else "Look into"
         todo[f"{verb} ({about.title}){': ' + _small(fix) if fix else ''}"] = None
         if first.rules_out:
             todo[f"It is something else if {_small(first.rules_out)}"] = None
@@ -420,11 +422,28 @@ def first_cause(diagnosis: Diagnosis | None) -> Finding | None:
 
 def cause_sentence(diagnosis: Diagnosis) -> str:
     """`likely cause: the engine logs before temperature`."""
-    found = first_cause(diagnosis)
     if diagnosis.verdict == "none":
         return ABOUT["none"].title
-    sure = found is None or found.confidence >= NAMED
-    return f"{'likely' if sure else 'possible'} cause: {ABOUT[diagnosis.verdict].title}"
+    if diagnosis.verdict == "not_decided":
+        some = " or ".join(ABOUT[one.id].title for one in diagnosis.causes[:2])
+        return f"cause not decided: {some}" if some else "cause not decided"
+    small = ", too small to matter" if diagnosis.small and diagnosis.verdict not in BENIGN else ""
+    return f"likely cause: {ABOUT[diagnosis.verdict].title}{small}"
+
+
+def spread_sentence(spread: Spread) -> str:
+    """`8 of 48 responses, all of prompt p3, p7, carry 97% of the squared log ratio`."""
+    shared = ", ".join(f"{name} {_listed(values)}" for name, values in spread.shared.items())
+    whose = f", all of {shared}," if shared else ""
+    return (
+        f"{spread.responses:,} of {spread.of:,} responses{whose} carry {share(spread.share)} of the squared log ratio, "
+        f"at {two(spread.times)} times the size of the others"
+    )
+
+
+def _listed(values: Sequence[str]) -> str:
+    shown = " and ".join(values) if len(values) < 3 else ", ".join(values[:4])
+    return shown if len(values) <= 4 else f"{shown} and {len(values) - 4} more"
 
 
 def evidence_value(one: Evidence) -> tuple[str, str]:

@@ -41,7 +41,7 @@ SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
+class AuditSums:
     """Adds up all that an audit is made of, in a size that does not depend on how many records there are.
 
     Attributes:
@@ -67,7 +67,7 @@ class Sums:
     steps_stand_in: int = 0
 
     @classmethod
-    def of(cls, estimators: Mapping[str, Estimator] | None, by: tuple[By, ...], part: Part) -> "Sums":
+    def of(cls, estimators: Mapping[str, Estimator] | None, by: tuple[By, ...], part: Part) -> "AuditSums":
         """Add up some records; None for the default estimators."""
         batch, shared = part.batch, part.shared
         layout = batch.layout
@@ -90,9 +90,9 @@ class Sums:
             part.steps_stand_in,
         )
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "AuditSums") -> "AuditSums":
         """Add up the records of both."""
-        return Sums(
+        return AuditSums(
             merge(self.levels, other.levels),
             merge(self.trials, other.trials),
             merge(self.histograms, other.histograms),
@@ -170,9 +170,9 @@ def question(estimators: Mapping[str, Estimator] | None = None, by: Iterable[By]
         refuse_batch_readers(estimators)
     return Family(
         "audit",
-        partial(Sums.of, estimators, cuts),
+        partial(AuditSums.of, estimators, cuts),
         COLUMNS,
-        (Sums, Trial, Range, Histogram, Density, Strata, Worst, WorstSequence, Slices),
+        (AuditSums, Trial, Range, Histogram, Density, Strata, Worst, WorstSequence, Slices),
         {
             "estimators": "default" if estimators is None else {name: repr(e) for name, e in estimators.items()},
             "--by": list(cuts),
@@ -186,11 +186,11 @@ def answer(found: Scanned) -> Audit:
     Raises:
         ValueError: nothing in it counts.
     """
-    sums: Sums = found.sums.get("audit", Sums())
+    sums: AuditSums = found.sums.get("audit", AuditSums())
     return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))
 
 
-def conclude(sums: Sums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
+def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
     """Make the audit of what was read.
 
     Raises:
@@ -252,7 +252,7 @@ def _left_out(rule: Violation) -> str:
     return f"{rule.count:,} row{'' if rule.count == 1 else 's'} left out: {rule.rule}, first in {rule.place}"
 
 
-def _nothing(files: tuple[FileRead, ...], sums: Sums, left_out: tuple[Violation, ...]) -> str:
+def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Violation, ...]) -> str:
     """Say why there is nothing to judge, and what to do."""
     rows = sum(file.rows for file in files)
     where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
@@ -280,7 +280,7 @@ def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
     return replace(verdict, findings=(*verdict.findings, finding))
 
 
-def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sums) -> tuple[str, ...]:
+def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:
     notes: dict[str, None] = {}
     for file in files[1:]:
         for name, (a, b) in files[0].info.disagreements(file.info).items():
@@ -296,7 +296,8 @@ def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: Sum
         if set(slices.token) == {None}:
             columns = " and ".join(COLUMNS_OF.get(by, ()))
             notes[f"by {by}: no record says it ({columns} missing or null throughout)"] = None
-    if sums.steps_stand_in:
+    # Said where something is read off it: a cut by lag, asked for, or a picture of lags that differ.
+    if sums.steps_stand_in and ("lag" in sums.slices or len(sums.strata["lag"].token) > 1):
         notes[
             f"the lag of {sums.steps_stand_in:,} rows is counted from their step, as they do not record the "
             "trainer's version"

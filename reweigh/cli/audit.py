@@ -9,9 +9,7 @@ from reweigh import audit as auditing
 from reweigh import doctor as diagnosing
 from reweigh import report
 from reweigh.audit import Audit
-from reweigh.cli.options import RayAddress, Resume, Runs, State, asked, engine_of, reporting, say_interrupted, state_of
-from reweigh.cli.output import (
-    INTERRUPTED,
+from reweigh.cli.options import (
     By,
     Estimators,
     Form,
@@ -19,14 +17,16 @@ from reweigh.cli.output import (
     Json,
     KeepGoing,
     Quiet,
+    RayAddress,
     Reader,
+    Resume,
+    Runs,
+    State,
     Workers,
-    print_json,
-    progress,
-    say,
-    stdout,
 )
-from reweigh.cli.output import TextOption as Text
+from reweigh.cli.options import TextOption as Text
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
 from reweigh.report.audit import of_trial
 from reweigh.report.document import recommendation
 from reweigh.report.tables import WIDE, to_terminal

@@ -7,8 +7,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.output import Form, Quiet, print_json, progress, stdout
-from reweigh.conformance import Checked, check, read_recording
+from reweigh.cli.options import Form, Quiet
+from reweigh.cli.output import print_json, progress, stdout
+from reweigh.conformance import Recomputed, check, read_recording
 
 
 def conformance(
@@ -48,7 +49,7 @@ def conformance(
         raise typer.Exit(1)
 
 
-def _print_verdict(found: tuple[Checked, ...]) -> None:
+def _print_verdict(found: tuple[Recomputed, ...]) -> None:
     tally = Counter(f.status for f in found)
     verdict = "fail" if tally["differs"] else "ok"
     stdout().print(
@@ -58,7 +59,7 @@ def _print_verdict(found: tuple[Checked, ...]) -> None:
     )
 
 
-def _print_conformance(found: tuple[Checked, ...], verbose: bool) -> None:
+def _print_conformance(found: tuple[Recomputed, ...], verbose: bool) -> None:
     out, table = stdout(), Table(box=None, pad_edge=False)
     for heading in ("framework", "cases", "agree", "explained", "differ", "numbers compared"):
         table.add_column(heading, justify="left" if heading == "framework" else "right")
@@ -88,7 +89,7 @@ def _print_conformance(found: tuple[Checked, ...], verbose: bool) -> None:
         out.print(f"\n{total} recorded metrics have no equal: --verbose names them and says why", soft_wrap=True)
 
 
-def _print_no_equal(found: tuple[Checked, ...]) -> None:
+def _print_no_equal(found: tuple[Recomputed, ...]) -> None:
     out = stdout()
     out.print("\nMetrics with no equal:")
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -100,7 +101,7 @@ def _print_no_equal(found: tuple[Checked, ...]) -> None:
         out.print(f"  {framework}: {', '.join(names)}: {why}", markup=False, soft_wrap=True)
 
 
-def _conformance_dict(found: tuple[Checked, ...]) -> dict[str, Any]:
+def _conformance_dict(found: tuple[Recomputed, ...]) -> dict[str, Any]:
     tally = Counter(f.status for f in found)
     by: dict[str, Any] = {}
     for name in _frameworks(found):
@@ -126,5 +127,5 @@ def _conformance_dict(found: tuple[Checked, ...]) -> dict[str, Any]:
     }
 
 
-def _frameworks(found: tuple[Checked, ...]) -> list[str]:
+def _frameworks(found: tuple[Recomputed, ...]) -> list[str]:
     return list(dict.fromkeys(f.case.framework for f in found))

@@ -6,19 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
-from reweigh.cli.output import (
-    INTERRUPTED,
-    By,
-    Form,
-    KeepGoing,
-    Quiet,
-    Reader,
-    Workers,
-    print_json,
-    progress,
-    stdout,
-)
+from reweigh.cli.options import By, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
+from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
 from reweigh.report import terminal
 from reweigh.report.causes import verdict
 from reweigh.report.tables import to_terminal
@@ -35,7 +25,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Look at logged scalars instead: CSV, JSONL, a TensorBoard folder, a Weights & Biases export.",
+            help="Look at logged scalars instead: a table, JSONL, an export or store of a tracker, a TensorBoard "
+            "folder, a console log.",
         ),
     ] = None,
     baseline: Annotated[
@@ -56,7 +47,10 @@ def doctor(
     ] = None,
     form: Form = "text",
     fail_on: Annotated[
-        FailOn, typer.Option(help="`cause`: exit code 1 if the verdict is anything but none and numerics.")
+        FailOn,
+        typer.Option(
+            help="`cause`: exit code 1 if a cause is named that calls for something; not if nothing is decided."
+        ),
     ] = "never",
     keep_going: KeepGoing = True,
     reader: Reader = None,
@@ -117,5 +111,5 @@ def doctor(
         to_terminal([replace(verdict(found), wrap=False)], stdout())
     else:
         terminal(found, stdout())
-    if fail_on == "cause" and not found.benign:
+    if fail_on == "cause" and found.decided and not found.benign:
         raise typer.Exit(1)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
+from reweigh.cli.options import Form, Json, Quiet
+from reweigh.cli.output import print_json, progress, say, stdout
 
 
 def doctor_install(

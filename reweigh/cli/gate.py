@@ -7,21 +7,9 @@ from typing import Annotated
 import typer
 
 from reweigh import gate as gating
-from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
-from reweigh.cli.output import (
-    INTERRUPTED,
-    By,
-    Cut,
-    Form,
-    KeepGoing,
-    Quiet,
-    Reader,
-    Workers,
-    print_json,
-    progress,
-    say,
-    stdout,
-)
+from reweigh.cli.options import By, CutBy, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
 from reweigh.gate.check import GATE_VERSION
 from reweigh.gate.policy import HISTORICAL
 from reweigh.report import junit as to_junit
@@ -144,7 +132,7 @@ class _Said:
 
 def _refuse_together(
     init: bool,
-    by: list[Cut] | None,
+    by: list[CutBy] | None,
     baseline: Path | None,
     junit: Path | None,
     summary: Path | None,

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from reweigh.cli.output import Form, Json, Quiet, print_json, progress, say, stdout
+from reweigh.cli.options import Form, Json, Quiet
+from reweigh.cli.output import print_json, progress, say, stdout
 from reweigh.report.tables import EMPTY, NAMES, Block, Column, Line, Table, columns, line, to_terminal, unbroken
 from reweigh.theory.lab.claims import Checked, check_claims, select_claims
 from reweigh.theory.lab.golden import GoldenCheck, check_golden

@@ -1,4 +1,4 @@
-"""What all commands share: options worded once; data to stdout, messages and progress to stderr."""
+"""What all commands print with: data to stdout, messages and progress to stderr."""
 
 import json
 import math
@@ -6,11 +6,9 @@ import os
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -118,58 +116,3 @@ def progress(description: str, total: float | None = None, quiet: bool = False) 
     disable = quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=disable) as bar:
         yield Bar(bar, description, total)
-
-
-class Cut(str, Enum):
-    """What records can be cut by."""
-
-    STEP = "step"
-    ENV = "env"
-    LENGTH = "length"
-    POSITION = "position"
-    LAG = "lag"
-    TURN = "turn"
-    SOURCE = "source"
-
-
-FormName = Literal["text", "json"]
-Form = Annotated[FormName, typer.Option("--format", help="What is printed: text, or JSON and nothing else.")]
-Json = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="The verdict or result alone: no messages, no progress.")]
-
-Reader = Annotated[
-    str | None, typer.Option("--reader", metavar="NAME", help="The dump's format, if it is not to be recognised.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        metavar="N",
-        help="Processes; all cores if not given and there is work enough for them.",
-    ),
-]
-KeepGoing = Annotated[
-    bool,
-    typer.Option(
-        "--keep-going/--no-keep-going", help="Leave out rows and tokens that cannot be used, and count them, or stop."
-    ),
-]
-Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Also write a page, which needs nothing else.")
-]
-TextOption = Annotated[
-    bool,
-    typer.Option(
-        "--text/--no-text",
-        help="Show the worst responses' text and token ids, if the records have them, on the page and in JSON.",
-    ),
-]
-Estimators = Annotated[
-    str | None,
-    typer.Option(
-        "--estimators", metavar="LIST", help='What to try: all, names such as "seq_tis(2), naive", or a YAML file.'
-    ),
-]
-
-By = Annotated[list[Cut] | None, typer.Option("--by", help="Also look at each slice by this. Repeatable.")]

@@ -4,18 +4,9 @@ from typing import Annotated
 
 import typer
 
-from reweigh.cli.options import RayAddress, Resume, Runs, State, engine_of, reporting, say_interrupted, state_of
-from reweigh.cli.output import (
-    INTERRUPTED,
-    Form,
-    KeepGoing,
-    Quiet,
-    Reader,
-    Workers,
-    print_json,
-    progress,
-    stdout,
-)
+from reweigh.cli.options import Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
+from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
 from reweigh.plan.run import BATCH, KEEP, Plan, plan_records
 from reweigh.plan.run import plan as plan_model
 from reweigh.report import terminal

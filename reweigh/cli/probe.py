@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.output import INTERRUPTED, Form, FormName, Quiet, print_written, stderr
+from reweigh.cli.options import Form, FormName, Quiet
+from reweigh.cli.output import INTERRUPTED, print_written, stderr
 from reweigh.probe.engine import CUT, ProbeError, Prompt, SamplingSettings, load_prompts
 from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer, number_format
 from reweigh.probe.run import (

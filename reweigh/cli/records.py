@@ -8,7 +8,8 @@ import typer
 
 from reweigh import dumps as readers
 from reweigh import records as rec
-from reweigh.cli.output import Form, Json, Quiet, Reader, print_json, print_written, progress, say, stdout
+from reweigh.cli.options import Form, Json, Quiet, Reader
+from reweigh.cli.output import print_json, print_written, progress, say, stdout
 from reweigh.records.schema import BY_NAME, Tally
 from reweigh.report.tables import NAMES, Column, Table, to_terminal
 

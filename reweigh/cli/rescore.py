@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.output import INTERRUPTED, Form, Quiet, Reader, print_written, progress, stderr
+from reweigh.cli.options import Form, Quiet, Reader
+from reweigh.cli.output import INTERRUPTED, print_written, progress, stderr
 from reweigh.dumps import Found, Skipped, find, info_of, read
 from reweigh.probe.engine import ProbeError
 from reweigh.probe.models import find_model, load_model, number_format

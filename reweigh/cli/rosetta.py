@@ -6,7 +6,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.output import Form, FormName, Quiet, print_json, stderr, stdout
+from reweigh.cli.options import Form, FormName, Quiet
+from reweigh.cli.output import print_json, stderr, stdout
 from reweigh.rosetta.config import Nearest, Translated, nearest, parse_pairs, read_config, translate
 from reweigh.rosetta.frameworks import PROFILES, profile_of
 from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of

@@ -13,8 +13,7 @@ from rich.live import Live
 from reweigh import watch as watching
 from reweigh.audit import Audit, question
 from reweigh.cli.audit import without_text
-from reweigh.cli.options import RayAddress, Runs, asked, engine_of
-from reweigh.cli.output import (
+from reweigh.cli.options import (
     By,
     Estimators,
     Form,
@@ -22,13 +21,14 @@ from reweigh.cli.output import (
     Html,
     KeepGoing,
     Quiet,
+    RayAddress,
     Reader,
+    Runs,
     Workers,
-    progress,
-    say,
-    stdout,
 )
-from reweigh.cli.output import TextOption as Text
+from reweigh.cli.options import TextOption as Text
+from reweigh.cli.output import progress, say, stdout
+from reweigh.cli.scans import asked, engine_of
 from reweigh.report import page
 from reweigh.report.watch import dashboard, in_a_line, update
 from reweigh.scan import By as Slicing

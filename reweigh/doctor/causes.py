@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 CauseId = Literal[
+    "wrong_units",
     "placeholder_logprob",
     "unmasked_context",
     "retokenisation",

@@ -147,6 +147,45 @@ class Prompts:
         return Prompts.of(group, version, *np.concatenate([self.sums, other.sums]).T)
 
 
+MOST_RESPONSES = 4096  # those with the lowest hash; all of them in most runs
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """What holds for whole responses, of a sample that is the same however records are cut; `a + b` is of both.
+
+    Attributes:
+        key: `[R]` hash of the response, rising.
+        numbers: `[R, M]` sums over its tokens.
+        names: by attribute, what it is of each: a prompt, a step, a bin of lengths; None where it is not known.
+    """
+
+    key: Ints
+    numbers: Array
+    names: Mapping[str, tuple[str | int | None, ...]]
+
+    def __add__(self, other: "Responses") -> "Responses":
+        """Adds the responses of other records; an attribute that one of them does not know is None there."""
+        attributes = dict.fromkeys((*self.names, *other.names))
+        names = {one: (*self._named(one), *other._named(one)) for one in attributes}
+        key = np.concatenate([self.key, other.key])
+        return Responses(key, np.concatenate([self.numbers, other.numbers]), names).sample()
+
+    def sample(self) -> "Responses":
+        """Keeps those with the lowest hash; sums of one response that came in parts are added."""
+        key, code = np.unique(self.key, return_inverse=True)
+        code = code.reshape(-1)
+        numbers = np.stack([np.bincount(code, weights=m, minlength=len(key)) for m in self.numbers.T], -1)
+        first = np.full(len(key), len(code), np.int64)
+        np.minimum.at(first, code, np.arange(len(code)))
+        some = first[:MOST_RESPONSES].tolist()
+        names = {name: tuple(values[i] for i in some) for name, values in self.names.items()}
+        return Responses(key[:MOST_RESPONSES], numbers[:MOST_RESPONSES], names)
+
+    def _named(self, attribute: str) -> tuple[str | int | None, ...]:
+        return self.names.get(attribute, (None,) * len(self.key))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its clustered standard error.

@@ -4,7 +4,7 @@ Found token by token or window by window, counted, and gone from everything that
 placeholders would otherwise be a heavy tail, an impossible mean ratio, and old weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +58,7 @@ class Clean:
 
 def clean(tokens: Tokens) -> Clean:
     """Takes out what is no log-prob of its token, and puts log_mu beside its token where a whole response is off."""
+    units = _units(tokens)
     with np.errstate(invalid="ignore"):
         gap = np.clip(tokens.gap, -WIDEST, WIDEST)
     gap = np.where(np.isnan(gap), 0.0, gap)
@@ -74,7 +75,47 @@ def clean(tokens: Tokens) -> Clean:
     foreign, surprise = _foreign(left)
     aligned, alignment = realigned(left.take(~foreign))
     sums = {"placeholder": placeholder, "zeros": zeros, "surprise": surprise, "alignment": alignment, "whole": whole}
+    sums["units"] = units
     return Clean(aligned, sums)
+
+
+UNITS = (
+    "nats",
+    "probabilities",
+    "percent",
+    "base 2",
+    "base 10",
+    "hundredths of a nat",
+    "without the minus sign",
+)
+"""What a column of log-probs may hold, each a cell of `units` for log_mu, then for log_pi."""
+_APART = 3.0  # nats: tokens farther apart count as this
+
+
+def _in_nats(x: Array) -> Iterator[Array]:
+    """Reads numbers as each of `UNITS`; NaN where they cannot be that."""
+    positive = np.where(x > 0, x, np.nan)
+    yield x
+    logs = np.log(positive)
+    yield np.where(x <= 1 + POSITIVE_TOLERANCE, logs, np.nan)
+    yield logs - np.log(100.0)
+    yield x * np.log(2.0)
+    yield x * np.log(10.0)
+    yield x / 100.0
+    yield -x
+
+
+def _units(tokens: Tokens) -> Cells:
+    """Adds up how far the two columns are apart if either is in another unit: `[64, 2 x UNITS, (n, distance)]`."""
+    distances: list[Array] = []
+    one = np.ones(len(tokens))
+    for column, other in ((tokens.log_mu, tokens.log_pi), (tokens.log_pi, tokens.log_mu)):
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            for x in _in_nats(column):
+                apart = np.abs(x - other)
+                distances.append(np.where(apart < _APART, apart, _APART))  # a NaN is not below
+    data = [Cells.of(tokens.bucket, None, 1, one, d).data for d in distances]
+    return Cells(np.concatenate(data, 1))
 
 
 def _placeholders(tokens: Tokens, gap: Array) -> tuple[Bools, Cells, Cells]:

@@ -9,11 +9,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from reweigh.doctor.causes import ENGINES, TRAINERS, fix_for
-from reweigh.doctor.cells import Cells, Keyed, Prompts
+from reweigh.doctor.causes import ENGINES, TRAINERS, CauseId, fix_for
+from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
-from reweigh.doctor.diagnosis import Diagnosis, InputNote, diagnose
+from reweigh.doctor.confidence import confidences, features
+from reweigh.doctor.diagnosis import CannotTell, Diagnosis, InputNote, Spread, Suspicion, diagnose
+from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small
 from reweigh.doctor.families import FAMILIES
+from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
 from reweigh.records.schema import RunInfo
@@ -202,8 +205,9 @@ def question(known: Known, by: Iterable[By] = (), most: int | None = None) -> Fa
         "doctor",
         partial(_measure, cuts, share),
         None,
-        (Read, Visit, Slices, Cells, Keyed, Prompts),
+        (Read, Visit, Slices, Cells, Keyed, Prompts, Responses),
         {"cuts of the doctor": list(cuts), "tokens that the doctor looks at": most},
+        without_pi=True,
     )
 
 
@@ -250,9 +254,76 @@ def conclude(
     visit: Visit, info: RunInfo, baseline: Visit | None = None, programs: Collection[str] | None = None
 ) -> Diagnosis:
     """Examine the sums of some records."""
+    return weigh(visit, info, baseline).diagnosis(programs=programs)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighing:
+    """What the tests concluded from some records, before it is ranked.
+
+    Attributes:
+        said: by all families.
+        features: the numbers that confidences stand on.
+        ruled_out: causes that the evidence excludes, and why.
+        by_size: confidence in rounding and in fewer bits where only the size of the gap speaks.
+        to_test_first: what the shape of the gap points to, though nothing here can prove it.
+        spread: the few responses that carry the gap, if it is so.
+        small: whether the gap is too small to matter.
+        tokens: that were looked at.
+        sequences: that were looked at.
+    """
+
+    said: tuple[Suspicion | CannotTell, ...]
+    features: Mapping[str, float]
+    ruled_out: Mapping[CauseId, str]
+    by_size: Mapping[CauseId, float]
+    to_test_first: Suspicion | None
+    spread: Spread | None
+    small: bool
+    tokens: int
+    sequences: int
+
+    def diagnosis(
+        self, weighed: Mapping[CauseId, float] | None = None, programs: Collection[str] | None = None
+    ) -> Diagnosis:
+        """Rank it, by these confidences or by the doctor's own."""
+        result = diagnose(
+            self.said,
+            confidences(self.features) if weighed is None else weighed,
+            programs,
+            ruled_out=self.ruled_out,
+            by_size=self.by_size,
+            to_test_first=self.to_test_first,
+            spread=self.spread,
+            small=self.small,
+            tokens=self.tokens,
+        )
+        return replace(result, sequences=self.sequences)
+
+
+def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighing:
+    """Let the families conclude, and put together what they found."""
     case = Case(visit.sums, info.to_dict(), None if baseline is None else baseline.sums)
-    said = [x for family in FAMILIES for x in family.examine(case)]
-    return replace(diagnose(said, visit.tokens, programs), sequences=visit.sequences, tokens=visit.tokens)
+    said = tuple(x for family in FAMILIES for x in family.examine(case))
+    found, spread = features(case, said), spread_of(case)
+    return Weighing(
+        said,
+        found,
+        excluded(case, said, found, spread),
+        by_size(case),
+        to_test_first(case, spread),
+        spread,
+        too_small(case),
+        visit.tokens,
+        visit.sequences,
+    )
+
+
+def weighing(paths: Paths) -> Weighing:
+    """Weigh record files without ranking what is found; see `doctor`."""
+    known = look(paths)
+    scanned = scan(known, [question(known)], keep_going=True)
+    return weigh(_looked_at(scanned).whole, scanned.info)
 
 
 def _measure(by: tuple[By, ...], share: float, part: Part) -> Read:

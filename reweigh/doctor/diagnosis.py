@@ -121,6 +121,36 @@ class CannotTell:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The few responses that carry nearly all of the gap.
+
+    Attributes:
+        responses: how many they are.
+        of: how many were looked at.
+        share: of the squared log ratios that they carry, each of a token counted as at most `(2 (1 - p))^2`.
+        times: by how much their tokens' mean size exceeds that of the others.
+        shared: what they have in common that hardly any other response has: "prompt", "env", "step", "turns", "length"
+            (less than so many tokens), "finish reason", "version", with the values.
+    """
+
+    responses: int
+    of: int
+    share: float
+    times: float
+    shared: Mapping[str, tuple[str, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "responses": self.responses,
+            "of": self.of,
+            "share": _plain(self.share),
+            "times": _plain(self.times),
+            "shared": {name: list(values) for name, values in self.shared.items()},
+        }
+
+
+@dataclass(frozen=True)
 class InputNote:
     """Something wrong with the data itself, counted.
 
@@ -143,22 +173,29 @@ class InputNote:
         return dict(vars(self))
 
 
+Decision = CauseId | Literal["not_decided"]
+"""A verdict: a cause, or that none is sure enough."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """A verdict, and what stands behind it.
 
     Attributes:
-        verdict: the cause that comes first; "none" if there is no gap.
-        causes: every cause with something to be said for it, the likeliest first.
+        verdict: the cause that comes first; "none" if there is no gap; "not_decided" if no cause is sure enough.
+        causes: every cause with something to be said for it, the likeliest first; candidates if nothing is decided.
         cannot_tell: what the data cannot decide.
         source: what was looked at: "records" or "metrics".
         sequences: sequences read; 0 for metrics.
         tokens: counted tokens read; 0 for metrics.
         notes: what was wrong with the data.
         slices: verdict of each slice, by what it was cut by and its label.
+        spread: the few responses that carry nearly all of the gap, if it is so.
+        small: whether the gap is too small to matter: then a cause is known, and need not be removed.
+        ruled_out: causes that the evidence excludes, and why.
     """
 
-    verdict: CauseId
+    verdict: Decision
     causes: tuple[Finding, ...]
     cannot_tell: tuple[CannotTell, ...] = ()
     source: Literal["records", "metrics"] = "records"
@@ -166,11 +203,19 @@ class Diagnosis:
     tokens: int = 0
     notes: tuple[InputNote, ...] = ()
     slices: Mapping[str, Mapping[str, "Diagnosis"]] = field(default_factory=dict[str, "Mapping[str, Diagnosis]"])
+    spread: Spread | None = None
+    small: bool = False
+    ruled_out: Mapping[CauseId, str] = field(default_factory=dict[CauseId, str])
+
+    @property
+    def decided(self) -> bool:
+        """True if a cause is named, or none is there."""
+        return self.verdict != "not_decided"
 
     @property
     def benign(self) -> bool:
-        """True if nothing need be done about the verdict."""
-        return self.verdict in BENIGN
+        """True if nothing need be done about the verdict: rounding, no gap, or one that is too small to matter."""
+        return self.verdict in BENIGN or self.small
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
@@ -178,8 +223,11 @@ class Diagnosis:
             "schema_version": 1,
             "source": self.source,
             "verdict": self.verdict,
+            "too_small_to_matter": self.small,
+            "few_responses": None if self.spread is None else self.spread.to_dict(),
             "causes": [one.to_dict() for one in self.causes],
             "cannot_tell": [one.to_dict() for one in self.cannot_tell],
+            "ruled_out": dict(self.ruled_out),
             "sequences": self.sequences,
             "tokens": self.tokens,
             "notes": [one.to_dict() for one in self.notes],
@@ -191,11 +239,12 @@ def _plain(x: float | None) -> float | None:
     return None if x is None or not math.isfinite(x) else float(x)
 
 
-NAMED = 0.5
+NAMED = 0.8
 """Confidence from which a cause is named and not only suspected."""
 _LIKELY = 0.35
 _SUSPECTED = 0.15  # and shown
 _LEAST_SHARE = 0.1  # of the squared log ratios: a cause of less is not what to look at first
+_CANDIDATES = 3  # shown where nothing is decided
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -218,8 +267,19 @@ def confidence(q: float, effect: float) -> float:
 
 _LEAST_OWN = 0.03  # of a cause that a column of its own speaks for
 _LAST = tuple(cause for cause in CAUSES if ABOUT[cause].order == "last")
-_HALF_SURE = 50  # tokens from which "nothing else" is as likely as not
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
+_POINTED = 0.79  # confidence of what the shape of the gap points to: the first candidate, and not named
+_RULED_OUT = 0.01  # confidence of a cause that the evidence excludes
+_PROVEN = 0.9  # and more, of what stands in the rows themselves
+
+
+_LOUD, _SILENT = 0.85, 0.4  # of what a test alone makes of its cause
+_BY_SIZE: tuple[CauseId, ...] = ("quantised_rollout", "numerics", "none")
+_ECHOES: tuple[CauseId, ...] = ("moe_routing",)  # many other faults make single tokens stand out
+
+
+def _alone(one: Suspicion, rate: float) -> float:
+    return 0.0 if one.share is not None and one.share < _LEAST_SHARE else confidence(rate, one.effect)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,76 +296,110 @@ class _Ranked:
     confidence: float
     named: bool = field(init=False)
     told: float = field(init=False)
-    score: tuple[bool, bool, bool, float] = field(init=False)
+    score: tuple[bool, bool, float] = field(init=False)
 
     def __post_init__(self) -> None:
         one, share, sure = self.of, self.of.share, self.confidence
         least = _LEAST_OWN if ABOUT[one.id].order == "own evidence" else _LEAST_SHARE
-        named = sure >= NAMED and (one.proven or share is None or share >= least)
+        named = sure >= NAMED and (
+            (one.proven and one.effect >= 1) or share is None or share >= least or one.id in BENIGN
+        )
         first = one.proven and (share is None or share >= _LEAST_SHARE)
-        weight = sure * (_HIDDEN_SHARE if share is None else share)
+        weight = sure * (_HIDDEN_SHARE if share is None else 0.5 + 0.5 * share)
         object.__setattr__(self, "named", named)
         object.__setattr__(self, "told", sure if named else min(sure, NAMED - 0.01))
-        object.__setattr__(self, "score", (named, first, one.id not in _LAST, weight))
+        object.__setattr__(self, "score", (named, first, weight))
 
 
-def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Collection[str] | None = None) -> Diagnosis:
+def diagnose(
+    said: Sequence[Suspicion | CannotTell],
+    weighed: Mapping[CauseId, float],
+    programs: Collection[str] | None = None,
+    *,
+    ruled_out: Mapping[CauseId, str] | None = None,
+    by_size: Mapping[CauseId, float] | None = None,
+    to_test_first: Suspicion | None = None,
+    spread: Spread | None = None,
+    small: bool = False,
+    tokens: int = 0,
+) -> Diagnosis:
     """Ranks what the tests said.
 
     Args:
         said: by all families, in the order in which they are to be tested.
-        tokens: that were looked at: from a handful of them no cause can be excluded.
+        weighed: confidence in each cause, all evidence together.
         programs: whose options to name in the fixes; all that are known if None.
+        ruled_out: causes that the evidence excludes, and why.
+        by_size: confidence in rounding and in fewer bits, if nothing else has anything to be said for it.
+        to_test_first: what the shape of the gap points to, though nothing here can prove it.
+        spread: the few responses that carry the gap, if it is so.
+        small: whether the gap is too small to matter.
+        tokens: that were looked at.
     """
-    suspicions = [x for x in said if isinstance(x, Suspicion) and x.id not in ("numerics", "none")]
+    ruled_out = ruled_out or {}
+    suspicions = [x for x in said if isinstance(x, Suspicion)]
     best: dict[CauseId, _Ranked] = {}
+    rates: dict[CauseId, float] = {}
     for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
-        ranked = _Ranked(one, confidence(rate, one.effect))
-        if one.id not in best or best[one.id].score < ranked.score:
-            best[one.id] = ranked
+        sure = min(weighed.get(one.id, 0.0), 0.99)
+        if one.proven and one.effect >= 1:
+            sure = max(sure, min(_PROVEN + (1 - _PROVEN) * confidence(rate, one.effect), 0.99))
+        if one.id in ruled_out and not one.proven:
+            sure = min(sure, _RULED_OUT)
+        ranked = _Ranked(one, sure)
+        if one.id not in best or (best[one.id].score, best[one.id].of.effect) < (ranked.score, one.effect):
+            best[one.id], rates[one.id] = ranked, rate
+    # A test that speaks loudly where all others are silent is heard, whatever worlds the regressions have seen.
+    loud = {x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE}
+    heard = [x for x, sure in loud.items() if sure >= _SILENT]
+    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in _ECHOES:
+        one = best[heard[0]]
+        best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
+    elif set(heard) <= set(by_size or ()) and all(
+        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()))
+    ):
+        for name, sure in (by_size or {}).items():
+            if name in best and name not in ruled_out:
+                best[name] = _Ranked(best[name].of, max(best[name].confidence, sure))
+                for other in set(_BY_SIZE) - {name}:
+                    if other in best:
+                        best[other] = _Ranked(best[other].of, min(best[other].confidence, 1 - sure))
+    if to_test_first is not None:
+        best[to_test_first.id] = _Ranked(to_test_first, _POINTED)
+    if "none" in weighed:
+        sure = _RULED_OUT if "none" in ruled_out else weighed["none"]
+        best["none"] = _Ranked(Suspicion("none", 1.0, 1.0, None, ()), sure)
 
-    # What explains any gap has the share that the others leave.
-    causes = [x for x in best.values() if x.of.id not in _LAST]
-    taken = sum(x.of.share or 0.0 for x in causes if x.named)
-    doubt = 0.8 if any(x.named for x in causes) else 1.0
-    for cause in _LAST:
-        if cause in best:
-            rest = best[cause]
-            share = min(rest.of.share or 0.0, max(1 - taken, 0.0))
-            rest = _Ranked(replace(rest.of, share=share), rest.confidence * doubt)
-            causes.append(rest)
-            taken += share if rest.named else 0.0
+    # What stands in the rows themselves leaves little to be said of the rest by means over all of them.
+    causes = list(best.values())
+    if any(x.of.id == "wrong_units" and x.named for x in causes):
+        causes = [x for x in causes if x.of.proven]
+    ordered = sorted(causes, key=lambda x: x.score, reverse=True)
 
+    # A column of log-probs that are not of what was sampled lets other policies' faults stand beside it, not before it.
     # What a column of its own speaks for comes before what it is taken for.
-    by_score = sorted(causes, key=lambda x: x.score, reverse=True)
-    ordered = list(by_score)
-    for one in by_score:
-        for other in [x for x in by_score if one.named and x.named and x.of.id in ABOUT[one.of.id].looks_like]:
+    for one in list(ordered):
+        for other in [x for x in ordered if one.named and x.named and x.of.id in ABOUT[one.of.id].looks_like]:
             if ordered.index(other) < ordered.index(one):
                 ordered.remove(other)
                 ordered.insert(ordered.index(one) + 1, other)
-    named = [x for x in ordered if x.named]
-
-    # "Nothing else": rounding if there is a gap.
-    floor = next((x for x in said if isinstance(x, Suspicion) and x.id == "numerics"), None)
-    gap = floor is not None and floor.effect > 0
-    share = max(1 - sum(x.of.share or 0.0 for x in named), 0.0) if gap else None
-    benign = _Ranked(
-        Suspicion("numerics" if gap else "none", 1.0, 1.0, share, floor.evidence if floor else ()),
-        max(1 - max((x.confidence for x in named), default=0.0), 0.01) * tokens / (tokens + _HALF_SURE),
-    )
-
-    suspected = [x for x in ordered if not x.named and x.confidence >= _SUSPECTED]
-    # Beside a named cause a suspicion weighs more than "nothing else".
-    likely = [x for x in suspected if named and x.confidence >= _LIKELY]
-    shown = (*named, *likely, benign, *(x for x in suspected if x not in likely))
+    named = [x for x in ordered if x.named and x.of.id not in BENIGN]
+    benign = [x for x in ordered if x.named and x.of.id in BENIGN]
+    shown = named or benign[:1]
+    others = [x for x in ordered if x not in shown and x.confidence >= (_LIKELY if shown else _SUSPECTED)]
+    if not shown and len(others) < 2:
+        others = [x for x in ordered if x.confidence > _RULED_OUT][:2]
+    shown = [*shown, *others[: None if shown else _CANDIDATES]]
+    decided = bool(shown) and shown[0].named
+    # Of candidates each has its part of what is likely at all.
+    whole = 1.0 if decided else sum(x.told for x in ordered)
     cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
     return Diagnosis(
-        (named[0] if named else benign).of.id,
+        shown[0].of.id if decided else "not_decided",
         tuple(
             Finding(
                 x.of.id,
-                x.told,
+                x.told if decided else min(x.told / whole, NAMED - 0.01),
                 x.of.share,
                 x.of.evidence,
                 ABOUT[x.of.id].rules_out,
@@ -314,4 +408,8 @@ def diagnose(said: Sequence[Suspicion | CannotTell], tokens: int, programs: Coll
             for x in shown
         ),
         tuple(replace(x, experiment=x.experiment or ABOUT[x.id].experiment) for x in cannot.values()),
+        tokens=tokens,
+        spread=spread,
+        small=small,
+        ruled_out={name: why for name, why in ruled_out.items() if name not in {x.of.id for x in named + benign}},
     )

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import stdtr
 
 from reweigh.doctor.causes import CauseId
-from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, jackknife
+from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, Responses, jackknife
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.scan.tokens import Tokens
+from reweigh.stats.intervals import t_below
 
 # Cells of the sums `content`. Edges of -log pi, nats, and of the entropy: finer where a temperature acts most.
 SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7, 6.0, 8.0])
 ENTROPY_EDGES = np.array([0.05, 0.2, 0.5, 0.9, 1.4, 2.0, 2.8, 3.8, 5.0])
 NUM_SURPRISAL, NUM_ENTROPY = len(SURPRISAL_EDGES) + 1, len(ENTROPY_EDGES) + 1
 
-AnySums = Cells | Keyed | Prompts
+AnySums = Cells | Keyed | Prompts | Responses
 Sums = Mapping[str, AnySums]
 Findings = list[Suspicion | CannotTell]
 
@@ -79,6 +79,13 @@ class Case:
         self.tokens, self.clean_squares = (float(self.identity.sum(0)[i]) for i in (0, 4))
         self.squares = float(self.cells("whole").total[0, 1])
 
+    @property
+    def temperature(self) -> float:
+        """Of sampling, by what the files say; 1 if they do not, or if log-probs are of before it."""
+        told = self.info.get("temperature")
+        raw = self.info.get("logprobs_mode") == "raw"
+        return float(told) if isinstance(told, int | float) and 0.05 < told < 20 and not raw else 1.0
+
     def cells(self, name: str) -> Cells:
         """Returns sums on a fixed grid."""
         sums = self.sums[name]
@@ -131,12 +138,12 @@ def share_of(part: float, whole: float) -> float:
 
 def p_above(estimate: Estimate, bound: float = 0.0) -> float:
     """Returns the one-sided p-value of the estimate being above a bound."""
-    return float(stdtr(max(estimate.df, 1), -estimate.above(bound)))
+    return t_below(-estimate.above(bound), max(estimate.df, 1))
 
 
 def p_below(estimate: Estimate, bound: float = 0.0) -> float:
     """Returns the one-sided p-value of the estimate being below a bound."""
-    return float(stdtr(max(estimate.df, 1), estimate.above(bound)))
+    return t_below(estimate.above(bound), max(estimate.df, 1))
 
 
 def evidence(name: str, estimate: Estimate, meaning: str) -> Evidence:

@@ -63,6 +63,8 @@ class Format:
     Attributes:
         name: as `--reader` takes it.
         title: what the files are, for a list of what was tried.
+        file: the framework and its file, for the page of readers.
+        ask: how a run is told to write it, or what a server is asked for.
         both_sides: whether the framework writes log_pi too; if not, `reweigh rescore` adds it.
         endings: how the files' names end.
         kind: of `Head`, that the files are of.
@@ -72,12 +74,15 @@ class Format:
         parts: the parts of a file that can be read apart, of about so many tokens.
         lead: the file that stands for all that are read together with this one: itself, or the first of its ranks;
             None if it is only ever read beside another.
+        known: what it says beside the log-probs, if it has both sides.
         decimals: decimals that the framework rounds log-probs to when it writes them; None if it does not.
         option: what turns on the sampler's log-probs in the framework, for the hint of an error.
     """
 
     name: str
     title: str
+    file: str
+    ask: str
     both_sides: bool
     endings: tuple[str, ...]
     kind: Kind
@@ -86,6 +91,7 @@ class Format:
     info: Callable[[Path], RunInfo]
     parts: Callable[[Path, int], Iterator[FilePart]]
     lead: Callable[[Path], Path | None]
+    known: str = ""
     decimals: int | None = None
     option: str = "the option that records them in the framework"
 

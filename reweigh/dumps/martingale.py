@@ -149,6 +149,9 @@ def _untrained(sequences: int, scored: int) -> str | None:
 FORMAT = Format(
     name="martingale",
     title="martingale token ledger: an SQLite database with llm_revisions, sequences and scores",
+    file="martingale, `tokens.db`",
+    ask="its recorder",
+    known="prompt, both weight versions, advantage, sampling settings",
     both_sides=True,
     endings=(".db", ".sqlite", ".sqlite3"),
     kind="sqlite",

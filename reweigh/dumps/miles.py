@@ -187,6 +187,9 @@ def zigzag(total: int, length: int, rank: int, size: int, padded: int) -> list[t
 FORMAT = Format(
     name="miles",
     title="miles train dump: torch files {rollout}_{rank}.pt with rollout_data",
+    file="miles, `train_data/{id}_{rank}.pt`",
+    ask="`--dump-details DIR`",
+    known="the same",
     both_sides=True,
     endings=TORCH,
     kind="torch",

@@ -87,6 +87,9 @@ def _scalar(value: Any) -> Any:
 FORMAT = Format(
     name="nemo_rl",
     title="NeMo-RL train data: JSON lines with token_loss_mask, generation_logprobs and prev_logprobs",
+    file="NeMo-RL, `train_data_step{N}.jsonl`",
+    ask="always on",
+    known="step, advantage, reward",
     both_sides=True,
     endings=LINES,
     kind="json",

@@ -30,6 +30,8 @@ def _rows(record: Mapping[str, Any], _: int) -> Sequence[Row]:
 FORMAT = Format(
     name="open_instruct",
     title="open-instruct rollouts: JSON lines with prompt_tokens, response_tokens and logprobs",
+    file="open-instruct, `{run}_rollouts_{shard}.jsonl`",
+    ask="`save_traces` with `rollouts_save_path`",
     both_sides=False,
     endings=LINES,
     kind="json",

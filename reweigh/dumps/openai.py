@@ -425,6 +425,9 @@ def _info(path: Path) -> RunInfo:
 FORMAT = Format(
     name="openai",
     title="vLLM / OpenAI answers: JSON with choices[].logprobs",
+    file="answers of `/v1/completions`, `/v1/chat/completions`, `/v1/responses` and vLLM's `/inference/v1/generate`, "
+    "of vLLM and other servers; vLLM's `RequestOutput` as JSON",
+    ask="`logprobs`, and of vLLM `return_token_ids`",
     both_sides=False,
     endings=JSON,
     kind="json",

@@ -75,6 +75,9 @@ def _has_ratio(record: Mapping[str, Any], length: int) -> np.ndarray:
 FORMAT = Format(
     name="prime_rl",
     title="prime-rl token export: JSON lines with inference_logprobs and trainer_logprobs",
+    file="prime-rl, `token_exports/step_{N}/rank_{R}.jsonl`",
+    ask="`trainer.enable_token_export = true`",
+    known="step, environment, advantage, entropy, micro-batch",
     both_sides=True,
     endings=LINES,
     kind="json",

@@ -190,6 +190,8 @@ def _tgi_info(path: Path) -> RunInfo:
 LLAMA_CPP = Format(
     name="llama_cpp",
     title="llama.cpp /completion: JSON answers with completion_probabilities",
+    file="answers of llama.cpp's `/completion`",
+    ask="`n_probs: 1`, `return_tokens: true`, the prompt as ids, no speculation",
     both_sides=False,
     endings=JSON,
     kind="json",
@@ -202,6 +204,8 @@ LLAMA_CPP = Format(
 TGI = Format(
     name="tgi",
     title="TGI /generate: JSON answers with generated_text and details.tokens",
+    file="answers of TGI's `/generate`",
+    ask="`details`, and `decoder_input_details` for the prompt",
     both_sides=False,
     endings=JSON,
     kind="json",

@@ -112,6 +112,8 @@ def _info(path: Path) -> RunInfo:
 FORMAT = Format(
     name="sglang",
     title="SGLang /generate: JSON answers with meta_info.output_token_logprobs",
+    file="answers of SGLang's `/generate`",
+    ask="`return_logprob`, and `input_ids` or `logprob_start_len: 0` for the prompt",
     both_sides=False,
     endings=JSON,
     kind="json",

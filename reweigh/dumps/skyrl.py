@@ -148,6 +148,9 @@ def _rows(columns: Mapping[str, np.ndarray], i: int, group: int | None, step: st
 FORMAT = Format(
     name="skyrl",
     title="SkyRL training input: a pickle of a TrainingInputBatch",
+    file="SkyRL to 0.4, `global_step_{N}_training_input.pkl`",
+    ask="`trainer.dump_data_batch=true`",
+    known="step, prompt group, advantage",
     both_sides=True,
     endings=(".pkl", ".pickle"),
     kind="pickle",

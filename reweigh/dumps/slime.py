@@ -180,6 +180,10 @@ def info(path: Path) -> RunInfo:
 TRAIN = Format(
     name="slime",
     title="slime train dump: a torch file with format_version 2, samples and dp_shards",
+    file="slime, `train_data/{id}.pt`, format version 2",
+    ask="`--dump-details DIR` or `--save-debug-train-data`",
+    known="step, advantage, entropy, reward; with `rollout_data/{id}.pt` beside it: prompt group, weight version, end, "
+    "text",
     both_sides=True,
     endings=TORCH,
     kind="torch",
@@ -201,6 +205,8 @@ def _alone(path: Path) -> Path | None:
 ROLLOUT = Format(
     name="slime_rollout",
     title="slime or miles rollout dump: a torch file with rollout_id and samples",
+    file="slime's and miles' `rollout_data/{id}.pt` without its train dump",
+    ask="`--save-debug-rollout-data`",
     both_sides=False,
     endings=TORCH,
     kind="torch",

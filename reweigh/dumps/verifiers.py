@@ -179,6 +179,9 @@ def _is_rounded(episode: Mapping[str, Any]) -> bool:
 FORMAT = Format(
     name="verifiers",
     title="verifiers traces: JSON lines with task and traces",
+    file="verifiers 0.4, `traces.jsonl`",
+    ask="written by prime-rl and by verifiers' own runs",
+    known="step, environment, group, reward, turns, weight version, advantage, entropy",
     both_sides=True,
     endings=LINES,
     kind="json",

@@ -1,13 +1,13 @@
 """The gate: bounds on the numbers of an audit, absolute and against a baseline, for continuous integration."""
 
 from reweigh.gate.check import Check, Decision, Gate, decide, gate
-from reweigh.gate.numbers import Cut, Run, read_baseline, read_run
+from reweigh.gate.numbers import LevelNumbers, Run, read_baseline, read_run
 from reweigh.gate.policy import Bound, Policy, draft, read_policy
 
 __all__ = [
     "Bound",
     "Check",
-    "Cut",
+    "LevelNumbers",
     "Decision",
     "Gate",
     "Policy",

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from os import PathLike
 from typing import Any, Literal
 
-from reweigh.gate.numbers import KINDS, Cut, Run, read_baseline, read_run
+from reweigh.gate.numbers import KINDS, LevelNumbers, Run, read_baseline, read_run
 from reweigh.gate.policy import EACH, HISTORICAL, Bound, Policy, read_policy
 from reweigh.records.files import Paths
 from reweigh.scan import Engine, Report, Workers
@@ -360,7 +360,7 @@ def _each(bound: Bound, run: Run, base: Run | None) -> list[Bound]:
     return [replace(bound, label=label) for label in labels]
 
 
-def _find(bound: Bound, run: Run) -> tuple[Cut, Number]:
+def _find(bound: Bound, run: Run) -> tuple[LevelNumbers, Number]:
     cut = run.find(bound.level, bound.by, bound.label)
     if cut is None:
         have = run.labels(bound.by) if bound.by is not None else tuple(c.level for c in run.cuts if c.by is None)

@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import Any, Literal, cast, get_args
 
 from reweigh import __version__
-from reweigh.audit.run import Sums, answer, question
+from reweigh.audit.run import AuditSums, answer, question
 from reweigh.audit.slices import Slices
 from reweigh.records import RunInfo
 from reweigh.records.files import Paths
@@ -163,7 +163,7 @@ _TOO_LARGE = "beyond what a float64 holds"
 
 
 @dataclass(frozen=True)
-class Cut:
+class LevelNumbers:
     """The numbers of one level, of all records or of one slice.
 
     Attributes:
@@ -199,7 +199,7 @@ class Run:
         created: when, ISO 8601.
     """
 
-    cuts: tuple[Cut, ...]
+    cuts: tuple[LevelNumbers, ...]
     info: RunInfo
     source: str
     verdict: str = ""
@@ -207,7 +207,7 @@ class Run:
     reweigh: str = __version__
     created: str = ""
 
-    def find(self, level: LevelName, by: By | None, label: str | None) -> Cut | None:
+    def find(self, level: LevelName, by: By | None, label: str | None) -> LevelNumbers | None:
         """The cut of that name, if there is one."""
         return next((c for c in self.cuts if (c.level, c.by, c.label) == (level, by, label)), None)
 
@@ -258,7 +258,7 @@ def read_run(
         on_progress=on_progress,
     )
     audited = answer(scanned)
-    sums: Sums = scanned.sums["audit"]
+    sums: AuditSums = scanned.sums["audit"]
     cuts = [_cut(stats, None, None) for stats in sums.levels.values()]
     for one in sums.slices.values():
         for key, stats in one.token.items():  # unlike a report's, slices of little text are not merged into one
@@ -279,13 +279,13 @@ def read_run(
     return run
 
 
-def _cut(stats: RatioStats, by: By | None, label: str | None) -> Cut:
+def _cut(stats: RatioStats, by: By | None, label: str | None) -> LevelNumbers:
     summary, numbers = measured(stats)
     level: LevelName = next(name for name in LEVEL_NAMES if name == summary.level)
-    return Cut(level, by, label, summary.n, summary.sequences, summary.tokens, numbers)
+    return LevelNumbers(level, by, label, summary.n, summary.sequences, summary.tokens, numbers)
 
 
-def _cut_to_dict(cut: Cut) -> dict[str, Any]:
+def _cut_to_dict(cut: LevelNumbers) -> dict[str, Any]:
     numbers: dict[str, dict[str, Any]] = {}
     for name, x in cut.numbers.items():
         refused = _TOO_LARGE if x.value is not None and not math.isfinite(x.value) else x.refused
@@ -328,7 +328,7 @@ def read_baseline(path: str | PathLike[str]) -> Run:
     return Run(cuts, info, str(path), verdict, (), version, created)
 
 
-def _cut_of(data: Mapping[str, Any], where: str, damaged: Callable[[str, object], ValueError]) -> Cut:
+def _cut_of(data: Mapping[str, Any], where: str, damaged: Callable[[str, object], ValueError]) -> LevelNumbers:
     if data["level"] not in LEVEL_NAMES:
         raise damaged(f"{where}.level", data["level"])
     if data["by"] not in (None, *get_args(By)):
@@ -347,4 +347,4 @@ def _cut_of(data: Mapping[str, Any], where: str, damaged: Callable[[str, object]
             raise damaged(f"{where}.numbers.{name}", ends)
         numbers[name] = Number(value, low, high, value, str(x["unit"]), "", str(x["refused"]))
     sizes = (data["n"], data["sequences"], data["tokens"])
-    return Cut(data["level"], data["by"], data["label"], *sizes, numbers)
+    return LevelNumbers(data["level"], data["by"], data["label"], *sizes, numbers)

@@ -1,7 +1,7 @@
 """Say what a mode and a threshold would do at a KL and a length, before a run or on its records."""
 
-from reweigh.plan.model import ROOT, Band, Centred, Expected, MixedRatio, Part, expect, length_band
-from reweigh.plan.run import Advice, AtLength, Plan, Row, plan, plan_records
+from reweigh.plan.model import ROOT, Band, Centred, Expected, LengthPart, MixedRatio, expect, length_band
+from reweigh.plan.run import Advice, AtLength, ModeRow, Plan, plan, plan_records
 
 __all__ = [
     "ROOT",
@@ -11,9 +11,9 @@ __all__ = [
     "Centred",
     "Expected",
     "MixedRatio",
-    "Part",
+    "LengthPart",
     "Plan",
-    "Row",
+    "ModeRow",
     "expect",
     "length_band",
     "plan",

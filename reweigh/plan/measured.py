@@ -28,7 +28,7 @@ _LENGTHS = 24  # groups of sequences of nearly one length, for the model
 
 @final
 @dataclass(frozen=True)
-class Tally:
+class WeightTally:
     """Sums over what an estimator did; `a + b` adds up both. Weights in logs: a sequence ratio may be e^800."""
 
     units: float = 0.0
@@ -38,16 +38,16 @@ class Tally:
     log_squares: float = -math.inf
 
     @classmethod
-    def of(cls, w: Weights) -> "Tally":
+    def of(cls, w: Weights) -> "WeightTally":
         """Add up one batch."""
         one_each = heads(w.layout) if w.unit == "turn" else w.valid
         log_w = w.log_w[w.keep & one_each].double()
         units, kept, bounded = (float(x) for x in (w.num_units, w.num_kept, w.num_bounded))
         return cls(units, kept, bounded, _log_sum(log_w), _log_sum(2 * log_w))
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "WeightTally") -> "WeightTally":
         """Add up both."""
-        return Tally(
+        return WeightTally(
             self.units + other.units,
             self.kept + other.kept,
             self.bounded + other.bounded,
@@ -68,7 +68,7 @@ class Tally:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Sequences:
+class SequenceFigures:
     """Three numbers of each sequence with a token; 20 bytes each are kept.
 
     Attributes:
@@ -84,7 +84,7 @@ class Sequences:
     fourths: float
 
     @classmethod
-    def of(cls, batch: Batch) -> "Sequences":
+    def of(cls, batch: Batch) -> "SequenceFigures":
         """Take the numbers of one batch, whose log ratios are there."""
         l, layout = batch.log_ratio.double(), batch.layout
         some = layout.lengths > 0
@@ -92,7 +92,7 @@ class Sequences:
         return cls(sums, layout.lengths[some].int().numpy(), squares, float(l.square().square().sum()))
 
     @classmethod
-    def joined(cls, parts: "list[Sequences]") -> "Sequences":
+    def joined(cls, parts: "list[SequenceFigures]") -> "SequenceFigures":
         """Put parts one after the other."""
         return cls(
             np.concatenate([p.log_ratio for p in parts]),
@@ -133,7 +133,7 @@ class Sequences:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredRun:
     """Records, added up.
 
     Attributes:
@@ -146,8 +146,8 @@ class Measured:
 
     token: Summary
     sequence: Summary
-    each: Sequences
-    tallies: Mapping[str, Tally] = field(repr=False)
+    each: SequenceFigures
+    tallies: Mapping[str, WeightTally] = field(repr=False)
     turns: float | None = None
 
     @property
@@ -162,7 +162,7 @@ class Measured:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Sums:
+class PlanSums:
     """The sums of a plan; `a + b` adds those of other records.
 
     Attributes:
@@ -176,31 +176,33 @@ class Sums:
 
     token: RatioStats = field(default_factory=lambda: RatioStats.empty(TOKEN))
     sequence: RatioStats = field(default_factory=lambda: RatioStats.empty(SEQUENCE))
-    each: tuple[Sequences, ...] = ()
-    tallies: Mapping[str, Tally] = field(default_factory=dict[str, Tally])
+    each: tuple[SequenceFigures, ...] = ()
+    tallies: Mapping[str, WeightTally] = field(default_factory=dict[str, WeightTally])
     turns: float = 0.0
     with_turns: float = 0.0
 
     @classmethod
-    def of(cls, estimators: Mapping[str, Estimator], part: Part) -> "Sums":
+    def of(cls, estimators: Mapping[str, Estimator], part: Part) -> "PlanSums":
         """Add up some records."""
         batch = part.batch
         token, sequence = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
         turned = batch.layout.turn is not None
         tallies = {
-            name: Tally.of(one(batch))
+            name: WeightTally.of(one(batch))
             for name, one in estimators.items()
             if turned or not any(f.level.name == "turn" for f in one.factors)
         }
         turns = float(heads(batch.layout).sum()) if turned else 0.0
         with_turns = float((batch.layout.lengths > 0).sum()) if turned else 0.0
-        return cls(token, sequence, (Sequences.of(batch),), tallies, turns, with_turns)
+        return cls(token, sequence, (SequenceFigures.of(batch),), tallies, turns, with_turns)
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "PlanSums") -> "PlanSums":
         """Add up both."""
         names = dict.fromkeys((*self.tallies, *other.tallies))
-        tallies = {name: self.tallies.get(name, Tally()) + other.tallies.get(name, Tally()) for name in names}
-        return Sums(
+        tallies = {
+            name: self.tallies.get(name, WeightTally()) + other.tallies.get(name, WeightTally()) for name in names
+        }
+        return PlanSums(
             self.token + other.token,
             self.sequence + other.sequence,
             (*self.each, *other.each),
@@ -217,22 +219,24 @@ def family(estimators: Mapping[str, Estimator]) -> Family:
         estimators: to run on the records, by name; those that need turns only where the records have them.
     """
     asked = {name: repr(one) for name, one in estimators.items()}
-    return Family("plan", partial(Sums.of, estimators), (), (Sums, Sequences, Tally), {"estimators": asked})
+    return Family(
+        "plan", partial(PlanSums.of, estimators), (), (PlanSums, SequenceFigures, WeightTally), {"estimators": asked}
+    )
 
 
-def measured(scanned: Scanned) -> Measured:
+def measured(scanned: Scanned) -> MeasuredRun:
     """Make numbers of what was scanned.
 
     Raises:
         ValueError: no token counts.
     """
-    sums: Sums = scanned.sums.get("plan", Sums())
+    sums: PlanSums = scanned.sums.get("plan", PlanSums())
     if not sum(len(p.length) for p in sums.each):
         names = ", ".join(str(file.path) for file in scanned.files)
         raise ValueError(f"plan: no token counts in {names}\nhint: `reweigh records describe` says what is in a file.")
     turns = sums.turns / sums.with_turns if sums.with_turns else None
-    return Measured(
-        summarise(sums.token), summarise(sums.sequence), Sequences.joined(list(sums.each)), sums.tallies, turns
+    return MeasuredRun(
+        summarise(sums.token), summarise(sums.sequence), SequenceFigures.joined(list(sums.each)), sums.tallies, turns
     )
 
 

@@ -28,7 +28,7 @@ _NODES = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
 
 @final
 @dataclass(frozen=True)
-class Part:
+class LengthPart:
     """Sequences of one length whose tokens have one variance of the log ratio.
 
     Attributes:
@@ -62,7 +62,7 @@ class MixedRatio:
     Source: `LogNormalRatio`, averaged over parts.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[LengthPart, ...]
 
     @classmethod
     def of_lengths(cls, kl: float, lengths: Iterable[tuple[float, float]], spread: float = 0.0) -> "MixedRatio":
@@ -76,9 +76,9 @@ class MixedRatio:
         tau2 = math.log1p(spread)
         rates = [(math.exp(z * math.sqrt(tau2)), w) for z, w in _NODES] if spread > 0 else [(1.0, 1.0)]
         mean = sum(rate * w for rate, w in rates)
-        return cls(tuple(Part(p * w, t, 2 * kl * rate / mean) for t, p in lengths for rate, w in rates))
+        return cls(tuple(LengthPart(p * w, t, 2 * kl * rate / mean) for t, p in lengths for rate, w in rates))
 
-    def mean(self, of: Callable[[Part], float], *, by_token: bool = False) -> float:
+    def mean(self, of: Callable[[LengthPart], float], *, by_token: bool = False) -> float:
         """Average over sequences, or over their tokens."""
         weights = [p.share * p.length if by_token else p.share for p in self.parts]
         return sum(w * of(p) for w, p in zip(weights, self.parts, strict=True)) / sum(weights)
@@ -369,7 +369,7 @@ def expect(estimator: Estimator, law: MixedRatio, turns: float | None = None) ->
     return Expected(kept, capped, retained, square)
 
 
-def _of_part(estimator: Estimator, part: Part, turns: float | None) -> Expected | None:
+def _of_part(estimator: Estimator, part: LengthPart, turns: float | None) -> Expected | None:
     kept = retained = square = 1.0
     capped = 0.0
     factors = _joined(estimator.factors)
@@ -407,7 +407,7 @@ def _both(a: Transform, b: Transform) -> Transform | None:
     return None
 
 
-def _of_factor(f: Factor, part: Part, turns: float | None) -> Expected | None:
+def _of_factor(f: Factor, part: LengthPart, turns: float | None) -> Expected | None:
     t = f.transform
     if isinstance(f.of, Centred) and isinstance(t, Screen) and f.level.name == "root":
         root = math.sqrt(part.length)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, final
 from reweigh.caps import Tradeoff
 from reweigh.estimators import Estimator
 from reweigh.named import geo_rs, prefix_tis, seq_is, seq_mis, seq_tis, snis, token_mis, token_tis, turn_tis
-from reweigh.plan.measured import Measured, family, measured
+from reweigh.plan.measured import MeasuredRun, family, measured
 from reweigh.plan.model import SMALLEST, Band, Capping, Expected, Figure, MixedRatio, cappings, expect, figure
 from reweigh.records.files import Paths
 from reweigh.rosetta.frameworks import profile_of
@@ -189,7 +189,7 @@ FIGURES: Final = ("dropped", "capped", "retained", "over_kept", "ess")
 
 @final
 @dataclass(frozen=True)
-class Row:
+class ModeRow:
     """One mode.
 
     Attributes:
@@ -270,8 +270,8 @@ class AtLength:
     s2: float
     chi2: float
     advice: Advice
-    modes: tuple[Row, ...]
-    defaults: tuple[Row, ...]
+    modes: tuple[ModeRow, ...]
+    defaults: tuple[ModeRow, ...]
     band: LengthBand
     caps: tuple[Capping, ...]
 
@@ -280,7 +280,7 @@ class AtLength:
         """Whether the model was checked this far: a chi-square of the sequence ratio up to 1."""
         return self.chi2 <= 1
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> ModeRow:
         """The mode of that name; of a default, `framework name`."""
         return next(r for r in (*self.modes, *self.defaults) if name in (r.mode.name, r.mode.key))
 
@@ -319,7 +319,7 @@ class Plan:
 
     batch: float
     at: tuple[AtLength, ...]
-    measured: Measured | None = None
+    measured: MeasuredRun | None = None
     verdict: Verdict | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -332,7 +332,7 @@ class Plan:
         }
 
 
-def _of_records(m: Measured, verdict: Verdict | None) -> dict[str, Any]:
+def _of_records(m: MeasuredRun, verdict: Verdict | None) -> dict[str, Any]:
     kl = m.token.numbers["kl_k3"]
     lengths = sorted(m.each.length.tolist())
     return {
@@ -350,7 +350,7 @@ def _of_records(m: Measured, verdict: Verdict | None) -> dict[str, Any]:
 QUANTILES: Final = {"least": 0.0, "tenth": 0.1, "median": 0.5, "ninetieth": 0.9, "most": 1.0}
 
 
-def variance_over_model(m: Measured) -> float | None:
+def variance_over_model(m: MeasuredRun) -> float | None:
     """Variance of a sequence's log ratio, over that of the model: 1 if the gaps of its tokens are independent."""
     return m.each.variance(m.kl) / (2 * m.kl) if m.kl > 0 else None
 
@@ -449,7 +449,7 @@ def _at(
     batch: float,
     keep: float,
     turns: float | None,
-    m: Measured | None = None,
+    m: MeasuredRun | None = None,
     variance: float | None = None,
     fault: str = "",
     refusal: str = "",
@@ -472,8 +472,8 @@ def _at(
     )
 
 
-def _row(mode: Mode, law: MixedRatio, turns: float | None, data: Mapping[str, Expected | None]) -> Row:
-    return Row(mode, expect(mode.estimator, law, turns), _chi2(mode.estimator, law, turns), data.get(mode.key))
+def _row(mode: Mode, law: MixedRatio, turns: float | None, data: Mapping[str, Expected | None]) -> ModeRow:
+    return ModeRow(mode, expect(mode.estimator, law, turns), _chi2(mode.estimator, law, turns), data.get(mode.key))
 
 
 def _chi2(estimator: Estimator, law: MixedRatio, turns: float | None) -> float:

@@ -164,7 +164,7 @@ _SMALLEST_GROUP, _LARGEST_GROUP, _GROUPS = 16, 512, 16
 
 
 @dataclass(frozen=True)
-class Summary:
+class Scored:
     """Counts of a scoring pass.
 
     Attributes:
@@ -239,7 +239,7 @@ def sample(
     return num_empty
 
 
-def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress) -> Summary:
+def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress) -> Scored:
     """Score samples and write records; the file gets its name when it is whole, and is readable before."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = partial_path(out)
@@ -257,7 +257,7 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
                 num_outside += one.num_outside
                 gap += sum(abs(p - m) for p, m in zip(one.log_pi, rollout.log_mu, strict=True))
     os.replace(part, out)
-    return Summary(len(rollouts), num_tokens, gap / max(num_tokens, 1), num_outside)
+    return Scored(len(rollouts), num_tokens, gap / max(num_tokens, 1), num_outside)
 
 
 @contextmanager

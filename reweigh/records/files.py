@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reweigh.batch import Batch
+from reweigh.records.arrays import numbers, valid
 from reweigh.records.schema import (
     BY_NAME,
     COLUMNS,
@@ -540,7 +541,7 @@ class RecordBatch:
         if _known(name).per_token:
             raise ValueError(f"RecordBatch.column: {name} has one value a token\nhint: use .tokens({name!r}).")
         values = self._values(name)
-        return None if values is None else values.to_numpy(zero_copy_only=False)
+        return None if values is None else _objects_or_numbers(values)
 
     def tokens(self, name: str) -> np.ndarray | None:
         """A list column end to end, as long as the Batch; None if the file has not got it, or not for these rows.
@@ -550,7 +551,7 @@ class RecordBatch:
         if not _known(name).per_token:
             raise ValueError(f"RecordBatch.tokens: {name} has one value a row\nhint: use .column({name!r}).")
         values = self._values(name)
-        return None if values is None else token_values(values, self.lengths).to_numpy(zero_copy_only=False)
+        return None if values is None else numbers(token_values(values, self.lengths))
 
     def check(self) -> "RecordBatch":
         """Raise on the first value that breaks a rule (see `reweigh records validate`), with file, row and token."""
@@ -562,6 +563,14 @@ class RecordBatch:
             return None
         values = single(self.table, name)
         return None if values.null_count == len(values) else values
+
+
+def _objects_or_numbers(values: pa.Array) -> np.ndarray:
+    if pa.types.is_string(values.type):
+        return np.array([*values.to_pylist(), None], dtype=object)[:-1]
+    if not values.null_count or pa.types.is_floating(values.type):
+        return numbers(values, np.nan)
+    return np.where(valid(values), numbers(values).astype(np.float64), np.nan)
 
 
 def source_of(file: Path | Opened) -> Source:

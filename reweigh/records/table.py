@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import POSITIVE_TOLERANCE, Batch
+from reweigh.records.arrays import arrow, arrow_texts, numbers, valid
 from reweigh.records.schema import BY_NAME, COLUMNS, Column, Origin, Report, Violation
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -33,12 +34,12 @@ def single(table: pa.Table, name: str) -> pa.Array:
     chunks = table.column(name).chunks
     if len(chunks) == 1:
         return chunks[0]
-    return pa.concat_arrays(chunks) if chunks else pa.array([], table.schema.field(name).type)
+    return pa.concat_arrays(chunks) if chunks else pa.nulls(0, table.schema.field(name).type)
 
 
 def lengths_of(lists: pa.Array) -> np.ndarray:
     """Length of each list, 0 for a null one."""
-    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers(pc.list_value_length(lists)).astype(np.int64)
 
 
 def token_values(lists: pa.Array, lengths: np.ndarray) -> pa.Array:
@@ -50,15 +51,15 @@ def token_values(lists: pa.Array, lengths: np.ndarray) -> pa.Array:
     # flatten() respects slices and skips what may lie under a null list
     flat, kind = lists.flatten(), lists.type.value_type
     fill = float("nan") if pa.types.is_floating(kind) else True if pa.types.is_boolean(kind) else FILL
-    if flat.null_count:
-        flat = pc.fill_null(flat, fill)
-    if lists.null_count == 0:
+    if lists.null_count == 0 and flat.null_count == 0:
         return flat
-    present = np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
-    some = flat.to_numpy(zero_copy_only=False)
+    some = numbers(flat, fill)
+    if lists.null_count == 0:
+        return arrow(some, kind)
+    present = np.repeat(valid(lists), lengths)
     values = np.full(len(present), fill, dtype=some.dtype)
     values[present] = some
-    return pa.array(values, flat.type)
+    return arrow(values, kind)
 
 
 def check_names(names: Iterable[str], required: Sequence[str], place: str, report: Report) -> None:
@@ -117,7 +118,7 @@ def aligned(table: pa.Table, origin: Origin, required: Sequence[str], report: Re
     whole = np.ones(table.num_rows, dtype=bool)
     for name in required:
         if name in table.schema.names:
-            null = single(table, name).is_null().to_numpy(zero_copy_only=False)
+            null = ~valid(single(table, name))
             whole &= ~null
             _report_rows(
                 null,
@@ -137,7 +138,7 @@ def aligned(table: pa.Table, origin: Origin, required: Sequence[str], report: Re
             continue
         lists = single(table, column.name)
         lengths = lengths_of(lists)
-        differs = (lengths != reference) & lists.is_valid().to_numpy(zero_copy_only=False) & whole
+        differs = (lengths != reference) & valid(lists) & whole
         _report_rows(
             differs,
             origin,
@@ -224,7 +225,7 @@ def _spread(per_row: pa.Array, log_mu: pa.Array) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(lengths_of(log_mu))])
     row = np.repeat(np.arange(len(per_row)), np.diff(offsets))
     null = per_row.is_null()
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), per_row.take(pa.array(row)), mask=null)
+    return pa.ListArray.from_arrays(arrow(offsets, pa.int32()), per_row.take(arrow(row, pa.int64())), mask=null)
 
 
 _INT32 = np.iinfo(np.int32)
@@ -246,7 +247,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], origin: Origin, report: Report) 
                 rule, hint = f"{column.name}: wrong type", f"write {column.name} as {column.type}."
                 report(Violation(rule, origin.place(i), str(e), hint))
                 values.append(None)
-        arrays[column.name] = _lists(values, column) if column.per_token else pa.array(values, column.type)
+        arrays[column.name] = _lists(values, column) if column.per_token else _scalars(values, column)
     return pa.table(arrays) if arrays else pa.table({"sequence_id": pa.nulls(len(rows), pa.string())})
 
 
@@ -258,10 +259,19 @@ def unknown_name(name: str) -> str:
 
 def _lists(values: Sequence[np.ndarray | None], column: Column) -> pa.Array:
     lengths = np.array([0 if v is None else len(v) for v in values], dtype=np.int64)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    offsets = arrow(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     parts = [v for v in values if v is not None]
-    flat = pa.array(np.concatenate(parts) if parts else [], column.value_type)
-    return pa.ListArray.from_arrays(offsets, flat, type=column.type, mask=pa.array([v is None for v in values]))
+    flat = arrow(np.concatenate(parts) if parts else np.empty(0), column.value_type)
+    null = arrow(np.array([v is None for v in values], dtype=np.bool_), pa.bool_())
+    return pa.ListArray.from_arrays(offsets, flat, type=column.type, mask=null)
+
+
+def _scalars(values: Sequence[Any], column: Column) -> pa.Array:
+    if pa.types.is_string(column.type):
+        return arrow_texts(values)
+    there = np.array([v is not None for v in values], dtype=np.bool_)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, as in a list
+        return arrow(np.array([0 if v is None else v for v in values]), column.type, there)
 
 
 def _value(row: Mapping[str, Any], column: Column) -> Any:
@@ -372,10 +382,10 @@ _TOKEN_RULES = (
     ),
 )
 # By column of one value a row: which values are wrong, what that is called, and what to do.
-_SCALARS: dict[str, tuple[Callable[[pa.Array], Any], str, str]] = {
-    "sequence_id": (lambda ids: pc.equal(ids, ""), "empty", "name each response."),
-    "prompt_length": (lambda n: pc.less(n, 0), "negative", "prompt_length counts from 0; null if it is not known."),
-    "pack_index": (lambda n: pc.less(n, 0), "negative", "pack_index counts from 0; null if it is not known."),
+_SCALARS: dict[str, tuple[Callable[[pa.Array], np.ndarray], str, str]] = {
+    "sequence_id": (lambda ids: numbers(pc.binary_length(ids), 1) == 0, "empty", "name each response."),
+    "prompt_length": (lambda n: numbers(n) < 0, "negative", "prompt_length counts from 0; null if it is not known."),
+    "pack_index": (lambda n: numbers(n) < 0, "negative", "pack_index counts from 0; null if it is not known."),
 }
 
 
@@ -463,7 +473,7 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
     for name, (wrong, word, hint) in _SCALARS.items():
         if name in names:
             scalars = single(table, name)
-            bad = pc.fill_null(wrong(scalars), False).to_numpy(zero_copy_only=False)
+            bad = wrong(scalars)
             if bad.any():
                 row = int(np.argmax(bad))
                 detail = f"{name} is {word}" + (f": {scalars[row]}" if word == "negative" else "")
@@ -476,13 +486,13 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
         if not rules or column.name not in names:
             continue
         lists = single(table, column.name)
-        values = token_values(lists, lengths).to_numpy(zero_copy_only=False)
+        values = numbers(token_values(lists, lengths))
         ends = np.array([values.min(), values.max()] if values.size else [])  # NaN if there is one
         for rule in rules:
             # no value breaks it, even off the mask: each rule is about too large, too small or not finite
             if not ends.size or (np.isfinite(ends).all() and not rule.broken(ends).any()):
                 continue
-            live = _mask(table)[1] & np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)
+            live = _mask(table)[1] & np.repeat(valid(lists), lengths)
             bad = rule.broken(values) & live
             count = int(bad.sum())
             if count:
@@ -530,7 +540,7 @@ def _mask(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     lengths = lengths_of(single(table, "log_mu"))
     if "mask" not in table.schema.names:
         return lengths, np.ones(int(lengths.sum()), dtype=bool)
-    return lengths, token_values(single(table, "mask"), lengths).to_numpy(zero_copy_only=False)
+    return lengths, numbers(token_values(single(table, "mask"), lengths))
 
 
 def stable_hashes(values: pa.Array, kind: str) -> np.ndarray:
@@ -540,7 +550,7 @@ def stable_hashes(values: pa.Array, kind: str) -> np.ndarray:
     for text in coded.dictionary.to_pylist():
         digest = hashlib.blake2b(text.encode(), digest_size=8, person=person).digest()
         unique.append(int.from_bytes(digest, "little", signed=True))
-    codes = coded.indices.fill_null(len(unique)).to_numpy(zero_copy_only=False)
+    codes = numbers(coded.indices, len(unique))
     return np.array([*unique, 0], dtype=np.int64)[codes]
 
 
@@ -557,7 +567,7 @@ def batch_of(table: pa.Table) -> Batch:
             return None
         values = token_values(lists, lengths)
         if pa.types.is_boolean(values.type):
-            return torch.from_numpy(_unpacked(values))
+            return torch.from_numpy(numbers(values))
         return torch.from_dlpack(values)  # a view, and unlike from_numpy it takes Arrow's read-only buffers
 
     log_pi, log_mu = (token_values(single(table, name), lengths) for name in ("log_pi", "log_mu"))
@@ -572,14 +582,6 @@ def batch_of(table: pa.Table) -> Batch:
     )
 
 
-def _unpacked(values: pa.Array) -> np.ndarray:
-    """Booleans, which Arrow packs eight a byte, none of them null: ten times as fast as `to_numpy`."""
-    bits = np.frombuffer(values.buffers()[1], np.uint8)
-    first, skip = divmod(values.offset, 8)
-    end = values.offset + len(values)
-    return np.unpackbits(bits[first : -(-end // 8)], bitorder="little")[skip : skip + len(values)].view(np.bool_)
-
-
 def groups_of(table: pa.Table) -> np.ndarray:
     """One int64 a row, equal for responses to one prompt in every file and process: the cluster they belong to."""
     ids = single(table, "sequence_id")
@@ -589,4 +591,4 @@ def groups_of(table: pa.Table) -> np.ndarray:
     groups = stable_hashes(prompts, "prompt")
     if prompts.null_count == 0:
         return groups
-    return np.where(prompts.is_null().to_numpy(zero_copy_only=False), stable_hashes(ids, "sequence"), groups)
+    return np.where(valid(prompts), groups, stable_hashes(ids, "sequence"))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reweigh.records.arrays import arrow, valid
 from reweigh.records.files import MAX_TOKENS, RECORDS, FilePart, Formats, Paths, Source, read_info, read_tables
 from reweigh.records.schema import (
     BY_NAME,
@@ -212,7 +213,7 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
                 if "sequence_id" in table.schema.names:
                     _check_unique(single(table, "sequence_id"), origin, seen, tally)
                 whole = aligned(table, origin, REQUIRED, tally)
-                table, origin = table.filter(pa.array(whole)), origin.keep(np.flatnonzero(whole).tolist())
+                table, origin = table.filter(arrow(whole, pa.bool_())), origin.keep(np.flatnonzero(whole).tolist())
                 check_values(table, origin, tally)
                 check_units(table, origin, tally)
                 check_counts(table, origin, tally)
@@ -226,7 +227,7 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
 
 def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report) -> None:
     again: list[int] = []
-    null = ids.is_null().to_numpy(zero_copy_only=False)
+    null = ~valid(ids)
     for row, key in enumerate(stable_hashes(ids, "sequence").tolist()):
         if null[row]:
             continue

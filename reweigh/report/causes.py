@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, first_cause
+from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, spread_sentence
 from reweigh.audit.where import Cut
 from reweigh.doctor.causes import ABOUT, BENIGN
 from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
+from reweigh.doctor.exclude import FEWEST
 from reweigh.records import RunInfo
 from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
 from reweigh.report.words import CUT_WORDS
@@ -33,16 +34,20 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
         info: what the files say of their run: of the fixes, the general one and those of its programs are shown.
     """
     named = [one for one in diagnosis.causes if one.confidence >= NAMED]
-    some = named or list(diagnosis.causes[:1])
+    some = named or list(diagnosis.causes[:3])
     programs = [name.lower() for name in (info.engine, info.trainer) if name] if info is not None else []
     yield EMPTY
-    yield line("Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Suspicion")
+    yield line("Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Cause: not decided")
+    if diagnosis.spread is not None:
+        yield line(spread_sentence(diagnosis.spread))
     for i, one in enumerate(some, 1):
         explained = "" if one.explained_share is None else f", {share(one.explained_share)} of the squared log ratios"
         yield line(f"{i}. {ABOUT[one.id].title} ({one.id}): confidence {two(one.confidence)}{explained}")
         yield from (line(evidence_sentence(e), indent=3) for e in one.evidence[:1])
         theirs = (f"{name}: {one.fix[name]}" for name in dict.fromkeys(programs) if name in one.fix)
-        if fix := " ".join([*([one.fix["general"]] if "general" in one.fix else []), *theirs]):
+        if not named:
+            yield from (line(f"what would decide: {text}", indent=3) for text in [ABOUT[one.id].experiment] if text)
+        elif fix := " ".join([*([one.fix["general"]] if "general" in one.fix else []), *theirs]):
             yield line(f"fix: {fix}", indent=3)
     if others := [one for one in diagnosis.causes if one not in some]:
         yield line(f"suspected, not sure: {', '.join(f'{one.id} {two(one.confidence)}' for one in others)}")
@@ -55,24 +60,35 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
 
 def verdict(found: Diagnosis) -> Line:
     """Put the verdict in a line."""
-    first = first_cause(found)
-    sure = found.benign or (first is not None and first.confidence >= NAMED)
+    if found.verdict == "not_decided":
+        some = ", ".join(f"{one.id} {one.confidence:.2f}" for one in found.causes)
+        words = f"  candidates: {some}" if some else "  no cause has anything to be said for it"
+        return Line((("verdict: ", "bold"), ("not decided", "bold warn"), (words, "")))
     style = "bold ok" if found.benign else "bold fail"
-    parts = (("verdict: " if sure else "suspicion: ", "bold"), (found.verdict, style))
-    return Line((*parts, (f"  {ABOUT[found.verdict].title}", "")))
+    small = "; too small to matter: nothing to do" if found.small and found.verdict not in BENIGN else ""
+    return Line((("verdict: ", "bold"), (found.verdict, style), (f"  {ABOUT[found.verdict].title}{small}", "")))
 
 
 def on_terminal(found: Diagnosis) -> Iterator[Block]:
     """Show a diagnosis in full: the verdict, what to do, then why."""
     yield verdict(found)
-    yield line(ABOUT[found.verdict].meaning)
+    if found.verdict == "not_decided":
+        why = found.ruled_out.get("none", "") if found.tokens < FEWEST and found.source == "records" else ""
+        yield line(why or f"No cause is sure enough to be named: {NAMED} and over is. The cheapest things to do next:")
+        for one in found.causes:
+            if text := ABOUT[one.id].experiment:
+                yield line(f"  {one.id}: {text}")
+    else:
+        yield line(ABOUT[found.verdict].meaning)
+    if found.spread is not None:
+        yield line(spread_sentence(found.spread), "bold")
     if found.source == "records":
         yield line(f"{found.sequences:,} responses, {found.tokens:,} tokens", "dim")
     yield EMPTY
     yield _causes(found)
     yield EMPTY
     for one in found.causes:
-        if one.confidence >= NAMED and one.id not in BENIGN:
+        if (one.confidence >= NAMED or not found.decided) and one.id not in BENIGN:
             yield from _in_full(one)
     if found.cannot_tell:
         yield line("cannot tell", "bold")
@@ -115,8 +131,10 @@ def _in_full(one: Finding) -> Iterator[Line]:
 def _slices(by: str, cut: Mapping[str, Diagnosis]) -> Table:
     rows: list[list[str]] = []
     for label, one in cut.items():
-        first = next(c for c in one.causes if c.id == one.verdict)
-        rows.append([label, one.verdict, f"{first.confidence:.2f}", _explains(first), f"{one.tokens:,}"])
+        first = next(iter(one.causes), None)
+        sure, explains = ("-", "-") if first is None else (f"{first.confidence:.2f}", _explains(first))
+        said = one.verdict if one.decided or first is None else f"not decided ({first.id}?)"
+        rows.append([label, said, sure, explains, f"{one.tokens:,}"])
     heads = (Column(by, "left"), Column("verdict", "left"), *map(Column, ("confidence", "explains", "tokens")))
     return Table.of(heads, rows, notes=[] if cut else [f"no record says its {by}"], frame="none")
 
@@ -167,7 +185,7 @@ def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
     """Make the section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
     doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in diagnosis.cannot_tell]
-    some = [(by, label, ABOUT[one.verdict].title) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
+    some = [(by, label, cause_sentence(one)) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
     tables: list[tuple[str, Table]] = []
     if doubts:
         heads = _sentences("why not", "columns that would decide", "cheapest experiment")
@@ -176,6 +194,8 @@ def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
         heads = (Column("cut by", "left"), Column("slice", "left"), *_sentences("cause"))
         tables.append(("Slice by slice", Table.of(heads, some[:MAX_SLICES])))
     said = cause_sentence(diagnosis)
+    if diagnosis.spread is not None:
+        said = f"{said}; {spread_sentence(diagnosis.spread)}"
     return Section(
         f"{said[:1].upper()}{said[1:]}. From {read}; the likeliest first.",
         tuple(_card(one, cuts) for one in diagnosis.causes),

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator
 
-from reweigh.plan.measured import Measured
+from reweigh.plan.measured import MeasuredRun
 from reweigh.plan.model import CHI2_TRUSTED, Capping, Expected, Figure, figure
-from reweigh.plan.run import FIGURES, AtLength, Plan, Row, said, variance_over_model
+from reweigh.plan.run import FIGURES, AtLength, ModeRow, Plan, said, variance_over_model
 from reweigh.report.tables import EMPTY, Block, Column, Line, Table, columns, line, unbroken
 
 _HEADINGS = ("dropped", "capped", "weight", "of kept", "effective")  # of `FIGURES`
@@ -34,7 +34,7 @@ def on_terminal(found: Plan) -> Iterator[Block]:
         yield line("One length alone shows every mode and default.")
 
 
-def _records(m: Measured) -> Iterator[Line]:
+def _records(m: MeasuredRun) -> Iterator[Line]:
     kl, over = m.token.numbers["kl_k3"], variance_over_model(m)
     ends = "" if kl.low is None or kl.high is None else f" [{kl.low:.2g}, {kl.high:.2g}]"
     yield unbroken(f"{m.sequence.n:,} sequences, {m.token.n:,} tokens; KL(mu||pi) by k3 {m.kl:.2g}{ends} nats a token")
@@ -77,7 +77,7 @@ def _one(at: AtLength, batch: float) -> Iterator[Block]:
     )
 
 
-def _modes(rows: tuple[Row, ...], data: bool) -> Table:
+def _modes(rows: tuple[ModeRow, ...], data: bool) -> Table:
     starred = ("dropped*", "weight*", "effective*") if data else ()
     out: list[list[str]] = []
     for row in rows:

@@ -186,6 +186,7 @@ def rendered(block: Block, width: int) -> "RenderableType":
             Text(column.heading if column.short is None else column.short),
             justify=column.align,
             no_wrap=not column.wrap,
+            overflow="fold" if column.wrap else "ellipsis",  # a long path is broken, and nothing of it lost
             max_width=column.most or None,
             width=column.width or None,
         )

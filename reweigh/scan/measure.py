@@ -15,10 +15,11 @@ import torch
 
 from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
+from reweigh.records.arrays import arrow
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
 from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import aligned, check_counts, check_names, check_values, conform, lengths_of, single
-from reweigh.scan.tokens import Part
+from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
@@ -43,6 +44,8 @@ class Family:
             here must be of the right type and length in every row, unless bad values are left out.
         types: dataclasses that its sums are made of, so that they can be read back from bytes.
         identity: what is asked, by the name of the option: what a state file is of.
+        without_pi: it has a use for rows without log_pi that have the engine's prefill: that stands in for it, if all
+            families of the scan say so.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Family:
     columns: tuple[str, ...] | None = ()
     types: tuple[type, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    without_pi: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ def _usable(
 ) -> tuple[pa.Table, Origin, "np.ndarray[Any, Any] | None"]:
     """The rows that line up; and which of them do so in all columns, None if all."""
     table = conform(raw, origin, rule)
+    if all(family.without_pi for family in job.families):
+        table = _prefill_for_pi(table, origin, rule)
     for name in REQUIRED:
         if f"{name}: wrong type" in rule.tally.by_rule:
             fail(rule.tally.by_rule[f"{name}: wrong type"])
@@ -185,8 +191,31 @@ def _usable(
     return table, origin, None if whole.all() else whole
 
 
+def _prefill_for_pi(table: pa.Table, origin: Origin, report: Report) -> pa.Table:
+    """Let the engine's prefill stand in for a log_pi that no row has, and say so."""
+    names = table.schema.names
+    lacks = "log_pi" not in names or single(table, "log_pi").null_count == table.num_rows
+    if not lacks or not table.num_rows or "log_mu_prefill" not in names:
+        return table
+    prefill = single(table, "log_mu_prefill")
+    if prefill.null_count == table.num_rows:
+        return table
+    report(
+        Violation(
+            "the engine's prefill stands in for log_pi",
+            origin.place(0),
+            "log_pi is missing and log_mu_prefill is there",
+            "only the engine is looked at: its decoding against its own prefill.",
+            table.num_rows,
+            "rows",
+        )
+    )
+    whole = table.drop_columns(["log_pi"]) if "log_pi" in names else table
+    return whole.append_column("log_pi", prefill).replace_schema_metadata({ENGINE_ALONE: b"1"})
+
+
 def _rows(table: pa.Table, origin: Origin, which: "np.ndarray[Any, Any]") -> tuple[pa.Table, Origin]:
-    return table.filter(pa.array(which)), origin.keep([int(i) for i in np.flatnonzero(which)])
+    return table.filter(arrow(which, pa.bool_())), origin.keep([int(i) for i in np.flatnonzero(which)])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from reweigh.batch import POSITIVE_TOLERANCE, Batch
 from reweigh.estimators import Estimator, Statistic
 from reweigh.layout import Layout, Packed, Tiles
+from reweigh.records.arrays import arrow, numbers
 from reweigh.records.files import RecordBatch, slices_of
 from reweigh.records.schema import Origin
 from reweigh.records.table import batch_of, groups_of, lengths_of, single, stable_hashes, token_values
@@ -27,6 +28,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 MISSING = -(2**62)  # stands for the number of what the records do not say
+ENGINE_ALONE = b"reweigh: the engine's prefill stands in for log_pi"  # of a table's metadata
 PIECE_TOKENS = 1 << 16  # of a piece: its arrays of float64 stay in a processor's own cache
 
 
@@ -123,7 +125,7 @@ class Part:
         Args:
             share: of the pieces, spread evenly over all records; which ones does not depend on what reads them.
         """
-        table = self.table if self._whole is None else self.table.filter(pa.array(self._whole))
+        table = self.table if self._whole is None else self.table.filter(arrow(self._whole, pa.bool_()))
         ends = np.concatenate([[0], np.cumsum(lengths_of(single(table, "log_mu")))]) + self.before
         pack = _pack_order(_row_numbers(table, "pack_index"))
         for first, count in slices_of(np.diff(ends), PIECE_TOKENS):
@@ -365,9 +367,14 @@ class Rows:
         pack: place in its packed row, from 0; None if not known.
         env: name of the environment, None where there is none; None if no response has one.
         sizes: tokens in the response, masked ones included.
+        key: hash of the response.
+        prompt: name of the prompt; None if no response has one.
+        finish: why sampling ended; None if no response says it.
+        engine_alone: the engine's prefill stands in for log_pi.
     """
 
     group: Ints
+    key: Ints
     bucket: Ints
     sizes: Ints
     step: Ints | None
@@ -375,6 +382,9 @@ class Rows:
     prompt_length: Ints | None
     pack: Ints | None
     env: NDArray[Any] | None
+    prompt: NDArray[Any] | None
+    finish: NDArray[Any] | None
+    engine_alone: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,6 +403,7 @@ class Tokens:
         entropy: of pi, nats.
         repeat: log_pi a second time.
         prefill: log_mu by the engine's prefill.
+        advantage: of the token; None if not known.
         rows: what holds for whole responses.
     """
 
@@ -407,6 +418,7 @@ class Tokens:
     entropy: Array | None
     repeat: Array | None
     prefill: Array | None
+    advantage: Array | None
     rows: Rows
 
     def __len__(self) -> int:
@@ -500,7 +512,7 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
     def column(name: str, kind: type) -> NDArray | None:  # type: ignore[type-arg]
         if name not in table.schema.names or single(table, name).null_count == table.num_rows:
             return None
-        return token_values(single(table, name), sizes).to_numpy(zero_copy_only=False).astype(kind)
+        return numbers(token_values(single(table, name), sizes)).astype(kind)
 
     mask = column("mask", np.bool_)
     live = np.ones(len(seq), np.bool_) if mask is None else mask
@@ -509,15 +521,20 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
     log_pi, log_mu = column("log_pi", np.float64), column("log_mu", np.float64)
     if log_pi is None or log_mu is None:  # a table without a row has null lists
         log_pi = log_mu = np.zeros(len(seq))
+    keys = stable_hashes(single(table, "sequence_id"), "sequence")
     rows = Rows(
         groups_of(table),
-        _clusters(stable_hashes(single(table, "sequence_id"), "sequence")),
+        keys,
+        _clusters(keys),
         sizes,
         _row_numbers(table, "step"),
         _row_numbers(table, "trainer_version"),
         _row_numbers(table, "prompt_length"),
         pack,
         _names(table, "env"),
+        _names(table, "prompt_id"),
+        _names(table, "finish_reason"),
+        ENGINE_ALONE in (table.schema.metadata or {}),
     )
     whole = Tokens(
         log_pi,
@@ -531,6 +548,7 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
         _within(column("entropy_pi", np.float64), 0.0, np.inf),
         _within(column("log_pi_repeat", np.float64), -np.inf, 0.0),
         _within(column("log_mu_prefill", np.float64), -np.inf, 0.0),
+        column("advantage", np.float64),
         rows,
     )
     return whole.take(live)
@@ -568,7 +586,7 @@ def _row_numbers(table: pa.Table, name: str) -> Ints | None:
     values = single(table, name)
     if values.null_count == len(values):
         return None
-    return values.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers(values, MISSING).astype(np.int64)
 
 
 def _names(table: pa.Table, name: str) -> NDArray[Any] | None:

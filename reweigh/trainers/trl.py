@@ -13,7 +13,8 @@ from trl import GRPOTrainer
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Seen, factor, require, wide
+from reweigh.trainers.seen import PREFIX, Seen, factor, wide
+from reweigh.trainers.versions import require
 
 # TRL exports its names lazily, and a trainer has its model once it is made.
 

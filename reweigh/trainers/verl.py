@@ -15,7 +15,8 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture
-from reweigh.trainers.seen import PREFIX, Seen, factor, per_token, refuse_advantage, refuse_whole_batch, require, wide
+from reweigh.trainers.seen import PREFIX, Seen, factor, per_token, refuse_advantage, refuse_whole_batch, wide
+from reweigh.trainers.versions import require
 
 HELPER = "verl.trainer.ppo.rollout_corr_helper"
 DRIVER = "compute_rollout_correction_and_add_to_batch"

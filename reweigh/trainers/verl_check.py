@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from reweigh.batch import Batch
-from reweigh.trainers.seen import KNOWN, NotInstalledError, UnknownVersionError, factor, require, wide
+from reweigh.trainers.seen import factor, wide
 from reweigh.trainers.verl import DRIVER, HELPER, LOSSES, USERS, VARIABLE, Correction, named
+from reweigh.trainers.versions import KNOWN, NotInstalledError, UnknownVersionError, require
 
 
 @dataclass(frozen=True)
-class Check:
+class Link:
     """One link: its name, whether it holds, what was found, and what to do if it does not."""
 
     name: str
@@ -26,7 +27,7 @@ class Check:
     hint: str = ""
 
 
-def check_verl(config: Mapping[str, Any] | None = None) -> Iterator[Check]:
+def check_verl(config: Mapping[str, Any] | None = None) -> Iterator[Link]:
     """Try each link, stopping at the first that the others need and that does not hold.
 
     Args:
@@ -48,55 +49,55 @@ def check_verl(config: Mapping[str, Any] | None = None) -> Iterator[Check]:
         yield from _config(correction[0], config)
 
 
-def _version() -> Check:
+def _version() -> Link:
     try:
-        return Check("version", True, f"verl {require('verl')}; known are {', '.join(KNOWN['verl'])}")
+        return Link("version", True, f"verl {require('verl')}; known are {', '.join(KNOWN['verl'])}")
     except (NotInstalledError, UnknownVersionError) as error:
         message, _, hint = str(error).partition("\nhint: ")
-        return Check("version", False, message, hint)
+        return Link("version", False, message, hint)
 
 
-def _entry_point() -> Check:
+def _entry_point() -> Link:
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip()
     names = [e.name for e in entry_points(group="verl.plugins")]
     if "reweigh" not in names:
         hint = "install reweigh as a package in verl's environment; a folder on PYTHONPATH has no entry point."
-        return Check("entry point", False, f"verl.plugins has {', '.join(names) or 'none'}", hint)
+        return Link("entry point", False, f"verl.plugins has {', '.join(names) or 'none'}", hint)
     if policy.lower() != "auto" and "reweigh" not in [name.strip() for name in policy.split(",")]:
         hint = "unset it, or add reweigh to it."
-        return Check("entry point", False, f"VERL_USE_EXTERNAL_PLUGINS={policy} leaves it out", hint)
-    return Check("entry point", True, f"verl.plugins has reweigh; VERL_USE_EXTERNAL_PLUGINS={policy}")
+        return Link("entry point", False, f"VERL_USE_EXTERNAL_PLUGINS={policy} leaves it out", hint)
+    return Link("entry point", True, f"verl.plugins has reweigh; VERL_USE_EXTERNAL_PLUGINS={policy}")
 
 
-def _named() -> tuple[Correction | None, Check]:
+def _named() -> tuple[Correction | None, Link]:
     value = os.environ.get(VARIABLE)
     if not value:
         hint = f"{VARIABLE}=corrections:correction, set where the run is started; Ray hands it to its workers."
-        return None, Check(
+        return None, Link(
             "correction", False, f"{VARIABLE} is not set, so verl trains as if reweigh were not there", hint
         )
     try:
         correction = named(value)
     except ValueError as error:
         message, _, hint = str(error).partition("\nhint: ")
-        return None, Check("correction", False, message, hint)
-    return correction, Check("correction", True, f"{value}: {correction.mode}, {correction.estimator}")
+        return None, Link("correction", False, message, hint)
+    return correction, Link("correction", True, f"{value}: {correction.mode}, {correction.estimator}")
 
 
-def _in_place(correction: Correction) -> Iterator[Check]:
+def _in_place(correction: Correction) -> Iterator[Link]:
     if correction.mode == "bypass":
         losses = import_module("verl.trainer.ppo.core_algos").POLICY_LOSS_REGISTRY
         ours = [name for name in LOSSES if getattr(losses.get(name), "__self__", None) == correction]
         what = "policy losses " + ", ".join(f"{name}: {'ours' if name in ours else 'not ours'}" for name in LOSSES)
-        yield Check("in place", len(ours) == len(LOSSES), what, _AGAIN)
+        yield Link("in place", len(ours) == len(LOSSES), what, _AGAIN)
         return
     for name in (HELPER, *USERS):
         module, needs = _imported(name)
         if module is None:
-            yield Check("in place", True, f"{name}: not tried, as it needs {needs}; it copies the one above")
+            yield Link("in place", True, f"{name}: not tried, as it needs {needs}; it copies the one above")
             continue
         ours = getattr(getattr(module, DRIVER), "__self__", None) == correction
-        yield Check("in place", ours, f"{name}: {DRIVER} is {'ours' if ours else 'not ours'}", _AGAIN)
+        yield Link("in place", ours, f"{name}: {DRIVER} is {'ours' if ours else 'not ours'}", _AGAIN)
 
 
 _AGAIN = "something replaced it after verl was imported; look for another plugin, or VERL_USE_EXTERNAL_MODULES."
@@ -114,7 +115,7 @@ def _imported(name: str) -> tuple[Any, str]:
     return None, name
 
 
-def _same_weights(correction: Correction) -> Check:
+def _same_weights(correction: Correction) -> Link:
     """Three sequences through verl's own door, and through the estimator."""
     log_mu = -torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) - 0.5
     log_pi = log_mu + torch.linspace(-0.3, 0.3, 15).view(3, 5)
@@ -134,25 +135,23 @@ def _same_weights(correction: Correction) -> Check:
         arrived = quiet.on_driver(proto, None)[0].batch["rollout_is_weights"]
     same = bool(torch.equal(arrived, expected))
     what = "weights of a trial batch are " + ("the estimator's, bit for bit" if same else "other than the estimator's")
-    return Check("weights", same, what, "please report this with the version of verl.")
+    return Link("weights", same, what, "please report this with the version of verl.")
 
 
-def _config(correction: Correction, config: Mapping[str, Any]) -> Iterator[Check]:
+def _config(correction: Correction, config: Mapping[str, Any]) -> Iterator[Link]:
     rollout = _at(config, "actor_rollout_ref.rollout.calculate_log_probs")
     hint = "actor_rollout_ref.rollout.calculate_log_probs=True; without it verl skips every correction in silence."
-    yield Check("config", rollout is True, f"calculate_log_probs is {rollout}", hint)
+    yield Link("config", rollout is True, f"calculate_log_probs is {rollout}", hint)
     section = _at(config, "algorithm.rollout_correction")
     bypass = bool(_at(config, "algorithm.rollout_correction.bypass_mode"))
     wanted = correction.mode == "bypass"
     hint = f"algorithm.rollout_correction.bypass_mode={wanted}, or Correction(..., mode=...) to match."
     said = "there is no algorithm.rollout_correction" if section is None else f"bypass_mode is {bypass}"
-    yield Check(
-        "config", section is not None and bypass == wanted, f"{said}; the correction is {correction.mode}", hint
-    )
+    yield Link("config", section is not None and bypass == wanted, f"{said}; the correction is {correction.mode}", hint)
     mode = _at(config, "actor_rollout_ref.actor.policy_loss.loss_mode")
     if wanted:
         hint = "actor_rollout_ref.actor.policy_loss.loss_mode=reweigh"
-        yield Check("config", mode in LOSSES, f"loss_mode is {mode}", hint)
+        yield Link("config", mode in LOSSES, f"loss_mode is {mode}", hint)
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

@@ -36,7 +36,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadSoFar:
     """The part of one file that was read.
 
     Attributes:
@@ -86,7 +86,7 @@ class Watched:
     """
 
     total: Measured = field(default_factory=Measured)
-    files: Mapping[str, Read] = field(default_factory=dict[str, Read])
+    files: Mapping[str, ReadSoFar] = field(default_factory=dict[str, ReadSoFar])
     troubles: Mapping[str, Trouble] = field(default_factory=dict[str, Trouble])
     pending: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp])
     beside: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp])
@@ -102,7 +102,7 @@ class Watched:
         ]
         return answer(Scanned(self.total.sums, tuple(files), self.total.notes))
 
-    def then(self, name: str, found: Measured, one: Read) -> "Watched":
+    def then(self, name: str, found: Measured, one: ReadSoFar) -> "Watched":
         """Add more of a file."""
         troubles = {k: v for k, v in self.troubles.items() if k != name}
         return replace(self, total=self.total + found, files={**self.files, name: one}, troubles=troubles)
@@ -177,7 +177,7 @@ class Memory:
         pending, beside, rewritten = ({name: Stamp(*x) for name, x in table.items()} for table in stamps)
         return Watched(
             Measured(*sums),
-            {name: Read(Stamp(x[0], x[1]), *x[2:]) for name, x in files.items()},
+            {name: ReadSoFar(Stamp(x[0], x[1]), *x[2:]) for name, x in files.items()},
             {name: Trouble(Stamp(x[0], x[1]), *x[2:]) for name, x in troubles.items()},
             pending,
             beside,
@@ -307,8 +307,8 @@ def _rests(path: Path, there: dict[str, Stamp], before: Watched, clock: float) -
 
 
 def _read(
-    path: Path, stamp: Stamp, old: Read | None, job: Job, settled: bool, engine: Engine
-) -> tuple[Measured, Read] | None:
+    path: Path, stamp: Stamp, old: ReadSoFar | None, job: Job, settled: bool, engine: Engine
+) -> tuple[Measured, ReadSoFar] | None:
     """Read what is new of a file, all of it or nothing; None if no line of it is whole."""
     known = formats(job.reader)
     job = replace(job, formats=known)
@@ -329,7 +329,7 @@ def _read(
         total += measured
     info = old.info if old else read_info(path, known).to_dict()
     rows, tokens = (old.rows, old.tokens) if old else (0, 0)
-    return total, Read(stamp, upto, rows + total.rows, tokens + total.tokens, lines, info)
+    return total, ReadSoFar(stamp, upto, rows + total.rows, tokens + total.tokens, lines, info)
 
 
 def _count_lines(path: Path, start: int, stop: int) -> int:

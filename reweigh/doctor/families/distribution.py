@@ -42,6 +42,7 @@ IDENTITY = (
     "gap^2 of gaps over 1",
 )
 N, FORWARD, BACKWARD, GAP, SQUARES, _, UP, KNOWN, SURPRISE, SURPRISE2, CERTAIN, BOUNDED, WIDE = range(13)
+_PADDED = -0.25  # of the mean ratio: ids that nothing has trained do not take more than a quarter of the mass
 _LEAST = 1e-3  # of the mean ratio: less is no matter
 FAR = 3.0  # nats
 _BY_CONTENT = "share of the squared log ratio that token probability and entropy explain"
@@ -111,7 +112,7 @@ def _mean_ratios(case: Case) -> Findings:
         evidence("mean_log_ratio", gap, "mean log ratio, nats: above 0 is impossible for what was sampled"),
     )
     half = 0.5 * total[SQUARES] / total[N]  # what the means would be off by if mu and pi changed places
-    least = max(_LEAST, 0.25 * half)
+    least = max(_LEAST, min(0.25 * half, 0.075))
 
     # Sampled from pi and logged from another: E[mu/pi] = 1, and E[log pi/mu] = KL > 0, which mu = sampler forbids.
     size = min(bounded.value, 2 * gap.value)
@@ -135,7 +136,7 @@ def _mean_ratios(case: Case) -> Findings:
     one_sided = excess / total[SQUARES] if total[SQUARES] > 0 else 0.0
     lost = forward if engine else backward
     p, share = p_below(lost), case.share(excess)
-    effect = min(-lost.value / least, one_sided / 0.25)
+    effect = min(-lost.value / least, one_sided / 0.15)
     certain = ratio(m[:, CERTAIN], m[:, N])
     finds = (
         *means,
@@ -155,7 +156,8 @@ def _mean_ratios(case: Case) -> Findings:
     padding = engine and certain.value < 1e-3 and not _cut_off(case.cells("tail").total)
     pair: tuple[CauseId, CauseId] = ("truncated_sampling", "vocab_padding")
     first, other = pair[::-1] if padding else pair
-    return [raw, Suspicion(first, p, effect, share, finds), Suspicion(other, p, 0.5 * effect, share, finds)]
+    rest = 0.5 if lost.value > _PADDED else 0.05
+    return [raw, Suspicion(first, p, effect, share, finds), Suspicion(other, p, rest * effect, share, finds)]
 
 
 def _cut_off(total: Array) -> bool:

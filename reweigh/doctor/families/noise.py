@@ -70,10 +70,10 @@ def _level(size: Array) -> Ints:
 
 
 def size_of(case: Case, quantile: float = 0.5, of: str = "sizes") -> float:
-    """Returns a quantile of |gap| / (1 - p), nats."""
+    """Returns a quantile of |gap| / (1 - p), nats, as at temperature 1: what rounds the scores is divided by T."""
     total = np.cumsum(case.cells(of).total[:, 0])
     at = int(np.searchsorted(total, quantile * total[-1]))
-    return 0.0 if at == 0 else float(np.exp(LEVELS[min(at, len(LEVELS) - 1)]))
+    return 0.0 if at == 0 else float(np.exp(LEVELS[min(at, len(LEVELS) - 1)])) * case.temperature
 
 
 def matters(case: Case) -> float:
@@ -209,7 +209,7 @@ def _floor(case: Case) -> Findings:
     coarse = any(word in dtype for word in _COARSE)
     size = middle / QUANTISED
     if case.baseline is not None:
-        usual = size_of(Case(case.baseline, {}))
+        usual = size_of(Case(case.baseline, case.info))
         size = middle / (1.6 * usual) if usual > 0 else 0.0
         finds = (*finds, counted("usual_size", usual, case.tokens, "the same in the baseline"))
     elif "prefill" in case.sums:

@@ -125,17 +125,23 @@ def _profile(case: Case) -> Findings:
     )
     # Positions that are read otherwise matter more the farther tokens look back.
     rises = max(in_context, in_response, key=lambda x: x.z)
-    steps = max(in_context.value / 0.08, in_response.value / 0.04)
-    # Squares over the level of the first places that have a tenth of the tokens.
-    total = context.total
-    upto = np.searchsorted(np.cumsum(total[:, 0]), 0.1 * total[:, 0].sum()) + 1
-    base = total[:upto].sum(0)
-    floor = base[2] / base[3] if base[3] > 0 else 0.0
-    share = share_of(float((total[:, 2] - floor * total[:, 3]).sum()), total.sum(0)[2])
+    # Where a trend cannot be worked out it says nothing: a NaN would win the larger of two.
+    steps = max(_finite(in_context.value) / 0.08, _finite(in_response.value) / 0.04)
+    # By place in the response or in the context, whichever shows more: after a long prompt all places of a response are
+    # alike, and where prompts differ in length they are not.
+    share = max(_over_the_first(position.total), _over_the_first(context.total))
     return [
         prefix,
         Suspicion("position_encoding", min(2 * p_above(rises), 1.0), _finite(steps) * matters(case), share, finds),
     ]
+
+
+def _over_the_first(total: Array) -> float:
+    """Returns the share of squares over the level of the first places that have a tenth of the tokens."""
+    upto = np.searchsorted(np.cumsum(total[:, 0]), 0.1 * total[:, 0].sum()) + 1
+    base = total[:upto].sum(0)
+    floor = base[2] / base[3] if base[3] > 0 else 0.0
+    return share_of(float((total[:, 2] - floor * total[:, 3]).sum()), total.sum(0)[2])
 
 
 def _finite(x: float) -> float:
@@ -231,6 +237,18 @@ def _grid(case: Case) -> tuple[Array, Array, Array] | None:
     keys = sorted(keyed.data)
     step, lag = np.array(keys).T
     return np.stack([keyed.data[key] for key in keys], 1), step, lag
+
+
+def sizes_by_step(case: Case) -> Array:
+    """Returns the mean size at each step, or range of steps; empty if no step is known."""
+    grid = _grid(case)
+    if grid is None:
+        return np.zeros(0)
+    data, step, _ = grid
+    total = data.sum(0)
+    n = np.array([total[(step == s), 0].sum() for s in np.unique(step)])
+    size = np.array([total[(step == s), 1].sum() for s in np.unique(step)])
+    return (size / np.maximum(n, 1))[n >= 50]
 
 
 def _rate(data: Array) -> Estimate:

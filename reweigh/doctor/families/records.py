@@ -5,9 +5,9 @@ from numpy.typing import NDArray
 
 from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Cells, Estimate, ratio
-from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES
+from reweigh.doctor.clean import CELLS, KINDS, OFFSETS, PLACES, UNITS
 from reweigh.doctor.diagnosis import Suspicion
-from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N, improper
+from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, SQUARES, WIDE, N
 from reweigh.doctor.family import Case, Family, Findings, counted, evidence, p_above
 from reweigh.scan.tokens import Tokens
 
@@ -42,6 +42,36 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
     surprise = np.where(known, np.minimum(-tokens.log_pi, -tokens.log_mu) - np.where(known, tokens.entropy, 0.0), 0.0)
     turns = Cells.of(tokens.bucket, later, 3, known, surprise, np.where(known, squares, 0.0))
     return {"turns": turns, "wrong": wrong}
+
+
+def _wrong_units(case: Case) -> Findings:
+    """Tests whether one column is a probability, of another base, or of another sign, by which reading brings both
+    together."""
+    data = case.cells("units").data
+    n = float(data[:, 0, 0].sum())
+    if n < 20:
+        return []
+    apart = data[:, :, 1].sum(0)
+    as_is = min(apart[0], apart[len(UNITS)])
+    best = int(np.argmin(apart))
+    if best % len(UNITS) == 0 or as_is / n < 0.05:
+        return []
+    column, unit = ("log_mu", "log_pi")[best // len(UNITS)], UNITS[best % len(UNITS)]
+    # In each cluster of responses, not in a few of them; and near, where it was far.
+    some = data[:, 0, 0] > 0
+    nearer = (data[some, best, 1] < 0.35 * data[some, 0, 1]).mean()
+    if apart[best] > 0.25 * as_is or nearer < 0.9:
+        return []
+    finds = (
+        counted(
+            "apart_as_is",
+            as_is / n,
+            n,
+            f"mean |log_pi - log_mu| as recorded, nats, at most {3} each",
+        ),
+        counted("apart_in_nats", apart[best] / n, n, f"the same with {column} read as {unit}"),
+    )
+    return [Suspicion("wrong_units", _CERTAIN, 10.0, 1.0, finds, proven=True)]
 
 
 def _not_sampled(case: Case) -> Findings:
@@ -177,8 +207,7 @@ def _wrong(case: Case) -> Findings:
     )
     excess = rate.plus(-3 * back)
     share = case.share(squares)
-    proven = excess.z > 6 and excess.value > 0.05 and improper(case)
-    first = Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds, proven)
+    first = Suspicion("wrong_token", p_above(excess, 0.02), excess.value / 0.1, share, finds)
     return [first, *_other_token(case)]
 
 
@@ -220,8 +249,8 @@ def _other_token(case: Case) -> Findings:
 
 STRUCTURAL = Family(
     "records",
-    ("placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token"),
+    ("wrong_units", "placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token"),
     {"entropy_pi": "foreign text that has real log-probs, and wrong tokens, are harder to see"},
     _measure,
-    lambda case: [*_not_sampled(case), *_later_turns(case), *_alignment(case), *_wrong(case)],
+    lambda case: [*_wrong_units(case), *_not_sampled(case), *_later_turns(case), *_alignment(case), *_wrong(case)],
 )

@@ -7,9 +7,9 @@ from reweigh.theory.lab.exact import (
     AnyAdvantage,
     Exact,
     ExactSNIS,
+    GradientMoments,
     Group,
     Loss,
-    Outcome,
     PerSequence,
     PPOClip,
     Reward,
@@ -39,7 +39,7 @@ __all__ = [
     # worlds
     "Policies", "Sequences", "World", "random_policies", "random_world", "trap_a", "trap_b", "trap_b_of_fixed_length",
     # what an estimator does in one
-    "Advantage", "AnyAdvantage", "Exact", "Loss", "Outcome", "PPOClip", "PerSequence", "Reward", "coefficients",
+    "Advantage", "AnyAdvantage", "Exact", "Loss", "GradientMoments", "PPOClip", "PerSequence", "Reward", "coefficients",
     "exact", "reinforce",
     "ExactSNIS", "Group", "exact_group_mean", "exact_snis",
     "TokenBias", "TruncatedBias", "token_bias", "truncated_bias",

@@ -98,7 +98,7 @@ Loss = Callable[[Tensor, Batch, Weights], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class GradientMoments:
     """Mean and variance of a gradient estimate ghat, exactly, beside the true gradient.
 
     Attributes:
@@ -134,7 +134,7 @@ class Outcome:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Exact(Outcome):
+class Exact(GradientMoments):
     """Effect of an estimator on one sequence of mu: ghat is its value there, and a batch is the mean of n of them.
 
     Attributes:
@@ -265,7 +265,7 @@ _RIGHT = 800.0  # e^-800 is 0 in float64: nothing lies beyond the last node
 
 @final
 @dataclass(frozen=True, eq=False)
-class ExactSNIS(Outcome):
+class ExactSNIS(GradientMoments):
     """`ghat = sum_i w_i f_i / sum_i w_i` over n sequences of mu: the covariance is the batch's, not to be divided by n.
 
     Attributes:

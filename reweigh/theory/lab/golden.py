@@ -56,7 +56,7 @@ from reweigh.theory.lab.inequalities import inequalities, weights_at
 from reweigh.theory.lab.world import Policies, World
 from reweigh.theory.laws import LogNormalRatio
 
-__all__ = ["GoldenCheck", "Tally", "check_golden"]
+__all__ = ["GoldenCheck", "Compared", "check_golden"]
 
 INPUTS = (
     *("name", "V", "T", "ctx", "eos", "contexts", "pi_logits", "mu_logits", "mu_mask", "R"),
@@ -331,7 +331,7 @@ FLOOR = 1e-3
 
 
 @dataclass
-class Tally:
+class Compared:
     """One kind of quantity: how many were compared, and how far off the worst one is.
 
     Attributes:
@@ -358,7 +358,7 @@ class Tally:
 class Comparison:
     """All tallies, and what there was nothing to compare with."""
 
-    tallies: dict[str, Tally] = field(default_factory=lambda: {})
+    tallies: dict[str, Compared] = field(default_factory=lambda: {})
     uncovered: list[str] = field(default_factory=lambda: [])
 
     def add(self, group: str, where: str, given: Any, computed: Any, scale: float = 1.0) -> None:
@@ -375,7 +375,7 @@ class Comparison:
             self.uncovered.append(where)
             return
         tolerance = SNIS_TOLERANCE if group.startswith("snis") else TOLERANCE
-        tally = self.tallies.setdefault(group, Tally(group, tolerance))
+        tally = self.tallies.setdefault(group, Compared(group, tolerance))
         ours, theirs = numbers(computed), numbers(given)
         tally.count += len(theirs)
         error = _error(theirs, ours, scale)
@@ -449,7 +449,7 @@ class GoldenCheck:
 
     path: str
     instances: tuple[str, ...]
-    tallies: tuple[Tally, ...]
+    tallies: tuple[Compared, ...]
     uncovered: tuple[str, ...]
 
     @property

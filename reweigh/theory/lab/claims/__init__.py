@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import tomllib
 
-from reweigh.theory.lab.claims.evidence import EVIDENCE, Evidence
+from reweigh.theory.lab.claims.evidence import EVIDENCE, ClaimEvidence
 
-__all__ = ["CLAIMS", "MEANING", "Checked", "Claim", "Evidence", "Verdict", "check_claims", "select_claims"]
+__all__ = ["CLAIMS", "MEANING", "Checked", "Claim", "ClaimEvidence", "Verdict", "check_claims", "select_claims"]
 
 Verdict = Literal["OK", "OK+", "LOOSE", "WRONG", "NON-SEQUITUR", "MISLEADING", "NOT PROVED"]
 """Verdict on a claim; `MEANING` has the words."""
@@ -51,7 +51,7 @@ class Claim:
     why: str
     sharper: str
     use: str
-    evidence: Callable[[], Evidence]
+    evidence: Callable[[], ClaimEvidence]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Checked:
     """
 
     claim: Claim
-    evidence: Evidence
+    evidence: ClaimEvidence
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as JSON has it."""

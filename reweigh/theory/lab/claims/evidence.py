@@ -45,7 +45,7 @@ _REWARDS: tuple[RewardKind, ...] = ("normal", "uniform", "binary", "normal")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClaimEvidence:
     """Result of a computation.
 
     Attributes:
@@ -146,7 +146,7 @@ def tiny(x: float) -> str:
 _LEMMA_STEPS = (0.3, 1.0, 3.0)  # in units of 1 / L
 
 
-def _lemma() -> Evidence:
+def _lemma() -> ClaimEvidence:
     cases = broken = helped = 0
     margin, rescaled = float("inf"), 0.0
     for seed in range(6):
@@ -169,7 +169,7 @@ def _lemma() -> Evidence:
                     bound = lemma.gain(step / curvature, curvature, n).total
                     cases, broken = cases + 1, broken + (gain < bound - 1e-12)
                     margin = min(margin, gain - bound)
-    return Evidence(
+    return ClaimEvidence(
         broken == 0 and helped > 0 and rescaled < 1e-12,
         f"E J(theta + step ghat_N) over every batch against A + B - C, {cases} cases (6 worlds, 4 estimators, N = 1 "
         f"and 2, steps of {', '.join(f'{s:g}' for s in _LEMMA_STEPS)} / L): {broken} below the bound, smallest margin "
@@ -178,7 +178,7 @@ def _lemma() -> Evidence:
     )
 
 
-def _gradient() -> Evidence:
+def _gradient() -> ClaimEvidence:
     worst = 0.0
     for world in worlds():
         logits = world.policies.log_pi.clone().requires_grad_()
@@ -190,7 +190,7 @@ def _gradient() -> Evidence:
     (slope,) = torch.autograd.grad(own @ own, logits)
     score_form = World(world.policies, own.detach()).gradient
     twice = float(slope.norm() / score_form.norm())
-    return Evidence(
+    return ClaimEvidence(
         worst < 1e-12 and abs(twice - 2) < 1e-12,
         f"E_pi[R S] against automatic differentiation of J in {NUMBER} random worlds: relative difference at most "
         f"{tiny(worst)}. With R = pi(y), a reward that depends on the parameters, the true gradient is {twice:.3f} "
@@ -198,7 +198,7 @@ def _gradient() -> Evidence:
     )
 
 
-def _unbiased() -> Evidence:
+def _unbiased() -> ClaimEvidence:
     worst = largest(exact(w, seq_is()).bias_norm / float(w.gradient.norm()) for w in worlds())
     cut = [random_world(vocab=3, length=4, memory=(None, 1)[i % 2], masked=0.3, seed=i) for i in range(20)]
     gaps: list[float] = []
@@ -210,7 +210,7 @@ def _unbiased() -> Evidence:
         gaps.append(float((result.bias + s.total(lost[:, None].expand(s.mask.shape))).norm()))
         over += result.bias_norm > b.unsupported_bias(norms(world).integrand, d.unsupported) + 1e-12
         means.append(d.mean_ratio)
-    return Evidence(
+    return ClaimEvidence(
         worst < 1e-12 and largest(gaps) < 1e-12 and over == 0 and min(means) < 0.9,
         f"Full support, {NUMBER} worlds: |bias| / |g| at most {tiny(worst)}. Truncated support, {len(cut)} worlds: "
         f"E_mu r falls to {min(means):.2f} in place of 1, the bias is minus what pi does where mu is 0 (to "
@@ -218,7 +218,7 @@ def _unbiased() -> Evidence:
     )
 
 
-def _seq_is_variance() -> Evidence:
+def _seq_is_variance() -> ClaimEvidence:
     worst = 0.0
     for world in worlds():
         s, result = world.sampled, exact(world, seq_is())
@@ -234,14 +234,14 @@ def _seq_is_variance() -> Evidence:
     )
     pairs = ((each[:, None] + each) / 2 - world.gradient).square().sum(-1)
     of_two = float(world.mu @ pairs @ world.mu) / exact(world, seq_is()).trace_cov
-    return Evidence(
+    return ClaimEvidence(
         worst < 1e-9 and abs(of_two - 0.5) < 1e-12,
         f"The formula against the trace of the covariance in {NUMBER} worlds: relative difference at most "
         f"{tiny(worst)}. Over all pairs of sequences the mean of two has {of_two:.3f} of the variance.",
     )
 
 
-def _reward_squared() -> Evidence:
+def _reward_squared() -> ClaimEvidence:
     flat = table([[0.5, 0.5]])
     world = World(Policies(flat, flat, 1), torch.full((2,), 4.0, dtype=torch.float64))
     k, var = norms(world), exact(world, seq_is()).trace_cov
@@ -252,7 +252,7 @@ def _reward_squared() -> Evidence:
         c, var_short, m2 = norms(short), exact(short, seq_is()).trace_cov, distances(short).m2
         wrong += var_short > b.post_seq_is_variance(c.score, c.reward, m2, c.gradient) + 1e-12
     right = broken("seqIS var: M*Rmax^2*m2-|g|^2")
-    return Evidence(
+    return ClaimEvidence(
         var > post and wrong > 0 and right == 0,
         f"One token, two choices, pi = mu, reward 4 for both: variance {var:.3g}, the post's bound {post:.3g}. The "
         f"post's bound fails in {wrong} of {NUMBER} random worlds of one or two tokens with normal rewards, the one "
@@ -260,7 +260,7 @@ def _reward_squared() -> Evidence:
     )
 
 
-def _tower() -> Evidence:
+def _tower() -> ClaimEvidence:
     fixed = [w for w in worlds() if w.policies.eos is None and w.policies.memory == 1]
     tower, apart = 0.0, 1.0
     for world in fixed:
@@ -269,7 +269,7 @@ def _tower() -> Evidence:
         ratio2 = (2 * world.batch.log_ratio).exp()
         product = math.prod(float(world.mu @ column) for column in ratio2.unbind(-1))
         apart = max(apart, product / m2, m2 / product)
-    return Evidence(
+    return ClaimEvidence(
         tower < 1e-10 and apart > 1.01,
         f"{len(fixed)} Markov worlds: the recursion by the tower property gives log E_mu r^2 to {tiny(tower)} of the "
         "sum over all sequences; the product of E_mu r_t^2, as if tokens were independent, is off by up to "
@@ -277,7 +277,7 @@ def _tower() -> Evidence:
     )
 
 
-def _explosion() -> Evidence:
+def _explosion() -> ClaimEvidence:
     length = 4096
     first = Policies(table([[0.5, 0.5]] * 3), table([[0.7, 0.3], [0.5, 0.5], [0.5, 0.5]]), length, memory=1)
     m2 = chain(first).renyi2
@@ -288,7 +288,7 @@ def _explosion() -> Evidence:
     m2_rare, chi2 = chain(rare).chi2 + 1, float(StateDistances.of(rare).chi2.max())
     rate = growth_rate(rare)
     lower = broken("exp(KL(pi|mu))<=m2") + broken("(1+chi2min)^T<=m2") + broken("m2<=(1+chi2max)^T")
-    return Evidence(
+    return ClaimEvidence(
         abs(m2[-1] - at_first) < 1e-9 and rate < math.log1p(chi2) * 0.9 and lower == 0,
         f"A gap in the first token only: E_mu r^2 = {math.exp(m2[-1]):.3f} at T = 1 and at T = {length:,}, where the "
         f"bound is 10^{length * at_first / math.log(10):.0f}. A gap only in a state that is entered with a chance of "
@@ -299,12 +299,12 @@ def _explosion() -> Evidence:
     )
 
 
-def _prefactor() -> Evidence:
+def _prefactor() -> ClaimEvidence:
     lengths = (4, 8, 16)
     on = [_over_m2(t, 0.5) for t in lengths]
     off = [_over_m2(t, 0.4) for t in lengths]
     power = exponent((off[1], off[2]), (8, 16))
-    return Evidence(
+    return ClaimEvidence(
         abs(exponent((on[0], on[2]), (4, 16)) - 1) < 1e-9 and power > 1,
         f"Variance over (1 + chi2)^T, iid tokens, reward 1: {', '.join(f'{x:.3g}' for x in on)} at T = 4, 8, 16 for "
         f"pi = mu, where (1 + chi2)^T is 1, and {', '.join(f'{x:.3g}' for x in off)} for mu = (.4, .6), local power "
@@ -319,7 +319,7 @@ def _over_m2(length: int, mu: float) -> float:
     return exact(world, seq_is()).trace_cov / b.post_m2(chi2, length)
 
 
-def _percent() -> Evidence:
+def _percent() -> ClaimEvidence:
     rows: list[tuple[float, float, float]] = []
     for shift in (0.05, 0.005):
         tables = table([[0.5 + shift, 0.5 - shift]]), table([[0.5, 0.5]])
@@ -328,7 +328,7 @@ def _percent() -> Evidence:
         rows.append((float(states.chi2[0]), float(states.tv[0]), float(chain(policies).chi2[-1]) + 1))
     (chi2, tv, m2), (chi2_small, tv_small, m2_small) = rows
     one, five = b.post_m2(0.01, 200), b.post_m2(0.05, 200)
-    return Evidence(
+    return ClaimEvidence(
         round(one, 1) == 7.3 and int(five) == 17_292 and abs(m2 - one) < 1e-6 and m2_small < 1.03,
         f"1.01^200 = {one:.3f} and 1.05^200 = {five:,.1f}. Two tokens with ratios of 1 +- 10% (TV {tv:.3f}) have "
         f"chi2 = {chi2:.4f} and E_mu r^2 = {m2:.3f} at T = 200; ratios of 1 +- 1% (TV {tv_small:.4f}) have chi2 = "
@@ -340,7 +340,7 @@ def _heavy() -> World:
     return random_world(vocab=3, length=7, memory=1, gap=1.3, reward="binary", seed=10)
 
 
-def _snis_bias() -> Evidence:
+def _snis_bias() -> ClaimEvidence:
     world = random_world(vocab=3, length=4, memory=1, gap=0.4, seed=3)
     sizes = (64, 256, 1024)
     results = [exact_snis(world, n) for n in sizes]
@@ -352,7 +352,7 @@ def _snis_bias() -> Evidence:
     for length in (2, 4, 6):
         longer = random_world(vocab=3, length=length, memory=0, gap=0.8, reward="binary", seed=1)
         constants.append(distances(longer).m2)
-    return Evidence(
+    return ClaimEvidence(
         abs(power + 1) < 0.02 and abs(ratio - 1) < 0.05 and over == 0 and constants[2] > constants[0] ** 2.9,
         f"Exact |bias| times N: {', '.join(f'{x.bias_norm * x.n:.4g}' for x in results)} at N = "
         f"{', '.join(map(str, sizes))} (chi2 = {m2 - 1:.2f}), power of N {power:.3f}, {ratio:.3f} of the first-order "
@@ -361,7 +361,7 @@ def _snis_bias() -> Evidence:
     )
 
 
-def _snis_norm() -> Evidence:
+def _snis_norm() -> ClaimEvidence:
     world, n = _heavy(), 16
     s, d = world.sampled, distances(world)
     g = torch.Generator().manual_seed(0)
@@ -375,7 +375,7 @@ def _snis_norm() -> Evidence:
     result = exact_snis(world, n)
     mse, plain = result.bias_norm**2 + result.trace_cov, exact(world, seq_is()).mse(n)
     delta = float(result.delta_bias.norm())
-    return Evidence(
+    return ClaimEvidence(
         worst <= 1 + 1e-9 and mse < plain / 3 and result.delta_trace_cov > 3 * result.trace_cov,
         f"200 batches of {n}: |ghat| is at most {worst:.3f} of the largest |f_i|. At E_mu r^2 = {d.m2:.0f}, N = {n}: "
         f"exact |bias| {result.bias_norm:.3f} (first order: {delta:.3f}), exact variance {result.trace_cov:.3f} (first "
@@ -383,13 +383,13 @@ def _snis_norm() -> Evidence:
     )
 
 
-def _effective_size() -> Evidence:
+def _effective_size() -> ClaimEvidence:
     world = _heavy()
     m2 = distances(world).m2
     few, many = (1 / exact_snis(world, n).inverse_ess for n in (4, 4096))
     raw, less = exact_snis(world, 64), exact_snis(world, 64, advantage=Reward("value"))
     moved = float((raw.mean - less.mean).norm() / world.gradient.norm())
-    return Evidence(
+    return ClaimEvidence(
         few < 2.5 and abs(many / 4096 * m2 - 1) < 0.25 and moved > 1e-3,
         f"E_mu r^2 = {m2:.0f}: 1 / E[1 / ESS] is {few:.2f} of 4 sequences and {many:.0f} of 4096, "
         f"{many / 4096 * m2:.2f} times N / (1 + chi2). Taking the mean reward off R moves the mean of SNIS by "
@@ -397,23 +397,23 @@ def _effective_size() -> Evidence:
     )
 
 
-def _seq_tis_variance() -> Evidence:
+def _seq_tis_variance() -> ClaimEvidence:
     post, sharp = "seqTIS var<=K^2C^2", "seqTIS 2nd<=C F_pi"
-    return Evidence(
+    return ClaimEvidence(
         broken(post) + broken(sharp) == 0 and slack(sharp) < slack(post),
         f"{NUMBER} worlds, C = 2: both hold; median slack {slack(post):.1f} for K^2 C^2 and {slack(sharp):.1f} for C "
         "E_pi |f|^2.",
     )
 
 
-def _seq_tis_bias() -> Evidence:
+def _seq_tis_bias() -> ClaimEvidence:
     post, sharp = "seqTIS bias<=2K m2/C", "seqTIS bias<=K E(rho-C)+"
     eight = min(
         b.post_tis_bias(1, chi2, cap) / b.excess_by_moment(cap, 2, 1 + chi2)
         for chi2 in (0.1, 3.0, 50.0)
         for cap in (0.5, 2.0, 20.0)
     )
-    return Evidence(
+    return ClaimEvidence(
         broken(post) + broken(sharp) == 0 and abs(eight - 8) < 1e-9,
         f"{NUMBER} worlds, C = 2: both hold; median slack {slack(post):.0f} for 2 K (1 + chi2) / C and "
         f"{slack(sharp):.1f} for K E_mu (r - C)_+. The post's is {eight:.0f} times K (1 + chi2) / (4 C) at every "
@@ -421,13 +421,13 @@ def _seq_tis_bias() -> Evidence:
     )
 
 
-def _controllable() -> Evidence:
+def _controllable() -> ClaimEvidence:
     lengths = (4, 64, 256, 1024)
     laws = [iid_law(0.5, 0.57, t) for t in lengths]
     kept = [1 - law.excess(2.0) for law in laws]
     needed = [next(c for c in (2.0**k for k in range(60)) if law.excess(c) <= 0.1) for law in laws]
     fading = all(x > y for x, y in pairwise(kept))
-    return Evidence(
+    return ClaimEvidence(
         fading and kept[-1] < 0.1 and needed[-1] > 8 * needed[0],
         f"Two iid tokens, pi = (.5, .5), mu = (.57, .43): E_mu min(r, 2) = {', '.join(f'{x:.2f}' for x in kept)} at "
         f"T = {', '.join(map(str, lengths))}, where 1 + chi2 = {', '.join(f'{law.m2:.3g}' for law in laws)}. To lose "
@@ -435,7 +435,7 @@ def _controllable() -> Evidence:
     )
 
 
-def _error() -> Evidence:
+def _error() -> ClaimEvidence:
     world = random_world(vocab=2, length=4, gap=0.7)
     result = exact(world, seq_tis(1.5))
     s = world.sampled
@@ -445,14 +445,14 @@ def _error() -> Evidence:
     pairs = ((each[:, None] + each) / 2 - world.gradient).square().sum(-1)
     two = float(world.mu @ pairs @ world.mu)
     gap = max(abs(one / (result.bias_norm**2 + result.trace_cov) - 1), abs(two / result.mse(2) - 1))
-    return Evidence(
+    return ClaimEvidence(
         gap < 1e-12,
         f"E |ghat - g|^2 over every sequence is {one:.4f}, and {two:.4f} over every pair for the mean of two; "
         f"|bias|^2 + Var / N agrees to {tiny(gap)}.",
     )
 
 
-def _optimal_cap() -> Evidence:
+def _optimal_cap() -> ClaimEvidence:
     grid = np.exp(np.linspace(-2, 12, 20_001))
     far = 0.0
     for chi2, n in ((1.0, 1), (50.0, 1), (1.0, 1024), (50.0, 1024)):
@@ -469,7 +469,7 @@ def _optimal_cap() -> Evidence:
         caps = Post().of_chi2(distances(world).chi2), Balance(n=1).of_law(ratio_law(world))
         post, other = (exact(world, seq_tis(c)).mse(1) for c in caps)
         beaten += other < post
-    return Evidence(
+    return ClaimEvidence(
         far < 0.02 and cost[9.0, 1] > 10 and cost[4.0, 1024] > 2,
         f"Grid search finds the minimum of the post's bound where it says, times N^(1/4) for a batch (to {far:.1%}). "
         f"Worst error under log-normal ratios, over the least possible: {cost[9.0, 1]:.0f}x for Var log r = 9, N = "
@@ -478,7 +478,7 @@ def _optimal_cap() -> Evidence:
     )
 
 
-def _limit() -> Evidence:
+def _limit() -> ClaimEvidence:
     below = over = 0
     worst = 0.0
     for world in worlds():
@@ -497,7 +497,7 @@ def _limit() -> Evidence:
             ratio = b.tis_mse(1, law.excess(cap), law.min2(cap), n) / law.minimax(n)
             sound = sound and 1 <= ratio < 4
             ratios.append(f"{ratio:.2f}")
-    return Evidence(
+    return ClaimEvidence(
         below == NUMBER and over == 0 and times == 4 and worst < 0.25 and sound,
         f"Exact error of Seq-IS at N = 1 is below a quarter of the limit in {below} of {NUMBER} worlds; the bound "
         f"itself fails in {over}; Seq-TIS at C = 1 has at most {worst:.2f} of it. Worst case of Seq-TIS at the "
@@ -506,7 +506,7 @@ def _limit() -> Evidence:
     )
 
 
-def _long_sequences() -> Evidence:
+def _long_sequences() -> ClaimEvidence:
     lengths, seeds = (1, 4, 10), 40
     shares: dict[str, list[list[float]]] = {"Seq-IS": [], "TIS(2)": [], "MIS(2)": []}
     for seed in range(seeds):
@@ -525,7 +525,7 @@ def _long_sequences() -> Evidence:
     kept_short = float(short.mu[geo_rs(0.99, 1.01)(short.batch).keep].sum())
     falls = all(middle[name][2] < middle[name][1] < middle[name][0] for name in ("TIS(2)", "MIS(2)"))
     said = "; ".join(f"{name} {', '.join(f'{x:.2f}' for x in middle[name])}" for name in ("TIS(2)", "MIS(2)"))
-    return Evidence(
+    return ClaimEvidence(
         off < 1e-11 and falls and geo[0] < geo[1] < geo[2] and kept_short < kept,
         f"E_mu[w 1{{length}}] over pi(length), lengths {', '.join(map(str, lengths))}, {seeds} worlds with "
         f"an eos: Seq-IS 1 (to {tiny(off)}); medians {said}. A band of .999 to 1.001 on the geometric ratio keeps "
@@ -534,7 +534,7 @@ def _long_sequences() -> Evidence:
     )
 
 
-def _artefacts() -> Evidence:
+def _artefacts() -> ClaimEvidence:
     world = trap_a(100)
     tis, mis = (exact(world, e, VALUE).cosine for e in (seq_tis(2.0), seq_mis(0.0, 2.0)))
     dropped = ~seq_mis(0.0, 2.0)(world.batch).keep
@@ -546,7 +546,7 @@ def _artefacts() -> Evidence:
         sides = [(1 - s) * excess + s * (cap - 1) > (1 - s) * (excess + cap) + s for s in (share - 1e-6, share + 1e-6)]
         agree += sides == [False, True]
     shares = ", ".join(f"{b.artefacts_for_mis(c):.2f} at C = {c:g}" for c in (2.0, 3.0, 10.0))
-    return Evidence(
+    return ClaimEvidence(
         tis > 0.9 > 0 > mis and successes == 1.0 and agree == len(cases),
         f"Trap A, T = 100: what Seq-MIS(2) rejects are successes, all with reward {successes:.0f}, and its cosine "
         f"with g is {mis:.2f}; Seq-TIS(2) has {tis:.2f}. Share of artefacts from which rejecting has less bias: "
@@ -568,11 +568,11 @@ def _powers(policies: Tensor, estimator: Estimator) -> tuple[float, float]:
     return exponent(moments, _LENGTHS), exponent(biases, _LENGTHS)
 
 
-def _naive_variance() -> Evidence:
+def _naive_variance() -> ClaimEvidence:
     (near, _), (far, _) = _powers(SMOOTH, naive()), _powers(WIDE, naive())
     sharp, post = "naive 2nd<=Rmax^2Ks^2(sqrtT(1+2D)+2TD)^2", "naive 2nd<=Rmax^2 Ks^2 T^2"
     on = broken("on-policy 2nd: F_pi<=Rmax^2 Ks^2 T")
-    return Evidence(
+    return ClaimEvidence(
         near < 1.1 and far > 1.8 and broken(post) + broken(sharp) + on == 0,
         f"Worst |R| <= 1, iid tokens, T = 64 to 256: the second moment grows as T^{near:.2f} at Delta = .005, and as "
         f"T^{far:.2f} at Delta = .2, so it does depend on the mismatch. All bounds hold in {NUMBER} worlds; the "
@@ -581,10 +581,10 @@ def _naive_variance() -> Evidence:
     )
 
 
-def _token_is_variance() -> Evidence:
+def _token_is_variance() -> ClaimEvidence:
     (near, _), (far, _) = _powers(SMOOTH, token_is()), _powers(WIDE, token_is())
     post, sharp = "tokIS_Amu 2nd<=T^2 A^2Ks^2(1+chi2max)", "tokIS_R 2nd<=Rmax^2Ks^2 T(1+chi2max)"
-    return Evidence(
+    return ClaimEvidence(
         abs(near - 1) < 0.01 and abs(far - 1) < 0.01 and broken(post) + broken(sharp) == 0,
         f"Worst |R| <= 1, iid tokens, T = 64 to 256: T^{near:.3f} at Delta = .005 and T^{far:.3f} at Delta = .2. In "
         f"{NUMBER} worlds both bounds hold; median slack {slack(post):.1f} for the post's, {slack(sharp):.1f} for "
@@ -592,15 +592,15 @@ def _token_is_variance() -> Evidence:
     )
 
 
-def _naive_bias() -> Evidence:
+def _naive_bias() -> ClaimEvidence:
     post, best = "naive bias<=2K TV", "naive bias<=2H sqrt(Fmu+Fpi)"
-    return Evidence(
+    return ClaimEvidence(
         broken(post) + broken(best) == 0,
         f"Holds in all of {NUMBER} worlds, median slack {slack(post):.1f}; by Hellinger {slack(best):.1f}.",
     )
 
 
-def _hybrid() -> Evidence:
+def _hybrid() -> ClaimEvidence:
     names = {
         "sum of E_mu TV(s_t)": "TV<=sum E_dmu TV_t",
         "T Delta": "TV<=T*Delta_max",
@@ -611,20 +611,20 @@ def _hybrid() -> Evidence:
     }
     failed = sum(broken(n) for n in names.values())
     said = ", ".join(f"{short} {slack(n):.2f}" for short, n in names.items())
-    return Evidence(
+    return ClaimEvidence(
         failed == 0 and slack("TV<=sqrt(h2(2-h2))") < slack("TV<=sum E_dmu TV_t"),
         f"{failed} failures in {NUMBER} worlds; median slack: {said}.",
     )
 
 
-def _quadratic() -> Evidence:
+def _quadratic() -> ClaimEvidence:
     (_, smooth), (_, rare) = _powers(SMOOTH, naive()), _powers(RARE, naive())
     (_, smooth_token), (_, rare_token) = _powers(SMOOTH, token_is()), _powers(RARE, token_is())
     held = broken("naive bias<=2 Rmax Ks T^2 Delta")
     worst = (worst_case(SMOOTH[0], SMOOTH[1], t, naive()) for t in _LENGTHS)
     score = float((torch.eye(3).double() - SMOOTH[0]).norm(dim=1).max())
     times = [b.post_quadratic_bias(1.0, score, w.length, 0.005) / w.bias for w in worst]
-    return Evidence(
+    return ClaimEvidence(
         held == 0 and max(smooth, smooth_token) < 1.1 and max(rare, rare_token) < 1.65 and times[1] > 3 * times[0],
         f"Largest bias over all |R| <= 1, exact, T = 64 to 256: T^{smooth:.2f} (Naive) and T^{smooth_token:.2f} "
         f"(Token-IS) for a gap that tokens share, T^{rare:.2f} and T^{rare_token:.2f} for one in a rare token. The "
@@ -633,7 +633,7 @@ def _quadratic() -> Evidence:
     )
 
 
-def _same_cause() -> Evidence:
+def _same_cause() -> ClaimEvidence:
     unbiased = largest(exact(w, seq_is()).bias_norm for w in worlds())
     proved = broken("tokIS_R bias<=2RmaxKs T(T-1)Delta")
     first_reward: list[float] = []
@@ -648,7 +648,7 @@ def _same_cause() -> Evidence:
         if world.policies.memory != 0:  # row 0 is then the first token and no other
             first_reward.append(float(parts.total[:v].norm()) / size)
             first_critic.append(float(parts.states[:v].norm()) / size)
-    return Evidence(
+    return ClaimEvidence(
         unbiased < 1e-12 and proved == 0 and largest(first_critic) < 1e-10 and median(first_reward) > 0.01,
         f"Seq-IS samples from mu as well, and its bias is at most {tiny(unbiased)}. The first token meets no wrong "
         f"state, and still has a median of {median(first_reward):.2f} of the bias of Token-IS; with the advantage of "
@@ -657,7 +657,7 @@ def _same_cause() -> Evidence:
     )
 
 
-def _surrogates() -> Evidence:
+def _surrogates() -> ClaimEvidence:
     of_naive = of_token = moved_naive = moved_token = apart = 0.0
     for world in worlds():
         s, mu, reward = world.sequences, world.sequences.mu, world.reward
@@ -674,7 +674,7 @@ def _surrogates() -> Evidence:
         shift = plain - exact(world, naive(), less).mean
         moved_naive = max(moved_naive, float((shift - cross_entropy.flatten()).norm()))
         moved_token = max(moved_token, float((token - exact(world, token_is(), less).mean).norm()))
-    return Evidence(
+    return ClaimEvidence(
         max(of_naive, of_token) < 1e-11 and apart > 0.1 and max(moved_naive, moved_token) < 1e-11,
         f"In {NUMBER} worlds E[Naive] is the gradient of E_mu[R log pi] (to {tiny(of_naive)}), E[Token-IS] that of "
         f"E_mu[R sum_t r_t] (to {tiny(of_token)}), and they differ by up to {apart:.1f}x. Taking 1 off R moves the "
@@ -683,13 +683,13 @@ def _surrogates() -> Evidence:
     )
 
 
-def _which_advantage() -> Evidence:
+def _which_advantage() -> ClaimEvidence:
     same, apart, less_biased = 0.0, 0.0, 0
     for world in worlds():
         raw, of_mu, of_pi = (exact(world, token_is(), a) for a in (None, Advantage("mu"), Advantage("pi")))
         same, apart = max(same, relative(of_mu.mean, raw.mean)), max(apart, relative(of_pi.mean, raw.mean))
         less_biased += of_pi.bias_norm < raw.bias_norm
-    return Evidence(
+    return ClaimEvidence(
         same < 1e-11 and apart > 0.01,
         f"{NUMBER} worlds: the mean of Token-IS with R and with the advantage of mu agree to {tiny(same)}; with the "
         f"advantage of pi it differs by up to {apart:.2f}x and is less biased in {less_biased}.",
@@ -701,7 +701,7 @@ GRID = tuple(2.0**k for k in range(-4, 7))  # caps that Seq-TIS may choose from,
 SMALL = 24  # Markov worlds
 
 
-def _bias_on_bias() -> Evidence:
+def _bias_on_bias() -> ClaimEvidence:
     caps = (1.05, 1.2, 2.0)
     smaller = cases = 0
     identity = 0.0
@@ -711,14 +711,14 @@ def _bias_on_bias() -> Evidence:
             identity = max(identity, relative(parts.mismatch + parts.truncation, parts.total))
             smaller += float(parts.total.norm()) < float(parts.mismatch.norm()) * (1 - 1e-9)
             cases += 1
-    return Evidence(
+    return ClaimEvidence(
         smaller > 0 and identity < 1e-9,
         f"{NUMBER} worlds, caps {', '.join(f'{c:g}' for c in caps)}: the two parts add up to the bias (to "
         f"{tiny(identity)}), and in {smaller} of {cases} cases Token-TIS is less biased than Token-IS.",
     )
 
 
-def _token_tis_variance() -> Evidence:
+def _token_tis_variance() -> ClaimEvidence:
     pi, mu = torch.tensor([[0.5, 0.3, 0.2], [0.495, 0.455, 0.05]], dtype=torch.float64)
     first, second = (worst_case(pi, mu, t, token_tis(2.0)).second_moment for t in (4, 16))
     plain = [worst_case(pi, mu, t, token_is()).second_moment for t in (4, 16)]
@@ -730,7 +730,7 @@ def _token_tis_variance() -> Evidence:
             k.reward, k.score_token, world.policies.length, 1 + float(states.chi2.max()), float(states.tv.max()), 2.0
         )
         linear += exact(world, token_tis(2.0)).second_moment > bound
-    return Evidence(
+    return ClaimEvidence(
         broken(post) + broken(sharp) + linear == 0 and first < plain[0] and second < plain[1],
         f"In {NUMBER} worlds at C = 2 all three bounds hold; median slack {slack(post):.1f} for T^2 C^2 and "
         f"{slack(sharp):.1f} for T^2 min(C, 1 + chi2). With a gap of .15 in a rare token the second moment at T = 4 "
@@ -738,7 +738,7 @@ def _token_tis_variance() -> Evidence:
     )
 
 
-def _ppo() -> Evidence:
+def _ppo() -> ClaimEvidence:
     pi = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     ratios = torch.tensor([0.6, 2.0, 12.0], dtype=torch.float64)
     mu = pi / ratios
@@ -757,7 +757,7 @@ def _ppo() -> Evidence:
         for u, d, r in zip(up, down, ratio.tolist(), strict=True)
     )
     said = "; ".join(f"{name}: {', '.join(f'{x:.2f}' for x in w)}" for name, w in seen.items())
-    return Evidence(
+    return ClaimEvidence(
         expected and max(down) > 2,
         f"Weights in the gradient of three tokens with ratios {', '.join(f'{r:.2f}' for r in ratio.tolist())}, clip "
         f".2, cap 1.2: {said}.",
@@ -771,14 +771,14 @@ def _duel(contests: list[World]) -> tuple[int, float, float]:
     return sum(a > b for a, b in zip(token, sequence, strict=True)), median(token), median(sequence)
 
 
-def _token_level() -> Evidence:
+def _token_level() -> ClaimEvidence:
     trap = [exact(trap_a(100), e, VALUE).cosine for e in (token_is(), seq_is())]
     other = [exact(trap_b(100), e, VALUE).efficiency(64) for e in (token_is(), seq_is())]
     policies = [random_policies(vocab=3, length=6, memory=1, gap=1.0, seed=seed) for seed in range(SMALL)]
     ordered = _duel([World.scored(p, lambda tokens: float(2 * tokens.count(0) >= len(tokens))) for p in policies])
     chaotic = _duel([random_world(vocab=3, length=6, memory=1, gap=1.0, reward="binary", seed=s) for s in range(SMALL)])
     said = [f"{wins} of {SMALL} ({token:.2f} against {sequence:.2f})" for wins, token, sequence in (ordered, chaotic)]
-    return Evidence(
+    return ClaimEvidence(
         trap[0] < 0 < trap[1] and other[0] > other[1] and ordered[0] > SMALL / 2,
         f"For: in trap A at T = 100, Delta = .01, the cosine with g is {trap[0]:.2f} for Token-IS and {trap[1]:.2f} "
         f"for Seq-IS. Against: in trap B Token-IS has no bias and an efficiency of {other[0]:.2f} at N = 64, Seq-IS "
@@ -789,7 +789,7 @@ def _token_level() -> Evidence:
 
 
 # fmt: off
-EVIDENCE: tuple[Callable[[], Evidence], ...] = (
+EVIDENCE: tuple[Callable[[], ClaimEvidence], ...] = (
     _lemma, _gradient, _unbiased, _seq_is_variance,
     _reward_squared, _tower, _explosion, _prefactor,
     _percent, _snis_bias, _snis_norm, _effective_size,

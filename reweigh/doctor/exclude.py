@@ -1,0 +1,246 @@
+"""Says which causes the evidence rules out, whatever a test or a regression makes of them; and what is left where only
+the size of the gap says anything.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from reweigh.doctor.causes import ABOUT, CAUSES, CauseId
+from reweigh.doctor.cells import ratio
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Evidence, Spread, Suspicion
+from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
+from reweigh.doctor.families.noise import size_of
+from reweigh.doctor.families.place import sizes_by_step
+from reweigh.doctor.families.responses import profile_of
+from reweigh.doctor.family import Case, counted
+from reweigh.stats.verdict import KL_NOTICEABLE
+
+FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
+_ROWS: frozenset[CauseId] = frozenset(
+    ("wrong_units", "placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token")
+)
+_OTHER_LAW: frozenset[CauseId] = frozenset(("raw_logprobs", "truncated_sampling", "vocab_padding"))
+PROPER: frozenset[CauseId] = frozenset(CAUSES) - _ROWS - _OTHER_LAW - {"both_raw"}
+"""Causes that leave both columns log-probs of proper policies, mu the one that sampled: the mean ratio stays 1."""
+EVERYWHERE: frozenset[CauseId] = frozenset(
+    (
+        *("wrong_token", "raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw", "trainer_temperature"),
+        *("repetition_penalty", "position_encoding", "dropout", "moe_routing", "quantised_rollout", "weight_sync"),
+        *("update_below_precision", "numerics", "none"),
+    )
+)
+"""Causes that act on every response."""
+STEADY: frozenset[CauseId] = EVERYWHERE - {"weight_sync", "update_below_precision", "none"} | {
+    "template_prefix",
+    "packing_leak",
+}
+"""Causes that are there at each step."""
+
+_LEAST = 1e-3  # of the mean ratio
+_ONE_SIDED = 0.12  # of the squared log ratio on the other side: less is no noise and no other policy
+_EVEN = 4.0  # mean log ratio over the log of the mean ratio
+_UNROUNDED = 0.12  # nats, rms; or over 1 - p: no rounding of a sound engine is larger
+_HELD_BACK = (1e-4, 0.03)  # nats over 1 - p: of lost roundings the first step is below, the last too
+_GROWN = 0.03  # nats over 1 - p: rounding that grows with the logits stays below
+_NOTHING = 1e-5
+_ROUNDED = 0.06  # nats over 1 - p, the median: bfloat16 gives .02 to .055 on one side or both
+_BF16 = 0.045
+_OWN = (1.15, 1.5)  # the trainer's distance to the engine's prefill over that of its decode, where both only round
+_TOLD = 0.9
+_SERVERS = ("vllm", "sglang", "llama.cpp")  # engines whose cache and weights are often in fewer bits than they say
+_FALLS = 0.3  # of an earlier step: weights that do not arrive make a gap that stays
+_FLOAT32, _HALF = ("float32", "fp32", "f32"), ("bfloat16", "bf16", "float16", "fp16", "half", "f16")
+_RETURNS = 30.0  # times: between the steps of a gap that is always there
+
+
+def mean_excludes(case: Case) -> str:
+    """Says why the mean ratio cannot be that of two proper policies, the first of which sampled; "" if it can."""
+    m = case.identity
+    total = m.sum(0)
+    if total[N] == 0 or total[SQUARES] <= 0:
+        return ""
+    half = min(0.5 * total[SQUARES] / total[N], 0.3)
+    least = max(_LEAST, 0.25 * half)
+    bounded, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
+    if bounded.z > 4 and bounded.value > least:
+        return "the mean ratio is over 1, which it is not if log_mu is of what was sampled"
+    # Where mass is missing each ratio is about the mass that is left. Where rare large ratios were not met, so that the
+    # mean is low for a while, most are far lower than their mean.
+    even = whole.value > -1 and total[GAP] / total[N] > _EVEN * math.log1p(whole.value)
+    if whole.z < -4 and whole.value < -least and total[UP] < _ONE_SIDED * total[SQUARES] and even:
+        return "the mean ratio is under 1 and hardly a log ratio is above 0: mass is missing on one side"
+    return ""
+
+
+def excluded(
+    case: Case, said: Sequence[Suspicion | CannotTell], found: Mapping[str, float], spread: Spread | None
+) -> dict[CauseId, str]:
+    """Returns why a cause is not named, by its name.
+
+    Args:
+        case: the sums.
+        said: what the families' tests concluded.
+        found: the numbers of `reweigh.doctor.confidence.features`.
+        spread: the few responses that carry the gap, if it is so.
+    """
+    out: dict[CauseId, str] = {}
+
+    def rule_out(causes: frozenset[CauseId] | tuple[CauseId, ...], reason: str) -> None:
+        for cause in causes:
+            out.setdefault(cause, reason)
+
+    if case.tokens < FEWEST:
+        rule_out(frozenset(CAUSES), f"{case.tokens:,.0f} tokens are too few to tell causes apart")
+        return out
+    if spread is not None:
+        rule_out(EVERYWHERE, f"it acts on every response, and the gap is in {spread.responses} of {spread.of}")
+    only_engine = _engine_alone(case)
+    if only_engine:
+        rule_out(
+            frozenset(CAUSES) - {"engine_decode", "placeholder_logprob", "wrong_units", "numerics", "none"},
+            "no log-prob of a trainer was looked at",
+        )
+
+    # The mean ratio.
+    if reason := mean_excludes(case):
+        rule_out(PROPER, reason)
+    else:
+        m = case.identity
+        bounded, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
+        low = " the mean ratio is 1 within its interval".strip()
+        if not bounded.z > 3:
+            rule_out(("raw_logprobs",), low)
+        if not whole.z < -3:
+            rule_out(("truncated_sampling", "vocab_padding"), low)
+
+    # Places.
+    profile = profile_of(case)
+    if profile.kind == "step":
+        rule_out(("position_encoding",), f"the gap begins or ends at token {profile.at}: a step, no slope")
+    if profile.kind == "period":
+        rule_out(("position_encoding",), f"the gap returns every {profile.at} tokens")
+    if max(found.get("trend_in_response", -1.0), found.get("trend_in_context", -1.0)) < 0:
+        rule_out(("position_encoding",), "the gap does not grow with the place")
+
+    # Steps.
+    steps = sizes_by_step(case)
+    if len(steps) >= 4 and steps.max() > _RETURNS * max(steps.min(), 1e-7) and steps.max() > 1e-4:
+        rule_out(STEADY, "the gap is all but gone at some steps")
+    if len(steps) < 3:
+        rule_out(("weight_sync", "update_below_precision"), "fewer than three training steps")
+    else:
+        lowest_since = steps[1:] / np.maximum.accumulate(steps)[:-1]
+        if lowest_since.min() < _FALLS:
+            rule_out(("weight_sync", "update_below_precision"), "the gap falls again along the run: weights do arrive")
+        first, last = float(steps[0]), float(steps[-max(len(steps) // 8, 1) :].mean())
+        if last < _GROWN or last < 1.5 * first:
+            rule_out(("weight_sync",), "the gap does not grow beyond what rounding alone makes")
+        least, most = _HELD_BACK
+        if first > least or last < 30 * first or last > most:
+            rule_out(("update_below_precision",), "the gap does not begin at nothing, or grows beyond rounding")
+    if case.sums.get("lag") is not None and found.get("lags known", 0) and not found.get("lags above 0", 0):
+        rule_out(("stale_weights",), "no token was sampled by older weights")
+
+    # What only a column of its own can show.
+    if "prefill" not in case.sums:
+        rule_out(("engine_decode",), "no prefill of the engine")
+    elif not only_engine and found.get("decode_less_prefill", 0.0) < 0:
+        rule_out(("engine_decode",), "the engine's decode is nearer to its prefill than the trainer is")
+    if "repeat" in case.sums and found.get("own_noise", 0.0) < 2 * 0.15:
+        rule_out(("dropout",), "two passes of the trainer agree")
+    if "seen" not in case.sums:
+        rule_out(("repetition_penalty",), "no token ids")
+    if "pack" not in case.sums:
+        rule_out(("packing_leak",), "no pack_index")
+
+    # Sizes.
+    m = case.identity.sum(0)
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    if size_of(case) > _UNROUNDED or rms > _UNROUNDED:
+        rule_out(("numerics",), "the gap is larger than rounding makes it")
+    if size_of(case, 0.9) > 1e-4:
+        rule_out(("none",), "there is a gap")
+    if size_of(case, 0.9) < 1e-5:
+        rule_out(
+            tuple(c for c in CAUSES if ABOUT[c].order != "benign" and c not in _ROWS and c != "both_raw"),
+            "there is no gap",
+        )
+    types = tuple(str(case.info.get(name) or "").lower() for name in ("dtype_mu", "dtype_pi"))
+    if all(name in _FLOAT32 for name in types) and size_of(case) > 1e-3:
+        rule_out(("numerics",), "both sides say float32, whose rounding is a thousand times smaller")
+    if all(name in _FLOAT32 for name in types):
+        rule_out(("quantised_rollout",), "both sides say float32")
+    elif types[0] and types[0] not in (*_FLOAT32, *_HALF):
+        rule_out(("numerics",), f"the file says that the engine computes in {types[0]}")
+    temperature = case.info.get("temperature")
+    if temperature == 1.0 and not case.by_content.share.value > 0.9:
+        rule_out(("trainer_temperature",), "the file says temperature 1, and more than a temperature is in the gap")
+    return out
+
+
+def by_size(case: Case) -> dict[CauseId, float]:
+    """Returns the confidence in rounding or in fewer bits where nothing but the size of the gap speaks for anything: by
+    the number types that the files name, and by the engine's own noise."""
+    middle, m = size_of(case), case.identity.sum(0)
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    if case.tokens < FEWEST or middle < _NOTHING:
+        return {}
+    if _engine_alone(case):
+        off = middle > _ROUNDED or rms > _ROUNDED or profile_of(case).kind in ("step", "period")
+        return {"engine_decode": _TOLD} if off else {"numerics": NAMED}
+    sampler = str(case.info.get("dtype_mu") or "").lower()
+    if sampler and sampler not in (*_FLOAT32, *_HALF):
+        return {"quantised_rollout": _TOLD} if middle > 1e-3 else {}
+    own = _over_own_noise(case)
+    if middle < _ROUNDED and rms < 0.1 and (_OWN[0] < own < _OWN[1] and middle < _BF16 if own else sampler in _HALF):
+        return {"numerics": _TOLD}
+    served = str(case.info.get("engine") or "").lower().replace("_", ".") in _SERVERS
+    if served and sampler in _HALF and middle > 1.5 * _ROUNDED and not own:
+        return {"quantised_rollout": NAMED}
+    return {}
+
+
+def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
+    """Returns what the shape of the gap points to where no column proves it: decoding, if the gap is in a few responses
+    or begins at a place, and the engine's prefill is not there."""
+    if "prefill" in case.sums or case.tokens < FEWEST or (size_of(case, 0.9) < 1e-4 and spread is None):
+        return None
+    profile = profile_of(case)
+    finds: list[Evidence] = []
+    if spread is not None:
+        meaning = f"responses, of {spread.of:,}, that carry {spread.share:.0%} of the squared log ratio"
+        finds.append(counted("few_responses", spread.responses, case.tokens, meaning))
+    if profile.kind == "step":
+        meaning = f"size of the log ratio from token {profile.at} on over that before: a step, as no slope makes it"
+        finds.append(counted("step", profile.times, case.tokens, meaning))
+    if profile.kind == "period":
+        meaning = f"size of the log ratio at every {profile.at}th token over that at the others"
+        finds.append(counted("period", profile.times, case.tokens, meaning))
+    if not finds:
+        return None
+    return Suspicion("engine_decode", 1.0, 0.0, None if spread is None else spread.share, tuple(finds))
+
+
+def _over_own_noise(case: Case) -> float:
+    """Divides the trainer's distance to the engine's prefill by that of its decode; 0 if there is no prefill."""
+    if "decode_to_prefill" not in case.sums:
+        return 0.0
+    own = size_of(case, 0.9, "decode_to_prefill")
+    return size_of(case, 0.9, "trainer_to_prefill") / own if own > _NOTHING else 0.0
+
+
+def too_small(case: Case) -> bool:
+    """Tells whether the gap is below what matters to any run: under a thousandth of a nat a token, no mean off 1, and
+    nothing wrong with the rows."""
+    m = case.identity.sum(0)
+    if m[N] == 0 or mean_excludes(case):
+        return False
+    rows_apart = case.squares - case.clean_squares > 0.1 * case.squares and case.squares / m[N] > 2 * KL_NOTICEABLE
+    return bool(0.5 * m[SQUARES] / m[N] < KL_NOTICEABLE) and not rows_apart
+
+
+def _engine_alone(case: Case) -> bool:
+    """Tells whether the engine's prefill stands in for the trainer."""
+    return bool(case.cells("engine_alone").total.sum() > 0)
