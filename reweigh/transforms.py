@@ -330,18 +330,19 @@ class ParetoSmooth(Transform):
 def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
     """Smooth the upper tail of log ratios: these, and the tail's index; None if it has too many ties for a fit.
 
-    Each of the `tail_length(n)` largest is moved to the quantile of the fitted
-    distribution that its rank stands for, at most to the largest ratio there is.
+    The tail is the `tail_length(n)` largest without those that tie with the largest below them, at least
+    `MIN_TAIL` different ones. Each is moved to the quantile of the fitted distribution that its rank stands for, at
+    most to the largest ratio there is.
     """
     n = len(log_ratio)
-    tail = tail_length(n)
     order = np.argsort(log_ratio)
+    foot_log, tail, different = tail_over(log_ratio[order])
     log_tail = log_ratio[order[n - tail :]]
-    largest = log_tail[-1]
-    if largest - log_tail[0] < 1e-12:  # on-policy, say
+    if different < MIN_TAIL or log_tail[-1] - foot_log < 1e-12:  # on-policy, say
         return None
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # ties at the foot make the fit NaN
-        foot = np.exp(log_ratio[order[n - tail - 1]] - largest)  # ratios of the largest, so that e^2000 is no matter
+    largest = log_tail[-1]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # what the fit cannot carry comes out as NaN
+        foot = np.exp(foot_log - largest)  # ratios of the largest, so that e^2000 is no matter
         index, scale = pareto_fit(np.exp(log_tail - largest) - foot)
         rank = (np.arange(tail) + 0.5) / tail
         quantiles = foot + scale * np.expm1(-index * np.log1p(-rank)) / index
@@ -351,6 +352,21 @@ def smoothed_tail(log_ratio: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     out = log_ratio.copy()
     out[order[n - tail :]] = smoothed
     return out, index
+
+
+MIN_TAIL = 5  # different ratios of a tail that a distribution is fitted to (Vehtari et al. 2024)
+
+
+def tail_over(rising: NDArray[np.float64]) -> tuple[float, int, int]:
+    """Give the largest log ratio below the tail, its foot; how many of the tail are over it; and how many different.
+
+    Args:
+        rising: log ratios in rising order.
+    """
+    most = tail_length(len(rising))
+    foot, tail = rising[len(rising) - most - 1], rising[len(rising) - most :]
+    over = tail[tail > foot]
+    return float(foot), len(over), int((np.diff(over) > 0).sum()) + bool(len(over))
 
 
 def tail_length(n: int) -> int:

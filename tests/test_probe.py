@@ -20,7 +20,7 @@ from reweigh.__main__ import main
 from reweigh.probe import models
 from reweigh.probe import scorer as scorer_module
 from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, SamplingSettings, load_prompts, silent
-from reweigh.probe.engine_openai import OpenAIEngine, Retry, in_parallel
+from reweigh.probe.engine_openai import OpenAIEngine, Retry, in_parallel, to_completion
 from reweigh.probe.engine_transformers import TransformersEngine
 from reweigh.probe.models import NumberFormat, find_model, in_format, load_model, round_rows
 from reweigh.probe.run import read_rollouts
@@ -103,6 +103,46 @@ def test_sampling_log_probs_by_hand():
     torch.testing.assert_close(cut[0, :2].exp().sum(), torch.tensor(1.0))
     torch.testing.assert_close(cut[0, 0] - cut[0, 1], torch.tensor(0.5))
     assert cut[0, 2] == -torch.inf
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}, 16),
+        ({"rope_type": "longrope", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 8}, 8),
+        ({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, None),
+        ({"rope_type": "default", "rope_theta": 10000.0}, None),
+    ],
+)
+def test_rotary_encodings_by_length_are_said(folder, tmp_path, rope, most):
+    """And what is said is so: a score depends on the row beside it from there on, and not before."""
+    if rope["rope_type"] == "longrope":
+        rope = rope | {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    config = LlamaConfig(
+        vocab_size=END + 1,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        rope_parameters=rope,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    scorer = Scorer(LlamaForCausalLM(config).eval(), "float32")
+
+    def moved(length: int) -> float:
+        short, long = Response([1, 2, 3], (4, 5, 6)), Response([1, 2, 3], tuple(range(1, length - 2)))
+        alone = torch.tensor(scorer.score([short])[0].log_pi)
+        return float((torch.tensor(scorer.score([short, long])[0].log_pi) - alone).abs().max())
+
+    if most is None:
+        assert scorer.note is None
+        assert moved(40) < 1e-4
+        return
+    assert f"rope_type {rope['rope_type']}: in a batch with a row of more than {most} tokens" in str(scorer.note)
+    assert moved(most) < 1e-4
+    assert moved(most + 10) > 1e-3
 
 
 def test_score_keeps_a_token_outside_the_nucleus():
@@ -347,6 +387,7 @@ class Behaviour:
     short: bool = False  # one log-prob too few
     held: threading.Event | None = None  # what each completion waits for
     dropped_of: int = 1_000_000  # completions that this happens to
+    drafted: tuple[int, ...] = ()  # positions of tokens that a draft proposed, as llama.cpp writes them
     dropped: tuple[int, ...] = ()  # positions without log-probs, as llama.cpp has where a character is not yet whole
     bodies: list[dict] = field(default_factory=list)
 
@@ -417,7 +458,13 @@ def serve(folder: Path) -> Iterator[Serve]:
                 values = torch.tensor(log_mu).exp().tolist() if word == "prob" else log_mu
                 dropped = behaviour.dropped if number <= behaviour.dropped_of else ()
                 pairs = enumerate(zip(one.token_ids, values, strict=True))
-                given = [{"id": i, word: value} for t, (i, value) in pairs if t not in dropped]
+                given = [
+                    {"id": i, word: value, f"top_{word}s": [{"id": i, word: value}]}
+                    for t, (i, value) in pairs
+                    if t not in dropped
+                ]
+                for t in behaviour.drafted:
+                    given[t] |= {"logprob": 0.0, "top_logprobs": []}
                 return reply | {"completion_probabilities": given}
 
             def choice(self, one: Sample, log_mu: list[float]) -> dict:
@@ -465,7 +512,7 @@ def test_a_server_of_the_same_policy_has_ratio_one(folder, serve, connect, owned
 def test_server_requests_turn_off_everything_else(serve, connect):
     told = Behaviour()
     list(connect(serve(told), extra={"priority": 3}).sample([[1, 2]], SamplingSettings(max_tokens=2, n=2, seed=5)))
-    assert [body["seed"] for body in sorted(told.bodies, key=lambda body: body["seed"])] == [5, 6]
+    assert [body["seed"] for body in sorted(told.bodies, key=lambda body: body["seed"])] == [5_000_015, 5_000_016]
     body = told.bodies[0]
     expected = {"prompt": [1, 2], "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
     assert expected.items() <= body.items()
@@ -473,6 +520,32 @@ def test_server_requests_turn_off_everything_else(serve, connect):
     llama = Behaviour(owned_by="llamacpp")
     list(connect(serve(llama)).sample([[1, 2]], SamplingSettings(temperature=0.5, max_tokens=2, n=1)))
     assert llama.bodies[-1]["samplers"] == ["temperature", "top_p"]
+
+
+@pytest.mark.parametrize("owned_by", ["vllm", "llamacpp"])
+def test_runs_of_other_seeds_draw_other_responses(serve, connect, owned_by):
+    """So their records may be pooled: seed + index would draw all but one of the last run's again."""
+    told = Behaviour(owned_by=owned_by)
+    sampler = connect(serve(told))
+    for seed in (0, 1, 2, 77):
+        list(sampler.sample(PROMPTS, SamplingSettings(max_tokens=2, n=4, seed=seed)))
+    seeds = [body["seed"] for body in told.bodies]
+    assert len(set(seeds)) == len(seeds) == 16 * len(PROMPTS)
+    assert all(0 <= seed < 1 << 31 for seed in seeds)
+    assert 0 <= SamplingSettings(seed=(1 << 40) + 1).seed_of(10**6, 10**3) < 1 << 31
+
+
+def test_tokens_of_a_draft_are_refused(serve, connect):
+    told = Behaviour(owned_by="llamacpp", drafted=(2,))
+    with pytest.raises(ProbeError, match="gave log-prob 0 and no top_logprobs for token 2 of a response: a draft") as e:
+        list(connect(serve(told)).sample([[1]], SamplingSettings(max_tokens=6, n=1)))
+    assert "turn speculative decoding off" in str(e.value)
+    drafted = {"id": 7, "prob": 1.0, "top_probs": []}
+    with pytest.raises(ProbeError, match="for token 0 of a response: a draft"):
+        to_completion({"tokens": [7], "completion_probabilities": [drafted]}, "llama.cpp", "http://a")
+    certain = drafted | {"top_probs": [{"id": 7, "prob": 1.0}]}
+    found = to_completion({"tokens": [7], "completion_probabilities": [certain]}, "llama.cpp", "http://a")
+    assert found.log_mu == (0.0,)
 
 
 def test_a_token_without_log_prob_cuts_the_response(folder, serve, connect):
@@ -633,7 +706,7 @@ def test_command_tells_of_cut_responses(run, small, serve, tmp_path):
     out = tmp_path / "records.parquet"
     behaviour = Behaviour(owned_by="llamacpp", dropped=(3,))
     result = run(*small, "--engine", "openai", "--url", serve(behaviour), "--out", out)
-    assert "20 of 20 responses end before a token whose log-prob was not given" in result.stderr
+    assert "20 of 20 responses end before a token whose log-prob was not given: that token decided" in result.stderr
     assert {len(x) for x in pq.read_table(out)["log_mu"].to_pylist()} == {3}
     behaviour.dropped = (0,)
     behaviour.dropped_of = len(behaviour.bodies) + 1

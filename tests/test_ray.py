@@ -62,3 +62,23 @@ def test_errors_of_a_worker_are_those_of_one_process(folder, tmp_path):
             audit([folder, bad], **({} if engine is None else {"engine": engine}))
         said.append(str(e.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 2)])
+def test_arrays_that_ray_itself_wrote(tmp_path, lengths):
+    """Here its extension types are registered; a process without Ray sees lists and structs, and reads the same."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from ray.data._internal.tensor_extensions.arrow import ArrowTensorArray
+
+    from reweigh.records import read_batches
+
+    log_mu = [-np.arange(1, n + 1, dtype=np.float32) for n in lengths]
+    columns = {"sequence_id": ["a", "b"], "log_mu": ArrowTensorArray.from_numpy(log_mu)}
+    columns["log_pi"] = ArrowTensorArray.from_numpy([x - 1 for x in log_mu])
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert isinstance(pq.read_table(tmp_path / "x.parquet").schema.field("log_mu").type, pa.BaseExtensionType)
+    [part] = read_batches(tmp_path / "x.parquet")
+    assert part.batch.log_mu.tolist() == np.concatenate(log_mu).tolist()
+    assert part.batch.log_ratio.tolist() == [-1.0] * sum(lengths)

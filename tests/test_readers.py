@@ -45,6 +45,8 @@ FOLDERS = {
     "open_instruct": 4,
     "openai": 7,
     "sglang": 4,
+    "llama_cpp": 3,
+    "tgi": 3,
 }
 
 
@@ -239,6 +241,82 @@ def test_miles_before_it_recorded_the_cut(tmp_path):
     assert "does not say how they were cut" in error(folder)
 
 
+def test_miles_since_one_rank_of_each_slice_writes(tmp_path):
+    """Since September 2026 only the first tensor-parallel rank of the last pipeline stage writes."""
+    folder = copied("miles", tmp_path)
+    for rank in (1, 3):
+        (folder / f"train_data/0_{rank}.pt").unlink()
+    for row, whole in zip(rows(folder), rows(DATA / "miles"), strict=True):
+        np.testing.assert_array_equal(row["log_mu"], whole["log_mu"])
+
+
+def test_miles_folder_of_all_details(tmp_path):
+    """What stands beside the train dumps is left out and named, and by itself it says where to look."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = copied("miles", tmp_path)
+    for name in ("policy_loss_debug", "dashboard_columns"):
+        (folder / name).mkdir()
+    call, columns = folder / "policy_loss_debug/rank_0_call_0.pt", folder / "dashboard_columns/rollout_0.parquet"
+    torch.save({"rank": 0, "call": 0, "samples": [], "ppo_kl": torch.zeros(1), "finite": {"ppo_kl": True}}, call)
+    pq.write_table(
+        pa.table({"sample_index": [1], "response_length": [2], "rollout_log_probs": [[-0.5, -0.5]]}), columns
+    )
+    assert len(rows(folder)) == 3
+    assert {call, columns} <= set(find(folder).ignored)
+    assert "name the folder beside it: train_data" in error(call, UnknownFormatError)
+    assert "name the folder beside it: rollout_data or train_data" in error(columns, UnknownFormatError)
+
+
+def test_miles_branches_of_a_conversation_are_samples(tmp_path):
+    """Leaves of one conversation have one index: each is a sample with its own reward and text."""
+    columns = {"response_lengths": [2, 2, 1], "total_lengths": [4, 4, 4], "sample_indices": [5, 5, 5]}
+    columns["tokens"] = [torch.tensor(x) for x in ([1, 2, 7, 8], [1, 2, 7, 9], [1, 2, 7, 9])]
+    columns |= {name: [torch.tensor(x) for x in ([-1.0, -2.0], [-1.0, -0.5], [-3.0])] for name in ("log_probs",)}
+    columns["rollout_log_probs"] = columns["log_probs"]
+    (tmp_path / "train_data").mkdir()
+    for rank in (0, 1):  # two tensor-parallel copies
+        dump = {"rollout_id": 0, "rank": rank, "cp_rank": 0, "cp_size": 1, "qkv_format": "thd", "rollout_data": columns}
+        torch.save(dump, tmp_path / f"train_data/0_{rank}.pt")
+    (tmp_path / "rollout_data").mkdir()
+    leaves = [
+        {"index": 5, "group_index": 0, "tokens": ids, "response_length": n, "response": text}
+        for ids, n, text in (([1, 2, 7, 9], 2, "right"), ([1, 2, 7, 8], 2, "left"))
+    ]
+    torch.save({"rollout_id": 0, "samples": leaves}, tmp_path / "rollout_data/0.pt")
+    skipped = Skipped()
+    left, right = read(tmp_path, skip_bad=True, skipped=skipped)
+    assert (left.columns["sequence_id"], right.columns["sequence_id"]) == ("rollout0/5", "rollout0/5.1")
+    assert (left.columns["text"], right.columns["text"]) == ("left", "right")
+    assert (left.columns["log_mu"].tolist(), right.columns["log_mu"].tolist()) == ([-1.0, -2.0], [-1.0, -0.5])
+    assert "sample 5 has 1 response tokens here, and 2 in" in skipped.lines()[0]  # the third has the second's tokens
+
+
+def test_torch_files_may_hold_numbers_of_numpy(tmp_path):
+    """Rewards and routes of experts are NumPy's in what agents and routers give."""
+    dump = torch.load(DATA / "slime/rollout_data/7.pt")
+    plain = rows(DATA / "slime/rollout_data")[0]
+    first = dump["samples"][0]
+    first |= {"reward": np.float64(0.25), "rollout_log_probs": np.float32(first["rollout_log_probs"])}
+    first |= {"routes": np.zeros((4, 2), np.int16), "response_length": np.int64(first["response_length"])}
+    first |= {"none": np.zeros(0), "names": np.array(["a"]), "objects": np.array([{"a": 1}], dtype=object)}
+    torch.save(dump, tmp_path / "7.pt")
+    row = rows(tmp_path)[0]
+    np.testing.assert_array_equal(np.asarray(row["log_mu"]), np.float32(plain["log_mu"]))
+    assert row["reward"] == 0.25
+    first["reward"] = np.array([Exploit(tmp_path / "was-here")], dtype=object)
+    torch.save(dump, tmp_path / "7.pt")
+    assert "holds objects that are not plain data" in error(tmp_path / "7.pt", UnreadableFileError)
+    assert not (tmp_path / "was-here").exists()
+    first["reward"] = np.array([1.0, 2.0])
+    torch.save(dump, tmp_path / "7.pt")
+    data = (tmp_path / "7.pt").read_bytes()
+    (tmp_path / "7.pt").write_bytes(data.replace(b"f8", b"?!"))  # a type that there is not
+    with pytest.raises(UnreadableFileError, match="truncated or damaged"):
+        rows(tmp_path / "7.pt")
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize(("total", "length"), [(4, 1), (9, 9 - 1), (16, 13), (31, 5), (100, 99)])
 def test_zigzag_covers_each_token_once(size, total, length):
@@ -336,6 +414,24 @@ def test_verifiers_with_all_digits_has_no_flag(tmp_path):
     assert info_of(write_lines(tmp_path / "traces.jsonl", records)).decimals is None
 
 
+def test_verifiers_messages_without_token_ids(tmp_path):
+    """A client that returns none: the message is not left out of the middle of a response."""
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    node = records[0]["traces"][0]["nodes"][1]
+    for name in ("token_ids", "mask", "logprobs", "trainer_logprobs"):
+        del node[name]
+    path = write_lines(tmp_path / "traces.jsonl", records)
+    assert "traces.jsonl:1: 1 of 2 sampled messages of a trace have no token ids" in error(path)
+    assert len(rows(path, skip_bad=True)) == 2
+
+
+def test_verifiers_messages_without_log_probs(tmp_path):
+    records = lines_of(DATA / "verifiers/traces.jsonl")
+    records[0]["traces"][0]["nodes"][1]["logprobs"] = []
+    first = rows(write_lines(tmp_path / "traces.jsonl", records))[0]
+    assert np.isnan(first["log_mu"][first["mask"]]).tolist() == [True, True, False, False, False]
+
+
 def test_verifiers_leaves_out_what_does_not_train(tmp_path):
     judge, abandoned = lines_of(DATA / "verifiers/traces.jsonl")
     judge["traces"][0]["agent"]["trainable"] = False
@@ -356,6 +452,49 @@ def test_skyrl_windows_and_groups():
     assert abs(first["log_pi"] - first["log_mu"]).max() < 0.05
 
 
+def test_skyrl_0_4_writes_words_of_its_own():
+    """What 0.4.0 itself wrote: an enumeration of formats, packed columns, views of arrays, a row of padding."""
+    found = rows(DATA / "skyrl_0_4")
+    assert [row["token_ids"].tolist() for row in found] == [[50, 51], [50, 51, 52, 53, 54], [50, 51, 52]]
+    older = rows(DATA / "skyrl")
+    for row, before in zip(found, older, strict=True):  # one seed; the padding was on the other side
+        np.testing.assert_array_equal(row["log_mu"], before["log_mu"])
+        assert row["mask"].tolist() == before["mask"].tolist()
+    assert found[0]["prompt_id"] == found[1]["prompt_id"] != found[2]["prompt_id"]
+    assert found[0]["step"] == 3
+    assert info_of(next(iter(find(DATA / "skyrl_0_4").paths))).trainer == "skyrl"
+
+
+def skyrl_with(tmp_path, **columns):
+    """A dump of 0.4.0 in which some columns are written as said."""
+    from reweigh.dumps.skyrl import _STUBS
+    from reweigh.dumps.tensors import load_pickle
+
+    module = "skyrl.backends.skyrl_train.training_batch"
+    batch = load_pickle(DATA / "skyrl_0_4/dumped_data/global_step_3_training_input.pkl", "skyrl", _STUBS)
+    state = {**batch.state, "batch_dict": {**batch.state["batch_dict"], **columns}}
+    rebuild, kind = (f"c{module}\n{name}\n".encode() for name in ("_rebuild_tensor_batch", "TrainingInputBatch"))
+    path = tmp_path / "global_step_3_training_input.pkl"
+    path.write_bytes(b"\x80\x03" + rebuild + b"(" + kind + pickle.dumps(state, 3)[2:-1] + b"tR.")
+    return path
+
+
+def test_skyrl_columns_may_be_packed_or_views(tmp_path):
+    whole = rows(DATA / "skyrl_0_4")
+    values = np.concatenate([row["log_mu"] for row in whole] + [whole[0]["log_mu"]])
+    ends = np.cumsum([0, 2, 5, 3, 2]).astype(np.int32)
+    packed = {"format": "packed_tensor", "values": {"format": "numpy_view", "data": values}}
+    packed["cu_seqlens"] = {"format": "numpy_view", "data": ends}
+    found = rows(skyrl_with(tmp_path, rollout_logprobs=packed))
+    for row, before in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(row["log_mu"], before["log_mu"])
+    other = error(skyrl_with(tmp_path, rollout_logprobs={"format": "zarr"}), UnreadableFileError)
+    assert "rollout_logprobs cannot be read as a tensor: its format is 'zarr'" in other
+    objects = {"format": "numpy_view", "data": [1.0]}
+    assert "must be an array of numbers, got list" in error(skyrl_with(tmp_path, rollout_logprobs=objects))
+    assert "turn on generator.sampling_params.logprobs=1" in error(skyrl_with(tmp_path, rollout_logprobs=None))
+
+
 def test_martingale_has_a_row_for_each_score():
     found = {row["sequence_id"]: row for row in rows(DATA / "martingale")}
     assert list(found) == ["actor0/0@5", "actor0/1@5", "actor0/1@6"]
@@ -366,6 +505,25 @@ def test_martingale_has_a_row_for_each_score():
     info = info_of(DATA / "martingale/tokens.db")
     assert (info.temperature, info.logprobs_mode, info.engine) == (0.7, "processed", "vllm")
     assert "1 of 3 sequences have no score of the trainer and are left out" in str(info.note)
+
+
+def test_martingale_tokens_of_a_tool_were_not_sampled(tmp_path):
+    """Its recorder of TRL keeps them with log-prob 0, and no mask."""
+    path = copied("martingale", tmp_path) / "tokens.db"
+    with sqlite3.connect(path) as db:
+        at, text = db.execute("SELECT rowid, record_json FROM sequences WHERE sequence_index = 1").fetchone()
+        record = json.loads(text)
+        record["tokens"][2]["logprob_bits"] = "f32:00000000"
+        db.execute("UPDATE sequences SET record_json = ? WHERE rowid = ?", (json.dumps(record), at))
+        sampler = "$.sampler.logprobs_source"
+        db.execute(
+            "UPDATE llm_revisions SET manifest_json = json_set(manifest_json, ?, 'trainer_old_logps')", (sampler,)
+        )
+    db.close()
+    first, second, _ = rows(path)
+    assert "mask" not in first
+    assert second["mask"].tolist() == [True, True, False, True, True]
+    assert "log_mu is the trainer's own (trainer_old_logps)" in str(info_of(path).note)
 
 
 def test_martingale_before_any_training(tmp_path):
@@ -416,6 +574,358 @@ def test_openai_chat_and_texts():
     assert texts.columns["token_ids"] is None
     assert texts.columns["log_mu"].tolist() == chat.columns["log_mu"].tolist()
     assert info_of(DATA / "openai/chat.jsonl").temperature == 0.8
+
+
+def completion(values, sampled=None, prompt=5, *, request=None, choices=1, usage=True, **more):
+    """A saved answer of /v1/completions."""
+    n = len(values) if sampled is None else sampled
+    choice = {"text": "...", "finish_reason": "stop"}
+    choice["logprobs"] = {"tokens": [f"t{i}" for i in range(len(values))], "token_logprobs": values}
+    answer = {"id": "a", "choices": [{**choice, "index": i, **more} for i in range(choices)]}
+    if usage:
+        answer["usage"] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": n * choices,
+            "total_tokens": prompt + n * choices,
+        }
+    return answer if request is None else {"request": request, "response": answer}
+
+
+def one(tmp_path, *answers):
+    return write_lines(tmp_path / "a.jsonl", answers)
+
+
+def test_openai_a_null_first_log_prob_is_not_an_echo(tmp_path):
+    """As many log-probs as sampled tokens: the first was lost, and nothing of the response is left out."""
+    path = one(tmp_path, completion([None, *[-0.5, -0.25, -1.0] * 3], 10))
+    [row] = rows(path)
+    np.testing.assert_array_equal(row["log_mu"], [np.nan, *[-0.5, -0.25, -1.0] * 3])
+    assert row["prompt_length"] == 5
+    [row] = rows(one(tmp_path, completion([None, -0.5, -0.25], usage=False, token_ids=[7, 8, 9])))
+    assert row["token_ids"].tolist() == [7, 8, 9]
+    assert np.isnan(row["log_mu"][0])
+    [row] = rows(one(tmp_path, completion([None, -0.5], usage=False, request={"prompt": [1], "logprobs": 1})))
+    assert len(row["log_mu"]) == 2  # nobody asked for an echo
+
+
+def test_openai_what_is_missing_is_named(capsys, tmp_path):
+    path = one(tmp_path, completion([None, -0.5, -0.25]), completion([-1.0, None, -0.25]))
+    for command in (("validate", path), ("describe", path), ("convert", path, tmp_path / "out.parquet")):
+        code, out, err = run(capsys, "records", *command)
+        assert code == (command[0] == "validate")
+        assert "log_mu: not finite: 2 tokens" in out + err
+        assert f"{path}:1: log_mu[0] = nan is not finite" in out + err
+    [(table, _)] = source(tmp_path / "out.parquet").read(FilePart(tmp_path / "out.parquet"), None, 100, fail)
+    assert [np.isnan(x).tolist() for x in table.column("log_mu").to_pylist()] == [
+        [True, False, False],
+        [False, True, False],
+    ]
+
+
+@pytest.mark.parametrize("given", [{}, {"request": {"prompt": [1, 2, 3, 4, 5], "echo": True}}])
+def test_openai_an_echo_is_counted(tmp_path, given):
+    values = [None, -9.0, -8.0, -7.0, -6.0, -0.5, -0.25]
+    [row] = rows(one(tmp_path, completion(values, 2, **given)))
+    assert row["log_mu"].tolist() == [-0.5, -0.25]
+    two = list(read(one(tmp_path, completion(values, 2, choices=2, **given))))
+    assert [r.columns["log_mu"].tolist() for r in two] == [[-0.5, -0.25]] * 2
+
+
+def test_openai_an_echo_that_the_server_did_not_heed(tmp_path):
+    """llama.cpp's server takes echo, and gives the log-probs of what it sampled."""
+    request = {"prompt": [1, 2, 3, 4, 5], "echo": True}
+    [row] = rows(one(tmp_path, completion([-0.5, -0.25], request=request)))
+    assert row["log_mu"].tolist() == [-0.5, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        # echo of llama-cpp-python: 12 tokens of the prompt, 4 sampled; some ids are left out of the list
+        (
+            completion([-0.5] * 13, 4, 12),
+            r"counts 4 sampled tokens and 12 of the prompt, and has 13 log-probs\nhint: an echo",
+        ),
+        (completion([None, *[-0.5] * 14], 4, 12), "has 15 log-probs"),
+        # a stop string, or a writer that lost some
+        (
+            completion([-0.5] * 8, 10),
+            r"counts 10 sampled tokens and 5 of the prompt, and has 8 log-probs\nhint: ask without stop",
+        ),
+        (completion([-0.5] * 8, 10, choices=2), "counts 20 sampled tokens and 5 of the prompt, and has 16 log-probs"),
+        (
+            completion([-0.5] * 3, token_ids=[7, 8]),
+            "in two ways: token_ids 2, usage.completion_tokens 3; it has 3 log-probs",
+        ),
+        (completion([-0.5] * 3, usage=False, token_ids=[7, 8]), "counts 2 sampled tokens"),
+        # max_tokens 0: 12 log-probs of 12 tokens of the prompt; vLLM counts a token that nobody asked for
+        (
+            completion(
+                [None, *[-0.5] * 11], 1, 12, token_ids=[7], request={"prompt": [1] * 12, "max_tokens": 0, "echo": True}
+            ),
+            "nothing was sampled: the 12 log-probs are of the prompt",
+        ),
+        (completion([None, *[-0.5] * 11], 1, 12, token_ids=[7]), "nothing was sampled"),
+        (completion([None, *[-0.5] * 11], 0, 12), "nothing was sampled"),
+        # neither usage, nor ids, nor request: an echo or a loss
+        (completion([None, -0.5, -0.5], usage=False), "nothing in the answer tells which"),
+        ({"choices": [], "usage": {"completion_tokens": 3}}, "the answer has no choices"),
+        ({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": None}]}, "one piece of a stream"),
+    ],
+)
+def test_openai_counts_that_do_not_add_up(tmp_path, answer, message):
+    good = completion([-0.5, -0.25])
+    path = one(tmp_path, good, answer, good)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: (?s:.*){message}"):
+        rows(path)
+    skipped = Skipped()
+    assert len(rows(path, skip_bad=True, skipped=skipped)) == 2
+    assert skipped.count == 1
+
+
+def chat(entries, sampled=None, **more):
+    n = len(entries) if sampled is None else sampled
+    choice = {"index": 0, "message": {"role": "assistant", "content": "..."}, "finish_reason": "stop"}
+    choice |= {"logprobs": {"content": entries}, **more}
+    return {"id": "a", "usage": {"prompt_tokens": 4, "completion_tokens": n}, "choices": [choice]}
+
+
+@pytest.mark.parametrize("name", ["token_id", "id"])
+def test_openai_ids_beside_log_probs(tmp_path, name):
+    entries = [{"token": f"w{i}", "logprob": -0.5 - i, "top_logprobs": [], name: 50 + i} for i in range(3)]
+    [row] = rows(one(tmp_path, chat(entries)))
+    assert row["token_ids"].tolist() == [50, 51, 52]
+    assert row["log_mu"].tolist() == [-0.5, -1.5, -2.5]
+    [row] = rows(one(tmp_path, chat(entries, token_ids=[50, 51, 52])))
+    assert row["token_ids"].tolist() == [50, 51, 52]
+    message = error(one(tmp_path, chat(entries, token_ids=[50, 99, 52])))
+    assert f"token 1 of the response is 99 by token_ids and 51 by logprobs.content[].{name}" in message
+    del entries[1][name]
+    assert f"1 of 3 entries of logprobs have no {name}" in error(one(tmp_path, chat(entries)))
+
+
+def test_openai_ids_where_others_put_them(tmp_path):
+    """LiteLLM keeps what a provider adds aside; NeMo Gym puts ids and log-probs into the message."""
+    entries = [{"token": "a", "logprob": -0.5 - i, "top_logprobs": []} for i in range(2)]
+    aside = chat(entries, provider_specific_fields={"token_ids": [7, 8], "prompt_token_ids": [1, 2]})
+    [row] = read(one(tmp_path, aside))
+    assert row.columns["token_ids"].tolist() == [7, 8]
+    assert row.prompt_ids == [1, 2]
+    message = {"role": "assistant", "content": "...", "prompt_token_ids": [1, 2], "generation_token_ids": [7, 8]}
+    message["generation_log_probs"] = [-0.5, -1.5]
+    gym = chat([], 2, message=message)
+    gym["choices"][0]["logprobs"] = None
+    [row] = read(one(tmp_path, gym))
+    assert row.columns["log_mu"].tolist() == [-0.5, -1.5]
+    assert row.columns["token_ids"].tolist() == [7, 8]
+    message["generation_log_probs"] = [-0.5]
+    assert "counts 2 sampled tokens and 2 of the prompt, and has 1 log-probs" in error(one(tmp_path, gym))
+
+
+def test_answers_without_a_name_are_named_apart(tmp_path):
+    """Two files of answers that have no id: each names its own."""
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "b"):
+        write_lines(tmp_path / f"folder/{name}.jsonl", [llama(drawn_by_llama((7, -0.5)), [7])] * 2)
+    names = [row["sequence_id"] for row in rows(tmp_path / "folder")]
+    assert names == ["a/answer0/0", "a/answer1/0", "b/answer0/0", "b/answer1/0"]
+
+
+def test_openai_ids_in_the_list_of_log_probs(tmp_path):
+    answer = completion([-0.5, -0.25])
+    answer["choices"][0]["logprobs"]["token_ids"] = [7, 8]
+    [row] = rows(one(tmp_path, answer))
+    assert row["token_ids"].tolist() == [7, 8]
+
+
+def test_vllm_generate(tmp_path):
+    """Tokens in, tokens out: entries have ids and no texts; the prompt is in what was asked."""
+    entries = [{"token_id": 7 + i, "logprob": -0.5 - i, "rank": 1, "top_logprobs": []} for i in range(3)]
+    answer = {
+        "request_id": "r1",
+        "choices": [{"index": 0, "finish_reason": "length", "logprobs": {"content": entries}}],
+    }
+    request = {"token_ids": [1, 2, 3], "sampling_params": {"temperature": 0.8, "top_p": 0.9, "logprobs": 1}}
+    path = one(tmp_path, {"request": request, "response": answer})
+    [row] = read(path)
+    assert row.columns["log_mu"].tolist() == [-0.5, -1.5, -2.5]
+    assert row.columns["token_ids"].tolist() == [7, 8, 9]
+    assert row.prompt_ids == [1, 2, 3]
+    assert row.columns["sequence_id"] == "r1/0"
+    assert (info_of(path).temperature, info_of(path).top_p) == (0.8, 0.9)
+    answer["choices"][0]["token_ids"] = [7, 8, 9]
+    answer["prompt_token_ids"] = [1, 2, 3]
+    for entry in entries:
+        entry["token"] = f"token_id:{entry.pop('token_id')}"  # as it was before 0.30
+    [alone] = read(one(tmp_path, answer))
+    assert alone.columns["token_ids"].tolist() == [7, 8, 9]
+    assert alone.prompt_ids == [1, 2, 3]
+    del entries[1]["logprob"]
+    assert "an entry of logprobs has no logprob, only rank, top_logprobs, token" in error(one(tmp_path, answer))
+
+
+def test_responses_of_openai(tmp_path):
+    entries = [{"token": "a", "logprob": -0.5 - i, "bytes": [97], "top_logprobs": []} for i in range(2)]
+    part = {"type": "output_text", "text": "aa", "annotations": [], "logprobs": entries}
+    answer = {"id": "resp_1", "object": "response", "status": "completed", "model": "m"}
+    answer |= {"output": [{"type": "reasoning", "summary": []}, {"type": "message", "content": [part]}]}
+    answer["usage"] = {"input_tokens": 4, "output_tokens": 2}
+    [row] = rows(one(tmp_path, answer))
+    assert row["log_mu"].tolist() == [-0.5, -1.5]
+    assert (row["text"], row["prompt_length"]) == ("aa", 4)
+    answer["usage"] = {"input_tokens": 4, "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 7}}
+    assert "the log-probs of the reasoning are not in the answer" in error(one(tmp_path, answer))
+    part["logprobs"] = []
+    assert "has no logprobs" in error(one(tmp_path, answer))
+
+
+def test_request_outputs_of_vllm(tmp_path):
+    """What vLLM's own LLM.generate returns, kept as JSON: at each place the likeliest tokens and the sampled one."""
+
+    def at(token, value, **others):
+        given = {str(token): {"logprob": value, "rank": 1, "decoded_token": "a"}}
+        return given | {name: {"logprob": x, "rank": 2, "decoded_token": "b"} for name, x in others.items()}
+
+    sampled = [at(7, -0.5, **{"3": -1.5}), at(8, -0.25)]
+    outputs = [{"index": 0, "text": "ab", "token_ids": [7, 8], "cumulative_logprob": -0.75, "finish_reason": "length"}]
+    outputs[0]["logprobs"] = sampled
+    answer = {"request_id": "3", "prompt": "Why?", "prompt_token_ids": [1, 2], "outputs": outputs, "finished": True}
+    [row] = read(one(tmp_path, answer))
+    assert row.columns["log_mu"].tolist() == [-0.5, -0.25]
+    assert row.columns["token_ids"].tolist() == [7, 8]
+    assert row.prompt_ids == [1, 2]
+    outputs[0]["cumulative_logprob"] = -1.75
+    assert "the log-probs add up to -0.75, and cumulative_logprob is -1.75" in error(one(tmp_path, answer))
+    outputs[0]["logprobs"] = [sampled[0], at(9, -0.25)]
+    [row] = rows(one(tmp_path, answer))
+    np.testing.assert_array_equal(row["log_mu"], [-0.5, np.nan])  # the second place has another token's
+    outputs[0]["logprobs"] = sampled[:1]
+    assert "counts 2 sampled tokens and 2 of the prompt, and has 1 log-probs" in error(one(tmp_path, answer))
+    outputs[0]["logprobs"] = None
+    assert "choice 0 has no logprobs" in error(one(tmp_path, answer))
+
+
+def test_openai_prompts_of_a_batch(tmp_path):
+    """Two prompts, two answers to each, in their order."""
+    answer = completion([-0.5, -0.25], choices=4)
+    path = one(tmp_path, {"request": {"prompt": [[1, 2], [3, 4, 5]], "n": 2}, "response": answer})
+    assert [row.prompt_ids for row in read(path)] == [[1, 2], [1, 2], [3, 4, 5], [3, 4, 5]]
+    assert [row.columns["prompt_length"] for row in read(path)] == [2, 2, 3, 3]
+
+
+def test_openai_reasoning_without_log_probs(tmp_path):
+    answer = chat([{"token": "a", "logprob": -0.5, "top_logprobs": []}] * 3, 10)
+    answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": 7}
+    assert "hint: the log-probs of the reasoning are not in the answer" in error(one(tmp_path, answer))
+
+
+def test_openai_speculation_of_llama_cpp(tmp_path):
+    entries = [{"id": 7, "token": "a", "logprob": -0.5, "top_logprobs": [{"id": 7, "token": "a", "logprob": -0.5}]}] * 3
+    draft = {"id": 8, "token": "b", "logprob": 0.0, "top_logprobs": []}
+    message = error(one(tmp_path, chat([*entries, draft, draft])))
+    assert "2 of 5 tokens have log-prob 0 and no top_logprobs, which the others have: a draft proposed them" in message
+    assert "hint: turn speculative decoding off" in message
+    certain = [{"token": "b", "logprob": 0.0, "top_logprobs": []}, {"token": "a", "logprob": -0.5, "top_logprobs": []}]
+    assert len(rows(one(tmp_path, chat(certain)))) == 1  # nobody asked for top_logprobs
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+def test_openai_log_probs_of_base_10(tmp_path, kind):
+    tops = [[0.7, 0.2, 0.05], [0.5, 0.3, 0.1], [0.6, 0.3, 0.05]]
+
+    def answer(scale):
+        logs = [[float(np.log(p)) / scale for p in top] for top in tops]
+        if kind == "chat":
+            entries = [
+                {"token": "a", "logprob": x[0], "top_logprobs": [{"token": y, "logprob": y} for y in x]} for x in logs
+            ]
+            return chat(entries)
+        made = completion([x[0] for x in logs])
+        made["choices"][0]["logprobs"]["top_logprobs"] = [dict(zip("abc", x, strict=True)) for x in logs]
+        return made
+
+    assert len(rows(one(tmp_path, answer(1.0)))) == 1
+    message = error(one(tmp_path, answer(np.log(10))))
+    assert "these are no natural logarithms; as logarithms of base 10 they come to at most 0.95" in message
+
+
+def llama(entries, tokens=(), **more):
+    answer = {"index": 0, "content": "...", "tokens": list(tokens), "stop": True, "model": "m.gguf", "prompt": "Why?"}
+    answer |= {"tokens_predicted": len(tokens) or len(entries), "tokens_evaluated": 4, "stop_type": "limit"}
+    return {**answer, "completion_probabilities": entries, **more}
+
+
+def drawn_by_llama(*pairs, name="logprob"):
+    return [{"id": i, "token": "a", name: x, f"top_{name}s": [{"id": i, "token": "a", name: x}]} for i, x in pairs]
+
+
+def test_llama_cpp_puts_log_probs_at_their_tokens(tmp_path):
+    """Tokens of a stop string, and those that end inside a character, have none."""
+    entries = drawn_by_llama((7, -0.5), (9, -0.25))
+    [row] = rows(one(tmp_path, llama(entries, [7, 8, 9, 11])))
+    np.testing.assert_array_equal(row["log_mu"], [-0.5, np.nan, -0.25, np.nan])
+    assert row["token_ids"].tolist() == [7, 8, 9, 11]
+    assert (row["prompt_id"], row["prompt_length"], row["finish_reason"]) == ("Why?", 4, "length")
+    [row] = rows(one(tmp_path, llama(drawn_by_llama((7, -0.5)), [7, 7])))
+    assert np.isnan(row["log_mu"]).all()  # of which of the two is not told
+    message = error(one(tmp_path, llama(drawn_by_llama((7, -0.5), (6, -1.0)), [7, 8, 9])))
+    assert "ids of completion_probabilities (2) are not among tokens (3) in their order" in message
+    message = error(one(tmp_path, llama(entries, tokens_predicted=5)))
+    assert "counts 5 sampled tokens, and has the log-probs of 2" in message
+    assert "return_tokens" in message
+    assert '"n_probs": 1' in error(one(tmp_path, llama([])))
+    draft = {"id": 8, "token": "b", "logprob": 0.0, "top_logprobs": []}
+    assert "turn speculative decoding off" in error(one(tmp_path, llama([*entries, draft])))
+
+
+def test_llama_cpp_probabilities_under_their_own_name(tmp_path):
+    found = rows(one(tmp_path, llama(drawn_by_llama((7, 0.5), (8, 0.0), name="prob"))))
+    assert found[0]["log_mu"].tolist() == [np.log(0.5), -np.inf]
+    before = [
+        {"content": " a", "probs": [{"tok_str": " a", "prob": 0.25}]},
+        {"content": "b", "probs": [{"tok_str": "c", "prob": 1}]},
+    ]
+    [row] = rows(one(tmp_path, llama(before)))
+    np.testing.assert_array_equal(row["log_mu"], [np.log(0.25), np.nan])
+    assert row["token_ids"] is None
+
+
+def test_llama_cpp_tells_how_it_sampled():
+    info = info_of(DATA / "llama_cpp/completion.jsonl")
+    assert (info.engine, info.temperature, info.top_p, info.top_k, info.min_p) == ("llama.cpp", 0.8, 0.95, 40, 0.05)
+    assert info.logprobs_mode == "raw"
+
+
+def test_tgi(tmp_path):
+    first, second, _ = read(DATA / "tgi/generate.jsonl")
+    assert first.columns["log_mu"].tolist() == [-0.5, -1.25]
+    assert first.columns["token_ids"].tolist() == [50, 51]
+    assert (first.prompt_ids, first.columns["finish_reason"]) == ([1, 2, 3], "length")
+    assert second.columns["sequence_id"] == "generate/answer0/1"  # the second of best_of
+    bare = lines_of(DATA / "tgi/generate.jsonl")[1]
+    del bare["response"]["details"]["prefill"]
+    [row] = read(write_lines(tmp_path / "a.jsonl", [bare]))
+    assert (row.prompt_ids, row.columns["prompt_id"]) == (None, "Why?")
+    assert info_of(DATA / "tgi/generate.jsonl").temperature == 0.8
+    assert '"details": true' in error(write_lines(tmp_path / "a.jsonl", [{"generated_text": "..."}]))
+    [line, _] = lines_of(DATA / "tgi/generate.jsonl")
+    line["response"]["details"]["generated_tokens"] = 3
+    assert "counts 3 generated_tokens, and has 2 in tokens" in error(write_lines(tmp_path / "a.jsonl", [line]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_ids": [50]}, "output_token_logprobs has 2 tokens, output_ids has 1"),
+        ({"output_ids": [50, 99]}, "token 1 of the response is 99 in output_ids and 51 in output_token_logprobs"),
+        ({"completion_tokens": 3}, "output_token_logprobs has 2 tokens, meta_info.completion_tokens is 3"),
+    ],
+)
+def test_sglang_counts_that_do_not_add_up(tmp_path, change, message):
+    record = lines_of(DATA / "sglang/generate.jsonl")[0]
+    answer = record["response"]
+    (answer if "output_ids" in change else answer["meta_info"]).update(change)
+    assert message in error(one(tmp_path, record))
 
 
 def test_openai_floor_is_infinity(tmp_path):
@@ -565,7 +1075,64 @@ def test_text_only_dumps_say_so(tmp_path):
     path = write_lines(tmp_path / "1.jsonl", [{"input": "a", "output": "b", "gts": None, "score": 1.0, "step": 1}])
     message = error(path, UnknownFormatError)
     assert "verl's rollout dump has text and no log-probs" in message
-    assert "docs/readers.md" in message
+    assert "docs/trainers.md" in message
+
+
+@pytest.mark.parametrize(
+    ("record", "what", "remedy"),
+    [
+        (
+            {"input": "a", "output": "b", "gts": None, "score": 1.0, "step": 1},
+            "verl's rollout dump",
+            "calculate_log_probs",
+        ),
+        ({"input": "a", "output": "b", "reward": 1.0}, "OpenRLHF's batch inference", "docs/trainers.md"),
+        (
+            {"global_step": [1], "responses": ["a"], "scores": [1.0], "sampling_params": ["{}"]},
+            "ROLL's rollout",
+            "trainers",
+        ),
+        ({"step": [1], "prompt": ["a"], "completion": ["b"], "advantages": [0.5]}, "(TRL, ms-swift)", "hook for TRL"),
+        ({"example_id": 1, "prompt": [], "completion": [], "reward": 1.0}, "verifiers' results", "traces.jsonl"),
+        ({"steps": [], "total_reward": 1.0, "final_ob_len": 3}, "tinker-cookbook's summary", "tinker_rows"),
+        ({"seqlen": 3, "prompt_len": 1, "completion": "b"}, "AReaL's rollout dump", "docs/trainers.md"),
+        ({"input_prompt": "a", "output_response": "b"}, "SkyRL's evaluation", "dump_data_batch"),
+    ],
+)
+def test_dumps_of_text_say_what_to_turn_on(tmp_path, record, what, remedy):
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    assert what in message
+    assert "has text and no log-probs" in message
+    assert remedy in message.partition("hint: ")[2]
+
+
+def test_completions_of_trl_in_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"step": [1], "prompt": ["a"], "completion": ["b"], "accuracy_reward": [1.0], "advantage": [0.5]}
+    pq.write_table(pa.table(columns), tmp_path / "completions_00001.parquet")
+    message = error(tmp_path / "completions_00001.parquet", UnknownFormatError)
+    assert "completions that a trainer logged (TRL, ms-swift) has text and no log-probs" in message
+    assert "vllm_importance_sampling_correction=True" in message
+
+
+def test_columns_that_may_be_log_probs_are_named(tmp_path):
+    record = {
+        "prompt_ids": [1],
+        "completion_ids": [2, 3],
+        "logprobs": [-0.5, -0.25],
+        "old_per_token_logps": [-0.5, -0.2],
+    }
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    assert "rename logprobs to log_mu, old_per_token_logps to log_pi, completion_ids to token_ids" in message
+    assert "docs/records.md" in message
+
+
+def test_one_side_alone_is_named(tmp_path):
+    record = {"prompt": "a", "response_tokens": ["b"], "logprobs": [-0.5], "ref_logprobs": [-0.5]}
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    assert "ROLL's logging board has the trainer's log-probs and none of the sampler's" in message
 
 
 def test_mixed_formats_in_one_folder(tmp_path):
@@ -701,7 +1268,7 @@ def test_a_dump_without_the_samplers_side(tmp_path):
     torch.save(dump, tmp_path / "7.pt")
     message = error(tmp_path / "7.pt")
     assert "7.pt record 0: the record has no log-probs of the policy that sampled" in message
-    assert "turn on the option that records them" in message
+    assert "turn on return_logprob in the rollout function" in message
 
 
 @pytest.mark.parametrize("bits", ["f32:bf8000", "f16:3c00", "zzz", "f32:bf80000g"])
@@ -737,6 +1304,122 @@ def test_a_record_of_another_shape(tmp_path):
     records = lines_of(DATA / "verifiers/traces.jsonl")
     records[0]["traces"] = [7]
     assert "a.jsonl:1: not as verifiers writes it: AttributeError" in error(write_lines(tmp_path / "a.jsonl", records))
+
+
+def exports(log_mu, log_pi=None):
+    """Lines of prime-rl's export, one a response, of a prompt of one token."""
+    for i, values in enumerate(log_mu):
+        n = len(values)
+        line = {"schema_version": 1, "step": 0, "rank": 0, "export_sequence_idx": i, "micro_step": 0}
+        line |= {"token_ids": list(range(n + 1)), "loss_mask": [False] + [True] * n, "env_name": "maths"}
+        line |= {"inference_logprobs": [0.0, *values]}
+        line |= {"trainer_logprobs": [0.0, *(values if log_pi is None else log_pi[i])]}
+        yield line
+
+
+def drawn(seed, responses=4, tokens=40):
+    rng = np.random.default_rng(seed)
+    return [-rng.exponential(1.0, tokens).clip(1e-4) for _ in range(responses)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named", "remedy"),
+    [
+        (lambda x: np.exp(x), r"these are probabilities \(\d+ of 40 values are over 0, none over 1\)", "log p, not p"),
+        (lambda x: -x, r"these are log-probs with the sign turned, or logits", "negate"),
+        (lambda x: x + 12, r"these are log-probs with the sign turned, or logits \(40 of 40", "log-softmax"),
+        (lambda x: 3 * (x + 1), r"these are logits \(\d+ of 40 values are over 0", "log-softmax"),
+    ],
+)
+@pytest.mark.parametrize("side", ["log_mu", "log_pi"])
+def test_other_numbers_under_the_name_of_log_probs(tmp_path, wrong, named, remedy, side):
+    good = drawn(0)
+    bad = [good[0], *(wrong(x) for x in good[1:])]
+    sides = (bad, good) if side == "log_mu" else (good, bad)
+    path = write_lines(tmp_path / "rank_0.jsonl", [json.loads(json.dumps(x, default=list)) for x in exports(*sides)])
+    with pytest.raises(ValueError, match=rf"rank_0\.jsonl:2: {side} is no log-prob: {named}") as caught:
+        rows(path)
+    assert remedy in str(caught.value)
+    skipped = Skipped()
+    assert len(rows(path, skip_bad=True, skipped=skipped)) == 1  # what was good before is kept
+    assert skipped.count == 3
+
+
+@pytest.mark.parametrize(("base", "factor"), [("10", np.log(10)), ("2", np.log(2))])
+@pytest.mark.parametrize("side", [0, 1])
+def test_log_probs_of_another_base(tmp_path, base, factor, side):
+    sides = [drawn(1), [x * (1 + 0.005 * np.sin(range(40))) for x in drawn(1)]]
+    sides[side] = [x / factor for x in sides[side]]
+    path = write_lines(tmp_path / "rank_0.jsonl", [json.loads(json.dumps(x, default=list)) for x in exports(*sides)])
+    message = error(path)
+    assert f"rank_0.jsonl:1: {('log_mu', 'log_pi')[side]} is of base {base}: log_pi is" in message
+    assert f"hint: write natural logarithms: multiply {('log_mu', 'log_pi')[side]} by {factor:.4f}" in message
+
+
+def test_a_temperature_on_one_side_is_no_other_base(tmp_path):
+    """Log-probs at temperature 1 against those at ln 10, and the other way round: both are read."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, (160, 50))
+    token = [rng.choice(50, p=p) for p in np.exp(logits - np.logaddexp.reduce(logits, 1, keepdims=True))]
+    sides = []
+    for temperature in (1.0, np.log(10)):
+        log_p = logits / temperature - np.logaddexp.reduce(logits / temperature, 1, keepdims=True)
+        sides.append(log_p[range(160), token].reshape(4, 40))
+    for pair in (sides, sides[::-1]):
+        lines = [json.loads(json.dumps(x, default=list)) for x in exports(*pair)]
+        assert len(rows(write_lines(tmp_path / "rank_0.jsonl", lines))) == 4
+
+
+def test_rounding_over_0_is_no_unit(tmp_path):
+    values = drawn(3)
+    values[0][::2] = 0.004  # what a log-softmax in bfloat16 comes to for a token that is as good as certain
+    lines = [json.loads(json.dumps(x, default=list)) for x in exports(values)]
+    assert len(rows(write_lines(tmp_path / "rank_0.jsonl", lines))) == 4
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, None])
+def test_a_column_of_one_number(tmp_path, value):
+    path = write_lines(tmp_path / "rank_0.jsonl", exports([[value] * 10] * 3, [[-0.5 - i] * 10 for i in range(3)]))
+    message = error(path, UnreadableFileError)
+    assert (
+        f"{path}: log_mu is {'null or NaN' if value is None else f'{value:g}'} for each of the first 20 tokens"
+        in message
+    )
+    assert ("greedily" in message) == (value == 0)
+    skipped = Skipped()
+    assert rows(path, skip_bad=True, skipped=skipped) == []
+    assert [v.counted for v in skipped.listed] == ["files"]
+    # one response of one number, among others, is read: that is for the doctor to say
+    path = write_lines(tmp_path / "rank_1.jsonl", exports([[value] * 10, [-0.5] * 10, [-0.25] * 10]))
+    assert len(rows(path)) == 3
+
+
+@pytest.mark.parametrize("folder", ["openai", "sglang", "llama_cpp", "tgi", "verifiers", "prime_rl", "nemo_rl"])
+def test_fields_that_are_something_else(tmp_path, folder):
+    """Whatever stands in a field, the record is read or named, and the run is known as far as it can be."""
+    path = next(path for path in sorted((DATA / folder).rglob("*.jsonl")))
+    name, good = FORMATS[folder].name, lines_of(path)[-1]
+
+    def places(value, place=()):
+        yield place
+        for key in value if isinstance(value, dict) else range(min(2, len(value))) if isinstance(value, list) else ():
+            yield from places(value[key], (*place, key))
+
+    counted = 0
+    for place in list(places(good))[1:]:
+        for other in (None, -1, 1e400, "x", [], [None], {"a": 1}, 10**30):
+            bad = json.loads(json.dumps(good))
+            at = bad
+            for key in place[:-1]:
+                at = at[key]
+            at[place[-1]] = other
+            file = write_lines(tmp_path / path.name, [bad, good])
+            info_of(file, name)
+            skipped = Skipped()
+            found = rows(file, reader=name, skip_bad=True, skipped=skipped)
+            assert len(found) + skipped.count > 0
+            counted += skipped.count
+    assert counted > 20
 
 
 def test_skipped_lists_the_first_and_counts_all(tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -610,6 +611,66 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path):
     assert expand(path) == [path]
 
 
+# --- what other writers make of a list
+
+
+def ray_struct(values, shapes):
+    """What Ray Data makes of arrays of unequal lengths: a struct of all values and the shape."""
+    data = pa.array(values, pa.large_list(pa.float32()))
+    return pa.StructArray.from_arrays([data, pa.array(shapes, pa.list_(pa.int64()))], ["data", "shape"])
+
+
+def test_arrays_of_ray_data_are_lists(tmp_path):
+    path = raw_parquet(tmp_path / "x.parquet", **minimal(log_mu=ray_struct([[-1.0, -2.0], [-3.0]], [[2], [1]])))
+    [part] = read_batches(path)
+    assert part.batch.log_mu.tolist() == [-1.0, -2.0, -3.0]
+    assert part.batch.log_ratio.tolist() == [-0.5, 0.0, 0.0]
+    twice = raw_parquet(tmp_path / "y.parquet", **minimal(log_mu=ray_struct([[-1.0, -2.0], [-3.0]], [[2, 1], [1, 1]])))
+    with pytest.raises(ValueError, match=r"y\.parquet row 0: log_mu must be list<.*got struct<data"):
+        next(read_batches(twice))
+
+
+class Tensor(pa.ExtensionType):
+    """An extension type as Ray registers one when it is imported."""
+
+    def __init__(self, storage):
+        super().__init__(storage, "reweigh.test_tensor")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage, serialized):
+        return cls(storage)
+
+
+@pytest.mark.parametrize("unequal", [True, False])
+def test_extension_types_are_what_they_stand_on(tmp_path, unequal):
+    values = [[-1.0, -2.0], [-3.0]]
+    storage = ray_struct(values, [[2], [1]]) if unequal else pa.array(values, pa.large_list(pa.float32()))
+    array = pa.ExtensionArray.from_storage(Tensor(storage.type), storage)
+    path = raw_parquet(tmp_path / "x.parquet", **minimal(log_mu=array))
+    plain = next(read_batches(path)).batch.log_mu.tolist()  # without the type, its storage is read
+    pa.register_extension_type(Tensor(storage.type))
+    try:
+        assert isinstance(pq.read_table(path).schema.field("log_mu").type, pa.ExtensionType)
+        [part] = read_batches(path)
+    finally:
+        pa.unregister_extension_type("reweigh.test_tensor")
+    assert part.batch.log_mu.tolist() == plain == [-1.0, -2.0, -3.0]
+
+
+def test_decimals_of_duckdb_are_numbers(tmp_path):
+    decimals = pa.array([[Decimal("-1.25"), Decimal("-0.50")], [Decimal("-3.00")]], pa.list_(pa.decimal128(18, 2)))
+    reward = pa.array([Decimal("0.5"), None], pa.decimal128(2, 1))
+    [part] = read_batches(raw_parquet(tmp_path / "x.parquet", **minimal(log_mu=decimals, reward=reward)))
+    assert part.batch.log_mu.tolist() == [-1.25, -0.5, -3.0]
+    assert part.column("reward").tolist()[0] == 0.5
+    ids = raw_parquet(tmp_path / "y.parquet", **minimal(token_ids=decimals))
+    with pytest.raises(ValueError, match=r"token_ids must be list<.*int32>, got list<.*decimal128"):
+        next(read_batches(ids))
+
+
 # --- describe, validate, convert
 
 
@@ -625,6 +686,44 @@ def test_describe(tmp_path):
     assert "entropy_pi" not in found.null_rows
     assert found.infos == (INFO, RunInfo())
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ([0.9, 0.5, 0.25, 1e-6], "log_mu[0] = 0.9 is positive: these are probabilities (3 of 4 values are over 0"),
+        ([12.0, -1.0, 3.0, 0.5], "log_mu[0] = 12 is positive: these are logits (3 of 4 values are over 0, up to 12)"),
+        ([-0.5, 0.2, -0.5, -0.5], "log_mu[1] = 0.2 is positive"),
+    ],
+)
+def test_validate_names_the_unit_of_a_column(tmp_path, values, named):
+    path = write(tmp_path / "x.parquet", [{"sequence_id": "a", "log_mu": [-1.0] * 4, "log_pi": [-1.0] * 4}])
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("log_mu")
+    pq.write_table(table.set_column(at, "log_mu", pa.array([values], pa.list_(pa.float32()))), path)
+    [violation] = validate(path).violations
+    assert violation.detail.startswith(named)
+    assert ("these are" in violation.detail) == ("these are" in named)
+
+
+@pytest.mark.parametrize("side", ["log_mu", "log_pi"])
+def test_validate_names_a_side_of_base_10(tmp_path, side):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(4):
+        log_mu = -rng.exponential(1.5, 20) - 1e-3
+        row = {
+            "sequence_id": str(i),
+            "log_mu": log_mu,
+            "log_pi": np.minimum(log_mu + 0.03 * rng.normal(size=20), -1e-4),
+        }
+        rows.append(row)
+    assert validate(write(tmp_path / "good.parquet", rows)).ok
+    bad = [{**row, side: row[side] / math.log(10)} for row in rows]
+    [violation] = validate(write(tmp_path / "bad.parquet", bad)).violations
+    assert f"{side} is of base 10: log_pi is" in violation.detail
+    assert "write natural logarithms" in violation.hint
+    assert describe(tmp_path / "bad.parquet").broken[0].rule == f"{side}: of base 10"
 
 
 def test_validate_counts_each_rule_and_names_its_first_place(tmp_path):

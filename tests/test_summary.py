@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import reference
 import torch
 
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, summarise
@@ -343,10 +344,57 @@ def test_on_policy_there_is_nothing_to_refuse(sd):
     assert s["tv"].value == pytest.approx(0.0, abs=1e-5)
 
 
-def test_ties_in_the_tail_are_no_tail_index():
-    lr = torch.cat([torch.linspace(-0.2, -0.1, 79), torch.zeros(8), torch.linspace(0.01, 0.03, 13)]).double()[:, None]
-    value = summary(lr)["khat"].value
-    assert value is None or math.isfinite(value)
+def test_ties_at_the_foot_are_no_part_of_the_tail():
+    """The fit is to what is over the plateau; and the ties are said."""
+    over = normal(1.0, (13, 1), seed=3).abs() + 0.01
+    lr = torch.cat([torch.linspace(-0.2, -0.1, 70)[:, None].double(), torch.zeros(17, 1).double(), over])
+    khat = summary(lr)["khat"]
+    excess = sorted((over.exp() - 1).squeeze(1).tolist())
+    assert khat.value == pytest.approx(reference.fit_pareto(excess)[0], rel=1e-5)
+    assert "7 of the largest ratios are a plateau of equal ones" in khat.meaning
+    assert "plateau" not in summary(normal(1.0, (100, 1)))["khat"].meaning
+
+
+@pytest.mark.parametrize("n", [100, 1000, 20_000])
+def test_a_few_over_a_plateau_are_a_refusal(n):
+    """No tail index can be fitted to four, and what the others of their kind weigh is not known."""
+    lr = torch.zeros(n, 1, dtype=torch.float64)
+    lr[:4] = torch.tensor([1.0, 1.2, 1.4, 1.6])[:, None]
+    s = summary(lr)
+    most = {100: 20, 1000: 94, 20_000: 255}[n]
+    assert (
+        s.refusal == f"4 of the {most} largest ratios are over a plateau of equal ones, by up to 5 times: "
+        "too few for a tail index"
+    )
+    assert (s["khat"].value, s["khat"].refused) == (None, s.refusal)
+    assert s["ess_fraction"].refused
+    lr[:4] = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None]  # of less than twice the plateau nobody fears a tail
+    assert summary(lr).refusal == ""
+
+
+def test_ratios_in_few_steps_are_a_refusal():
+    """Log-probs that came in whole nats: of 134 in the tail there are three different ones, and a fit says 0.03."""
+    lr = normal(1.5, (2000, 1), seed=0).round()
+    s = summary(lr)
+    assert s["khat"].value is None
+    assert re.match(
+        r"\d+ of the 134 largest ratios are over a plateau of equal ones, in \d different values", s["khat"].refused
+    )
+    assert s.refusal
+    assert summary((normal(0.5, (2000, 1), seed=0) * 20).round() / 20)["khat"].value is not None
+
+
+@pytest.mark.parametrize("n", [25, 26, 27, 28, 29, 30])
+def test_small_samples_have_a_finite_tail_index(n):
+    for seed in range(5):
+        assert math.isfinite(summary(normal(0.5, (n, 1), seed=seed))["khat"].value)
+
+
+def test_a_tail_index_that_is_no_number_is_a_refusal():
+    stats = RatioStats.of(batch_of(normal(0.5, (100, 1))), SEQUENCE)
+    for khat in (math.nan, math.inf):
+        assert refusal_of(stats.host, khat, True, None) == "the tail index is not finite"
+    assert refusal_of(stats.host, 0.3, True, None) == ""
 
 
 def test_numbers_are_plain_floats():

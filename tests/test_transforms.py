@@ -83,8 +83,8 @@ def test_pareto_smoothing_moves_only_the_tail_and_not_above_the_largest():
 
 @pytest.mark.parametrize(
     "tail",
-    [torch.zeros(50), torch.cat([torch.zeros(8), torch.linspace(0.1, 0.3, 13)]), torch.full((1,), 800.0)],
-    ids=["all equal", "ties at its foot", "no float holds it"],
+    [torch.zeros(50), torch.cat([torch.zeros(30), torch.linspace(0.1, 0.3, 4)]), torch.full((1,), 800.0)],
+    ids=["all equal", "four over its foot", "no float holds it"],
 )
 def test_a_tail_that_cannot_be_fitted_is_left_as_it_is(tail):
     """Half of the sequences on-policy, say: their ratios are 1, all of them."""
@@ -92,6 +92,15 @@ def test_a_tail_that_cannot_be_fitted_is_left_as_it_is(tail):
     log_w, keep = ParetoSmooth()(x, torch.ones(100, dtype=torch.bool))
     assert torch.equal(log_w, x)
     assert keep.all()
+
+
+def test_pareto_smoothing_leaves_ties_with_the_foot_as_they_are():
+    """Some sequences on-policy: their ratios are 1, and no part of the tail that is fitted."""
+    x = torch.cat([torch.linspace(-2, -1, 70), torch.zeros(17), torch.linspace(0.1, 0.3, 13)])
+    log_w, _ = ParetoSmooth()(x, torch.ones(100, dtype=torch.bool))
+    assert torch.equal(log_w[:87], x[:87])
+    assert not torch.equal(log_w[87:], x[87:])
+    assert log_w.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -252,10 +252,16 @@ def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path, 
     if not source.rollouts:
         raise ProbeError(f"--rescore: {rollouts} has no samples\nhint: sample again.")
     if num_cut := sum(one.finish_reason == CUT for one in source.rollouts):
-        _say(console, f"{num_cut} of {len(source.rollouts)} responses end before a token whose log-prob was not given")
+        _say(
+            console,
+            f"{num_cut} of {len(source.rollouts)} responses end before a token whose log-prob was not given: that "
+            "token decided where, so their mean ratio need not be 1",
+        )
     try:
         with console.status("loading the trainer's model"):
             scorer = start_scorer(options, source)
+        if scorer.note:
+            _say(console, f"note: {scorer.note}")
         with reporting(console, "scoring", len(source.rollouts)) as progress:
             summary = score(out, source, scorer, progress=progress)
     except BaseException:

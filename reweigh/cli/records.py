@@ -1,5 +1,6 @@
 """`reweigh records`: look into, check and convert record files."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from reweigh import dumps as readers
 from reweigh import records as rec
 from reweigh.cli.options import Form, Json, Quiet, Reader
 from reweigh.cli.output import print_json, print_written, progress, say, stdout
-from reweigh.records.schema import BY_NAME
+from reweigh.records.schema import BY_NAME, Tally
 from reweigh.report.tables import NAMES, Column, Table, to_terminal
 
 records = typer.Typer(
@@ -50,9 +51,15 @@ def describe(
         )
         return
     to_terminal([_sizes(found), *([_columns(found)] if found.null_rows else [])], out)
+    for line in _broken(found.broken):
+        out.print(line, markup=False, soft_wrap=True)
     if "log_pi" not in found.null_rows and found.rows:
         out.print("log_pi is not there: these are rollouts that a trainer has yet to rescore.")
     _print_runs(found)
+
+
+def _broken(violations: Iterable[rec.Violation]) -> list[str]:
+    return [f"{v.rule}: {v.count:,} {v.counted}, first {v.place}: {v.detail}" for v in violations]
 
 
 def _sizes(found: rec.Described) -> Table:
@@ -172,12 +179,22 @@ def convert(
       reweigh records convert dump/train_data records.parquet --skip-bad
     """
     skipped = readers.Skipped() if skip_bad else None
-    formats = readers.formats(reader, skipped)
+    formats, tally = readers.formats(reader, skipped), Tally()
     with progress("writing rows", quiet=quiet) as count:
-        rows = rec.convert(inputs, output, rows_per_group=row_group_size, force=force, formats=formats, on_rows=count)
+        rows = rec.convert(
+            inputs,
+            output,
+            rows_per_group=row_group_size,
+            force=force,
+            formats=formats,
+            on_rows=count,
+            report=tally,
+        )
     if skipped is not None and skipped.count:
         say(f"{skipped.count} bad records are left out:", quiet)
         for line in skipped.lines():
             say(f"  {line}", quiet)
+    for line in _broken(tally.by_rule.values()):
+        say(f"as it was in the input: {line}", quiet)
     say(f"wrote {rows:,} rows to {output}", quiet)
     print_written(output, "json" if as_json else form, rows=rows, left_out=skipped.count if skipped else 0)

@@ -82,6 +82,8 @@ def rescore(
         plain = info.logprobs_mode == "raw"  # then the other side must be of the untouched softmax too
         at = (1.0, 1.0) if plain else (info.temperature or 1.0, info.top_p or 1.0)
         scorer = Scorer(loaded, number_type, *at, with_entropy=entropy, with_repeat=repeat)
+        if scorer.note:
+            _say(console, f"note: {scorer.note}")
         rows = read(found.paths, reader=reader, skip_bad=skip_bad, skipped=skipped)
         with progress("scoring tokens", quiet=quiet) as count:
             done = add_trainer_side(

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ import torch
 
 from reweigh.records.files import FilePart, Opened, cut_at_lines, numbered_lines, open_lines
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
-from reweigh.records.table import to_numpy
+from reweigh.records.table import other_base, to_numpy, wrong_unit
 
 Kind = Literal["json", "torch", "pickle", "sqlite", "parquet", "other"]
 Row = Mapping[str, Any]
@@ -75,6 +76,7 @@ class Format:
             None if it is only ever read beside another.
         known: what it says beside the log-probs, if it has both sides.
         decimals: decimals that the framework rounds log-probs to when it writes them; None if it does not.
+        option: what turns on the sampler's log-probs in the framework, for the hint of an error.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Format:
     lead: Callable[[Path], Path | None]
     known: str = ""
     decimals: int | None = None
+    option: str = "the option that records them in the framework"
 
 
 @dataclass(frozen=True)
@@ -213,22 +216,94 @@ def same_length(lengths: Mapping[str, int]) -> None:
         )
 
 
-def check_row(row: Mapping[str, Any]) -> None:
-    """Refuse a row that has no sampler's side, or whose lists do not line up."""
+def check_row(row: Mapping[str, Any], option: str = "the option that records them in the framework") -> None:
+    """Refuse a row that has no sampler's side, whose lists do not line up, or whose values are not log-probs."""
     log_mu = row.get("log_mu")
     if log_mu is None:
         raise BadRecordError(
             "log_mu: not in the dump",
             "the record has no log-probs of the policy that sampled",
-            "they cannot be computed afterwards: turn on the option that records them in the framework and run again.",
+            f"they cannot be computed afterwards: turn on {option} and run again.",
         )
+    for name in ("log_mu", "log_pi"):
+        if row.get(name) is not None and np.ndim(row[name]) != 1:
+            raise BadRecordError(f"{name}: wrong type", f"{name} must be one number a token", "the dump is damaged.")
     lengths = {name: len(row[name]) for name in TOKEN_COLUMNS if row.get(name) is not None and np.ndim(row[name]) == 1}
     same_length({"log_mu": len(log_mu), **lengths})
+    counted = {name: _counted(row, name) for name in ("log_mu", "log_pi") if row.get(name) is not None}
+    for name, values in counted.items():
+        wrong = wrong_unit(values)
+        if wrong is not None:
+            raise BadRecordError(f"{name}: {wrong.kind}", f"{name} is no log-prob: {wrong.text}", wrong.hint)
+    if len(counted) == 2:
+        base = other_base(counted["log_mu"], counted["log_pi"])
+        if base is not None:
+            raise BadRecordError(base.kind, base.text, base.hint)
+
+
+def _counted(row: Mapping[str, Any], name: str) -> np.ndarray:
+    """Values of the tokens that count; those that are not finite too."""
+    values = np.asarray(row[name], np.float64)
+    return values if row.get("mask") is None else values[np.asarray(row["mask"], bool)]
+
+
+class Constant:
+    """Looks whether a column holds one number over and over, which no model's log-probs do."""
+
+    TOKENS = 16  # of two responses or more: one may be as good as certain, but not each from its first token on
+    ALONE = 64  # tokens of a single response
+    MOST_ROWS = 256  # looked at, at most
+
+    def __init__(self) -> None:
+        self._value: dict[str, float] = {}
+        self._tokens = {"log_mu": 0, "log_pi": 0}
+        self._rows = 0
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        """Take one more row; say whether more of them would change nothing."""
+        self._rows += 1
+        for name in list(self._tokens):
+            if row.get(name) is None:
+                del self._tokens[name]
+                continue
+            values = _counted(row, name)
+            if not len(values):
+                continue
+            first = self._value.setdefault(name, float(values[0]))
+            same = np.isnan(values) if math.isnan(first) else values == first
+            if same.all():
+                self._tokens[name] += len(values)
+            else:
+                del self._tokens[name]
+        return not self._tokens or self._found() is not None or self._rows >= self.MOST_ROWS
+
+    def check(self, path: Path) -> None:
+        """Refuse the file if a column was the same number for all that was looked at."""
+        name = self._found()
+        if name is None:
+            return
+        value = self._value[name]
+        what, why = f"{value + 0.0:g}", "it was not recorded"  # -0 is 0
+        if math.isnan(value):
+            what = "null or NaN"
+        elif value == 0:
+            why = "it was not recorded, or tokens were drawn greedily (temperature 0), which leaves no ratio"
+        raise UnreadableFileError(
+            f"{path}: {name} is {what} for each of the first {self._tokens[name]} tokens: {why}\n"
+            "hint: record the log-prob that each token was drawn with, and run again."
+        )
+
+    def _found(self) -> str | None:
+        enough = self.TOKENS if self._rows > 1 else self.ALONE
+        return next((name for name, n in self._tokens.items() if n >= enough), None)
 
 
 def prompt_name(ids: Any) -> str:
     """A name for a prompt that the dump does not name: equal token ids, equal names."""
-    flat = array(ids, "prompt token ids").astype("<i8")
+    given = array(ids, "prompt token ids")
+    if not ((np.abs(given) < 1 << 53) & (given == np.floor(given))).all():  # NaN is neither
+        raise BadRecordError("prompt: no ids", "the prompt's token ids are not all integers", "the dump is damaged.")
+    flat = given.astype("<i8")
     return "prompt-" + hashlib.blake2b(flat.tobytes(), digest_size=8).hexdigest()
 
 

@@ -69,6 +69,9 @@ def _rows(text: str, scores: Sequence[tuple[str, int, str]], steps: Mapping[str,
         "log_mu": np.array([_float(token["logprob_bits"]) for token in tokens]),
         "versions": None if None in versions else np.array(versions),
     }
+    sampled = row["log_mu"] != 0  # its recorder of TRL keeps a tool's tokens too, with log-prob 0 and no mask
+    if not sampled.all():
+        row["mask"] = sampled
     if record.get("reward_bits") is not None:
         row["advantage"] = _float(
             record["reward_bits"]
@@ -125,8 +128,15 @@ def _info(path: Path) -> RunInfo:
         **{name: sampler.get(name) for name in names},
         dtype_mu=sampler.get("dtype"),
         logprobs_mode=_MODES.get(sampler.get("logprobs_mode") or ""),
-        note=_untrained(*counts),
+        note="; ".join(filter(None, (_untrained(*counts), _own(sampler.get("logprobs_source"))))) or None,
     )
+
+
+def _own(source: Any) -> str | None:
+    """Say that what stands for the engine's log-probs are the trainer's, of which the recorder takes what there is."""
+    if not isinstance(source, str) or not source.startswith("trainer"):
+        return None
+    return f"log_mu is the trainer's own ({source}), not an engine's: there is no gap between engines to see"
 
 
 def _untrained(sequences: int, scored: int) -> str | None:

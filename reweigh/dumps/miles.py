@@ -17,6 +17,7 @@ from reweigh.records.schema import RunInfo, UnreadableFileError
 
 _NAME = re.compile(r"(?P<rollout>.+)_(?P<rank>\d+)")
 _KEYS = ("rollout_id", "rank", "rollout_data")
+_Key = tuple[Any, ...]
 _SLICED = ("rollout_log_probs", "log_probs", "advantages", "entropy")
 
 
@@ -44,21 +45,35 @@ class _Slice:
         column = self.dump["rollout_data"].get(name)
         return None if column is None else column[self.row]
 
+    def tokens(self) -> bytes:
+        """Its tokens, to tell it from other samples."""
+        return array(self.get("tokens"), "tokens").astype("<i8").tobytes()
+
 
 def _items(part: FilePart) -> Iterator[Item]:
     dumps = [_dump(path) for path in _ranks(part.path)]
-    samples: dict[int | tuple[int, int], list[_Slice]] = {}
+    samples: dict[_Key, list[_Slice]] = {}
     for dump in dumps:
         columns = dump["rollout_data"]
-        indices = columns.get("sample_indices")
+        indices, seen = columns.get("sample_indices"), dict[_Key, int]()
         for row in range(len(columns["response_lengths"])):
+            one = _Slice(dump, row)
             # without indices, files of several ranks cannot be matched: each row is a sample of its own
-            key = (dump["rank"], row) if indices is None else int(indices[row])
-            samples.setdefault(key, []).append(_Slice(dump, row))
+            key = (dump["rank"], row) if indices is None else (int(indices[row]), one.tokens())
+            if indices is not None:  # a conversation that branches is several samples of one index
+                seen[key] = seen.get(key, -1) + 1
+                key = (*key, seen[key])
+            samples.setdefault(key, []).append(one)
     name = _NAME.fullmatch(part.path.stem)
     rollouts = Rollouts.beside(part.path, None if name is None else name["rollout"])
+    named: dict[str, int] = {}
     for i, (key, slices) in enumerate(samples.items()):
-        yield Item(partial(_rows, key, slices, rollouts), i)
+        one, index = slices[0], None if len(key) == 2 else int(key[0])
+        # of a dump that does not number its samples
+        text = f"rank{one.dump['rank']}-{one.row}" if index is None else str(index)
+        named[text] = named.get(text, -1) + 1
+        text += f".{named[text]}" if named[text] else ""
+        yield Item(partial(_rows, text, index, slices, rollouts), i)
 
 
 def _dump(path: Path) -> Mapping[str, Any]:
@@ -68,7 +83,7 @@ def _dump(path: Path) -> Mapping[str, Any]:
     return dump
 
 
-def _rows(key: int | tuple[int, int], slices: Sequence[_Slice], rollouts: Rollouts) -> Sequence[Row]:
+def _rows(name: str, index: int | None, slices: Sequence[_Slice], rollouts: Rollouts) -> Sequence[Row]:
     one = slices[0]
     length, total = int(one.get("response_lengths")), int(one.get("total_lengths"))
     step = int(one.dump["rollout_id"])
@@ -83,8 +98,6 @@ def _rows(key: int | tuple[int, int], slices: Sequence[_Slice], rollouts: Rollou
         entropy=whole["entropy"],
     )
     versions = one_version(one.get("weight_versions") or (), length)
-    index = key if isinstance(key, int) else None
-    name = f"rank{one.dump['rank']}-{one.row}" if index is None else index  # of a dump that does not number its samples
     row |= {"step": step, "sequence_id": f"rollout{step}/{name}"}
     if versions is not None:
         row["versions"] = versions
@@ -94,7 +107,7 @@ def _rows(key: int | tuple[int, int], slices: Sequence[_Slice], rollouts: Rollou
     rewards = one.dump["rollout_data"].get("raw_reward")
     if rewards is not None and len(rewards) == len(one.dump["rollout_data"]["response_lengths"]):
         row["reward"] = number(rewards[one.row])  # else it is of the whole batch, in the rollout's order
-    return [{**row, **rollouts.columns(index, None, length)}]
+    return [{**row, **rollouts.columns(index, None, length, one.get("tokens"))}]
 
 
 def _restored(name: str, slices: Sequence[_Slice], total: int, length: int) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob, has_magic
 from os import PathLike
@@ -12,8 +12,32 @@ from typing import Any
 
 import pyarrow as pa
 
-from reweigh.dumps import martingale, miles, nemo_rl, open_instruct, openai, prime_rl, sglang, skyrl, slime, verifiers
-from reweigh.dumps.form import LINES, BadRecordError, Format, Head, Item, Kind, Row, Skipped, check_row, first_object
+from reweigh.dumps import (
+    martingale,
+    miles,
+    nemo_rl,
+    open_instruct,
+    openai,
+    prime_rl,
+    servers,
+    sglang,
+    skyrl,
+    slime,
+    verifiers,
+)
+from reweigh.dumps.form import (
+    LINES,
+    BadRecordError,
+    Constant,
+    Format,
+    Head,
+    Item,
+    Kind,
+    Row,
+    Skipped,
+    check_row,
+    first_object,
+)
 from reweigh.dumps.tensors import load_torch
 from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, format_of, parquet_names, source_of
 from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
@@ -33,6 +57,8 @@ FORMATS: Mapping[str, Format] = {
         open_instruct.FORMAT,
         openai.FORMAT,
         sglang.FORMAT,
+        servers.LLAMA_CPP,
+        servers.TGI,
     )
 }
 """Every format that is read as it is, by the name that `--reader` takes."""
@@ -48,13 +74,78 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"PAR1", "parquet"),
 )
 _OUR_OWN = {"reweigh", "log_mu", "log_pi", "sequence_id"}
-# What other files of these frameworks have: text, but no tokens and no log-probs.
-_TEXT_ONLY = (
-    ({"input", "output", "score"}, "verl's rollout dump"),
-    ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump"),
-    ({"content", "rewards", "idx"}, "NeMo-RL's validation data"),
-    ({"input_prompt", "output_response"}, "SkyRL's evaluation dump"),
-    ({"prompt", "completion"}, "completions that a trainer logged"),
+_HOOK = "record them while training: docs/trainers.md has a hook for {}, docs/records.md the writer for anything else."
+_LOG_PROBS = {"logprobs", "log_probs", "rollout_log_probs", "completion_logprobs", "sampling_logprobs"}
+# What other files of these frameworks have: text, or one side's log-probs without the other's. By the names that stand
+# in them, what that is, and what to do.
+_NO_LOG_PROBS = (
+    (
+        {"input", "output", "score"},
+        "verl's rollout dump",
+        "set actor_rollout_ref.rollout.calculate_log_probs=True, and run `reweigh doctor-install verl`: "
+        + _HOOK.format("verl"),
+    ),
+    ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump", _HOOK.format("trainers")),
+    (
+        {"content", "rewards", "idx"},
+        "NeMo-RL's validation data",
+        "name train_data_step*.jsonl beside it, which has both sides.",
+    ),
+    (
+        {"input_prompt", "output_response"},
+        "SkyRL's evaluation dump",
+        "set trainer.dump_data_batch=true, whose dumps have both sides.",
+    ),
+    ({"responses", "scores", "sampling_params"}, "ROLL's rollout dump", _HOOK.format("trainers")),
+    ({"input", "output", "reward"}, "OpenRLHF's batch inference", _HOOK.format("trainers")),
+    (
+        {"example_id", "prompt", "completion"},
+        "verifiers' results of before 0.4",
+        "keep traces.jsonl, which verifiers 0.4 writes.",
+    ),
+    (
+        {"steps", "total_reward", "final_ob_len"},
+        "tinker-cookbook's summary of rollouts",
+        "give what forward_backward took and returned to reweigh.dumps.tinker_rows.",
+    ),
+    (
+        {"prompt", "completion"},
+        "completions that a trainer logged (TRL, ms-swift)",
+        "set use_vllm=True with vllm_importance_sampling_correction=True, and " + _HOOK.format("TRL"),
+    ),
+)
+# Names that people give to columns of records.
+_RENAMED = {
+    **dict.fromkeys(
+        (
+            *("logprobs", "log_probs", "rollout_log_probs", "rollout_logprobs", "completion_logprobs"),
+            *("sampling_logprobs", "sampling_per_token_logps", "inference_logprobs", "generation_logprobs"),
+        ),
+        "log_mu",
+    ),
+    **dict.fromkeys(
+        ("old_log_probs", "trainer_logprobs", "old_per_token_logps", "prev_logprobs", "policy_logprobs"), "log_pi"
+    ),
+    **dict.fromkeys(("completion_ids", "response_ids", "output_ids", "output_token_ids"), "token_ids"),
+}
+_TRAINER_ONLY = (
+    ({"response_tokens", "logprobs", "ref_logprobs"}, "ROLL's logging board"),
+    ({"old_log_probs", "responses"}, "a batch of verl"),
+)
+
+
+# Files that have less than one beside them.
+_ELSEWHERE = (
+    (
+        {"call", "samples", "ppo_kl"},
+        "what miles dumps of one call of its loss",
+        "train_data, with whole responses and tokens",
+    ),
+    (
+        {"sample_index", "response_length", "rollout_log_probs"},
+        "miles' columns for its dashboard",
+        "rollout_data or train_data",
+    ),
 )
 
 
@@ -93,7 +184,7 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
     file = path if isinstance(path, Opened) else Opened(Path(path))
     head = _look(file)
     for one in FORMATS.values():
-        if head.kind == one.kind and one.recognises(head):
+        if _is_of(one, head):
             return one
     if head.path.name.endswith((".parquet", ".pq")):
         try:
@@ -102,6 +193,7 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
             ours = True
         if ours:
             return None  # what is damaged is told by the reader of records
+        head = replace(head, first=dict.fromkeys(parquet_names(file)))
     if _broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
         return None  # what is broken is told by the reader of records
     raise _unknown(head)
@@ -122,18 +214,58 @@ def _unknown(head: Head) -> UnknownFormatError:
     seen = looks.get(head.kind, head.kind if head.kind == "parquet" else f"a file that starts with {head.start[:8]!r}")
     if fields:
         seen += f" with {fields}"
-    for names, what in _TEXT_ONLY:
+    for names, what, other in _ELSEWHERE:
         if names <= set(head.first):
             return UnknownFormatError(
-                f"{head.path}: {what} has text and no log-probs, so there is nothing to compare: it is {seen}\n"
-                "hint: record the log-probs of both sides while training, see docs/readers.md."
+                f"{head.path}: {what} is not read: it is {seen}\nhint: name the folder beside it: {other}."
             )
+    for names, what in _TRAINER_ONLY:
+        if names <= set(head.first):
+            return UnknownFormatError(
+                f"{head.path}: {what} has the trainer's log-probs and none of the sampler's, so there is nothing to "
+                f"compare: it is {seen}\nhint: {_HOOK.format('trainers')}"
+            )
+    for names, what, remedy in _NO_LOG_PROBS:
+        if names <= set(head.first) and not _LOG_PROBS & set(head.first):
+            return UnknownFormatError(
+                f"{head.path}: {what} has text and no log-probs, so there is nothing to compare: it is {seen}\n"
+                f"hint: {remedy}"
+            )
+    likely = [f"{name} to {ours}" for name, ours in _RENAMED.items() if name in head.first]
+    if any(text.endswith(("log_mu", "log_pi")) for text in likely):
+        return UnknownFormatError(
+            f"{head.path}: no reader knows this file. It is {seen}\n"
+            f"hint: it seems to have log-probs: rename {', '.join(likely)} if that is what they are, and name each "
+            "response (sequence_id); then it is a file of records, see docs/records.md. --reader NAME takes it as "
+            "another format."
+        )
     tried = "".join(f"\n  {name}: {one.title}" for name, one in FORMATS.items())
     return UnknownFormatError(
         f"{head.path}: no reader knows this file. It is {seen}. Tried:{tried}\n"
         f"  {RECORDS}: Parquet or JSON lines with log_mu\n"
         "hint: --reader NAME takes it as that format; docs/records.md says how to write records from anything."
     )
+
+
+_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError)  # of fields that are something else
+
+
+def _is_of(one: Format, head: Head) -> bool:
+    """Whether a file is of a format, by its beginning; one whose fields are something else is of none."""
+    try:
+        return head.kind == one.kind and one.recognises(head)
+    except _SHAPE_ERRORS:
+        return False
+
+
+def _run_of(one: Format, path: Path) -> RunInfo:
+    """Read what a file says of its run: nothing, if its first record is not as it should be; reading it says so."""
+    try:
+        return one.info(path)
+    except UnreadableFileError:
+        raise
+    except (*_SHAPE_ERRORS, ValueError):
+        return RunInfo()
 
 
 def named(reader: str) -> Format | None:
@@ -181,7 +313,7 @@ def _may_be(one: Format, path: Path) -> bool:
         head = _look(Opened(path))
     except UnreadableFileError:
         return True
-    return (head.kind == one.kind and one.recognises(head)) or _broken_lines(head)
+    return _is_of(one, head) or _broken_lines(head)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -273,7 +405,7 @@ class _Known:
             return source_of(self._opened(path))
         return Source(
             path,
-            partial(one.info, path),
+            partial(_run_of, one, path),
             partial(_names, one, path),
             partial(one.parts, path),
             partial(_tables, one, self._skipped),
@@ -434,21 +566,37 @@ def _shape(one: Format, error: Exception) -> str:
 def _items(one: Format, part: FilePart) -> Iterator[Item]:
     try:
         yield from one.items(part)
-    except (KeyError, TypeError, IndexError, AttributeError) as e:
+    except _SHAPE_ERRORS as e:
         raise UnreadableFileError(f"{part.path}: {_shape(one, e)}\nhint: {_SHAPE_HINT}") from e
 
 
 def _good(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, Row]]:
-    """Rows with the record they are of; records that are no good are reported instead."""
+    """Rows with the record they are of; records that are no good are reported instead.
+
+    Raises:
+        UnreadableFileError: a column of log-probs is one number over and over.
+    """
+    constant, waiting = Constant(), list[tuple[Item, Row]]()
+    rows = _each(one, part, report)
+    for item, row in rows:
+        waiting.append((item, row))
+        if constant(row):
+            break
+    constant.check(part.path)
+    yield from waiting
+    yield from rows
+
+
+def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, Row]]:
     for item in _items(one, part):
         try:
             rows = item.load()
             for row in rows:
-                check_row(row)
+                check_row(row, one.option)
         except BadRecordError as e:
             report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
             continue
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        except (*_SHAPE_ERRORS, ValueError) as e:
             report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
             continue
         for row in rows:
@@ -457,7 +605,7 @@ def _good(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
 
 def _names(one: Format, path: Path) -> list[str]:
     """Columns of the first good row."""
-    for _, row in _good(one, FilePart(path), lambda violation: None):
+    for _, row in _each(one, FilePart(path), lambda violation: None):
         return [name for name, value in row.items() if value is not None and name != "prompt_ids"]
     return []
 

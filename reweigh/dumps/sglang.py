@@ -1,6 +1,6 @@
 """SGLang: answers of its /generate, with the sampler's log-probs in meta_info."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from reweigh.dumps.form import (
     JSON,
     BadRecordError,
     Format,
+    Item,
     Row,
     cut_lines,
     first_object,
@@ -20,6 +21,7 @@ from reweigh.dumps.form import (
     one_version,
     prompt_name,
 )
+from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
 
@@ -37,7 +39,11 @@ def request_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return request if isinstance(request, Mapping) else {}
 
 
-def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
+def _items(part: FilePart) -> Iterator[Item]:
+    return items_of_lines(part, partial(_rows, part.path.stem))
+
+
+def _rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     answer, request = answer_of(record), request_of(record)
     meta = answer.get("meta_info")
     if not isinstance(meta, Mapping):
@@ -51,15 +57,17 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
             "the answer has no output_token_logprobs",
             'ask the server with "return_logprob": true.',
         )
+    ids = [one[1] for one in triples]
+    _check_counts(answer, meta, ids)
     # input_token_logprobs start where logprob_start_len said: only if they cover the prompt are they its ids
     before = meta.get("input_token_logprobs") or ()
     prompt = request.get("input_ids") or [one[1] for one in before]
     known = bool(prompt) and len(prompt) == meta.get("prompt_tokens", len(prompt))
     finish = meta.get("finish_reason")
     row: dict[str, Any] = {
-        "sequence_id": str(meta.get("id", f"answer{number_in_file}")),
+        "sequence_id": str(meta.get("id", f"{file}/answer{number_in_file}")),
         "prompt_length": meta.get("prompt_tokens"),
-        "token_ids": np.array([one[1] for one in triples], np.int64),
+        "token_ids": np.array(ids, np.int64),
         "log_mu": np.array([np.nan if one[0] is None else one[0] for one in triples], np.float64),
         "versions": one_version([meta.get("weight_version")], len(triples)),
         "finish_reason": finish.get("type") if isinstance(finish, Mapping) else finish,
@@ -68,6 +76,28 @@ def _rows(record: Mapping[str, Any], number_in_file: int) -> Sequence[Row]:
     if known:
         row |= {"prompt_ids": prompt, "prompt_id": prompt_name(prompt)}
     return [row]
+
+
+def _check_counts(answer: Mapping[str, Any], meta: Mapping[str, Any], ids: Sequence[int]) -> None:
+    """Refuse an answer whose log-probs are not of the tokens that it says it sampled."""
+    output = answer.get("output_ids")
+    counts = {"meta_info.completion_tokens": meta.get("completion_tokens")}
+    counts["output_ids"] = None if output is None else len(output)
+    for name, count in counts.items():
+        if isinstance(count, int) and count != len(ids):
+            raise BadRecordError(
+                "output_token_logprobs: count differs",
+                f"output_token_logprobs has {len(ids)} tokens, {name} {'is' if '.' in name else 'has'} {count}",
+                "log-probs were lost on the way (an answer put together of pieces of a stream, for one); ask without "
+                "stream, or leave the answer out (--skip-bad).",
+            )
+    if output is not None and list(output) != list(ids):
+        at = next(i for i, (a, b) in enumerate(zip(output, ids, strict=True)) if a != b)
+        raise BadRecordError(
+            "token ids: disagree",
+            f"token {at} of the response is {output[at]} in output_ids and {ids[at]} in output_token_logprobs",
+            "the log-probs are of other tokens than the ids; leave the answer out (--skip-bad).",
+        )
 
 
 def _info(path: Path) -> RunInfo:
@@ -88,8 +118,9 @@ FORMAT = Format(
     endings=JSON,
     kind="json",
     recognises=lambda head: isinstance(answer_of(head.first).get("meta_info"), Mapping),
-    items=partial(items_of_lines, rows=_rows),
+    items=_items,
     info=_info,
     parts=cut_lines,
     lead=itself,
+    option='"return_logprob" in the request',
 )

@@ -24,7 +24,7 @@ from reweigh.dumps.form import (
     turns_of,
     whole,
 )
-from reweigh.dumps.tensors import load_pickle, plain_dtype
+from reweigh.dumps.tensors import array_of_numbers, load_pickle, plain_dtype
 from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo, UnreadableFileError
 
@@ -55,7 +55,12 @@ def _rebuilt(kind: type[_Batch], state: Mapping[str, Any]) -> _Batch:
     return batch
 
 
-_STUBS = {"TrainingInputBatch": _Batch, "_rebuild_tensor_batch": _rebuilt, "TensorList": _Ignored}
+_STUBS = {
+    "TrainingInputBatch": _Batch,
+    "_rebuild_tensor_batch": _rebuilt,
+    "TensorList": _Ignored,  # until 0.3; later ones write lists of tensors in words of their own, as they do the others
+    "TensorFormat": str,  # since 0.4, and of strings
+}
 
 
 def _items(part: FilePart) -> Iterator[Item]:
@@ -83,14 +88,31 @@ def _items(part: FilePart) -> Iterator[Item]:
 
 
 def _tensor(value: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
+    """A column as it is written: bytes, an array, a torch file, or responses end to end with where each ends."""
     try:
-        if value.get("format") == "torch":
+        form = value.get("format")
+        if form == "packed_tensor":
+            return _padded(_tensor(value["values"], name, path), _tensor(value["cu_seqlens"], name, path))
+        if form == "torch":
             return torch.load(io.BytesIO(value["data"]), weights_only=True).float().numpy()
+        if form == "numpy_view":
+            return array_of_numbers(value["data"])
+        if form not in (None, "numpy"):
+            raise ValueError(f"its format is {form!r}, which this version of reweigh does not know")
         return np.frombuffer(value["data"], plain_dtype(value["dtype"])).reshape(value["shape"])
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise UnreadableFileError(
             f"{path}: {name} cannot be read as a tensor: {e}\nhint: the file is damaged."
         ) from None
+
+
+def _padded(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Responses end to end as rows, their last tokens under each other, as the columns beside them have it."""
+    lengths = np.diff(ends)
+    rows = np.zeros((len(lengths), int(lengths.max(initial=0)), *values.shape[1:]), values.dtype)
+    for row, start, length in zip(rows, ends[:-1], lengths, strict=True):
+        row[len(row) - length :] = values[start : start + length]
+    return rows
 
 
 def _rows(columns: Mapping[str, np.ndarray], i: int, group: int | None, step: str | None, stem: str) -> Sequence[Row]:
@@ -126,7 +148,7 @@ def _rows(columns: Mapping[str, np.ndarray], i: int, group: int | None, step: st
 FORMAT = Format(
     name="skyrl",
     title="SkyRL training input: a pickle of a TrainingInputBatch",
-    file="SkyRL, `global_step_{N}_training_input.pkl`",
+    file="SkyRL to 0.4, `global_step_{N}_training_input.pkl`",
     ask="`trainer.dump_data_batch=true`",
     known="step, prompt group, advantage",
     both_sides=True,
@@ -137,4 +159,5 @@ FORMAT = Format(
     info=lambda path: RunInfo(trainer="skyrl"),
     parts=whole,
     lead=itself,
+    option="generator.sampling_params.logprobs=1",
 )

@@ -65,7 +65,7 @@ def _train_rows(sample: Mapping[str, Any], i: int, dump: Mapping[str, Any], roll
     step = int(dump["rollout_id"])
     index = sample.get("sample_index")
     row |= {"step": step, "sequence_id": f"rollout{step}/{i if position is None else position}"}
-    return [{**row, **rollouts.columns(index, position, length)}]
+    return [{**row, **rollouts.columns(index, position, length, sample["tokens"])}]
 
 
 def _rollout_rows(sample: Mapping[str, Any], i: int, rollout_id: int) -> Sequence[Row]:
@@ -131,7 +131,10 @@ class Rollouts:
         self._path = path
         self._rollout_id = rollout_id
         self._samples = samples
-        self._by_index = {s["index"]: s for s in samples if s.get("index") is not None}
+        self._by_index: dict[Any, list[Mapping[str, Any]]] = {}
+        for one in samples:
+            if one.get("index") is not None:
+                self._by_index.setdefault(one["index"], []).append(one)
 
     @classmethod
     def beside(cls, train: Path, rollout_id: str | None = None) -> "Rollouts":
@@ -146,10 +149,17 @@ class Rollouts:
             )
         return cls(path, int(dump["rollout_id"]), dump["samples"])
 
-    def columns(self, index: int | None, position: int | None, length: int) -> Row:
-        """Take what it says of a sample of the train dump; empty if there is no dump, or the sample is not in it."""
-        sample = self._by_index.get(index) if index is not None else None
-        if sample is None and position is not None and position < len(self._samples):
+    def columns(self, index: int | None, position: int | None, length: int, tokens: Any) -> Row:
+        """Take what it says of a sample of the train dump; empty if there is no dump, or the sample is not in it.
+
+        An agent's conversation that branches is several samples of one index: they are told apart by their tokens.
+        """
+        samples = self._by_index.get(index, []) if index is not None else []
+        if len(samples) > 1:
+            ids = array(tokens, "tokens").tolist()
+            samples = [one for one in samples if array(one["tokens"], "tokens").tolist() == ids][:1]
+        sample = samples[0] if samples else None
+        if sample is None and index not in self._by_index and position is not None and position < len(self._samples):
             sample = self._samples[position]
         if sample is None:
             return {}
@@ -182,6 +192,7 @@ TRAIN = Format(
     info=info,
     parts=whole,
     lead=itself,
+    option="return_logprob in the rollout function, which fills Sample.rollout_log_probs with it,",
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage]
+from torch.serialization import safe_globals
 
 from reweigh.records.schema import UnreadableFileError
 
@@ -25,12 +26,13 @@ def load_torch(path: Path) -> Any:
     """
     mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is no zip, and is read whole
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with safe_globals(_NUMPY_IN_TORCH):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as e:
         if not mapped and _starts_as_zip(path):
             raise _truncated(path, e) from None
         raise _not_plain(path, _refused(str(e)) or " ".join(str(e).split("\n")[0].split())) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, FileNotFoundError | PermissionError):
             raise
         raise _truncated(path, e) from None
@@ -122,6 +124,13 @@ def plain_dtype(spec: Any) -> np.dtype[Any]:
     return kind
 
 
+def array_of_numbers(value: Any) -> np.ndarray:
+    """An array that was pickled as one, if it is of numbers or booleans."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        raise ValueError(f"must be an array of numbers, got {type(value).__name__}")
+    return value
+
+
 def _from_buffer(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 
@@ -131,6 +140,66 @@ _NUMPY = {
     "multiarray.scalar": np.float64(0).__reduce__()[0],
     "numeric._frombuffer": _from_buffer,
 }
+
+
+class _Kind:
+    """Stands for numpy.dtype in a torch file: a type of numbers or booleans, or of what is not looked at."""
+
+    def __init__(self, spec: Any = None, *_: Any) -> None:
+        self.dtype = np.dtype(spec) if isinstance(spec, str) and np.dtype(spec).kind in "fiub" else None
+
+    def __setstate__(self, state: Any) -> None:
+        if self.dtype is not None:
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for numpy.ndarray in a torch file: its numbers, made of the bytes that are written, and nothing else."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        if kind.dtype is not None and isinstance(data, bytes):
+            self.values = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.values is None:
+            raise TypeError("an array of objects")
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
+class _Number(float):
+    """Stands for a NumPy number in a torch file."""
+
+    def __new__(cls, kind: _Kind, data: Any) -> "_Number":
+        if kind.dtype is None or not isinstance(data, bytes):
+            raise TypeError("a NumPy scalar that is no number")
+        return super().__new__(cls, float(np.frombuffer(data, kind.dtype)[0]))
+
+
+def _encoded(text: str, _: str = "latin1") -> bytes:
+    """Stands for codecs.encode, by which a pickle of protocol 2 writes bytes."""
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """Stands for bytes(), by which the same pickle writes none."""
+    return b""
+
+
+# What reads arrays and numbers of NumPy, which rewards and routes of experts are in the dumps of some trainers, without
+# NumPy's own constructors, which take memory and type as the file says.
+_NUMPY_IN_TORCH: list[Any] = [
+    *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_Number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (_Array, "numpy.ndarray"),
+    (_Kind, "numpy.dtype"),
+    (_encoded, "_codecs.encode"),
+    (_no_bytes, "builtins.bytes"),
+    (_no_bytes, "__builtin__.bytes"),
+]
 _ALLOWED: Mapping[str, Any] = {
     **{f"builtins.{kind.__name__}": kind for kind in (set, frozenset, complex)},
     **{f"{core}.{name}": found for core in ("numpy.core", "numpy._core") for name, found in _NUMPY.items()},

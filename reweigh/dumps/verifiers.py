@@ -92,7 +92,16 @@ def _to_root(nodes: Sequence[Mapping[str, Any]], leaf: int) -> list[Mapping[str,
 
 
 def _path(path: Sequence[Mapping[str, Any]]) -> Row | None:
-    """The columns of one path; None if nothing on it was sampled with token ids."""
+    """The columns of one path; None if nothing on it was sampled."""
+    bare = [node for node in path if node.get("sampled") and not node.get("token_ids")]
+    if bare:
+        sampled = sum(bool(node.get("sampled")) for node in path)
+        raise BadRecordError(
+            "token_ids: missing",
+            f"{len(bare)} of {sampled} sampled messages of a trace have no token ids",
+            "its client asked for none, as in an evaluation; traces of a training run have them (prime-rl). Or leave "
+            "the trace out (--skip-bad).",
+        )
     ids = np.concatenate([array(n.get("token_ids") or [], "token_ids") for n in path])
     mask = np.concatenate([mask_of(n.get("mask") or [], "mask") for n in path])
     if len(ids) != len(mask):

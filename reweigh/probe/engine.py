@@ -16,6 +16,11 @@ LogprobsMode = Literal["processed", "raw"]
 CUT = "cut"
 
 
+# Mixes seed and sequence into one seed; a prime, so that nearby pairs do not meet.
+SEED_STRIDE = 1_000_003
+_MOST_SEED = (1 << 31) - 1  # what every server takes for a seed; prime too
+
+
 class ProbeError(ValueError):
     """A probe that cannot go on, with what was tried and a remedy after "hint:"."""
 
@@ -50,6 +55,10 @@ class SamplingSettings:
         for name, value in (("max_tokens", self.max_tokens), ("n", self.n)):
             if value < 1:
                 raise ProbeError(f"SamplingSettings: {name} must be >= 1, got {value}\nhint: ask for one at least.")
+
+    def seed_of(self, prompt: int, draw: int) -> int:
+        """Give each response a seed of its own, and to runs of other seeds other ones: a positive 31-bit integer."""
+        return (self.seed * SEED_STRIDE + prompt * self.n + draw) % _MOST_SEED
 
     @property
     def plain(self) -> bool:

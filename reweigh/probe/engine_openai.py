@@ -156,7 +156,10 @@ def _token_ids(choice: Any, logprobs: Any, url: str) -> list[Any]:
 
 
 def _llama_cpp(reply: dict[str, Any], url: str) -> Completion:
-    """Cut before the first token without a log-prob: a stopping rule, so what is left is as drawn and fit to weigh."""
+    """Cut before the first token without a log-prob.
+
+    What is left is as drawn, but where it ends was decided by a token that is not in it: ratios of cut responses lean.
+    """
     token_ids: Any = reply.get("tokens")
     if not isinstance(token_ids, list) or not token_ids:
         raise _no_completion(reply, url)
@@ -168,6 +171,12 @@ def _llama_cpp(reply: dict[str, Any], url: str) -> Completion:
         if token["id"] != token_id:
             break
         log_mu.append(float(token["logprob"] if "logprob" in token else log(token["prob"])))
+        if log_mu[-1] == 0 and token.get("top_logprobs", token.get("top_probs")) == []:
+            raise ProbeError(
+                f"--url: {url} gave log-prob 0 and no top_logprobs for token {len(log_mu) - 1} of a response: a draft "
+                "proposed it, and llama.cpp computes no log-prob of such tokens\n"
+                "hint: turn speculative decoding off (no --model-draft, no --spec-type) and start the server again."
+            )
     whole = len(log_mu) == len(token_ids)
     reason = _LLAMA_CPP_REASONS.get(str(reply.get("stop_type"))) if whole else CUT
     return Completion(tuple(int(i) for i in token_ids[: len(log_mu)]), tuple(log_mu), reason)
@@ -298,7 +307,7 @@ class OpenAIEngine(Engine):
 
         def work(job: tuple[int, int]) -> Completion:
             prompt, k = job
-            seed = settings.seed + prompt * settings.n + k
+            seed = settings.seed_of(prompt, k)
             body = request_body(kind, self._server.model, prompts[prompt], settings, seed) | self._extra
             return to_completion(self._json("POST", endpoint(kind, url), body), kind, url)
 

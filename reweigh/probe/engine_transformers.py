@@ -7,12 +7,9 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from reweigh.probe.engine import Engine, EngineInfo, Sample, SamplingSettings, silent
-from reweigh.probe.models import NumberFormat
+from reweigh.probe.engine import SEED_STRIDE, Engine, EngineInfo, Sample, SamplingSettings, silent
+from reweigh.probe.models import NumberFormat, rope_note
 from reweigh.probe.scorer import draw, sampling_log_probs
-
-# Mixes seed and sequence into one seed; a prime, so that nearby pairs do not meet.
-_SEED_STRIDE = 1_000_003
 
 
 class TransformersEngine(Engine):
@@ -49,7 +46,8 @@ class TransformersEngine(Engine):
     @property
     def info(self) -> EngineInfo:
         """Log-probs are "processed": taken from the very row that the token was drawn from."""
-        return EngineInfo("transformers", transformers.__version__, self._name, self._dtype, "processed")
+        note = rope_note(self._model)
+        return EngineInfo("transformers", transformers.__version__, self._name, self._dtype, "processed", note)
 
     def sample(
         self,
@@ -129,7 +127,7 @@ def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[T
 
 
 def _uniform(settings: SamplingSettings, sequence: int) -> Tensor:
-    generator = torch.Generator().manual_seed(settings.seed * _SEED_STRIDE + sequence)
+    generator = torch.Generator().manual_seed(settings.seed * SEED_STRIDE + sequence)
     return torch.rand(settings.max_tokens, generator=generator, dtype=torch.float64)
 
 

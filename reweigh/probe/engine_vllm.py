@@ -74,7 +74,7 @@ class VLLMEngine(Engine):
                 top_k=0,
                 min_p=0.0,
                 max_tokens=settings.max_tokens,
-                seed=settings.seed + prompt * settings.n + k,
+                seed=settings.seed_of(prompt, k),
                 logprobs=0,
                 detokenize=False,
             )

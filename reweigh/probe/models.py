@@ -134,6 +134,30 @@ def load_model(source: ModelSource, dtype: NumberFormat, device: str = "cpu") ->
     return loaded.to(device)
 
 
+_BY_LENGTH = ("dynamic", "longrope")
+
+
+def rope_note(model: PreTrainedModel) -> str | None:
+    """Say that a model's rotary frequencies depend on the longest row of a batch, if they do; None otherwise.
+
+    `transformers` computes them anew for each batch, and of "dynamic" keeps those of the longest row so far: a log-prob
+    then depends on the rows beside its own and on calls before, and engines compute them in ways of their own.
+    """
+    config: Any = model.config.get_text_config()
+    given: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    each = [given, *(value for value in given.values() if isinstance(value, dict))]  # one, or one a kind of layer
+    for rope in each:
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in _BY_LENGTH:
+            most = rope.get("original_max_position_embeddings")
+            most = most or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            return (
+                f"rope_type {kind}: in a batch with a row of more than {most} tokens, log-probs depend on the longest "
+                "row and on earlier calls (position_encoding); --repeat shows by how much"
+            )
+    return None
+
+
 def export_model(spec: str, folder: Path) -> ModelSource:
     """Write weights, configuration, tokenizer and chat template as a folder that other engines can serve.
 

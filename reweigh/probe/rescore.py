@@ -93,6 +93,7 @@ def described(info: RunInfo, scorer: Scorer, model: str) -> RunInfo:
         trainer_version=scorer.version,
         model=info.model or model,
         dtype_pi=scorer.dtype,
+        note="; ".join(dict.fromkeys(filter(None, (info.note, scorer.note)))) or None,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

@@ -304,7 +304,7 @@ def _run_info(source: RolloutFile, scorer: Scorer) -> RunInfo:
         repetition_penalty=1.0,
         logprobs_mode=engine.logprobs_mode,
         seed=settings.seed,
-        note=engine.note,
+        note="; ".join(dict.fromkeys(filter(None, (engine.note, scorer.note)))) or None,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from reweigh.probe.engine import ProbeError, silent
-from reweigh.probe.models import NumberFormat
+from reweigh.probe.models import NumberFormat, rope_note
 
 
 def log_softmax(logits: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
@@ -130,6 +130,11 @@ class Scorer:
     def version(self) -> str:
         """Version of the library that does the forward."""
         return transformers.__version__
+
+    @property
+    def note(self) -> str | None:
+        """What of the model makes a score depend on more than its own row; None if nothing does."""
+        return rope_note(self.model)
 
     def score(self, responses: Sequence[Response], on_tokens: Callable[[int], None] = silent) -> list[Score]:
         """Score each response, in the order given; longest together, so that little is padded.

@@ -3,6 +3,7 @@
 
 import difflib
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,13 +84,30 @@ def conform(table: pa.Table, origin: Origin, report: Report) -> pa.Table:
     for column in COLUMNS:
         if column.name not in table.schema.names:
             continue
-        raw = single(table, column.name)
+        raw = _plain(single(table, column.name))
         if column.name == "advantage" and not _is_list(raw.type) and "log_mu" in arrays:
             raw = _spread(raw, arrays["log_mu"])
         cast = raw if raw.type == column.type else _cast(raw, column, origin, report)
         if cast is not None:
             arrays[column.name] = cast
     return pa.table(arrays)
+
+
+def _plain(raw: pa.Array) -> pa.Array:
+    """Take the lists out of what Ray Data makes of arrays.
+
+    They are extension types where ray is imported, and where it is not what these stand on: lists, or for arrays of
+    unequal lengths in one block structs of all the values of an array and of its shape.
+    """
+    if isinstance(raw, pa.ExtensionArray):
+        raw = raw.storage
+    kind = raw.type
+    if pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"data", "shape"}:
+        shapes = pc.struct_field(raw, "shape")
+        flat = pc.all(pc.less_equal(pc.list_value_length(shapes), 1), skip_nulls=True).as_py()
+        if flat is not False:
+            return pc.struct_field(raw, "data")
+    return raw
 
 
 def aligned(table: pa.Table, origin: Origin, required: Sequence[str], report: Report) -> np.ndarray:
@@ -164,6 +182,8 @@ def _is_castable(raw: pa.DataType, to: pa.DataType) -> bool:
         return pa.types.is_string(raw) or pa.types.is_large_string(raw) or pa.types.is_string_view(raw)
     if pa.types.is_boolean(to):
         return pa.types.is_boolean(raw) or pa.types.is_integer(raw)
+    if pa.types.is_decimal(raw):  # what duckdb makes of numbers that stand in a query
+        return pa.types.is_floating(to)
     return pa.types.is_floating(raw) or pa.types.is_integer(raw)  # pandas holds integers with gaps as floats
 
 
@@ -369,6 +389,84 @@ _SCALARS: dict[str, tuple[Callable[[pa.Array], np.ndarray], str, str]] = {
 }
 
 
+_NOT_ROUNDING = 0.05  # nats over 0: more than a log-softmax in bfloat16 is off by
+_UNIT_TOKENS = 4  # of fewer the unit cannot be told
+_BASES = {"10": math.log(10), "2": math.log(2)}
+_BASE_TOKENS = 16  # with a spread, of which the quotient of the two sides is one number
+_BASE_SIZE = 0.1  # nats: below it a gap between engines is as large as the log-prob
+_BASE_NEAR, _BASE_SPREAD = 0.04, 0.1  # of the median quotient to that of two bases, and of its quartiles to its median
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What stands under the name of log-probs: in a few words, in a sentence, and what to do."""
+
+    kind: str
+    text: str
+    hint: str
+
+
+def wrong_unit(values: np.ndarray) -> Unit | None:
+    """Tell probabilities, logits and negated log-probs from log-probs by their signs; None if there is no doubt.
+
+    Args:
+        values: under the name of log-probs, of the tokens that count.
+    """
+    if not np.fmax.reduce(values, initial=-np.inf) > _NOT_ROUNDING:
+        return None  # as a rule
+    finite = values[np.isfinite(values)]
+    over = int((finite > POSITIVE_TOLERANCE).sum())
+    if len(finite) < _UNIT_TOKENS or not over or finite.max() <= _NOT_ROUNDING:
+        return None
+    of = f"{over} of {len(finite)} values are over 0"
+    if 2 * over > len(finite) and finite.min() >= -POSITIVE_TOLERANCE:
+        if finite.max() <= 1 + POSITIVE_TOLERANCE:
+            text = f"these are probabilities ({of}, none over 1)"
+            return Unit("probabilities, not log-probs", text, "write their natural logarithm: log p, not p.")
+        return Unit(
+            "log-probs with the sign turned, or logits",
+            f"these are log-probs with the sign turned, or logits ({of}, up to {finite.max():.4g})",
+            "write log p: negate what is -log p (a loss), and take the log-softmax of logits.",
+        )
+    if 10 * over > len(finite) and finite.max() > 1:
+        return Unit(
+            "logits, not log-probs",
+            f"these are logits ({of}, up to {finite.max():.4g})",
+            "take the log-softmax over the vocabulary, at the temperature of sampling.",
+        )
+    return None
+
+
+def other_base(log_mu: np.ndarray, log_pi: np.ndarray) -> Unit | None:
+    """Tell log-probs of base 10 or 2 on one side from the quotient of the sides; None if it is not plainly one number.
+
+    A temperature on one side leaves the median quotient near 1 (0.8 to 1.2 at temperatures of 0.4 to 2.3, of random
+    logits of any spread) and its quartiles apart, since it moves likely and unlikely tokens to different sides.
+    """
+    some = np.isfinite(log_mu) & np.isfinite(log_pi) & (np.maximum(log_mu, log_pi) < -_BASE_SIZE)
+    if int(some.sum()) < _BASE_TOKENS:
+        return None
+    log_mu, log_pi = log_mu[some], log_pi[some]
+    whole = float(log_pi.sum() / log_mu.sum())  # the same number, if it is one
+    if not any(abs(whole * x - 1) < 2 * _BASE_SPREAD for factor in _BASES.values() for x in (factor, 1 / factor)):
+        return None  # as a rule
+    quotient, size = log_pi / log_mu, -log_mu
+    if np.quantile(size, 0.9) < 5 * np.quantile(size, 0.1):
+        return None
+    low, middle, high = np.quantile(quotient, (0.25, 0.5, 0.75))
+    if max(high / middle, middle / low) > 1 + _BASE_SPREAD:
+        return None
+    for base, factor in _BASES.items():
+        for side, wanted in (("log_mu", factor), ("log_pi", 1 / factor)):
+            if abs(middle / wanted - 1) <= _BASE_NEAR:
+                return Unit(
+                    f"{side}: of base {base}",
+                    f"{side} is of base {base}: log_pi is {middle:.4g} times log_mu, token for token",
+                    f"write natural logarithms: multiply {side} by {factor:.4f}.",
+                )
+    return None
+
+
 def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
     """Report every rule on values that a canonical table with aligned rows breaks."""
     names = set(table.schema.names)
@@ -394,16 +492,32 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
             # no value breaks it, even off the mask: each rule is about too large, too small or not finite
             if not ends.size or (np.isfinite(ends).all() and not rule.broken(ends).any()):
                 continue
-            bad = rule.broken(values)
-            bad &= _mask(table)[1] & np.repeat(valid(lists), lengths)
+            live = _mask(table)[1] & np.repeat(valid(lists), lengths)
+            bad = rule.broken(values) & live
             count = int(bad.sum())
             if count:
                 token, stops = int(np.argmax(bad)), np.cumsum(lengths)
                 row = int(np.searchsorted(stops, token, side="right"))
                 index = token - int(stops[row] - lengths[row])
-                detail = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}"
+                detail, hint = f"{column.name}[{index}] = {values[token]:.6g} is {rule.word}", rule.hint
+                unit = wrong_unit(values[live]) if rule.word == "positive" else None
+                if unit is not None:
+                    detail, hint = f"{detail}: {unit.text}", unit.hint
                 name = f"{column.name}: {rule.word}"
-                report(Violation(name, origin.place(row), detail, rule.hint, count, "tokens"))
+                report(Violation(name, origin.place(row), detail, hint, count, "tokens"))
+
+
+def check_units(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report that one side's log-probs are of another base than the other's, as their quotient tells."""
+    if not {"log_mu", "log_pi"} <= set(table.schema.names):
+        return
+    lengths, mask = _mask(table)
+    sides = (token_values(single(table, name), lengths).to_numpy(zero_copy_only=False) for name in ("log_mu", "log_pi"))
+    log_mu, log_pi = (side[mask].astype(np.float64) for side in sides)
+    wrong = other_base(log_mu, log_pi)
+    if wrong is not None:
+        place = origin.place(0) if table.num_rows else str(origin.path)
+        report(Violation(wrong.kind, place, wrong.text, wrong.hint, len(log_mu), "tokens"))
 
 
 def check_counts(table: pa.Table, origin: Origin, report: Report) -> None:

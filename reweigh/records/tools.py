@@ -28,6 +28,7 @@ from reweigh.records.table import (
     aligned,
     check_counts,
     check_names,
+    check_units,
     check_values,
     conform,
     lengths_of,
@@ -54,6 +55,7 @@ class Described:
         prompts: distinct prompt ids; None if no row has one.
         steps: first and last; None if no row has one.
         envs: rows in each environment.
+        broken: rules on values that do not hold, such as a log-prob that is not there.
     """
 
     files: tuple[Path, ...]
@@ -66,6 +68,7 @@ class Described:
     prompts: int | None
     steps: tuple[int, int] | None
     envs: dict[str, int]
+    broken: tuple[Violation, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -80,6 +83,7 @@ class Described:
             "prompts": self.prompts,
             "steps": self.steps and {"first": self.steps[0], "last": self.steps[1]},
             "envs": self.envs,
+            "broken": [_plain(v) for v in self.broken],
             "metadata": [info.to_dict() for info in self.infos],
         }
 
@@ -99,7 +103,8 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
     envs: dict[str, int] = {}
     steps: list[int] = []
     tokens_counted = 0
-    for table, _ in read_tables(files, required=ROLLOUT_REQUIRED, formats=formats):
+    tally = Tally()
+    for table, origin in read_tables(files, required=ROLLOUT_REQUIRED, formats=formats):
         lengths.append(lengths_of(single(table, "log_mu")))
         tokens_counted += int(
             token_values(single(table, "mask"), lengths[-1]).true_count
@@ -116,6 +121,8 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
         if "env" in table.schema.names:
             for pair in pc.value_counts(single(table, "env").drop_null()).to_pylist():
                 envs[pair["values"]] = envs.get(pair["values"], 0) + pair["counts"]
+        check_values(table, origin, tally)
+        check_units(table, origin, tally)
         if on_rows is not None:
             on_rows(table.num_rows)
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
@@ -130,7 +137,19 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
         prompts=len(prompts) or None,
         steps=(min(steps), max(steps)) if steps else None,
         envs=dict(sorted(envs.items())),
+        broken=tuple(tally.by_rule.values()),
     )
+
+
+def _plain(v: Violation) -> dict[str, Any]:
+    return {
+        "rule": v.rule,
+        "count": v.count,
+        "counted": v.counted,
+        "place": v.place,
+        "detail": v.detail,
+        "hint": v.hint,
+    }
 
 
 @dataclass(frozen=True)
@@ -162,11 +181,7 @@ class Validation:
             "ok": self.ok,
             "files": [str(path) for path in self.files],
             "rows": self.rows,
-            "violations": [
-                {"rule": v.rule, "count": v.count, "counted": v.counted, "place": v.place}
-                | {"detail": v.detail, "hint": v.hint}
-                for v in self.violations
-            ],
+            "violations": [_plain(v) for v in self.violations],
             "notes": list(self.notes),
             "unreadable": list(self.unreadable),
         }
@@ -200,6 +215,7 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
                 whole = aligned(table, origin, REQUIRED, tally)
                 table, origin = table.filter(arrow(whole, pa.bool_())), origin.keep(np.flatnonzero(whole).tolist())
                 check_values(table, origin, tally)
+                check_units(table, origin, tally)
                 check_counts(table, origin, tally)
                 rows += raw.num_rows
                 if on_rows is not None:

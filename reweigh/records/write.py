@@ -2,7 +2,7 @@
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -32,10 +32,11 @@ from reweigh.records.schema import (
     SCHEMA_VERSION,
     Column,
     Origin,
+    Report,
     RunInfo,
     fail,
 )
-from reweigh.records.table import aligned, check_names, check_values, single, table_of, unknown_name
+from reweigh.records.table import aligned, check_names, check_units, check_values, single, table_of, unknown_name
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
@@ -160,6 +161,7 @@ def convert(
     force: bool = False,
     formats: Formats = RECORDS,
     on_rows: Callable[[int], None] | None = None,
+    report: Report | None = None,
 ) -> int:
     """Read all inputs and write them, in order, as one file in canonical types.
 
@@ -172,6 +174,7 @@ def convert(
         force: merge files whose metadata disagree (what differs becomes unknown), and replace an existing output.
         formats: what inputs may be; `reweigh.dumps.formats()` takes dumps of training frameworks too.
         on_rows: called with the number of rows just written, for a progress bar.
+        report: told of values that break a rule, such as a log-prob that is missing; they are written as they are.
 
     Returns:
         The number of rows written.
@@ -192,7 +195,7 @@ def convert(
     try:
         with RecordWriter(partial, info) as writer:
             tables = read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats)
-            for table in _regrouped((table for table, _ in tables), rows_per_group):
+            for table in _regrouped(_told(tables, report), rows_per_group):
                 writer.write_table(table)
                 if on_rows is not None:
                     on_rows(table.num_rows)
@@ -200,6 +203,14 @@ def convert(
     finally:
         partial.unlink(missing_ok=True)
     return writer.rows_written
+
+
+def _told(tables: Iterable[tuple[pa.Table, Origin]], report: Report | None) -> Iterator[pa.Table]:
+    for table, origin in tables:
+        if report is not None:
+            check_values(table, origin, report)
+            check_units(table, origin, report)
+        yield table
 
 
 def merged_info(files: list[Path], *, force: bool = False, formats: Formats = RECORDS) -> RunInfo:

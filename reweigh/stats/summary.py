@@ -94,7 +94,10 @@ def summarise(stats: RatioStats) -> Summary:
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
     identity = identity_holds(h, khat)
     refusal = refusal_of(h, khat, identity, blocks)
-    tail = {"khat": Number(khat, sample=khat, meaning="Pareto tail index of the ratio; its variance exists below 0.5.")}
+    what = "Pareto tail index of the ratio; its variance exists below 0.5."
+    if h.tail.plateau and khat is not None:
+        what += f" {h.tail.plateau} of the largest ratios are a plateau of equal ones, and not in the fit."
+    tail = {"khat": Number(khat, sample=khat, refused=h.tail.unfit, meaning=what)}
     if blocks is not None:
         what = "renyi2 extrapolated from shorter blocks of tokens: a model, as a check."
         value, error = blocks

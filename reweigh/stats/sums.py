@@ -16,7 +16,7 @@ from reweigh.batch import Batch, log_ratio_of, tame
 from reweigh.layout import CHUNK_ROWS, WIDTH, Packed, Padded, Tiles, in_a_graph, may_look, ones_of, operator
 from reweigh.levels import SEQUENCE, TOKEN, TURN, Level, heads
 from reweigh.stats.intervals import Interval, bounded, design_effect
-from reweigh.transforms import smoothed_tail, tail_length
+from reweigh.transforms import MIN_TAIL, smoothed_tail, tail_length, tail_over
 
 Array = NDArray[np.float64]
 
@@ -36,6 +36,7 @@ SERIES_LIMIT = 0.01  # nats: the first term left out, l^3 / 6, is then at most a
 TOP = 256  # largest log ratios kept, for the tail index: enough for 3 sqrt(n) up to n = 7,000, a fixed tail beyond
 
 MIN_UNITS = 25  # fewer leave under five tail points for the tail index (Vehtari et al. 2024)
+PLATEAU_STEP = math.log(2)  # nats of the largest ratio over a plateau; of less than twice it nobody fears a tail
 TAIL_OF = 7225  # units whose tail, 3 sqrt(n) = 255 of them, is the one that was kept
 
 # Rows of `moments`: per length bin, float64, additive.
@@ -297,10 +298,20 @@ class HostSums:
         # Only the tail is read, so what stands for the body may be anything below it.
         sample = np.full(n, top[-1] - 1.0)
         sample[: min(n, len(top))] = top[:n]
-        fit = smoothed_tail(sample)
-        if fit is None:
-            return TailFit()
-        return TailFit(fit[1], np.sort(fit[0])[::-1][: min(tail_length(n), len(top))])
+        fit, most = smoothed_tail(sample), tail_length(n)
+        foot, over, different = tail_over(np.sort(sample))
+        if fit is not None:
+            return TailFit(fit[1], np.sort(fit[0])[::-1][: min(most, len(top))], plateau=most - over)
+        if top[0] - foot <= PLATEAU_STEP:
+            return TailFit()  # all alike, or as good as
+        why = "the Pareto fit to the largest ratios is not finite"
+        if different < MIN_TAIL:
+            some = "" if different == over else f", in {different} different values"
+            why = (
+                f"{over} of the {most} largest ratios are over a plateau of equal ones{some}, by up to "
+                f"{math.exp(min(700.0, top[0] - foot)):.2g} times: too few for a tail index"
+            )
+        return TailFit(plateau=most - over, unfit=why)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,10 +321,14 @@ class TailFit:
     Attributes:
         khat: tail index; None if there is no fit: too few units, or too many ties.
         smoothed: log ratios that the fit has in place of the largest, in falling order, as far as its tail goes.
+        plateau: how many of the largest are not in the fit, as they tie with the next below.
+        unfit: why there is no fit to a tail that may be heavy; empty if there is a fit, or no tail.
     """
 
     khat: float | None = None
     smoothed: Array = field(default_factory=lambda: np.empty(0))
+    plateau: int = 0
+    unfit: str = ""
 
 
 def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, RatioStats]:

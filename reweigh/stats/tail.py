@@ -66,11 +66,15 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
     if n < MIN_UNITS:
         return f"{n:.0f} {'unit is' if n == 1 else 'units are'} too few (at least {MIN_UNITS})"
     limit = min(MAX_KHAT, 1 - 1 / math.log10(n))
+    if khat is not None and not math.isfinite(khat):
+        return "the tail index is not finite"
     if khat is not None and khat > limit:
         return f"tail index {two(khat)} is over {two(limit)}"
     share = math.exp(h.top[0] - h.log_power(1.0))
     if share > MAX_SHARE:
         return f"one unit carries {share:.0%} of the weight"
+    if khat is None and h.tail.unfit:
+        return h.tail.unfit
     spread = max(h.variance, twice_kl)
     if spread > math.log(n):
         return f"{n:.0f} units are fewer than exp({spread:.1f}), what a log-ratio spread like this one needs"
