@@ -1,4 +1,4 @@
-"""From what the tests say to a ranked list: false discovery, confidence, which cause comes first, and when none does."""
+"""From what the tests say to a ranked list: false discovery, confidence, which cause comes first, when none does."""
 
 import math
 from itertools import permutations
