@@ -75,7 +75,7 @@ NOT_NEEDED = {
 
 def test_every_quirk_is_one(checked):
     used = {(c.case.framework, q.name) for c in checked.values() for q in c.quirks}
-    named = {(p.name, q.name) for p in PROFILES for q in p.quirks}
+    named = {(p.name, q.name) for p in PROFILES for q in p.quirks if p.name in AGREE}
     assert named - used == NOT_NEEDED
 
 
@@ -246,7 +246,7 @@ def test_off_the_mask_ours_is_0_and_theirs_is_what_is_said(name, holds):
 
 
 def test_the_recording_covers_the_frameworks():
-    counts = {p.name: sum(c.framework == p.name for c in RECORDING.cases) for p in PROFILES}
+    counts = {p.name: sum(c.framework == p.name for c in RECORDING.cases) for p in PROFILES if p.name in AGREE}
     assert min(counts.values()) >= 8
     assert sum(counts.values()) == len(RECORDING.cases)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
+from reweigh.estimators import Estimator, for_advantage, weigh
 from reweigh.layout import Layout
-from reweigh.levels import GEOMETRIC, TURN, Level, prob_diff, signed_binary_kl
-from reweigh.transforms import Transform
+from reweigh.levels import GEOMETRIC, TOKEN, TURN, Level, prob_diff, signed_binary_kl
+from reweigh.transforms import AtMost, Transform, Truncate
 
 Rule = Callable[[Tensor], Tensor]
 """A framework's treatment of the raw log ratio of each token, before anything else sees it."""
@@ -154,6 +155,29 @@ class _ClampedFold:
 def clamped_level(level: Level, low: float, high: float) -> Level:
     """The same level with its values clamped, nats."""
     return Level(f"{level.name}_clamped", level.unit, _ClampedFold(level.fold, low, high))
+
+
+@final
+@dataclass(frozen=True)
+class _GeometricOfClamped:
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor, layout: Layout) -> Tensor:
+        low = -math.inf if self.low == 0 else math.log(self.low)
+        return GEOMETRIC.fold(torch.where(layout.mask, x.clamp(low, math.log(self.high)), 0), layout)
+
+
+def geometric_of_clamped(low: float, high: float) -> Level:
+    """The mean of log ratios that were bounded to [low, high] (ratios) token by token."""
+    return Level(f"geometric_of_token_ratios_in_[{low:g}, {high:g}]", "sequence", _GeometricOfClamped(low, high))
+
+
+def two_sided_kl(high: float, low: float, cap: float = math.inf) -> Estimator:
+    """`dppo_kl` with a bound of its own for each sign of the advantage, nats."""
+    rise = for_advantage(+1, weigh(TOKEN, AtMost(high), of=signed_binary_kl))
+    fall = for_advantage(-1, weigh(TOKEN, AtMost(low), of=signed_binary_kl, scale=-1))
+    return rise * fall * weigh(TOKEN, Truncate(cap))
 
 
 # Transforms.
