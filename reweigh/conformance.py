@@ -351,6 +351,7 @@ def loss_of(
     divisor = {  # of each token's term, broadcastable to the tokens
         "tokens": counted.sum().clamp(min=1),
         "sums": sequences,
+        "sums_of_width": sequences * mask.shape[-1],
         "means": sequences * lengths,
         "row_means": len(counted) * lengths,
         "sum": torch.ones(()),

@@ -67,6 +67,8 @@ def test_every_recorded_metric_is_compared_or_has_a_reason(checked):
 # Quirks that this recording does not need, with what they do, worked by hand.
 NOT_NEEDED = {
     ("verl", "mean_of_all"),
+    ("verl", "kl_rounded"),
+    ("skyrl", "kl_rounded"),
     ("verl", "loss_clamps_ratio"),
     ("openrlhf", "loss_clamps_ratio"),
     ("openrlhf", "probabilities_clamped"),
@@ -107,6 +109,30 @@ def test_a_clamped_probability_can_pass_where_ours_is_infinitely_far():
     switched = quirk.apply(reading.plan, Situation(openrlhf.given(options), tensors, reading))
     assert run(switched, tensors).keep.tolist() == [[False, True]]
     assert switched.estimator != reading.plan.estimator
+
+
+ROUNDED = {
+    "verl": {"loss_mode": "dppo_kl", "clip_ratio_low": 10, "clip_ratio_high": 10},
+    "skyrl": {"policy_loss_type": "dppo", "dppo_type": "binary_kl", "delta_low": 10, "delta_high": 10},
+}
+
+
+@pytest.mark.parametrize("framework", sorted(ROUNDED))
+def test_a_binary_kl_of_rounded_probabilities_passes_where_ours_is_far(framework):
+    profile = profile_of(framework)
+    reading = profile.read(ROUNDED[framework])
+    # mu = 1/2. Of 1 - pi = 1e-12 the KL is 13.1 nats; of 1 - pi = 1e-8 it is 8.5. Then mu = 0, which is 0.69 from 1/2.
+    log_pi = torch.tensor([[math.log1p(-1e-12), math.log(0.5), math.log(0.5)]], dtype=torch.float64).float()
+    log_mu = torch.tensor([[math.log(0.5), math.log(0.5), -math.inf]])
+    tensors = Tensors(log_pi, log_mu, torch.ones(1, 3, dtype=torch.bool), torch.ones(1))
+    situation, switched = Situation(profile.given(ROUNDED[framework]), tensors, reading), reading.plan
+    for quirk in profile.quirks:
+        if quirk.name in ("infinite_kept", "kl_rounded"):
+            switched = quirk.apply(switched, situation)
+    ours, theirs = (run(plan, tensors).keep[0].tolist() for plan in (reading.plan, switched))
+    assert ours[:2] == [False, True]
+    assert theirs[:2] == [True, True]
+    assert theirs[2] is (framework == "skyrl")
 
 
 @pytest.mark.parametrize("framework", ["verl", "openrlhf", "skyrl"])

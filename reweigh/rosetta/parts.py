@@ -102,11 +102,18 @@ def fold_of_ratio(batch: Batch) -> Tensor:
 
 
 def log_ratio_or_nan(batch: Batch) -> Tensor:
-    """The log ratio; NaN in a sequence that has lost a token of infinite ratio to a mask, as infinity times 0 is."""
-    if batch.dropped is None:
-        return batch.log_ratio
-    spoilt = batch.layout.spread(batch.layout.masked(batch.dropped).lengths > 0)
+    """The log ratio; NaN in a sequence with an infinite one off the mask, as infinity times 0 is."""
+    lost = ~batch.layout.mask & ~torch.isfinite(batch.log_pi.detach() - batch.log_mu.detach())
+    spoilt = lost.any(-1, keepdim=True)
     return torch.where(batch.layout.mask & spoilt, torch.nan, batch.log_ratio)
+
+
+def signed_binary_kl_rounded(batch: Batch) -> Tensor:
+    """`signed_binary_kl` of float32 probabilities, 1e-8 added to those of another token; NaN where mu is 0."""
+    log_mu, log_pi = batch.log_mu.detach(), batch.log_pi.detach()
+    mu, pi = log_mu.exp(), log_pi.exp()
+    kl = mu * (log_mu - log_pi) + (1 - mu) * ((1 - mu + 1e-8) / (1 - pi + 1e-8)).log()
+    return torch.where(batch.layout.mask, kl * (pi - mu).sign(), 0)
 
 
 # Levels.

@@ -23,7 +23,7 @@ from reweigh.rosetta.parts import (
 
 Mean = Literal["kept", "all", "rows"]
 Field = Literal["log_pi", "log_mu", "log_live"]
-Over = Literal["tokens", "means", "sums", "row_means", "sum"]
+Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "sum"]
 _ONE = Estimator()  # weighs everything 1
 
 
@@ -240,8 +240,8 @@ class Loss:
         low: clip below 1.
         high: clip above 1.
         dual: dual clip, or None.
-        over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens), all rows
-            (of means), or nothing.
+        over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens, or of sums
+            over the padded length), all rows (of means), or nothing.
         survivors: whether tokens and sequences are counted after screens.
         penalty: coefficient of a squared log ratio that is added, over all tokens of the mask; None if it has no such.
         clamp: the framework's own clamp of the live log ratio, nats; read by a quirk.

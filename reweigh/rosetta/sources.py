@@ -176,6 +176,10 @@ def _arguments(words: Sequence[str], strict: bool = False) -> Iterator[tuple[str
             while i < len(words) and not _is_flag(words[i]) and not re.match(r"\+{0,2}[A-Za-z_][\w./@-]*=", words[i]):
                 values.append(words[i])
                 i += 1
+            if len(key) == 1:
+                continue
+            while len(values) > 1 and "$" in values[-1]:  # a variable with more flags in it
+                values.pop()
             if not values and key.startswith("no-") and len(key) > 3:
                 yield key[3:], False
             yield key, True if not values else word(values[0]) if len(values) == 1 else [word(v) for v in values]
@@ -246,6 +250,8 @@ def read_script(text: str) -> Source:
                 variables[told[1]] = Unresolved(f"${told[1]}") if known and conditional else value
                 continue
             first = False
+            if re.fullmatch(r"\$\{?\w+\[[@*]\]\}?|\$[@*]|\$\{@\}", raw):
+                continue
             arguments.append(str(_expanded(raw, variables)))
         for key, value in _arguments(arguments):
             before = places.get(key)

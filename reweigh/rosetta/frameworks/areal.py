@@ -75,7 +75,7 @@ def _coupled(o: Options, loss: Loss, asked: bool) -> Reading:
 
 def _former(o: Options) -> Options:
     """Options of earlier versions under their successors' names."""
-    mode, cap = o["behave_imp_weight_mode"], o["behave_imp_weight_cap"]
+    mode, cap = o["behave_imp_weight_mode"], o["behave_imp_weight_cap"] or o["behav_imp_weight_cap"]
     if mode is None and cap is None:
         return o
     if mode == "disabled" or cap is None:

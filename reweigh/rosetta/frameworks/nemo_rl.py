@@ -32,7 +32,7 @@ def _plan(o: Options) -> Plan:
         if high is not None:
             raise RefusedError(
                 f"nemo-rl: truncated_importance_sampling_ratio={high:g} without truncated_importance_sampling_type is "
-                "refused by the loss\nhint: truncated_importance_sampling_type=tis, which earlier versions meant"
+                "refused by the loss\nhint: truncated_importance_sampling_type=tis, which 0.4, 0.5 did without saying"
             )
         return Plan(weigh(level), screens)
     if high is None:

@@ -35,7 +35,7 @@ def _former(o: Options) -> Options:
     """Options of earlier versions under their successors' names."""
     if not o["enable_vllm_is_correction"]:
         return o
-    kind = "icepop" if o["use_icepop"] else o["vllm_is_correction_type"] or "tis"
+    kind = o["vllm_is_correction_type"] or "tis"
     level, mode = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}[kind]
     given = {"is_correction_level": level, "is_correction_mode": mode}
     if o["vllm_is_truncated_threshold"] is not None:

@@ -8,10 +8,16 @@ from torch import Tensor
 
 from reweigh.estimators import Estimator, Factor, weigh
 from reweigh.layout import Padded
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, log_ratio
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, log_ratio, signed_binary_kl
 from reweigh.named import dppo_tv, naive, token_mis
 from reweigh.rosetta.metrics import SAFE, Extreme, OverTokens, View, log
-from reweigh.rosetta.parts import NanPasses, log_ratio_or_nan, two_sided_kl
+from reweigh.rosetta.parts import (
+    NanPasses,
+    log_ratio_or_nan,
+    signed_binary_kl_from_probs,
+    signed_binary_kl_rounded,
+    two_sided_kl,
+)
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
 from reweigh.rosetta.profile import read_profile
@@ -129,10 +135,18 @@ def infinite_kept(plan: Plan, situation: Situation) -> Plan:
     return probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
 
 
+def kl_rounded(plan: Plan, _: Situation) -> Plan:
+    """Take the binary KL of probabilities in float32, with what is added to them; one that is NaN passes."""
+
+    def change(f: Factor) -> Factor:
+        kl = f.of in (signed_binary_kl, signed_binary_kl_from_probs)
+        return replace(f, of=signed_binary_kl_rounded, transform=NanPasses(f.transform)) if kl else f
+
+    return plan.mapped(change)
+
+
 def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
     """Let a masked token of infinite ratio spoil its sequence."""
-    if not plan.screens.factors:
-        return plan
 
     def change(f: Factor) -> Factor:
         if f.level.unit != "sequence" or f.of is not log_ratio:
@@ -157,8 +171,14 @@ def _share_capped(view: View, name: str) -> Tensor:
     cap = log(view.options[f"{kind}_tis_ratio_clip_high"])
     if kind == "token":
         return (ratio > cap)[mask].float().mean()
-    rows = (SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap).float()
-    return view.mean_over_rows(rows, view.batch())
+    rows = SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap
+    return view.mean_over_rows((rows & ~_spoilt(view)).float(), view.batch())
+
+
+def _spoilt(view: View) -> Tensor:
+    """Sequences that a masked token of infinite ratio has made NaN, if that quirk is on."""
+    lost = ~_left(view) & ~torch.isfinite(view.tensors.log_ratio)
+    return lost.any(-1) & torch.tensor("infinity_times_zero_row" in view.plan.flags)
 
 
 def _share_of_rows(view: View, name: str) -> Tensor:
@@ -177,9 +197,8 @@ def _share_of_rows(view: View, name: str) -> Tensor:
     under = bottom < (-math.inf if low is None else log(low))
     gone = over if name.endswith("over_high_ratio") else under if name.endswith("under_low_ratio") else over | under
     gone = gone & mask.any(-1)
-    if not veto and "infinity_times_zero_row" in view.plan.flags:
-        spoilt = view.tensors.mask & ~mask & ~torch.isfinite(view.tensors.log_ratio)
-        gone = gone & ~spoilt.any(-1)
+    if not veto:
+        gone = gone & ~_spoilt(view)
     return view.mean_over_rows(gone.float(), view.batch())
 
 
@@ -198,7 +217,7 @@ def _share_of_tokens(view: View, _: str) -> Tensor:
 SKYRL = read_profile(
     "skyrl",
     _compose,
-    quirks=(infinite_kept, infinity_times_zero),
+    quirks=(infinite_kept, kl_rounded, infinity_times_zero),
     equals={
         "mean_ratio": OverTokens(log_ratio, torch.exp, SAFE),
         "max_ratio": Extreme(TOKEN, log_ratio, +1, torch.exp, SAFE),

@@ -36,6 +36,8 @@ def _helper(o: Options) -> Plan:
         screens = weigh(level, Screen(float(o["rs_lower_bound"] or 1 / top), top))
         if o["rs_veto_threshold"]:
             screens = screens * weigh(WORST, AtMost(-math.log(o["rs_veto_threshold"])), of=k1)
+    if o["mis_veto_threshold"]:
+        screens = screens * weigh(WORST, AtMost(-math.log(o["mis_veto_threshold"])), of=k1)
     return Plan(weights, screens, normalise="kept" if o["tis_batch_normalize"] else None)
 
 
@@ -126,7 +128,17 @@ def compose(o: Options) -> Reading:
     return replace(reading, loss=Loss("policy_gradient"), notes=(*reading.notes, note))
 
 
+def _former(o: Options) -> Options:
+    """The helper's options of before under their successors' names."""
+    named = {n: f"tis_{n.removeprefix('mis_')}" for n in o.given if n.startswith("mis_") and n != "mis_veto_threshold"}
+    if not named and "use_mis" not in o:
+        return o
+    given = {**o.given, **{new: o.given[old] for old, new in named.items()}, "use_tis": o["use_mis"]}
+    return replace(o, given=given)
+
+
 def _uncentred(o: Options) -> Reading:
+    o = _former(o)
     function = _function(o)
     if "function" not in o:
         _refuse(o)

@@ -7,18 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.estimators import Statistic, weigh
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k2, k3, log_ratio
+from reweigh.batch import Batch
+from reweigh.estimators import Estimator, Factor, Statistic, weigh
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k2, k3, log_ratio, signed_binary_kl
 from reweigh.named import dppo_tv, naive
 from reweigh.rosetta.metrics import SAFE, Extreme, View, mean_weight, mean_weight_of_rows, share_beyond
-from reweigh.rosetta.parts import geometric_of_clamped, two_sided_kl
+from reweigh.rosetta.parts import geometric_of_clamped, signed_binary_kl_rounded, two_sided_kl
 from reweigh.rosetta.plan import Field, Loss, Options, Over, Plan, Reading, RefusedError, Situation, unknown_word
 from reweigh.rosetta.profile import read_profile
-from reweigh.transforms import AtMost, Clip, Reject, Screen, Truncate
+from reweigh.transforms import AtMost, Reject, Screen, Truncate
 
 _LEVELS: dict[str, Level] = {"token": TOKEN, "seq_sum": SEQUENCE, "seq_mean": GEOMETRIC, "seq_max": WORST}
 _STATISTICS: dict[str, Statistic] = {"k1": k1, "k2": k2, "k3": k3}
-_OVER: dict[str, Over] = {"token-mean": "tokens", "seq-mean-token-sum": "sums", "seq-mean-token-mean": "means"}
+_OVER: dict[str, Over] = {
+    "token-mean": "tokens",
+    "token-sum": "sum",
+    "seq-mean-token-sum": "sums",
+    "seq-mean-token-mean": "means",
+    "seq-mean-token-sum-norm": "sums_of_width",
+}
 
 
 def _band(text: Any) -> tuple[float, float]:
@@ -81,53 +88,74 @@ def _plan(o: Options) -> Plan:
     return Plan(weights, screens, normalise=normalise)
 
 
-_FORMER_BAND = {"token": TOKEN, "sequence": SEQUENCE, "geometric": GEOMETRIC}
+_FORMER_LEVELS = {"token": TOKEN, "sequence": SEQUENCE, "geometric": GEOMETRIC}
+_NOW = {"token": "token_k1", "sequence": "seq_sum_k1", "geometric": "seq_mean_k1"}
+_VETO = 1e-4  # the default of 0.6.0
+_OF_060 = ("rollout_is_level", "rollout_is_mode", "rollout_is_threshold_lower", "rollout_is_veto_threshold")
+_OF_061 = ("rollout_token_veto_threshold", "rollout_rs_threshold_lower")
+_Former = tuple[Plan, tuple[str, ...]]
 
 
-def _former(o: Options) -> tuple[Plan, tuple[str, ...]] | None:
+def _former(o: Options) -> _Former | None:
     """What options of earlier versions computed, if any is given: their bounds are on pi/mu."""
-    cap = o["tis_imp_ratio_cap"] if "tis_imp_ratio_cap" in o else o["imp_ratio_cap"]
-    if ("tis_imp_ratio_cap" in o or "imp_ratio_cap" in o) and (cap or 0) > 0:
+    cap = o["tis_imp_ratio_cap"]
+    if "tis_imp_ratio_cap" in o and (cap or 0) > 0:
         told = f"the same now: rollout_is=token, rollout_is_threshold={cap:g}"
         return Plan(weigh(TOKEN, Truncate(float(cap)))), (told,)
-    names = ("rollout_is_level", "rollout_is_mode", "rollout_is_threshold_lower", "rollout_is_veto_threshold")
-    names += ("rollout_token_veto_threshold", "rollout_rs_threshold_lower")
-    old_word = o["rollout_is"] in (True, False, "token_is") or str(o["rollout_rs"]) in _FORMER_BAND
     # One with a word of now is of now: what it has of earlier versions is read by nothing.
-    of_now = any(n in o for n in ("loss_type", "bypass_mode", "policy_loss.rollout_correction")) or (
-        str(o["rollout_rs"] or "").split(",")[0] in o.values["rollout_rs"]
-    )
-    if not old_word and (of_now or not any(n in o and o[n] is not None for n in names)):
+    words = str(o["rollout_rs"] or "").split(",")
+    if words[0] in o.values["rollout_rs"] or "policy_loss.rollout_correction" in o:
         return None
-    weights, screens, told = naive(), naive(), list[str]()
-    kind, high = o["rollout_is"], o["rollout_is_threshold"]
-    level = o["rollout_is_level"] or (kind if kind in ("token", "sequence", "geometric") else "token")
-    if kind not in (None, False) and high is not None:
-        high = _bound("rollout_is_threshold", high)
-        low = float(o["rollout_is_threshold_lower"] or 1 / high)
-        mode = o["rollout_is_mode"] or "truncate"
-        if level == "geometric" or mode == "mask":
-            at = f"{1 / high:.6g}_{1 / low:.6g}"
-            told.append(f'near to it now: rollout_rs={_NOW[level]}, rollout_rs_threshold="{at}", on mu/pi')
-        else:
-            told.append(f"the same now: rollout_is={level}, rollout_is_threshold={high:g}")
-        transform = {"truncate": Truncate(high), "clip": Clip(low, high), "mask": Reject(low, high)}[mode]
-        weights = weigh(_FORMER_BAND[level], transform)
-    if str(o["rollout_rs"]) in _FORMER_BAND:
-        top = _bound("rollout_rs_threshold", o["rollout_rs_threshold"] or high)
-        low = float(o["rollout_rs_threshold_lower"] or 1 / top)
-        screens = weigh(_FORMER_BAND[str(o["rollout_rs"])], Screen(low, top))
-        now = _NOW[str(o["rollout_rs"])]
-        told.append(f'the same now: rollout_rs={now}, rollout_rs_threshold="{1 / top:.6g}_{1 / low:.6g}", on mu/pi')
-    veto = o["rollout_token_veto_threshold"] or o["rollout_is_veto_threshold"]
-    if veto:
-        screens = screens * weigh(WORST, AtMost(-math.log(_bound("the veto", veto))), of=k1)
-        told.append(f"the veto, a token ratio under {veto:g} drops its sequence, has no successor")
-    normalise = "kept" if o["rollout_is_batch_normalize"] and weights.factors else None
-    return Plan(weights, screens, normalise=normalise), tuple(told)
+    if o["rollout_is"] in (True, False) or any(o[n] is not None for n in _OF_060):
+        return _of_060(o)
+    if words[0] in _FORMER_LEVELS or any(o[n] is not None for n in _OF_061):
+        return _of_061(o)
+    return None
 
 
-_NOW = {"token": "token_k1", "sequence": "seq_sum_k1", "geometric": "seq_mean_k1"}
+def _of_060(o: Options) -> _Former:
+    high = o["rollout_is_threshold"]
+    if "rollout_is_threshold" not in o or high is None:
+        return Plan(), ("rollout_is_threshold is not given: in 0.6.0 nothing was computed",)
+    if o["rollout_is"] is not True:
+        return Plan(), ("rollout_is is not true: in 0.6.0 the weights were logged and not applied",)
+    high = _bound("rollout_is_threshold", high)
+    low = float(o["rollout_is_threshold_lower"] or 1 / high)
+    level, mode = o["rollout_is_level"] or "token", o["rollout_is_mode"] or "truncate"
+    veto = o.get("rollout_is_veto_threshold", _VETO)
+    weights = weigh(_FORMER_LEVELS[level], Truncate(high) if mode == "truncate" else Reject(low, high))
+    if level == "geometric":
+        told = ["a geometric mean as the weight has no successor: rollout_rs=seq_mean_k1 screens by it"]
+    elif mode == "truncate":
+        told = [f"the weight now: rollout_is={level}, rollout_is_threshold={high:g}"]
+    else:
+        told = [f'the weight now: rollout_is={level}, rollout_is_threshold="{low:g}_{high:g}"']
+    return Plan(weights, _vetoed(veto, told)), tuple(told)
+
+
+def _of_061(o: Options) -> _Former:
+    told: list[str] = []
+    plan = replace(o, given={**o.given, "rollout_rs": None, "rollout_rs_threshold": None})
+    weights = _plan(plan)
+    screens, word = naive(), o["rollout_rs"]
+    if word is not None:
+        if str(word) not in _FORMER_LEVELS:
+            raise unknown_word("verl", "rollout_rs", word, (*_FORMER_LEVELS, *o.values["rollout_rs"]), True)
+        told_bound = o["rollout_rs_threshold"]
+        high = _bound("rollout_rs_threshold", o["rollout_is_threshold"] if told_bound is None else told_bound)
+        low = float(o["rollout_rs_threshold_lower"] or 1 / high)
+        screens = weigh(_FORMER_LEVELS[str(word)], Screen(low, high))
+        at = f"{1 / high:.6g}_{1 / low:.6g}"
+        told.append(f'the screen now: rollout_rs={_NOW[str(word)]}, rollout_rs_threshold="{at}", on mu/pi')
+    veto = o["rollout_token_veto_threshold"]
+    return replace(weights, screens=screens * _vetoed(veto, told)), tuple(told)
+
+
+def _vetoed(veto: Any, told: list[str]) -> Estimator:
+    if not veto:
+        return naive()
+    told.append(f"the veto, a token ratio under {veto:g} drops its sequence, has no successor")
+    return weigh(WORST, AtMost(-math.log(_bound("the veto", veto))), of=k1)
 
 
 def _compose(o: Options) -> Reading:
@@ -144,6 +172,8 @@ def _compose(o: Options) -> Reading:
         over=_OVER.get(o["loss_agg_mode"], "tokens"),
         clamp=SAFE.nats,
     )
+    if o["loss_agg_mode"] == "seq-mean-token-sum-norm" and o["loss_scale_factor"]:
+        loss = replace(loss, over="sums", scale=1 / o["loss_scale_factor"])
     if mode == "dro" and not (o["dro_beta"] or 0) > 0:
         raise RefusedError("verl: loss_mode=dro needs dro_beta over 0\nhint: actor.policy_loss.dro_beta=0.05, say")
     if o["bypass_mode"] and o["router_replay.mode"] == "R2":
@@ -274,6 +304,21 @@ def screens_clamp_tokens(plan: Plan, _: Situation) -> Plan:
     return replace(plan, screen_rule=SAFE)
 
 
+def kl_rounded(plan: Plan, _: Situation) -> Plan:
+    """Take the binary KL of probabilities in float32, with what is added to them; one that is NaN is over any bound."""
+
+    def change(f: Factor) -> Factor:
+        return replace(f, of=_rounded) if f.of is signed_binary_kl else f
+
+    return plan.mapped(change)
+
+
+def _rounded(batch: Batch) -> Tensor:
+    rise = torch.where(batch.log_pi > batch.log_mu, torch.inf, 0)
+    kl = signed_binary_kl_rounded(batch)
+    return torch.where(torch.isnan(kl), rise, kl)
+
+
 def mean_of_all(plan: Plan, _: Situation) -> Plan:
     """Normalise over all units."""
     return replace(plan, normalise="all") if plan.normalise else plan
@@ -358,7 +403,7 @@ def _screened(view: View, name: str) -> Tensor:
 VERL = read_profile(
     "verl",
     _compose,
-    quirks=(screens_clamp_tokens, mean_of_all, fails_without_tokens),
+    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens),
     equals={
         "mean_weight_unnormalised": _mean_weight,
         "mean_weight_of_rows_unnormalised": _mean_weight_of_rows,
