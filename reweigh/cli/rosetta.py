@@ -12,7 +12,7 @@ from rich.table import Table
 from reweigh.cli.output import Form, FormName, Quiet, print_json, stderr, stdout
 from reweigh.rosetta.config import Nearest, Translated, detect, nearest, parse_pairs, read_source, translate
 from reweigh.rosetta.frameworks import PROFILES, profile_of
-from reweigh.rosetta.sources import Source
+from reweigh.rosetta.sources import Source, merged
 from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of
 
 
@@ -56,9 +56,15 @@ def explain(
         return
     _misspelled(words)
     read = Source({}) if config is None else read_source(config)
-    values = _merged(read.values, parse_pairs(words))
+    values = merged(read.values, parse_pairs(words))
     framework = source or detect(replace(read, values=values)).name
-    told = translate(framework, values, read.environment)
+    try:
+        told = translate(framework, values, read.environment)
+    except ValueError as e:
+        if not read.absent:
+            raise
+        base = f"it inherits from {', '.join(read.absent)}, which is not beside it and may say more"
+        raise ValueError(f"{e}{'; ' if 'hint: ' in str(e) else f'{chr(10)}hint: '}{base}") from None
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
     if form == "json":
@@ -78,15 +84,6 @@ def _misspelled(words: list[str]) -> None:
         near = get_close_matches(word.partition("=")[0], _OWN, 1, 0.8) if word.startswith("--") else []
         if near:
             raise ValueError(f"explain: no such option: {word}\nhint: did you mean {near[0]}?")
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Put options over those of a file, table by table."""
-    out = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
-    return out
 
 
 def _explain_words(words: list[str], form: FormName, quiet: bool) -> None:

@@ -183,13 +183,11 @@ def _sort(profile: Profile, config: Mapping[str, Any], environment: Mapping[str,
             continue
         full = ".".join((*path, key))
         top = not path and (not section or not nested)
-        if inside or (key not in registered(profile.name) and (top or looks_like_a_correction(key))):
-            if key in registered(profile.name) and not inside:
-                ignored += 1
-                continue
+        had, alike = key in registered(profile.name), _alike(key, value)
+        if inside or (not had and (top or alike)):
             near = tuple(difflib.get_close_matches(key, current, 3, 0.7))
             unknown.append((full, near))
-            if inside or near or looks_like_a_correction(key):
+            if alike or (not had and (inside or near)):
                 suspicious.append(full)
         else:
             ignored += 1
@@ -218,7 +216,14 @@ _ALIKE = re.compile(
 
 def looks_like_a_correction(name: str) -> bool:
     """Tell whether an option's name is made as those of corrections are."""
-    return bool(_ALIKE.search(name.lower())) or name.lower().startswith("rollout_")
+    return bool(_ALIKE.search(name.lower())) or name.startswith("rollout_")
+
+
+def _alike(name: str, value: Any) -> bool:
+    """Tell whether a setting is made as those of corrections are; `is_tuned: true` says what something is."""
+    if "/" in name or (isinstance(value, bool) and re.match(r"is_", name)):
+        return looks_like_a_correction(name.removeprefix("is_")) and "/" not in name
+    return looks_like_a_correction(name)
 
 
 def _of_before(profile: Profile, taken: Mapping[str, Any], reading: Reading) -> bool:

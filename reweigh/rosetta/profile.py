@@ -274,7 +274,9 @@ class Profile:
             if option.kind == "word" and option.default is not None:
                 raise unknown_word(self.name, option.name, value, option.values)
             return
-        if option.kind == "word" and value not in option.values and str(value) not in option.was:
+        if str(value) in option.was:
+            return
+        if option.kind == "word" and value not in option.values:
             raise unknown_word(self.name, option.name, value, option.values, option.default is None)
         if option.kind == "flag" and not isinstance(value, bool):
             raise RefusedError(f"{self.name}: {option.name} must be true or false, got {value!r}\nhint: {option.says}")

@@ -32,12 +32,14 @@ class Source:
         environment: variables that it sets, by name.
         text: the file itself, for what names the framework.
         cautions: what may not hold of it.
+        absent: files that it inherits from and that are not beside it.
     """
 
     values: Tree
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     text: str = ""
     cautions: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 _SCRIPTS = (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".txt", ".cmd")
@@ -76,8 +78,37 @@ def read_source(path: str) -> Source:
         if suffix not in (".yaml", ".yml", ".json", ".toml") and re.search(r"(^|\s)--?[A-Za-z]", text):
             return read_script(text)
         raise ValueError(f"{path}: expected a mapping of options, got {type(data).__name__}\nhint: key: value")
-    tree = cast("Tree", data)
-    return Source(cast("Tree", _interpolated(tree, tree)), {}, text)
+    tree, absent = _inherited(Path(path), cast("Tree", data))
+    said = f"inherits from {', '.join(absent)}, which is not beside it: what it says there is not read"
+    return Source(cast("Tree", _interpolated(tree, tree)), {}, text, (said,) if absent else (), absent)
+
+
+def merged(under: Tree, over: Tree) -> Tree:
+    """Put options over others, table by table."""
+    out = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], cast("Tree", value)) if both else value
+    return out
+
+
+def _inherited(path: Path, tree: Tree, depth: int = 0) -> tuple[Tree, tuple[str, ...]]:
+    """Put a configuration over those that its `defaults` name; those that are not there are named."""
+    told: Any = tree.get("defaults")
+    names = [told] if isinstance(told, str) else cast("list[Any]", told) if isinstance(told, list) else []
+    under, absent = Tree(), list[str]()
+    for name in names if depth < 8 else []:
+        stem, _, package = str(name).partition("@")
+        if not isinstance(name, str) or stem == "_self_" or package not in ("", "_here_"):
+            continue  # a part of hydra's under another name
+        found = next((f for f in (path.parent / stem, path.parent / f"{stem}.yaml") if f.is_file()), None)
+        data = _parse(str(found), ".yaml", found.read_text(encoding="utf-8")) if found else None
+        if found is None or not isinstance(data, dict):
+            absent.append(stem)
+            continue
+        base, more = _inherited(found, cast("Tree", data), depth + 1)
+        under, absent = merged(under, base), [*absent, *more]
+    return (merged(under, tree), tuple(absent)) if names else (tree, ())
 
 
 def parse_pairs(pairs: Sequence[str]) -> Tree:
@@ -253,7 +284,7 @@ def read_script(text: str) -> Source:
             if re.fullmatch(r"\$\{?\w+\[[@*]\]\}?|\$[@*]|\$\{@\}", raw):
                 continue
             arguments.append(str(_expanded(raw, variables)))
-        for key, value in _arguments(arguments):
+        for key, value in _arguments(_of_the_program(arguments)):
             before = places.get(key)
             if before is not None and before[0] != value and (conditional or before[1]):
                 value = Unresolved(f"{before[0]} or {value}")
@@ -263,6 +294,24 @@ def read_script(text: str) -> Source:
                 cautions.append(key)
     said = f"set under a condition of the script, taken as set: {', '.join(dict.fromkeys(cautions))}"
     return Source(out, {k: v for k, v in variables.items() if k.isupper()}, text, (said,) if cautions else ())
+
+
+_LAUNCHERS = {"python", "python3", "torchrun", "accelerate", "deepspeed", "uv", "ray"}
+_OTHERS = {"set", "pip", "pip3", "apt", "apt-get", "curl", "wget", "grep", "mkdir", "rm", "cd", "cp", "docker", "git"}
+
+
+def _of_the_program(words: list[str]) -> list[str]:
+    """Leave the words of the launcher out, and commands that train nothing."""
+    if words and (words[0] in _OTHERS or words[:2] == ["ray", "start"]):
+        return []
+    launched = False
+    for i, text in enumerate(words):
+        launched = launched or text.rpartition("/")[2] in _LAUNCHERS
+        if launched and text in ("-m", "--module"):
+            return words[i + 2 :]
+        if launched and text.endswith(".py") and "=" not in text:
+            return words[i + 1 :]
+    return words
 
 
 def _lines(text: str) -> Iterator[tuple[list[str], bool]]:

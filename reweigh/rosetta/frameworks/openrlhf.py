@@ -33,9 +33,9 @@ def _bounds(o: Options) -> tuple[float, float]:
 
 def _former(o: Options) -> Options:
     """Options of earlier versions under their successors' names."""
-    if not o["enable_vllm_is_correction"]:
+    if not o["enable_vllm_is_correction"] and not o["is_correction_enable"]:
         return o
-    kind = o["vllm_is_correction_type"] or "tis"
+    kind = o["vllm_is_correction_type"] or o["is_correction_type"] or ("icepop" if o["use_icepop"] else "tis")
     level, mode = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}[kind]
     given = {"is_correction_level": level, "is_correction_mode": mode}
     if o["vllm_is_truncated_threshold"] is not None:
