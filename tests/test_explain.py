@@ -374,7 +374,7 @@ def test_a_script_is_read_and_not_run(tmp_path):
     assert source.values["tis_clip"] == 2.0
     assert source.values["rollout_top_p"] == 0.95
     assert source.values["opsm_delta"] == 0.01
-    assert "under a condition of the script" in source.cautions[0]
+    assert source.conditional
     assert detect(source).name == "slime"
 
 
@@ -390,7 +390,7 @@ def test_overrides_of_a_script():
 
 def test_what_a_file_does_not_say_is_not_guessed():
     source = read_script("python train.py --use-tis --tis-clip $2 --rollout-top-p $3\n")
-    assert source.values["tis_clip"] == Unresolved("$2")
+    assert str(source.values["tis_clip"]) == "$2"
     with pytest.raises(ValueError, match=r"cannot tell: tis_clip is \$2, which is not said here\nhint: give it"):
         translate("slime", source.values)
     del source.values["tis_clip"]
@@ -477,3 +477,55 @@ def test_json_has_all_of_it(capsys):
     assert "kept mass" in answer["sampling"][0]
     assert "vllm_importance_samplng_cap" in answer["warnings"][0]
     assert answer["of_before"] is False
+
+
+LAUNCHER = '''
+"""Not read: --tis-clip 9."""
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--tis-clip", default=7.0)
+clip = 3.0
+extra = make()
+perf = ["--opsm-delta", "0.01"]
+if args.mask:
+    perf_args = "--custom-tis-function-path examples.train_infer_mismatch_helper.mis.icepop_function "
+run(f"ray job submit -- python3 train.py --rollout-top-p 0.9 --tis-clip {clip} --use-tis {extra}")
+'''
+
+
+def test_flags_in_the_texts_of_a_python_launcher(tmp_path, capsys):
+    path = tmp_path / "run.py"
+    path.write_text(LAUNCHER)
+    source = read_source(str(path))
+    values = source.values
+    assert (values["rollout_top_p"], values["tis_clip"], values["opsm_delta"]) == (0.9, 3.0, 0.01)
+    assert source.conditional == ("custom-tis-function-path",)
+    code, out, err = told(capsys, "--from", "slime", "--config", str(path), "-q")
+    assert code == 0
+    assert "use_tis=True" in out  # the variable after it is more flags, as it takes no value
+    assert "top_p=0.9" in out
+    assert "warning: set under a condition, taken as set: custom-tis-function-path" in err
+
+
+def test_a_configuration_that_inherits(tmp_path, capsys):
+    pytest.importorskip("yaml")
+    (tmp_path / "base.yaml").write_text("loss_fn:\n  use_importance_sampling_correction: true\n  ratio_clip_min: 0.1\n")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "defaults: base.yaml\nloss_fn:\n  truncated_importance_sampling_type: tis\n"
+        "  truncated_importance_sampling_ratio: 5\n"
+    )
+    code, out, _ = told(capsys, "--config", str(path), "-q")
+    assert code == 0
+    assert "w = min(r_t, 5)" in out
+    (tmp_path / "base.yaml").unlink()
+    code, _, err = told(capsys, "--from", "nemo-rl", "--config", str(path), "-q")
+    assert code == 2
+    assert "it inherits from base.yaml, which is not beside it" in err
+
+
+def test_words_of_a_launcher_are_no_options_of_a_trainer():
+    text = (
+        "set -euo pipefail\nuv run --extra vllm python -u -m torch.distributed.run --use-tis\npip install --no-deps x\n"
+    )
+    assert read_script(text).values == {"use_tis": True}

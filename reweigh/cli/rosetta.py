@@ -65,14 +65,18 @@ def explain(
             raise
         base = f"it inherits from {', '.join(read.absent)}, which is not beside it and may say more"
         raise ValueError(f"{e}{'; ' if 'hint: ' in str(e) else f'{chr(10)}hint: '}{base}") from None
+    mine = {o.rpartition(".")[2] for o in told.options}
+    under = [k for k in read.conditional if k.rpartition(".")[2].replace("-", "_") in mine]
+    said = f"set under a condition, taken as set: {', '.join(under)}"
+    cautions = (*read.cautions, said) if under else read.cautions
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
     if form == "json":
-        print_json(_as_dict(told, name, found, read.cautions))
+        print_json(_as_dict(told, name, found, cautions))
     else:
         if source is None:
             stderr(quiet).print(f"taken for {told.profile.name}; --from says otherwise", markup=False)
-        _print_translated(told, name, found, quiet, read.cautions)
+        _print_translated(told, name, found, quiet, cautions)
 
 
 _OWN = ("--from", "--to", "--config", "--format", "--quiet", "--help")

@@ -75,7 +75,9 @@ def translate(framework: str, config: Mapping[str, Any], environment: Mapping[st
     sorted_out = _sort(profile, config, environment or {})
     taken, unresolved = dict[str, Any](), list[str]()
     for option, value in sorted_out.taken:
-        if isinstance(value, Unresolved):
+        if isinstance(value, Unresolved) and value.apart and profile.bare_flags and option.kind == "flag":
+            taken[option.name] = True  # what follows is more flags
+        elif isinstance(value, Unresolved):
             if option.role in ("weight", "switch"):
                 raise ValueError(
                     f"explain: cannot tell: {option.name} is {value}, which is not said here\n"

@@ -228,6 +228,7 @@ class Profile:
         templates: for finding its nearest option to someone else's.
         markers: texts that only a launch script of this framework has in it.
         sampling: of which laws its two log-probs are.
+        bare_flags: whether a flag of its command line takes no value.
     """
 
     name: str
@@ -244,6 +245,7 @@ class Profile:
     known: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
+    bare_flags: bool = False
 
     def given(self, options: Mapping[str, Any]) -> Options:
         """Put options over the defaults; those of the framework's section are lifted out of it."""
@@ -337,6 +339,7 @@ def read_profile(
         aliases=top.texts("aliases"),
         known=top.texts("known"),
         markers=top.texts("markers"),
+        bare_flags=top.take("bare_flags", bool, "true or false", False),
         sampling=_sampling(top, options),
     )
     for option in options:

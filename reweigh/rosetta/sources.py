@@ -14,9 +14,15 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Unresolved:
-    """A value that the file itself does not say: a variable of the shell, an interpolation, a call."""
+    """A value that the file itself does not say: a variable of the shell, an interpolation, a call.
+
+    Attributes:
+        text: how it is written.
+        apart: whether it is a word of its own after a flag: its value, or more flags.
+    """
 
     text: str
+    apart: bool = False
 
     def __str__(self) -> str:
         """Give it as it is written."""
@@ -33,6 +39,7 @@ class Source:
         text: the file itself, for what names the framework.
         cautions: what may not hold of it.
         absent: files that it inherits from and that are not beside it.
+        conditional: options that are set under a condition, and are taken as set.
     """
 
     values: Tree
@@ -40,6 +47,7 @@ class Source:
     text: str = ""
     cautions: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    conditional: tuple[str, ...] = ()
 
 
 _SCRIPTS = (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".txt", ".cmd")
@@ -213,6 +221,9 @@ def _arguments(words: Sequence[str], strict: bool = False) -> Iterator[tuple[str
                 values.pop()
             if not values and key.startswith("no-") and len(key) > 3:
                 yield key[3:], False
+            if len(values) == 1 and "$" in values[0]:
+                yield key, Unresolved(values[0], apart=True)
+                continue
             yield key, True if not values else word(values[0]) if len(values) == 1 else [word(v) for v in values]
         elif equals and key and re.match(r"[A-Za-z_][\w.@/-]*$", key):
             yield key, word(value)
@@ -265,9 +276,7 @@ def read_script(text: str) -> Source:
         {'use_tis': True, 'tis_clip': 2.0}
     """
     variables: dict[str, Any] = {}
-    out: Tree = {}
-    places: dict[str, tuple[Any, bool]] = {}
-    cautions: list[str] = []
+    found = _Found()
     for words, conditional in _lines(text):
         arguments: list[str] = []
         first = True
@@ -284,16 +293,30 @@ def read_script(text: str) -> Source:
             if re.fullmatch(r"\$\{?\w+\[[@*]\]\}?|\$[@*]|\$\{@\}", raw):
                 continue
             arguments.append(str(_expanded(raw, variables)))
-        for key, value in _arguments(_of_the_program(arguments)):
-            before = places.get(key)
+        found.add(_of_the_program(arguments), conditional)
+    environment = {k: v for k, v in variables.items() if k.isupper()}
+    return Source(found.values, environment, text, conditional=found.conditional)
+
+
+@dataclass
+class _Found:
+    """What the commands of a script set, one after the other."""
+
+    values: Tree = field(default_factory=dict[str, Any])
+    places: dict[str, tuple[Any, bool]] = field(default_factory=dict[str, tuple[Any, bool]])
+
+    def add(self, words: Sequence[str], conditional: bool) -> None:
+        """Set what the words say; what is set twice, once under a condition, is not known."""
+        for key, value in _arguments(words):
+            before = self.places.get(key)
             if before is not None and before[0] != value and (conditional or before[1]):
                 value = Unresolved(f"{before[0]} or {value}")
-            places[key] = (value, conditional)
-            _put(out, key, value)
-            if conditional:
-                cautions.append(key)
-    said = f"set under a condition of the script, taken as set: {', '.join(dict.fromkeys(cautions))}"
-    return Source(out, {k: v for k, v in variables.items() if k.isupper()}, text, (said,) if cautions else ())
+            self.places[key] = (value, conditional)
+            _put(self.values, key, value)
+
+    @property
+    def conditional(self) -> tuple[str, ...]:
+        return tuple(key for key, (_, conditional) in self.places.items() if conditional)
 
 
 _LAUNCHERS = {"python", "python3", "torchrun", "accelerate", "deepspeed", "uv", "ray"}
@@ -372,7 +395,7 @@ def _expanded(text: str, variables: Mapping[str, Any]) -> Any:
 
 
 def read_python(path: str, text: str) -> Source:
-    """Read the keywords of calls that make configurations, and environment variables; nothing is run.
+    """Read the keywords of calls that make configurations, environment variables and flags in texts; nothing is run.
 
     Raises:
         ValueError: if it is no Python.
@@ -386,8 +409,9 @@ def read_python(path: str, text: str) -> Source:
     except SyntaxError as e:
         raise ValueError(f"{path}:{e.lineno}: is no Python: {e.msg}\nhint: a configuration or a script") from None
     names: dict[str, Any] = {}
-    out: Tree = {}
     environment: dict[str, Any] = {}
+    found = _Found()
+    out = found.values
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target = node.targets[0]
@@ -403,7 +427,57 @@ def read_python(path: str, text: str) -> Source:
             elif re.search(r"(Config|Args|Arguments|Params)$", short) or short.startswith("forward_backward"):
                 place = cast("Tree", out.setdefault(short, {}))
                 place.update({k.arg: _literal(k.value, names) for k in node.keywords if k.arg})
-    return Source(out, {k: word(v) if isinstance(v, str) else v for k, v in environment.items()}, text)
+    for words, conditional in _flags(tree, names):
+        found.add(words, conditional)
+    environment = {k: word(v) if isinstance(v, str) else v for k, v in environment.items()}
+    return Source(out, environment, text, conditional=found.conditional)
+
+
+_SPEAKS = re.compile(r"(add_argument|print|log|info|warning|warn|error|debug|Error|Exception|match|search|sub|Option)$")
+
+
+def _flags(node: ast.AST, names: Mapping[str, Any], conditional: bool = False) -> Iterator[tuple[list[str], bool]]:
+    """Words of each text of a program that holds flags, and whether it stands under a condition."""
+    text = _text(node, names)
+    if text is not None:
+        if re.search(r"(^|\s)--[A-Za-z]", text):
+            try:
+                yield _of_the_program(shlex.split(text, comments=True)), conditional
+            except ValueError:
+                yield text.split(), conditional
+        return
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return  # a docstring
+    if isinstance(node, ast.Call) and _SPEAKS.search(ast.unparse(node.func)):
+        return
+    if isinstance(node, (ast.List, ast.Tuple)):
+        words = [t for e in node.elts if (t := _text(e, names)) is not None]
+        if len(words) == len(node.elts) and any(re.match(r"--[A-Za-z][\w.-]*(=|$)", w) for w in words):
+            yield words, conditional
+            return
+    if isinstance(node, (ast.Assert, ast.Raise, ast.Compare)):
+        return
+    below = conditional or isinstance(node, (ast.If, ast.IfExp))
+    for child in ast.iter_child_nodes(node):
+        yield from _flags(child, names, below)
+
+
+def _text(node: ast.AST, names: Mapping[str, Any]) -> str | None:
+    """A text as it is written, with `$` and a name where something is put in that is not said."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if not isinstance(node, ast.JoinedStr):
+        return None
+    parts: list[str] = []
+    for part in node.values:
+        if isinstance(part, ast.FormattedValue):
+            value = _literal(part.value, names)
+            parts.append(
+                f"${{{re.sub(chr(92) + 'W+', '_', str(value))}}}" if isinstance(value, Unresolved) else str(value)
+            )
+        else:
+            parts.append(str(cast("ast.Constant", part).value))
+    return "".join(parts)
 
 
 def _literal(node: ast.expr, names: Mapping[str, Any]) -> Any:
