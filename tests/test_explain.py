@@ -1,6 +1,7 @@
 """`reweigh explain` says only what it knows: values, options read together, sampling, earlier versions, scripts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from reweigh.rosetta import PROFILES, RefusedError, profile_of
 from reweigh.rosetta.config import detect, looks_like_a_correction, registered, translate
 from reweigh.rosetta.parts import prob_gap
 from reweigh.rosetta.sources import Source, Unresolved, parse_pairs, read_script, read_source
+from reweigh.rosetta.words import formula
 from reweigh.transforms import AtMost
 
 DATA = Path(__file__).parent / "data"
@@ -529,3 +531,41 @@ def test_words_of_a_launcher_are_no_options_of_a_trainer():
         "set -euo pipefail\nuv run --extra vllm python -u -m torch.distributed.run --use-tis\npip install --no-deps x\n"
     )
     assert read_script(text).values == {"use_tis": True}
+
+
+PUBLIC = json.loads((Path(__file__).parent / "data" / "public_configs.json").read_text(encoding="utf-8"))
+"""What public configurations and launch scripts say of the correction: names and values alone, and what we answer."""
+
+
+def nested(options):
+    out = {}
+    for key, value in options.items():
+        *path, last = key.split(".")
+        place = out
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = Unresolved("$" + value["unresolved"]) if isinstance(value, dict) else value
+    return out
+
+
+def test_there_are_public_configurations_of_every_framework_that_publishes_some():
+    assert len(PUBLIC) >= 60
+    assert {row["framework"] for row in PUBLIC} >= {p.name for p in PROFILES} - {"trl", "tinker"}
+
+
+@pytest.mark.parametrize("row", PUBLIC, ids=[row["from"] for row in PUBLIC])
+def test_a_public_configuration_is_answered_or_refused_by_name(row):
+    config, environment = nested(row["options"]), row.get("environment", {})
+    if "refused" in row:
+        with pytest.raises(ValueError, match=re.escape(row["refused"])) as e:
+            translate(row["framework"], config, environment)
+        assert str(e.value).splitlines()[0] == row["refused"]
+        assert any(name.rpartition(".")[2] in row["refused"] for name in row["options"])
+        return
+    found = translate(row["framework"], config, environment)
+    assert formula(found.reading.plan.estimator) == row["formula"]
+    weighs = {
+        o.name.rpartition(".")[2] for o in found.profile.options if o.role == "weight" and not o.at and "_" in o.name
+    }
+    read = {o.rpartition(".")[2] for o in found.options}
+    assert {n.rpartition(".")[2] for n in row["options"]} & weighs <= read  # none is passed over

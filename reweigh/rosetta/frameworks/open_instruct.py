@@ -42,7 +42,8 @@ def _plan(o: Options) -> Plan:
         rise = for_advantage(+1, weigh(TOKEN, gate, of=signed_gap_of_sequence))
         fall = for_advantage(-1, weigh(TOKEN, gate, of=signed_gap_of_sequence, scale=-1))
         return Plan(weigh(TOKEN, _clamp(o)) * rise * fall)
-    return Plan(weigh(_level(o), _clamp(o)) * weigh(_level(o), Screen(low, high)))
+    weight = weigh(_level(o), _clamp(o))
+    return Plan(weight if (low, high) == (0.0, math.inf) else weight * weigh(_level(o), Screen(low, high)))
 
 
 def _compose(o: Options) -> Reading:
