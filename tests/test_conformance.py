@@ -282,3 +282,17 @@ def test_a_refusal_says_what_is_allowed():
         RefusedError, match="areal: action=clamp is of the ratio only, got metric=kl_k2\nhint: action=mask"
     ):
         profile_of("areal").read({"action": "clamp", "metric": "kl_k2"})
+
+
+@pytest.mark.parametrize(("framework", "option"), [("verl", "loss_mode"), ("skyrl", "policy_loss_type")])
+def test_a_sequence_ratio_is_clamped_from_above_where_its_gradient_ends(framework, option):
+    profile = profile_of(framework)
+    reading = profile.read({option: "gspo"})
+    loss = replace(reading.loss, low=1.0, high=math.inf, over="sum")
+    tensors = Tensors(*(torch.full((2, 2), -20.0) for _ in range(2)), torch.ones(2, 2, dtype=torch.bool), torch.ones(2))
+    live = torch.tensor([[-8.0, -6.0], [-19.0, -21.0]])  # 13 nats above on average, and none
+    quirk = next(q for q in profile.quirks if q.name == "loss_clamps_ratio")
+    plan = quirk.apply(Plan(), Situation(profile.given({}), tensors, reading))
+    value, grad = loss_of(loss, plan, run(plan, tensors), tensors.mask, tensors.advantage, live, tensors.log_pi)
+    assert value.item() == pytest.approx(-2 * math.exp(10) - 2, rel=1e-5)
+    assert grad.tolist() == [[0.0, 0.0], [-1.0, -1.0]]

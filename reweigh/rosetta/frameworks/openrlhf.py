@@ -74,7 +74,7 @@ def _compose(o: Options) -> Reading:
     low, high = _clip(o)
     loss = Loss("ppo_clip", low=low, high=high, dual=o["dual_clip"], clamp=SAFE.nats)
     if o["policy_loss_type"] == "gspo":
-        loss = replace(loss, kind="gspo", over="means")
+        loss = replace(loss, kind="gspo", over="means", clamp=None)
         if o["is_correction_level"] != "off":
             note = "with gspo the correction is the live policy's geometric ratio to the sampler; no gate is applied"
             return Reading(Plan(), loss=replace(loss, centre="log_mu"), notes=(note,))

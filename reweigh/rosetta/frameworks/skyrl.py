@@ -93,7 +93,7 @@ def _compose(o: Options) -> Reading:
     if kind == "dual_clip":
         loss = replace(loss, dual=o["clip_ratio_c"])
     elif kind == "gspo":
-        loss = replace(loss, kind="gspo")
+        loss = replace(loss, kind="gspo", clamp=10.0)
     elif kind == "cispo":
         rollout = o["cispo_anchor"] == "rollout"
         if rollout and o["tis_ratio_type"]:

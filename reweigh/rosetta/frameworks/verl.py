@@ -288,7 +288,7 @@ def _loss_of(o: Options, mode: str, plan: Plan, loss: Loss, told: tuple[str, ...
         told = (*told, "geo_mean folds the capped token weights to their geometric mean")
         return Reading(replace(plan, weights=capped), loss=loss, notes=told)
     if mode == "gspo":
-        return Reading(plan, loss=replace(loss, kind="gspo", dual=None), notes=told)
+        return Reading(plan, loss=replace(loss, kind="gspo", dual=None, clamp=10.0), notes=told)
     if mode == "cispo":
         return Reading(plan, loss=replace(loss, kind="cispo"), notes=told)
     if mode in ("sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro"):
