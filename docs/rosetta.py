@@ -27,10 +27,11 @@ reweigh explain --from slime --use-tis --tis-clip 2.0            # launch flags
 reweigh conformance recorded.json                                # our numbers against theirs
 ```
 
-An option, or a value of one, of which nothing is known is refused (exit code 2), with the nearest that is. What a file does
-not say is not guessed: a variable that it does not set, a base that it inherits from (`defaults:`) and that is not beside it. A
-launch script is read with its variables, arrays and branches; a Python launcher with the flags in its texts. The version that
-a profile was read at stands in its table; an option of an earlier one is answered as it computed then, with its successor.
+An option, or a value of one, of which nothing is known is refused (exit code 2), with the nearest that is. What a
+file does not say is not guessed: a variable that it does not set, a base that it inherits from (`defaults:`) and that
+is not beside it. A launch script is read with its variables, arrays and branches; a Python launcher with the flags in
+its texts. The version that a profile was read at stands in its table; an option of an earlier one is answered as it
+computed then, with its successor.
 
 `reweigh conformance` recomputes a file of recorded outputs: what the frameworks' own functions returned, for each
 option on a few small batches with padding, holes, infinities and overflow. A case *agrees* if weights, mask, loss,
