@@ -57,6 +57,7 @@ class LogSpec:
     """What is written down of a sample, between the engine and the trainer.
 
     Attributes:
+        unit: in which log-probs are written.
         shift: places by which log-probs stand off their tokens, one of them drawn a sequence: 1 = each token has
             that of the token before it.
         shift_share: of the sequences.
@@ -69,6 +70,7 @@ class LogSpec:
         unmask_log: what stands for its log-prob: 0, or the engine's own.
     """
 
+    unit: Literal["nats", "probabilities", "base 10"] = "nats"
     shift: tuple[int, ...] = (0,)
     shift_share: float = 1.0
     other_token: Literal["first", "second"] = "first"

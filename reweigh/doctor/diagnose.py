@@ -14,7 +14,7 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, InputNote, Spread, Suspicion, diagnose
-from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small
+from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small, unprovable
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
@@ -267,6 +267,7 @@ class Weighing:
         ruled_out: causes that the evidence excludes, and why.
         by_size: confidence in rounding and in fewer bits where only the size of the gap speaks.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
+        unprovable: causes that are candidates at most.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
@@ -278,6 +279,7 @@ class Weighing:
     ruled_out: Mapping[CauseId, str]
     by_size: Mapping[CauseId, float]
     to_test_first: Suspicion | None
+    unprovable: frozenset[CauseId]
     spread: Spread | None
     small: bool
     tokens: int
@@ -294,6 +296,7 @@ class Weighing:
             ruled_out=self.ruled_out,
             by_size=self.by_size,
             to_test_first=self.to_test_first,
+            unprovable=self.unprovable,
             spread=self.spread,
             small=self.small,
             tokens=self.tokens,
@@ -312,6 +315,7 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
         excluded(case, said, found, spread),
         by_size(case),
         to_test_first(case, spread),
+        unprovable(case),
         spread,
         too_small(case),
         visit.tokens,

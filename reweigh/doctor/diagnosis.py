@@ -320,6 +320,7 @@ def diagnose(
     ruled_out: Mapping[CauseId, str] | None = None,
     by_size: Mapping[CauseId, float] | None = None,
     to_test_first: Suspicion | None = None,
+    unprovable: Collection[CauseId] = (),
     spread: Spread | None = None,
     small: bool = False,
     tokens: int = 0,
@@ -333,6 +334,7 @@ def diagnose(
         ruled_out: causes that the evidence excludes, and why.
         by_size: confidence in rounding and in fewer bits, if nothing else has anything to be said for it.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
+        unprovable: causes that these columns can make likely and cannot show: candidates at most.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
@@ -343,6 +345,8 @@ def diagnose(
     rates: dict[CauseId, float] = {}
     for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
         sure = min(weighed.get(one.id, 0.0), 0.99)
+        if one.id in unprovable:
+            sure = min(sure, _POINTED)
         if one.proven and one.effect >= 1:
             sure = max(sure, min(_PROVEN + (1 - _PROVEN) * confidence(rate, one.effect), 0.99))
         if one.id in ruled_out and not one.proven:
@@ -353,11 +357,11 @@ def diagnose(
     # A test that speaks loudly where all others are silent is heard, whatever worlds the regressions have seen.
     loud = {x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE}
     heard = [x for x, sure in loud.items() if sure >= _SILENT]
-    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in _ECHOES:
+    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in (*_ECHOES, *unprovable):
         one = best[heard[0]]
         best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
-    elif set(heard) <= set(by_size or ()) and all(
-        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()))
+    elif set(heard) <= {*(by_size or ()), *unprovable} and all(
+        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()), *unprovable)
     ):
         for name, sure in (by_size or {}).items():
             if name in best and name not in ruled_out:

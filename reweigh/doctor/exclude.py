@@ -136,7 +136,7 @@ def excluded(
     if len(steps) < 3:
         rule_out(("weight_sync", "update_below_precision"), "fewer than three training steps")
     else:
-        lowest_since = steps[1:] / np.maximum.accumulate(steps)[:-1]
+        lowest_since = steps[1:] / np.maximum(np.maximum.accumulate(steps)[:-1], 1e-12)
         if lowest_since.min() < _FALLS:
             rule_out(("weight_sync", "update_below_precision"), "the gap falls again along the run: weights do arrive")
         first, last = float(steps[0]), float(steps[-max(len(steps) // 8, 1) :].mean())
@@ -186,6 +186,14 @@ def excluded(
     if temperature == 1.0 and not case.by_content.share.value > 0.9:
         rule_out(("trainer_temperature",), "the file says temperature 1, and more than a temperature is in the gap")
     return out
+
+
+def unprovable(case: Case) -> frozenset[CauseId]:
+    """Returns causes that these columns can make likely and cannot show: candidates at most.
+
+    Noise of a trainer's own is told from that of an engine in fewer bits by a second pass alone.
+    """
+    return frozenset() if "repeat" in case.sums else frozenset({"dropout"})
 
 
 def by_size(case: Case) -> dict[CauseId, float]:
