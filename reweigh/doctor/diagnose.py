@@ -14,7 +14,7 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, InputNote, Spread, Suspicion, diagnose
-from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small, unprovable
+from reweigh.doctor.exclude import by_mean, by_size, excluded, to_test_first, too_small, unprovable
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
@@ -265,6 +265,7 @@ class Weighing:
         said: by all families.
         features: the numbers that confidences stand on.
         ruled_out: causes that the evidence excludes, and why.
+        by_mean: causes that the mean ratio excludes, unless one that moves it is named, and why.
         by_size: confidence in rounding and in fewer bits where only the size of the gap speaks.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
         unprovable: causes that are candidates at most.
@@ -277,6 +278,7 @@ class Weighing:
     said: tuple[Suspicion | CannotTell, ...]
     features: Mapping[str, float]
     ruled_out: Mapping[CauseId, str]
+    by_mean: Mapping[CauseId, str]
     by_size: Mapping[CauseId, float]
     to_test_first: Suspicion | None
     unprovable: frozenset[CauseId]
@@ -294,6 +296,7 @@ class Weighing:
             confidences(self.features) if weighed is None else weighed,
             programs,
             ruled_out=self.ruled_out,
+            by_mean=self.by_mean,
             by_size=self.by_size,
             to_test_first=self.to_test_first,
             unprovable=self.unprovable,
@@ -313,6 +316,7 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
         said,
         found,
         excluded(case, said, found, spread),
+        by_mean(case),
         by_size(case),
         to_test_first(case, spread),
         unprovable(case),

@@ -318,6 +318,7 @@ def diagnose(
     programs: Collection[str] | None = None,
     *,
     ruled_out: Mapping[CauseId, str] | None = None,
+    by_mean: Mapping[CauseId, str] | None = None,
     by_size: Mapping[CauseId, float] | None = None,
     to_test_first: Suspicion | None = None,
     unprovable: Collection[CauseId] = (),
@@ -332,6 +333,7 @@ def diagnose(
         weighed: confidence in each cause, all evidence together.
         programs: whose options to name in the fixes; all that are known if None.
         ruled_out: causes that the evidence excludes, and why.
+        by_mean: causes that the mean ratio excludes, unless one that moves it is named, and why.
         by_size: confidence in rounding and in fewer bits, if nothing else has anything to be said for it.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
         unprovable: causes that these columns can make likely and cannot show: candidates at most.
@@ -339,7 +341,11 @@ def diagnose(
         small: whether the gap is too small to matter.
         tokens: that were looked at.
     """
-    ruled_out = ruled_out or {}
+    ruled_out = dict(ruled_out or {})
+    others = [x for x in CAUSES if x not in (by_mean or {}) and x not in ruled_out]
+    proven = {x.id for x in said if isinstance(x, Suspicion) and x.proven and x.effect >= 1}
+    if not any(weighed.get(x, 0.0) >= NAMED or x in proven for x in others):
+        ruled_out = {**(by_mean or {}), **ruled_out}
     suspicions = [x for x in said if isinstance(x, Suspicion)]
     best: dict[CauseId, _Ranked] = {}
     rates: dict[CauseId, float] = {}
@@ -375,10 +381,10 @@ def diagnose(
         sure = _RULED_OUT if "none" in ruled_out else weighed["none"]
         best["none"] = _Ranked(Suspicion("none", 1.0, 1.0, None, ()), sure)
 
-    # What stands in the rows themselves leaves little to be said of the rest by means over all of them.
+    # Of numbers in another unit nothing else can be said.
     causes = list(best.values())
     if any(x.of.id == "wrong_units" and x.named for x in causes):
-        causes = [x for x in causes if x.of.proven or x.of.id == "wrong_units"]
+        causes = [x for x in causes if x.of.id == "wrong_units"]
     ordered = sorted(causes, key=lambda x: x.score, reverse=True)
 
     # A column of log-probs that are not of what was sampled lets other policies' faults stand beside it, not before it.
