@@ -19,7 +19,7 @@ from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
-from reweigh.records.schema import RunInfo
+from reweigh.records.schema import ROLLOUT_REQUIRED, RunInfo
 from reweigh.scan.cuts import (
     NAMES,
     OTHER,
@@ -179,7 +179,7 @@ def doctor(
     """
     by = refuse_other_cuts("doctor", by)
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
-    known = look(paths, reader)
+    known = _known(paths, reader)
     before = None if baseline is None else look(baseline, reader)
     scanned = scan(
         known,
@@ -196,6 +196,19 @@ def doctor(
     result = answer(scanned, usual, programs)
     scanned.done()
     return result
+
+
+def _known(paths: Paths, reader: str | None) -> Known:
+    """Find the files; those without a log_pi are looked at too if the engine's prefill can stand in for it."""
+    try:
+        return look(paths, reader)
+    except ValueError as missing:
+        if "column log_pi is missing" not in str(missing):
+            raise
+        try:
+            return look(paths, reader, (*ROLLOUT_REQUIRED, "log_mu_prefill"))
+        except ValueError:
+            raise missing from None
 
 
 def question(known: Known, by: Iterable[By] = (), most: int | None = None) -> Family:

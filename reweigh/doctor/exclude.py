@@ -164,7 +164,7 @@ def excluded(
 
     # Sizes.
     m = case.identity.sum(0)
-    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1))) * case.temperature
     if size_of(case) > _UNROUNDED or rms > _UNROUNDED:
         rule_out(("numerics",), "the gap is larger than rounding makes it")
     if size_of(case, 0.9) > 1e-4:
@@ -202,7 +202,7 @@ def by_size(case: Case) -> dict[CauseId, float]:
     """Returns the confidence in rounding or in fewer bits where nothing but the size of the gap speaks for anything: by
     the number types that the files name, and by the engine's own noise."""
     middle, m = size_of(case), case.identity.sum(0)
-    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1))) * case.temperature
     if case.tokens < FEWEST or middle < _NOTHING:
         return {}
     if case.baseline is not None:
