@@ -89,6 +89,7 @@ UNITS = (
     "without the minus sign",
 )
 """What a column of log-probs may hold, each a cell of `units` for log_mu, then for log_pi."""
+_TOGETHER = 0.1  # nats: tokens that are as near say nothing against nats
 _APART = 3.0  # nats: tokens farther apart count as this
 
 
@@ -106,16 +107,19 @@ def _in_nats(x: Array) -> Iterator[Array]:
 
 
 def _units(tokens: Tokens) -> Cells:
-    """Adds up how far the two columns are apart if either is in another unit: `[64, 2 x UNITS, (n, distance)]`."""
-    distances: list[Array] = []
-    one = np.ones(len(tokens))
-    for column, other in ((tokens.log_mu, tokens.log_pi), (tokens.log_pi, tokens.log_mu)):
+    """Adds up how far the two columns are apart if either is in another unit, over tokens that are apart as they are:
+    `[64, 2 x UNITS + 1, (n, distance)]`, all tokens in the last cell."""
+    apart = ~(tokens.distance <= _TOGETHER)  # a NaN is not below
+    bucket, log_mu, log_pi = (x[apart] for x in (tokens.bucket, tokens.log_mu, tokens.log_pi))
+    one, cells = np.ones(len(bucket)), list[Array]()
+    for column, other in ((log_mu, log_pi), (log_pi, log_mu)):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             for x in _in_nats(column):
-                apart = np.abs(x - other)
-                distances.append(np.where(apart < _APART, apart, _APART))  # a NaN is not below
-    data = [Cells.of(tokens.bucket, None, 1, one, d).data for d in distances]
-    return Cells(np.concatenate(data, 1))
+                distance = np.abs(x - other)
+                distance = np.where(distance < _APART, distance, _APART)
+                cells.append(Cells.of(bucket, None, 1, one, distance).data)
+    cells.append(Cells.of(tokens.bucket, None, 1, np.ones(len(tokens)), np.zeros(len(tokens))).data)
+    return Cells(np.concatenate(cells, 1))
 
 
 def _placeholders(tokens: Tokens, gap: Array) -> tuple[Bools, Cells, Cells]:

@@ -48,13 +48,13 @@ def _wrong_units(case: Case) -> Findings:
     """Tests whether one column is a probability, of another base, or of another sign, by which reading brings both
     together."""
     data = case.cells("units").data
-    n = float(data[:, 0, 0].sum())
-    if n < 20:
+    n, whole = float(data[:, 0, 0].sum()), float(data[:, -1, 0].sum())
+    if n < 20 or n < 0.3 * whole:
         return []
-    apart = data[:, :, 1].sum(0)
+    apart = data[:, :-1, 1].sum(0)
     as_is = min(apart[0], apart[len(UNITS)])
     best = int(np.argmin(apart))
-    if best % len(UNITS) == 0 or as_is / n < 0.05:
+    if best % len(UNITS) == 0:
         return []
     column, unit = ("log_mu", "log_pi")[best // len(UNITS)], UNITS[best % len(UNITS)]
     # In each cluster of responses, not in a few of them; and near, where it was far.
@@ -67,7 +67,7 @@ def _wrong_units(case: Case) -> Findings:
             "apart_as_is",
             as_is / n,
             n,
-            f"mean |log_pi - log_mu| as recorded, nats, at most {3} each",
+            "mean |log_pi - log_mu| as recorded, nats, at most 3 each, of tokens more than .1 apart",
         ),
         counted("apart_in_nats", apart[best] / n, n, f"the same with {column} read as {unit}"),
     )
