@@ -14,7 +14,7 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, InputNote, Spread, Suspicion, diagnose
-from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small
+from reweigh.doctor.exclude import by_size, excluded, held_back, to_test_first, too_small
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
@@ -265,6 +265,7 @@ class Weighing:
         said: by all families.
         features: the numbers that confidences stand on.
         ruled_out: causes that the evidence excludes, and why.
+        held_back: causes that are candidates at most, and why.
         by_size: confidence in rounding and in fewer bits where only the size of the gap speaks.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
         spread: the few responses that carry the gap, if it is so.
@@ -276,6 +277,7 @@ class Weighing:
     said: tuple[Suspicion | CannotTell, ...]
     features: Mapping[str, float]
     ruled_out: Mapping[CauseId, str]
+    held_back: Mapping[CauseId, str]
     by_size: Mapping[CauseId, float]
     to_test_first: Suspicion | None
     spread: Spread | None
@@ -292,6 +294,7 @@ class Weighing:
             confidences(self.features) if weighed is None else weighed,
             programs,
             ruled_out=self.ruled_out,
+            held_back=self.held_back,
             by_size=self.by_size,
             to_test_first=self.to_test_first,
             spread=self.spread,
@@ -310,6 +313,7 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
         said,
         found,
         excluded(case, said, found, spread),
+        held_back(case, found),
         by_size(case),
         to_test_first(case, spread),
         spread,
