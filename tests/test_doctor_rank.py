@@ -228,3 +228,27 @@ def test_honest_rounding_names_nothing():
     found = [diagnosed(world(seed, prompts=40, pi=noisy(seed + 99, 0.01))) for seed in range(20)]
     wrong = [x.verdict for x in found if x.decided and not x.benign]
     assert len(wrong) <= 1, wrong
+
+
+def test_what_is_held_back_is_a_candidate_and_no_silence_for_others():
+    said = [suspicion("dropout"), suspicion("position_encoding")]
+    found = ranked(*said, weighed={"dropout": 0.97}, held_back={"dropout": "no second pass"})
+    assert found.verdict == "not_decided"
+    assert found.causes[0].id == "dropout"
+    assert verdict(said[0], held_back={"dropout": "no second pass"}) == "not_decided"
+
+
+def test_what_cannot_be_told_or_is_to_be_tested_first_is_not_also_ruled_out():
+    out = {"stale_kv": "no steps", "engine_decode": "no prefill", "packing_leak": "the mean ratio"}
+    doubt = CannotTell("stale_kv", "no versions", ("versions",))
+    first = suspicion("engine_decode", p=1.0, effect=0.0)
+    found = ranked(suspicion("dropout", effect=1.0), doubt, ruled_out=out, to_test_first=first)
+    assert found.ruled_out == {"packing_leak": "the mean ratio"}
+
+
+@pytest.mark.parametrize("one", [suspicion("wrong_units", proven=True), suspicion("both_raw")])
+def test_columns_that_are_not_of_what_was_sampled_are_not_too_small_to_matter(one):
+    found = ranked(one, small=True)
+    assert found.verdict == one.id
+    assert not found.small
+    assert not found.benign

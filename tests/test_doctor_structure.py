@@ -361,3 +361,79 @@ def test_the_world_samples_what_it_logs():
     off = (-log_p - entropy).mean() / ((-log_p - entropy).std() / np.sqrt(len(log_p)))
     assert abs(off) < 3.5
     assert max(r["token_ids"].max() for r in rows) == VOCABULARY - 1
+
+
+def test_a_certain_engine_that_is_wrong_has_logged_no_placeholders():
+    # Logits that reach 60: log_mu is 0 to the last digit at some tokens, and next to it at more. The trainer's own
+    # noise contradicts both.
+    g = np.random.default_rng(7)
+    rows = []
+    for i in range(80):
+        logits = g.normal(size=(60, 48)) * np.exp(g.uniform(0.5, 3.0, size=(60, 1)))
+        logits = logits.astype(np.float32)
+        log_mu = log_softmax(logits)
+        log_pi = log_softmax(logits * (g.uniform(size=logits.shape) > 0.1))
+        ids = (np.exp(log_mu).cumsum(-1) > g.uniform(size=(60, 1))).argmax(-1)
+        at = np.arange(60), ids
+        rows.append({"sequence_id": f"r{i}", "prompt_id": f"p{i}", "log_mu": log_mu[at], "log_pi": log_pi[at]})
+    zeros = [(row["log_mu"] == 0) & (row["log_pi"] < -1) for row in rows]
+    assert np.concatenate(zeros).any()
+    assert "placeholder_logprob" not in {x.id for x in diagnosed(rows).causes}
+
+
+@pytest.mark.parametrize("edge", range(58, 63))
+def test_a_gap_from_a_place_on_is_a_step_wherever_the_edge_is(edge):
+    g = np.random.default_rng(edge)
+    rows = world(3, prompts=20, length=120, pi=noisy(4, 0.02))
+    for row in rows:
+        later = np.arange(len(row["log_mu"])) >= edge
+        size = 0.3 * later * (1 - np.exp(row["log_pi"]))
+        row["log_pi"] = np.minimum(row["log_pi"] + size * g.normal(size=len(later)) - size**2 / 2, 0.0)
+    found = diagnosed(rows)
+    assert "position_encoding" not in {x.id for x in found.causes}
+    assert found.causes[0].id == "engine_decode"
+
+
+def _along(sizes):
+    rows = []
+    for i, size in enumerate(sizes):
+        more = world(100 + i, prompts=6, each=4, length=20, pi=noisy(i, size) if size else log_softmax)
+        rows += [{**row, "sequence_id": f"{i}-{row['sequence_id']}", "step": i} for row in more]
+    return rows
+
+
+def test_a_gap_that_fades_is_not_taken_for_old_weights():
+    # A policy that grows certain: the rounding of its logits fades with what is left to be uncertain about.
+    found = diagnosed(_along(0.02 * np.exp(-0.4 * np.arange(20))))
+    assert found.verdict not in ("stale_weights", "weight_sync", "update_below_precision")
+    assert "the gap is all but gone at some steps" not in found.ruled_out.values()
+
+
+def test_a_gap_that_comes_and_goes_is_no_rounding(recwarn):
+    found = diagnosed(_along([0.0, 0.01, 0.03] * 5))
+    assert found.ruled_out["numerics"] == "the gap is all but gone at some steps"
+    assert not [x for x in recwarn if issubclass(x.category, RuntimeWarning)]
+
+
+def test_noise_is_dropout_only_by_a_second_pass():
+    rows = world(5, pi=noisy(6, 0.6))
+    assert diagnosed(rows).verdict != "dropout"
+    again = world(5, pi=noisy(8, 0.6))
+    for row, other in zip(rows, again, strict=True):
+        row["log_pi_repeat"] = other["log_pi"]
+    assert diagnosed(rows).verdict == "dropout"
+
+
+@pytest.mark.parametrize("entropies", [True, False])
+def test_a_tool_that_says_nothing_is_no_text_in_the_loss(entropies):
+    g = np.random.default_rng(0)
+    rows = quiet()
+    for row in rows:
+        n = len(row["log_mu"])
+        row["turns"], row["mask"] = np.zeros(n, int), np.ones(n, bool)
+        for at in (8, 16):
+            row["turns"][at:] += 1
+            row["mask"][at - 3 : at] = g.random() < 0.4
+        if not entropies:
+            del row["entropy_pi"]
+    assert diagnosed(rows).verdict != "unmasked_context"

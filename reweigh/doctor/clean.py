@@ -17,6 +17,7 @@ from reweigh.scan.tokens import Tokens, windows
 Bools = NDArray[np.bool_]
 
 WIDEST = 50.0  # nats: a sampled token is never less likely than e^-50; a wider gap counts as this one
+_NEARLY = -0.01  # nats: of a token that was all but certain
 LONG_RUN = 4  # tokens: shorter runs are stop tokens and the like, not text that came from elsewhere
 KINDS = ("zero", "one", "not finite", "below -50")
 # Cells of `placeholder`: a kind in a short run, in a long run inside the response, in what is left at its
@@ -48,8 +49,8 @@ class Clean:
     Attributes:
         tokens: those whose log-probs may be compared.
         sums: `placeholder` `[64, kind x place, (tokens, runs, gap^2)]`, `surprise` `[64, 1, (tokens, gap^2)]`,
-            `alignment` (see `realigned`), `zeros` `[64, 1, (beside a rare token, beside a fairly certain one)]` of
-            log_mu = 0, `whole` `[64, 1, (tokens, gap^2)]`.
+            `alignment` (see `realigned`), `zeros` `[64, 1, (beside a rare token, beside a fairly certain one, beside a
+            rare one while mu was all but certain)]` of log_mu = 0, `whole` `[64, 1, (tokens, gap^2)]`.
     """
 
     tokens: Tokens
@@ -109,7 +110,8 @@ def _in_nats(x: Array) -> Iterator[Array]:
 def _units(tokens: Tokens) -> Cells:
     """Adds up how far the two columns are apart if either is in another unit, over tokens that are apart as they are:
     `[64, 2 x UNITS + 1, (n, distance)]`, all tokens in the last cell."""
-    apart = ~(tokens.distance <= _TOGETHER)  # a NaN is not below
+    # A NaN is not below; an exact 0 is 0 in every base.
+    apart = ~(tokens.distance <= _TOGETHER) & (tokens.log_mu != 0) & (tokens.log_pi != 0)
     bucket, log_mu, log_pi = (x[apart] for x in (tokens.bucket, tokens.log_mu, tokens.log_pi))
     one, cells = np.ones(len(bucket)), list[Array]()
     for column, other in ((log_mu, log_pi), (log_pi, log_mu)):
@@ -139,7 +141,9 @@ def _placeholders(tokens: Tokens, gap: Array) -> tuple[Bools, Cells, Cells]:
     proof = special & ((kind > 0) | (log_pi < np.log(0.5)))
     zeros = kind == 0
     certain = zeros & (log_pi >= np.log(0.5)) & (log_pi < np.log(0.98))
-    doubt = Cells.of(tokens.bucket, None, 1, proof & zeros, certain)
+    # An engine that is contradicted where it was all but certain may be where it was certain to the last digit.
+    nearly = (log_mu < 0) & (log_mu > _NEARLY) & (log_pi < np.log(0.5))
+    doubt = Cells.of(tokens.bucket, None, 1, proof & zeros, certain, nearly)
     # Zeros of a response are candidates if at least as many are beside a rare token as beside a fairly certain one.
     # By response, so that the same is found however records are cut into batches.
     responses = len(tokens.rows.sizes)

@@ -14,7 +14,7 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, InputNote, Spread, Suspicion, diagnose
-from reweigh.doctor.exclude import by_mean, by_size, excluded, to_test_first, too_small, unprovable
+from reweigh.doctor.exclude import by_mean, by_size, excluded, held_back, to_test_first, too_small
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
@@ -279,9 +279,9 @@ class Weighing:
         features: the numbers that confidences stand on.
         ruled_out: causes that the evidence excludes, and why.
         by_mean: causes that the mean ratio excludes, unless one that moves it is named, and why.
+        held_back: causes that are candidates at most, and why.
         by_size: confidence in rounding and in fewer bits where only the size of the gap speaks.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
-        unprovable: causes that are candidates at most.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
@@ -292,9 +292,9 @@ class Weighing:
     features: Mapping[str, float]
     ruled_out: Mapping[CauseId, str]
     by_mean: Mapping[CauseId, str]
+    held_back: Mapping[CauseId, str]
     by_size: Mapping[CauseId, float]
     to_test_first: Suspicion | None
-    unprovable: frozenset[CauseId]
     spread: Spread | None
     small: bool
     tokens: int
@@ -310,9 +310,9 @@ class Weighing:
             programs,
             ruled_out=self.ruled_out,
             by_mean=self.by_mean,
+            held_back=self.held_back,
             by_size=self.by_size,
             to_test_first=self.to_test_first,
-            unprovable=self.unprovable,
             spread=self.spread,
             small=self.small,
             tokens=self.tokens,
@@ -330,9 +330,9 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
         found,
         excluded(case, said, found, spread),
         by_mean(case),
+        held_back(case, found),
         by_size(case),
         to_test_first(case, spread),
-        unprovable(case),
         spread,
         too_small(case),
         visit.tokens,

@@ -276,6 +276,9 @@ _PROVEN = 0.9  # and more, of what stands in the rows themselves
 
 _LOUD, _SILENT = 0.85, 0.4  # of what a test alone makes of its cause
 _BY_SIZE: tuple[CauseId, ...] = ("quantised_rollout", "numerics", "none")
+_NOT_OF_THE_SAMPLED: tuple[CauseId, ...] = (
+    *("wrong_units", "placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token", "both_raw"),
+)
 _ECHOES: tuple[CauseId, ...] = ("moe_routing",)  # many other faults make single tokens stand out
 
 
@@ -319,9 +322,9 @@ def diagnose(
     *,
     ruled_out: Mapping[CauseId, str] | None = None,
     by_mean: Mapping[CauseId, str] | None = None,
+    held_back: Collection[CauseId] = (),
     by_size: Mapping[CauseId, float] | None = None,
     to_test_first: Suspicion | None = None,
-    unprovable: Collection[CauseId] = (),
     spread: Spread | None = None,
     small: bool = False,
     tokens: int = 0,
@@ -334,9 +337,9 @@ def diagnose(
         programs: whose options to name in the fixes; all that are known if None.
         ruled_out: causes that the evidence excludes, and why.
         by_mean: causes that the mean ratio excludes, unless one that moves it is named, and why.
+        held_back: causes that are candidates at most, however likely: what tells them from their likenesses is missing.
         by_size: confidence in rounding and in fewer bits, if nothing else has anything to be said for it.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
-        unprovable: causes that these columns can make likely and cannot show: candidates at most.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
@@ -351,23 +354,23 @@ def diagnose(
     rates: dict[CauseId, float] = {}
     for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
         sure = min(weighed.get(one.id, 0.0), 0.99)
-        if one.id in unprovable:
-            sure = min(sure, _POINTED)
         if one.proven and one.effect >= 1:
             sure = max(sure, min(_PROVEN + (1 - _PROVEN) * confidence(rate, one.effect), 0.99))
         if one.id in ruled_out and not one.proven:
             sure = min(sure, _RULED_OUT)
+        if one.id in held_back and not one.proven:
+            sure = min(sure, _POINTED)
         ranked = _Ranked(one, sure)
         if one.id not in best or (best[one.id].score, best[one.id].of.effect) < (ranked.score, one.effect):
             best[one.id], rates[one.id] = ranked, rate
     # A test that speaks loudly where all others are silent is heard, whatever worlds the regressions have seen.
     loud = {x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE}
     heard = [x for x, sure in loud.items() if sure >= _SILENT]
-    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in (*_ECHOES, *unprovable):
+    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in (*_ECHOES, *held_back):
         one = best[heard[0]]
         best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
-    elif set(heard) <= {*(by_size or ()), *unprovable} and all(
-        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()), *unprovable)
+    elif set(heard) <= {*(by_size or ()), *held_back} and all(
+        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()), *held_back)
     ):
         for name, sure in (by_size or {}).items():
             if name in best and name not in ruled_out:
@@ -405,12 +408,14 @@ def diagnose(
     # Of candidates each has its part of what is likely at all, less what none of them may be.
     whole = 1.0 if decided else sum(x.told for x in ordered) / _ONE_OF_THEM
     cannot = {x.id: x for x in said if isinstance(x, CannotTell) and x.id not in {y.of.id for y in named}}
+    # What cannot be told is not ruled out, nor is what is to be tested first.
+    told = {x.of.id for x in named + benign} | set(cannot) | ({to_test_first.id} if to_test_first else set())
     return Diagnosis(
         shown[0].of.id if decided else "not_decided",
         tuple(
             Finding(
                 x.of.id,
-                x.told if decided else min(x.told / whole, NAMED - 0.01),
+                float(x.told if decided else min(x.told / whole, NAMED - 0.01)),
                 x.of.share,
                 x.of.evidence,
                 ABOUT[x.of.id].rules_out,
@@ -421,6 +426,7 @@ def diagnose(
         tuple(replace(x, experiment=x.experiment or ABOUT[x.id].experiment) for x in cannot.values()),
         tokens=tokens,
         spread=spread,
-        small=small,
-        ruled_out={name: why for name, why in ruled_out.items() if name not in {x.of.id for x in named + benign}},
+        # No gap between both sides, and yet not the log-probs of what was sampled: that is not small.
+        small=small and not any(x.of.id in _NOT_OF_THE_SAMPLED for x in named),
+        ruled_out={name: why for name, why in ruled_out.items() if name not in told},
     )

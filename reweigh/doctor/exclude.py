@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reweigh.doctor.causes import ABOUT, CAUSES, CauseId
-from reweigh.doctor.cells import ratio
+from reweigh.doctor.cells import Array, ratio
 from reweigh.doctor.diagnosis import NAMED, CannotTell, Evidence, Spread, Suspicion
 from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
 from reweigh.doctor.families.noise import size_of
 from reweigh.doctor.families.place import sizes_by_step
-from reweigh.doctor.families.responses import profile_of
-from reweigh.doctor.family import Case, counted
+from reweigh.doctor.families.responses import correlation_of, profile_of
+from reweigh.doctor.family import Case, counted, p_above
 from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
@@ -130,12 +130,12 @@ def excluded(
 
     # Steps.
     steps = sizes_by_step(case)
-    if len(steps) >= 4 and steps.max() > _RETURNS * max(steps.min(), 1e-7) and steps.max() > 1e-4:
+    if _all_but_gone(steps):
         rule_out(STEADY, "the gap is all but gone at some steps")
     if len(steps) < 3:
         rule_out(("weight_sync", "update_below_precision"), "fewer than three training steps")
     else:
-        lowest_since = steps[1:] / np.maximum(np.maximum.accumulate(steps)[:-1], 1e-12)
+        lowest_since = steps[1:] / np.maximum(np.maximum.accumulate(steps)[:-1], _NOTHING / 10)
         if lowest_since.min() < _FALLS:
             rule_out(("weight_sync", "update_below_precision"), "the gap falls again along the run: weights do arrive")
         first, last = float(steps[0]), float(steps[-max(len(steps) // 8, 1) :].mean())
@@ -187,15 +187,53 @@ def excluded(
     return out
 
 
-def unprovable(case: Case) -> frozenset[CauseId]:
-    """Returns causes that these columns can make likely and cannot show: candidates at most.
+def held_back(case: Case, found: Mapping[str, float]) -> dict[CauseId, str]:
+    """Returns causes that may be candidates and are not named, and why: what would tell them from their likenesses is
+    not in the records, or shows nothing.
 
-    Noise of a trainer's own is told from that of an engine in fewer bits by a second pass alone; a few tokens or
-    responses show nothing.
+    Args:
+        case: the sums.
+        found: the numbers of `reweigh.doctor.confidence.features`.
     """
     if case.tokens < FEWEST or (case.identity[:, N] > 0).sum() < CLUSTERS:
-        return frozenset(CAUSES)
-    return frozenset() if "repeat" in case.sums else frozenset({"dropout"})
+        return dict.fromkeys(CAUSES, "too few tokens or responses")
+    out: dict[CauseId, str] = {}
+    if case.cells("tail").total[:, 0].sum() == 0:
+        out["unmasked_context"] = "no entropies: text of a tool that is counted looks like a tool that says nothing"
+    if "repeat" not in case.sums:
+        out["dropout"] = "no second pass of the trainer: fewer bits and other weights make such noise, too"
+    if not found.get("lags known", 0.0):
+        out["weight_sync"] = "no versions: weights that arrive late make a gap that grows, too"
+        along = correlation_of(case)
+        if not (np.isfinite(along.value) and p_above(along) < 0.05) and returns_of(sizes_by_step(case)) < 2:
+            out["stale_weights"] = "no versions, and neither advantages nor steps show older weights"
+    return out
+
+
+def returns_of(steps: Array) -> int:
+    """Counts how often a size falls to half along the steps and doubles again: as old weights do that are replaced."""
+    count, high, low = 0, -np.inf, np.inf
+    least = 0.2 * steps.max(initial=0.0)  # less is what is left of a gap that faded, not one that comes back
+    for size in steps:
+        if low < np.inf:  # it fell; does it come back?
+            low = min(low, size)
+            if size > max(2 * low, least):
+                count, high, low = count + 1, size, np.inf
+        elif size < 0.5 * high:
+            low = size
+        high = max(high, size) if low == np.inf else high
+    return count
+
+
+def _all_but_gone(steps: Array) -> bool:
+    """Tells whether a gap of some size is next to nothing between two steps that have it, or at first and is then more
+    than rounding that grows with the logits. One that fades is that of a policy that grows certain."""
+    if len(steps) < 4 or steps.max() <= 1e-4:
+        return False
+    before, after = np.maximum.accumulate(steps), np.maximum.accumulate(steps[::-1])[::-1]
+    between = np.minimum(before, after) > _RETURNS * np.maximum(steps, 1e-7)
+    at_first = steps.max() > max(_UNROUNDED, _RETURNS * max(float(steps[0]), 1e-7))
+    return bool(between.any() or at_first)
 
 
 def by_size(case: Case) -> dict[CauseId, float]:

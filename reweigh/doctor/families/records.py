@@ -82,10 +82,9 @@ def _not_sampled(case: Case) -> Findings:
     (num_short, _, squares), (num_inside, _, more_squares) = short.sum(0), inside.sum(0)
     by_kind = data[..., 0].sum((0, 2))
     no_gap = by_kind[2] > 0.5 * by_kind.sum()  # most are not finite
-    rare, certain = case.cells("zeros").total[0]
-    cut_off = (
-        certain > rare and by_kind[1:].sum() == 0
-    )  # zeros of tokens that were certain once others had been cut off
+    rare, certain, nearly = case.cells("zeros").total[0]
+    # Zeros of tokens that were certain: once others had been cut off, or to an engine that is as far off elsewhere.
+    cut_off = (certain > rare or nearly > rare) and by_kind[1:].sum() == 0
     edge, shifted = data[:, :, 3, 0].sum(), case.cells("alignment").total[: len(OFFSETS), 0].sum()
     shift = edge > 0.8 * num_short and shifted > 0.3 * edge  # what a shift leaves open at one end
     out: Findings = []

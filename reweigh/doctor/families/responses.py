@@ -68,7 +68,7 @@ def _names(tokens: Tokens, some: NDArray[np.bool_]) -> Mapping[str, tuple[str | 
     if tokens.version is not None:
         version = np.full(responses, np.iinfo(np.int64).max)
         np.minimum.at(version, tokens.seq, tokens.version)
-        names["version"] = np.where(version < 0, None, version.astype(object))
+        names["version"] = np.where(version < 0, None, version.astype(object))  # as where there is no such column
     return {name: tuple(column[some].tolist()) for name, column in names.items()}
 
 
@@ -205,7 +205,10 @@ def profile_of(case: Case) -> Profile:
     # Sharp: what lies next to the edge on either side is already at the level of its side.
     if 0 < cut < len(y):
         rise = float(np.average(y[cut:], weights=w[cut:]) - np.average(y[:cut], weights=w[:cut]))
-        if fit > 0.5 and (y[cut] - y[cut - 1]) * np.sign(rise) > 0.6 * abs(rise) and abs(rise) > np.log(2.0):
+        # The edge may lie inside a stretch, which then has a level between both.
+        across = [(y[cut] - y[cut - 1]) / 0.6]
+        across += [(y[i + 1] - y[i - 1]) / 0.8 for i in (cut - 1, cut) if 0 < i < len(y) - 1]
+        if fit > 0.5 and max(x * np.sign(rise) for x in across) > abs(rise) > np.log(2.0):
             at = _sharpest(n, size, int(edges[cut - 1]), int(edges[min(cut + 1, len(edges) - 1)]))
             return Profile("step", at, float(np.exp(rise)), fit)
     for period in _PERIODS:
@@ -274,7 +277,15 @@ def _examine(case: Case) -> Findings:
                 "one: their tool's text is counted",
             ),
         )
-        out.append(Suspicion("unmasked_context", p_above(rate, 0.01), rate.value / 0.05, None, finds))
+        # A tool may say nothing. Its text would surprise where turns begin; so little shows that none is counted.
+        turns = case.cells("turns").data
+        later = ratio(turns[:, 1, 1], turns[:, 1, 0])
+        foreign = case.cells("surprise").total[0, 0] > 0  # taken out already
+        surprising = later.n >= 50 and (p_above(later) < 1e-4 or foreign)
+        if surprising or later.n < 50:
+            p = p_above(rate, 0.01)
+            proven = p < 1e-4 and surprising
+            out.append(Suspicion("unmasked_context", p, rate.value / 0.05, None, finds, proven=proven))
     along = correlation_of(case)
     if np.isfinite(along.value):
         finds = (
