@@ -21,15 +21,28 @@ the same word. This page says what each option is, in one vocabulary, with the c
 reweigh explain                                                  # the words
 reweigh explain sequence_mask                                    # one word, everywhere
 reweigh explain --from verl rollout_is=token --to trl            # an option elsewhere, and what differs
-reweigh explain --from verl --config ppo.yaml                    # what a configuration computes
+reweigh explain --config ppo.yaml                                # what a configuration computes: YAML, JSON, TOML,
+                                                                 # a launch script or Python, read and not run
+reweigh explain --from slime --use-tis --tis-clip 2.0            # launch flags
 reweigh conformance recorded.json                                # our numbers against theirs
 ```
+
+An option, or a value of one, of which nothing is known is refused (exit code 2), with the nearest that is. What a
+file does not say is not guessed: a variable that it does not set, a base that it inherits from (`defaults:`) and that
+is not beside it. A launch script is read with its variables, arrays and branches; a Python launcher with the flags in
+its texts. The version that a profile was read at stands in its table; an option of an earlier one is answered as it
+computed then, with its successor.
 
 `reweigh conformance` recomputes a file of recorded outputs: what the frameworks' own functions returned, for each
 option on a few small batches with padding, holes, infinities and overflow. A case *agrees* if weights, mask, loss,
 gradient and every metric that has an equal come out of our compositions to float32 rounding. It is *explained* if
 quirks that the framework's profile names, switched on, make them so; they are listed below. It *differs* otherwise, and
 the exit code is 1. Metrics with no equal of ours are named with the reason (`--verbose`).
+
+A value of which nothing is known is refused, with the nearest that is (exit code 2), as is what the framework itself
+refuses. What looks like a correction and is no option of the framework is a warning that `-q` does not hide, as are
+options of earlier versions, which are read as that version read them. Options of sampling are read with the
+correction: the answer says whether the two log-probs can be of the same law.
 
 From Python: `reweigh.rosetta.config.translate("verl", options).reading.plan.estimator` is the `Estimator`.
 
@@ -105,9 +118,17 @@ def framework(p) -> str:  # noqa: ANN001 - a Profile
     also = f", {', '.join(p.aliases)}" if p.aliases else ""
     where = f"Options of `{p.section}`." if p.section else "Options of the top level."
     options = ["| option | default | what it does |", "|---|---|---|"]
+    former = ["| option of before | version | now |", "|---|---|---|"]
     for o in p.options:
         values = f" ({', '.join(o.values)})" if o.values else ""
-        options.append(f"| `{o.name}` | `{o.default}` | {field(o.says + values)} |")
+        if o.former:
+            former.append(f"| `{o.name}` | {o.former} | {field(o.now) or 'nothing'} |")
+        else:
+            options.append(f"| `{o.name}` | `{o.default}` | {field(o.says + values)} |")
+        for w, says in o.was.items():
+            version, _, now = says.partition(": ")
+            former.append(f"| `{o.name}={w}` | {version} | {field(now)} |")
+    changes = [f"- `{o.name}={w}` {field(n)}" for o in p.options for w, n in o.notes.items()]
     compositions = ["| options | weight | ours |", "|---|---|---|"]
     for w in p.words:
         if w.options is not None:
@@ -124,6 +145,8 @@ def framework(p) -> str:  # noqa: ANN001 - a Profile
             f"## {p.name}{also}, {p.version}",
             where,
             "\n".join(options),
+            *(["Of their values:", "\n".join(changes)] if changes else []),
+            *(["\n".join(former)] if len(former) > 2 else []),
             "Compositions:",
             "\n".join(compositions),
             "Quirks, that a switch reproduces:",

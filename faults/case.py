@@ -150,7 +150,7 @@ def logged(samples: Sequence[Sample], spec: LogSpec, end: int, seed: int) -> lis
 
 
 def _one(sample: Sample, spec: LogSpec, end: int, random_: random.Random) -> Logged:
-    log_mu = list(sample.log_mu)
+    log_mu = [_in_unit(x, spec.unit) for x in sample.log_mu]
     other = sample.log_first if spec.other_token == "first" else sample.log_second
     for t in range(len(log_mu)):
         if spec.other_share and random_.random() < spec.other_share:
@@ -172,6 +172,12 @@ def _one(sample: Sample, spec: LogSpec, end: int, random_: random.Random) -> Log
     if spec.forced_end and sample.finish == "length" and random_.random() < spec.placeholder_share:
         return _ended(whole, end, spec.placeholder)
     return whole
+
+
+def _in_unit(log_p: float, unit: str) -> float:
+    if unit == "probabilities":
+        return math.exp(log_p)
+    return log_p / math.log(10) if unit == "base 10" else log_p
 
 
 def _shifted(values: list[float], places: int) -> list[float]:

@@ -88,6 +88,26 @@ def both(first: Change, second: Change) -> Change:
 
 BOOKKEEPING = (
     Fault(
+        "wrong_units",
+        "probabilities",
+        "The engine's probabilities stand under the name of log-probs.",
+        "none",
+        1,
+        1,
+        1,
+        log(lambda s: {"unit": "probabilities"}),
+    ),
+    Fault(
+        "wrong_units",
+        "base-10",
+        "The engine logs to base 10.",
+        "none",
+        1,
+        1,
+        1,
+        log(lambda s: {"unit": "base 10"}),
+    ),
+    Fault(
         "placeholder_logprob",
         "zero",
         "A token whose log-prob is missing is given 0.",

@@ -57,6 +57,7 @@ class LogSpec:
     """What is written down of a sample, between the engine and the trainer.
 
     Attributes:
+        unit: in which log-probs are written.
         shift: places by which log-probs stand off their tokens, one of them drawn a sequence: 1 = each token has
             that of the token before it.
         shift_share: of the sequences.
@@ -70,6 +71,7 @@ class LogSpec:
         base: of the logarithms; 0 is that of natural ones.
     """
 
+    unit: Literal["nats", "probabilities", "base 10"] = "nats"
     shift: tuple[int, ...] = (0,)
     shift_share: float = 1.0
     other_token: Literal["first", "second"] = "first"

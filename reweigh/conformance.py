@@ -351,6 +351,7 @@ def loss_of(
     divisor = {  # of each token's term, broadcastable to the tokens
         "tokens": counted.sum().clamp(min=1),
         "sums": sequences,
+        "sums_of_width": sequences * mask.shape[-1],
         "means": sequences * lengths,
         "row_means": len(counted) * lengths,
         "sum": torch.ones(()),
@@ -363,6 +364,10 @@ def loss_of(
             top, below = gap.clamp(-loss.clamp, loss.clamp), torch.zeros_like(centre)
         elif loss.kind == "cispo":
             below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
+        elif loss.kind == "gspo":  # the sequence's ratio, from above: all tokens lowered by what is over
+            gap = torch.where(mask, gap.detach(), 0)
+            over = (layout.spread(GEOMETRIC.fold(gap, layout)) - loss.clamp).clamp(min=0)
+            top, below = torch.where(over > 0, live.detach(), live), centre + over
     value = _value(loss, top, below, scaled, weights)
     if loss.penalty is not None:
         penalised = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)

@@ -91,7 +91,7 @@ def every_column(seed=0, **options):
         "mask": lambda i, n, g: np.arange(n) % 9 != 4,
         "versions": lambda i, n, g: np.where(np.arange(n) < n // 2, max(i % 5 - i % 2, 0), i % 5),
         "trainer_version": lambda i, n, g: i % 5,
-        "turns": lambda i, n, g: np.arange(n) // 15,
+        "turns": lambda i, n, g: (np.arange(n) + 4) // 9,
         "pack_index": lambda i, n, g: i // 3,
     }
     rows = world(seed, pi=noisy(seed + 1, 0.05), **{**columns, **options})

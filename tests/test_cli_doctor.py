@@ -98,9 +98,15 @@ def test_json_is_one_object_of_the_promised_shape(which, files, capsys):
     assert found["tokens"] > 0
 
 
-@pytest.mark.parametrize(
-    ("which", "verdict"), [("healthy", "numerics"), ("raw", "raw_logprobs"), ("truncated", "truncated_sampling")]
-)
+def test_where_nothing_is_decided_the_candidates_come_first_and_whether_it_matters(files, capsys):
+    code, out, err = run(capsys, files["healthy"])
+    assert (code, err) == (0, "")
+    first = out.splitlines()[0]
+    assert first.startswith("verdict: not decided; too small to matter: nothing to do  candidates: numerics 0.")
+    assert run(capsys, files["healthy"], "--fail-on", "cause")[0] == 0
+
+
+@pytest.mark.parametrize(("which", "verdict"), [("raw", "raw_logprobs"), ("truncated", "truncated_sampling")])
 def test_the_verdict_comes_first_with_its_reason(which, verdict, files, capsys):
     code, out, err = run(capsys, files[which])
     assert (code, err) == (0, "")
@@ -141,7 +147,7 @@ def test_slices_are_printed_each_with_its_verdict(files, capsys):
     assert code == 0
     for label in ("code", "maths"):
         line = next(x for x in out.splitlines() if x.startswith(label))
-        assert line.split()[1] in CAUSES
+        assert line.split()[1] in CAUSES or " not decided" in line
     _, out, _ = run(capsys, files["raw"], "--by", "lag")
     assert "no record says its lag" in out
 

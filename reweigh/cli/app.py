@@ -31,6 +31,7 @@ class _Lazy:
     summary: str
     module: str  # has a function, or a Typer of subcommands, called `name`, with _ for -
     has_commands: bool = False
+    takes_flags: bool = False  # of others: what is no option of ours is an argument
 
 
 _COMMANDS = (
@@ -42,7 +43,9 @@ _COMMANDS = (
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),
     _Lazy("doctor", "Name the cause of the gap, with evidence and fix.", "reweigh.cli.doctor"),
     _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab", has_commands=True),
-    _Lazy("explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta"),
+    _Lazy(
+        "explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta", takes_flags=True
+    ),
     _Lazy("conformance", "Check our numbers against recorded ones of trainers.", "reweigh.cli.conformance"),
     _Lazy("doctor-install", "Check that a correction has arrived in a trainer.", "reweigh.cli.doctor_install"),
     _Lazy("records", "Look into, check and convert record files.", "reweigh.cli.records", has_commands=True),
@@ -61,7 +64,8 @@ class _LazyGroup(TyperGroup):
         target = getattr(_loaded(lazy.module), lazy.name.replace("-", "_"))
         if not isinstance(target, typer.Typer):
             function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
-            target.command(name=lazy.name)(function)
+            settings = {"ignore_unknown_options": True} if lazy.takes_flags else {}
+            target.command(name=lazy.name, context_settings=settings)(function)
         command = typer.main.get_command(target)
         command.name = lazy.name
         return name, command, rest

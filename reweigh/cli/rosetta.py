@@ -1,6 +1,9 @@
 """`reweigh explain`: what a trainer's option or configuration really computes."""
 
-from typing import Annotated, Any
+import math
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -8,52 +11,84 @@ from rich.table import Table
 
 from reweigh.cli.options import Form, FormName, Quiet
 from reweigh.cli.output import print_json, stderr, stdout
-from reweigh.rosetta.config import Nearest, Translated, nearest, parse_pairs, read_config, translate
+from reweigh.rosetta.config import Nearest, Translated, detect, nearest, parse_pairs, read_source, translate
 from reweigh.rosetta.frameworks import PROFILES, profile_of
+from reweigh.rosetta.sources import Source, merged
 from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of
 
 
 def explain(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORD | KEY=VALUE]...", help="A word; with --from, options.")
+        list[str] | None,
+        typer.Argument(metavar="[WORD | KEY=VALUE | --FLAG VALUE]...", help="A word, or options of a trainer."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="FRAMEWORK", help="Read options of this framework, or name@version.")
+        str | None,
+        typer.Option("--from", metavar="FRAMEWORK", help="Whose options: a name, or name@version. Found if not given."),
     ] = None,
     target: Annotated[
         str | None, typer.Option("--to", metavar="FRAMEWORK", help="Find the nearest options of this one.")
     ] = None,
     config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A configuration: YAML, JSON or TOML, whole or in part.")
+        str | None,
+        typer.Option(metavar="FILE", help="YAML, JSON, TOML, a launch script or Python (read, not run)."),
     ] = None,
     form: Form = "text",
     quiet: Quiet = False,
 ) -> None:
     """What an option computes: a word in every framework, or a configuration of one.
 
-    Without arguments it lists the words that frameworks use. Exit code 0; 2 on an unknown word, framework or option
-    value.
+    Without arguments it lists the words that frameworks use. Options are given as `key=value`, as launch flags or in a
+    file. Exit code 0; 2 on an unknown word, framework or option value, and on what a framework refuses.
 
     \b
     Examples:
       reweigh explain
       reweigh explain sequence_mask
       reweigh explain --from verl rollout_is=sequence rollout_is_threshold=2.0
-      reweigh explain --from verl --config ppo.yaml --to trl
+      reweigh explain --from slime --use-tis --tis-clip 2.0
+      reweigh explain --config ppo.yaml --to trl
     """
-    if source is None:
-        if target is not None or config is not None:
-            raise ValueError("explain: --config and --to need --from\nhint: --from verl, say")
-        _explain_words(words or [], form, quiet)
+    words = words or []
+    if source is None and config is None and not any("=" in w or w.startswith("-") for w in words):
+        if target is not None:
+            raise ValueError("explain: --to needs options\nhint: --from verl, say, or --config FILE")
+        _explain_words(words, form, quiet)
         return
-    given = (read_config(config) if config is not None else {}) | parse_pairs(words or [])
-    told = translate(source, given)
+    _misspelled(words)
+    read = Source({}) if config is None else read_source(config)
+    values = merged(read.values, parse_pairs(words))
+    framework = source or detect(replace(read, values=values)).name
+    try:
+        told = translate(framework, values, read.environment)
+    except ValueError as e:
+        if not read.absent:
+            raise
+        base = f"it inherits from {', '.join(read.absent)}, which is not beside it and may say more"
+        raise ValueError(f"{e}{'; ' if 'hint: ' in str(e) else f'{chr(10)}hint: '}{base}") from None
+    mine = {o.rpartition(".")[2] for o in told.options}
+    under = [k for k in read.conditional if k.rpartition(".")[2].replace("-", "_") in mine]
+    said = f"set under a condition, taken as set: {', '.join(under)}"
+    cautions = (*read.cautions, said) if under else read.cautions
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
     if form == "json":
-        print_json(_as_dict(told, name, found))
+        print_json(_as_dict(told, name, found, cautions))
     else:
-        _print_translated(told, name, found, quiet)
+        if source is None:
+            stderr(quiet).print(f"taken for {told.profile.name}; --from says otherwise", markup=False)
+        _print_translated(told, name, found, quiet, cautions)
+
+
+_OWN = ("--from", "--to", "--config", "--format", "--quiet", "--help")
+
+
+def _misspelled(words: list[str]) -> None:
+    """Tell a misspelled option of ours from a flag of a trainer's."""
+    for word in words:
+        near = get_close_matches(word.partition("=")[0], _OWN, 1, 0.8) if word.startswith("--") else []
+        if near:
+            raise ValueError(f"explain: no such option: {word}\nhint: did you mean {near[0]}?")
 
 
 def _explain_words(words: list[str], form: FormName, quiet: bool) -> None:
@@ -99,17 +134,28 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     stdout().print()
 
 
-def _print_translated(told: Translated, name: str, found: Nearest | None, quiet: bool) -> None:
-    p, plan, messages = told.profile, told.reading.plan, stderr(quiet)
-    if told.version:
-        messages.print(f"[bold]warning:[/] {escape(told.version)}", soft_wrap=True)
+def _warnings(told: Translated, cautions: tuple[str, ...]) -> list[str]:
+    """What is said however quiet it is asked to be: where the answer may not be of what was meant."""
+    p = told.profile
+    found = [*([told.version] if told.version else []), *cautions, *told.former]
     for option, near in told.unknown:
-        if near:
-            like = f"; did you mean {', '.join(near)}?"
-            messages.print(f"[bold]warning:[/] {p.name} has no option {escape(option)}{escape(like)}", soft_wrap=True)
-    strange = [option for option, near in told.unknown if not near]
+        if option in told.suspicious:
+            like = f"; did you mean {', '.join(near)}?" if near else "; it looks like a correction and is not read"
+            found.append(f"{p.name} has no option {option}{like}")
+    if told.unresolved:
+        found.append(f"not said here, so read as the defaults: {', '.join(told.unresolved)}")
+    return found
+
+
+def _print_translated(
+    told: Translated, name: str, found: Nearest | None, quiet: bool, cautions: tuple[str, ...]
+) -> None:
+    p, plan, messages = told.profile, told.reading.plan, stderr(quiet)
+    for warning in _warnings(told, cautions):
+        stderr().print(f"[bold]warning:[/] {escape(warning)}", soft_wrap=True)
+    strange = [option for option, _ in told.unknown if option not in told.suspicious]
     if strange:
-        known = ", ".join(o.name for o in p.options)
+        known = ", ".join(o.name for o in p.options if not o.former)
         message = f"not known of {p.name}, and not read: {', '.join(strange)}\nknown: {known}"
         messages.print(message, markup=False, soft_wrap=True)
     if told.ignored:
@@ -117,7 +163,12 @@ def _print_translated(told: Translated, name: str, found: Nearest | None, quiet:
     stdout().print(f"[bold]{escape(p.name)}[/] {escape(p.version)}", soft_wrap=True)
     rows = [("options", _options(told.options) or "none: the defaults"), ("formula", formula(plan.estimator))]
     rows += [("ours", code(plan.estimator)), ("weights", _rows(weights_of(told.reading)))]
+    if told.of_before:
+        rows.append(
+            ("holds of", f"the earlier version that had these options; {p.name} {p.version} does not read them")
+        )
     rows += [("note", n) for n in told.reading.notes]
+    rows += [("sampling", n) for n in told.sampling]
     c = p.conventions
     rows += [("ratio", c.ratio), ("survivors", c.survivors), ("inf, nan", c.not_finite), ("loss over", c.denominator)]
     _print_rows(rows)
@@ -138,16 +189,20 @@ def _print_translated(told: Translated, name: str, found: Nearest | None, quiet:
     stdout().print(SYMBOLS, markup=False, soft_wrap=True)
 
 
-def _as_dict(told: Translated, name: str, found: Nearest | None) -> dict[str, Any]:
+def _as_dict(told: Translated, name: str, found: Nearest | None, cautions: tuple[str, ...]) -> dict[str, Any]:
     estimator = told.reading.plan.estimator
     out: dict[str, Any] = {
         "framework": told.profile.name,
         "version": told.profile.version,
-        "options": dict(told.options),
+        "options": {k: _plain(v) for k, v in told.options.items()},
         "formula": formula(estimator),
         "ours": code(estimator),
         "weights": [list(r) for r in weights_of(told.reading)],
         "notes": [*told.reading.notes, *([told.version] if told.version else [])],
+        "sampling": list(told.sampling),
+        "former": list(told.former),
+        "of_before": told.of_before,
+        "warnings": _warnings(told, cautions),
         "unknown": {k: list(v) for k, v in told.unknown},
         "conventions": dict(told.profile.conventions.__dict__),
     }
@@ -160,6 +215,16 @@ def _as_dict(told: Translated, name: str, found: Nearest | None) -> dict[str, An
             "differs": list(found.differs),
         }
     return out
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in cast("list[Any]", value)]
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    return value if number or value is None or isinstance(value, str) else str(value)
 
 
 def _options(options: Any) -> str:

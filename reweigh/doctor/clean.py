@@ -102,7 +102,7 @@ def _in_nats(x: Array) -> Iterator[Array]:
     yield x * np.log(2.0)
     yield x * np.log(10.0)
     yield x / 100.0
-    yield -x
+    yield np.where(x >= 0, -x, np.nan)
 
 
 def _units(tokens: Tokens) -> Cells:

@@ -14,12 +14,12 @@ from reweigh.doctor.cells import Cells, Keyed, Prompts, Responses
 from reweigh.doctor.clean import clean
 from reweigh.doctor.confidence import confidences, features
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, InputNote, Spread, Suspicion, diagnose
-from reweigh.doctor.exclude import by_size, excluded, to_test_first, too_small
+from reweigh.doctor.exclude import by_mean, by_size, excluded, to_test_first, too_small, unprovable
 from reweigh.doctor.families import FAMILIES
 from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
-from reweigh.records.schema import RunInfo
+from reweigh.records.schema import ROLLOUT_REQUIRED, RunInfo
 from reweigh.scan.cuts import (
     NAMES,
     OTHER,
@@ -179,7 +179,7 @@ def doctor(
     """
     by = refuse_other_cuts("doctor", by)
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
-    known = look(paths, reader)
+    known = _known(paths, reader)
     before = None if baseline is None else look(baseline, reader)
     scanned = scan(
         known,
@@ -196,6 +196,19 @@ def doctor(
     result = answer(scanned, usual, programs)
     scanned.done()
     return result
+
+
+def _known(paths: Paths, reader: str | None) -> Known:
+    """Find the files; those without a log_pi are looked at too if the engine's prefill can stand in for it."""
+    try:
+        return look(paths, reader)
+    except ValueError as missing:
+        if "column log_pi is missing" not in str(missing):
+            raise
+        try:
+            return look(paths, reader, (*ROLLOUT_REQUIRED, "log_mu_prefill"))
+        except ValueError:
+            raise missing from None
 
 
 def question(known: Known, by: Iterable[By] = (), most: int | None = None) -> Family:
@@ -265,8 +278,10 @@ class Weighing:
         said: by all families.
         features: the numbers that confidences stand on.
         ruled_out: causes that the evidence excludes, and why.
+        by_mean: causes that the mean ratio excludes, unless one that moves it is named, and why.
         by_size: confidence in rounding and in fewer bits where only the size of the gap speaks.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
+        unprovable: causes that are candidates at most.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
@@ -276,8 +291,10 @@ class Weighing:
     said: tuple[Suspicion | CannotTell, ...]
     features: Mapping[str, float]
     ruled_out: Mapping[CauseId, str]
+    by_mean: Mapping[CauseId, str]
     by_size: Mapping[CauseId, float]
     to_test_first: Suspicion | None
+    unprovable: frozenset[CauseId]
     spread: Spread | None
     small: bool
     tokens: int
@@ -292,8 +309,10 @@ class Weighing:
             confidences(self.features) if weighed is None else weighed,
             programs,
             ruled_out=self.ruled_out,
+            by_mean=self.by_mean,
             by_size=self.by_size,
             to_test_first=self.to_test_first,
+            unprovable=self.unprovable,
             spread=self.spread,
             small=self.small,
             tokens=self.tokens,
@@ -310,8 +329,10 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
         said,
         found,
         excluded(case, said, found, spread),
+        by_mean(case),
         by_size(case),
         to_test_first(case, spread),
+        unprovable(case),
         spread,
         too_small(case),
         visit.tokens,

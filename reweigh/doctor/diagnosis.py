@@ -318,8 +318,10 @@ def diagnose(
     programs: Collection[str] | None = None,
     *,
     ruled_out: Mapping[CauseId, str] | None = None,
+    by_mean: Mapping[CauseId, str] | None = None,
     by_size: Mapping[CauseId, float] | None = None,
     to_test_first: Suspicion | None = None,
+    unprovable: Collection[CauseId] = (),
     spread: Spread | None = None,
     small: bool = False,
     tokens: int = 0,
@@ -331,18 +333,26 @@ def diagnose(
         weighed: confidence in each cause, all evidence together.
         programs: whose options to name in the fixes; all that are known if None.
         ruled_out: causes that the evidence excludes, and why.
+        by_mean: causes that the mean ratio excludes, unless one that moves it is named, and why.
         by_size: confidence in rounding and in fewer bits, if nothing else has anything to be said for it.
         to_test_first: what the shape of the gap points to, though nothing here can prove it.
+        unprovable: causes that these columns can make likely and cannot show: candidates at most.
         spread: the few responses that carry the gap, if it is so.
         small: whether the gap is too small to matter.
         tokens: that were looked at.
     """
-    ruled_out = ruled_out or {}
+    ruled_out = dict(ruled_out or {})
+    others = [x for x in CAUSES if x not in (by_mean or {}) and x not in ruled_out]
+    proven = {x.id for x in said if isinstance(x, Suspicion) and x.proven and x.effect >= 1}
+    if not any(weighed.get(x, 0.0) >= NAMED or x in proven for x in others):
+        ruled_out = {**(by_mean or {}), **ruled_out}
     suspicions = [x for x in said if isinstance(x, Suspicion)]
     best: dict[CauseId, _Ranked] = {}
     rates: dict[CauseId, float] = {}
     for one, rate in zip(suspicions, adjusted([x.p_value for x in suspicions]), strict=True):
         sure = min(weighed.get(one.id, 0.0), 0.99)
+        if one.id in unprovable:
+            sure = min(sure, _POINTED)
         if one.proven and one.effect >= 1:
             sure = max(sure, min(_PROVEN + (1 - _PROVEN) * confidence(rate, one.effect), 0.99))
         if one.id in ruled_out and not one.proven:
@@ -353,11 +363,11 @@ def diagnose(
     # A test that speaks loudly where all others are silent is heard, whatever worlds the regressions have seen.
     loud = {x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE}
     heard = [x for x, sure in loud.items() if sure >= _SILENT]
-    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in _ECHOES:
+    if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in (*_ECHOES, *unprovable):
         one = best[heard[0]]
         best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
-    elif set(heard) <= set(by_size or ()) and all(
-        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()))
+    elif set(heard) <= {*(by_size or ()), *unprovable} and all(
+        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()), *unprovable)
     ):
         for name, sure in (by_size or {}).items():
             if name in best and name not in ruled_out:
@@ -371,10 +381,10 @@ def diagnose(
         sure = _RULED_OUT if "none" in ruled_out else weighed["none"]
         best["none"] = _Ranked(Suspicion("none", 1.0, 1.0, None, ()), sure)
 
-    # What stands in the rows themselves leaves little to be said of the rest by means over all of them.
+    # Of numbers in another unit nothing else can be said.
     causes = list(best.values())
     if any(x.of.id == "wrong_units" and x.named for x in causes):
-        causes = [x for x in causes if x.of.proven or x.of.id == "wrong_units"]
+        causes = [x for x in causes if x.of.id == "wrong_units"]
     ordered = sorted(causes, key=lambda x: x.score, reverse=True)
 
     # A column of log-probs that are not of what was sampled lets other policies' faults stand beside it, not before it.

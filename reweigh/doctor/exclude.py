@@ -18,7 +18,7 @@ from reweigh.doctor.family import Case, counted
 from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
-_CLUSTERS = 4  # responses, or groups of them, below which nothing has an error to be judged by
+CLUSTERS = 4  # responses, or groups of them, below which nothing has an error to be judged by
 _ROWS: frozenset[CauseId] = frozenset(
     ("wrong_units", "placeholder_logprob", "unmasked_context", "retokenisation", "shift", "wrong_token")
 )
@@ -75,6 +75,12 @@ def mean_excludes(case: Case) -> str:
     return ""
 
 
+def by_mean(case: Case) -> dict[CauseId, str]:
+    """Returns why causes that leave both columns proper are not named alone: beside one that does not, they may be."""
+    reason = mean_excludes(case) if case.tokens >= FEWEST else ""
+    return dict.fromkeys(PROPER, reason) if reason else {}
+
+
 def excluded(
     case: Case, said: Sequence[Suspicion | CannotTell], found: Mapping[str, float], spread: Spread | None
 ) -> dict[CauseId, str]:
@@ -92,13 +98,6 @@ def excluded(
         for cause in causes:
             out.setdefault(cause, reason)
 
-    if case.tokens < FEWEST:
-        rule_out(frozenset(CAUSES), f"{case.tokens:,.0f} tokens are too few to tell causes apart")
-        return out
-    clusters = int((case.identity[:, N] > 0).sum())
-    if clusters < _CLUSTERS:
-        rule_out(frozenset(CAUSES), f"{clusters} responses are too few to tell causes apart")
-        return out
     if spread is not None:
         rule_out(EVERYWHERE, f"it acts on every response, and the gap is in {spread.responses} of {spread.of}")
     only_engine = _engine_alone(case)
@@ -109,16 +108,16 @@ def excluded(
         )
 
     # The mean ratio.
-    if reason := mean_excludes(case):
-        rule_out(PROPER, reason)
-    else:
+    if not mean_excludes(case):
         m = case.identity
-        bounded, whole = ratio(m[:, BOUNDED], m[:, N]), ratio(m[:, FORWARD], m[:, N])
-        low = " the mean ratio is 1 within its interval".strip()
-        if not bounded.z > 3:
-            rule_out(("raw_logprobs",), low)
-        if not whole.z < -3:
-            rule_out(("truncated_sampling", "vocab_padding"), low)
+        bounded, whole, gap = (ratio(m[:, i], m[:, N]) for i in (BOUNDED, FORWARD, GAP))
+        total = m.sum(0)
+        half = min(0.5 * total[SQUARES] / max(total[N], 1), 0.3)
+        reason = "the mean ratio is 1, far more exactly than that would leave it"
+        if bounded.value + 3 * bounded.se < 0.5 * half:
+            rule_out(("raw_logprobs",), reason)
+        if whole.value - 3 * whole.se > -0.3 * min(abs(gap.value), 0.3):
+            rule_out(("truncated_sampling", "vocab_padding"), reason)
 
     # Places.
     profile = profile_of(case)
@@ -136,7 +135,7 @@ def excluded(
     if len(steps) < 3:
         rule_out(("weight_sync", "update_below_precision"), "fewer than three training steps")
     else:
-        lowest_since = steps[1:] / np.maximum.accumulate(steps)[:-1]
+        lowest_since = steps[1:] / np.maximum(np.maximum.accumulate(steps)[:-1], 1e-12)
         if lowest_since.min() < _FALLS:
             rule_out(("weight_sync", "update_below_precision"), "the gap falls again along the run: weights do arrive")
         first, last = float(steps[0]), float(steps[-max(len(steps) // 8, 1) :].mean())
@@ -165,7 +164,7 @@ def excluded(
 
     # Sizes.
     m = case.identity.sum(0)
-    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1))) * case.temperature
     if size_of(case) > _UNROUNDED or rms > _UNROUNDED:
         rule_out(("numerics",), "the gap is larger than rounding makes it")
     if size_of(case, 0.9) > 1e-4:
@@ -188,11 +187,22 @@ def excluded(
     return out
 
 
+def unprovable(case: Case) -> frozenset[CauseId]:
+    """Returns causes that these columns can make likely and cannot show: candidates at most.
+
+    Noise of a trainer's own is told from that of an engine in fewer bits by a second pass alone; a few tokens or
+    responses show nothing.
+    """
+    if case.tokens < FEWEST or (case.identity[:, N] > 0).sum() < CLUSTERS:
+        return frozenset(CAUSES)
+    return frozenset() if "repeat" in case.sums else frozenset({"dropout"})
+
+
 def by_size(case: Case) -> dict[CauseId, float]:
     """Returns the confidence in rounding or in fewer bits where nothing but the size of the gap speaks for anything: by
     the number types that the files name, and by the engine's own noise."""
     middle, m = size_of(case), case.identity.sum(0)
-    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1)))
+    rms = float(np.sqrt(m[SQUARES] / max(m[N], 1))) * case.temperature
     if case.tokens < FEWEST or middle < _NOTHING:
         return {}
     if case.baseline is not None:

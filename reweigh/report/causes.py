@@ -7,7 +7,7 @@ from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_
 from reweigh.audit.where import Cut
 from reweigh.doctor.causes import ABOUT, BENIGN
 from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
-from reweigh.doctor.exclude import FEWEST
+from reweigh.doctor.exclude import CLUSTERS, FEWEST
 from reweigh.records import RunInfo
 from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
 from reweigh.report.words import CUT_WORDS
@@ -75,8 +75,13 @@ def on_terminal(found: Diagnosis) -> Iterator[Block]:
     """Show a diagnosis in full: the verdict, what to do, then why."""
     yield verdict(found)
     if found.verdict == "not_decided":
-        why = found.ruled_out.get("none", "") if found.tokens < FEWEST and found.source == "records" else ""
-        yield line(why or f"No cause is sure enough to be named: {NAMED} and over is. The cheapest things to do next:")
+        few = found.source == "records" and (found.tokens < FEWEST or found.sequences < CLUSTERS)
+        read = f"{found.tokens:,} tokens of {found.sequences:,} responses are too few to tell causes apart."
+        yield line(
+            read
+            if few
+            else f"No cause is sure enough to be named: {NAMED} and over is. The cheapest things to do next:"
+        )
         for one in found.causes:
             if text := ABOUT[one.id].experiment:
                 yield line(f"  {one.id}: {text}")

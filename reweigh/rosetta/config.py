@@ -3,19 +3,24 @@
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import permutations
-from pathlib import Path
 from typing import Any, cast
 
 from reweigh.estimators import Estimator, Factor
 from reweigh.levels import log_ratio
-from reweigh.rosetta.frameworks import profile_of
+from reweigh.rosetta.frameworks import PROFILES, profile_of
 from reweigh.rosetta.plan import Reading, RefusedError
-from reweigh.rosetta.profile import Bounds, Profile
+from reweigh.rosetta.profile import FOLDER, Bounds, Option, Profile
+from reweigh.rosetta.sampling import of_sampling
+from reweigh.rosetta.sources import Source, Unresolved, parse_pairs, read_config, read_source, word
 from reweigh.rosetta.words import formula
 from reweigh.transforms import AtMost, Clip, Identity, Reject, Screen
+
+__all__ = ["Nearest", "Translated", "detect", "nearest", "parse_pairs", "read_config", "read_source", "translate"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,12 @@ class Translated:
         profile: of which framework.
         options: those that were given, by name.
         reading: what they compute.
-        unknown: options of the correction that the profile does not know, each with the nearest that it does.
+        unknown: options that the framework does not have, each with the nearest that it has.
+        suspicious: those of them that look like a correction, or stand where corrections do.
+        former: options and words of earlier versions, each with the version and the successor.
+        of_before: whether what is shown is what such an earlier version computed.
+        sampling: whether the ratios can be right, by the options of sampling.
+        unresolved: options whose value the file does not say, read as their defaults.
         ignored: how many other settings there were.
         version: what there is to say about the version that was asked for; "" if nothing.
     """
@@ -37,17 +47,24 @@ class Translated:
     unknown: tuple[tuple[str, tuple[str, ...]], ...]
     ignored: int
     version: str
+    suspicious: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
+    of_before: bool = False
+    sampling: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
 
 
-def translate(framework: str, config: Mapping[str, Any]) -> Translated:
+def translate(framework: str, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None) -> Translated:
     """Read a framework's options out of a configuration, nested or flat.
 
     Args:
         framework: a name, or `name@version`.
         config: the whole configuration or the part about the correction.
+        environment: variables that are set, by name.
 
     Raises:
-        ValueError: on a framework without a profile, and on options that the framework refuses.
+        ValueError: on a framework without a profile, on options that the framework refuses, and on values of which
+            nothing is known.
 
     Example:
         >>> translate("trl", {"vllm_importance_sampling_mode": "token_mask"}).reading.plan.estimator
@@ -55,107 +72,195 @@ def translate(framework: str, config: Mapping[str, Any]) -> Translated:
     """
     name, _, version = framework.replace("==", "@").partition("@")
     profile = profile_of(name)
-    taken: dict[str, Any] = {}
+    sorted_out = _sort(profile, config, environment or {})
+    taken, unresolved = dict[str, Any](), list[str]()
+    for option, value in sorted_out.taken:
+        if isinstance(value, Unresolved) and value.apart and profile.bare_flags and option.kind == "flag":
+            taken[option.name] = True  # what follows is more flags
+        elif isinstance(value, Unresolved):
+            if option.role in ("weight", "switch"):
+                raise ValueError(
+                    f"explain: cannot tell: {option.name} is {value}, which is not said here\n"
+                    f"hint: give it: {option.name}=VALUE ({option.says})"
+                )
+            unresolved.append(f"{option.name}={value}")
+        else:
+            taken[option.name] = value
+    if not taken and sorted_out.unknown and not unresolved:
+        known = ", ".join(o.name for o in profile.options if not o.former)
+        names = ", ".join(n for n, _ in sorted_out.unknown[:5])
+        raise ValueError(f"explain: {profile.name} has no option {names}\nhint: known are {known}")
+    reading = profile.read(taken)
+    unless = tuple(o.unless for o in profile.options if o.unless and o.name not in taken)
+    reading = replace(reading, notes=(*reading.notes, *unless))
+    return Translated(
+        profile,
+        taken,
+        reading,
+        sorted_out.unknown,
+        sorted_out.ignored,
+        _version(profile, version),
+        sorted_out.suspicious,
+        tuple(_former(profile, taken)),
+        _of_before(profile, taken, reading),
+        of_sampling(profile, profile.given(taken), reading),
+        tuple(unresolved),
+    )
+
+
+def detect(source: Source) -> Profile:
+    """Find the framework that a configuration is of: by names that only it has, and by what a script launches.
+
+    Raises:
+        ValueError: if none or more than one may be meant.
+    """
+    scores: dict[str, float] = {}
+    for profile in PROFILES:
+        scores[profile.name] = 3.0 * any(m in source.text for m in profile.markers)
+        for option, _ in _sort(profile, source.values, source.environment).taken:
+            scores[profile.name] += 1 / len(_owners(option.name))
+    ranked = sorted(scores, key=lambda n: -scores[n])
+    best, second = (scores[n] for n in ranked[:2])
+    names = ", ".join(p.name for p in PROFILES)
+    if best < _SURE:
+        raise ValueError(f"explain: cannot tell of which framework this is\nhint: --from, one of {names}")
+    alike = [n for n in ranked if scores[n] > best - _SURE / 4]
+    if best - second < _SURE / 4 and not any(set(alike) <= set(family) for family in _FORKS):
+        raise ValueError(f"explain: cannot tell whether this is of {' or '.join(alike)}\nhint: --from {alike[0]}")
+    return profile_of(min(alike, key=lambda n: [p.name for p in PROFILES].index(n)))
+
+
+_SURE = 0.4  # of a name's share: it is had by two frameworks at most
+_FORKS = (("slime", "vime"), ("trl", "unsloth"))  # the same options: the first is meant unless more is said
+
+
+@lru_cache
+def _owners(name: str) -> tuple[str, ...]:
+    """Frameworks that have an option of this name."""
+    return tuple(p.name for p in PROFILES if any(o.name == name for o in p.options))
+
+
+@lru_cache
+def registered(framework: str) -> frozenset[str]:
+    """Names of all options that a framework registers, whatever they are about; of the version that was read."""
+    data = json.loads((FOLDER / "registered.json").read_text(encoding="utf-8"))
+    return frozenset(str(data[framework]["names"]).split()) if framework in data else frozenset()
+
+
+_Standing = Callable[[tuple[str, ...], str], list[Option]]  # options that a name at a place may be
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    taken: tuple[tuple[Option, Any], ...]
+    unknown: tuple[tuple[str, tuple[str, ...]], ...]
+    suspicious: tuple[str, ...]
+    ignored: int
+
+
+def _sort(profile: Profile, config: Mapping[str, Any], environment: Mapping[str, Any]) -> _Sorted:
+    """Tell options of the profile from those that it has besides, and from those that it has not."""
+    options: dict[str, list[Option]] = {}
+    for option in profile.options:
+        options.setdefault(option.name.rpartition(".")[2], []).append(option)
+    current = [o.name for o in profile.options if not o.former]
+    taken: list[tuple[Option, Any]] = []
     unknown: list[tuple[str, tuple[str, ...]]] = []
+    suspicious: list[str] = []
     ignored = 0
-    names = {o.name: o for o in profile.options}
-    nested = any(isinstance(v, dict) and k not in names for k, v in config.items())
     section = profile.section.split(".")[-1]
-    for path, key, value in _leaves(config, names):
-        inside = (path[-1] == section if path else not nested) if section or not path else False
-        if key in names and (inside or not path or "_" in key):
-            taken[key] = _value(value)
-        elif inside:
-            unknown.append((".".join((*path, key)), tuple(difflib.get_close_matches(key, names, 3, 0.7))))
+    tables = {o.name for o in profile.options}
+    nested = any(isinstance(v, dict) and k not in tables for k, v in config.items())
+
+    def standing(path: tuple[str, ...], key: str) -> list[Option]:
+        inside = bool(section and path and path[-1] == section)
+        return [o for o in options.get(key, ()) if _stands(o, path, inside, nested, section)]
+
+    leaves = [*_leaves(config, standing), *(((), k, v) for k, v in environment.items() if k in options)]
+    for path, key, value in leaves:
+        inside = bool(section and path and path[-1] == section)
+        here = standing(path, key)
+        if here:
+            taken.append((max(here, key=lambda o: len(o.name)), _value(value)))
+            continue
+        full = ".".join((*path, key))
+        top = not path and (not section or not nested)
+        had, alike = key in registered(profile.name), _alike(key, value)
+        if inside or (not had and (top or alike)):
+            near = tuple(difflib.get_close_matches(key, current, 3, 0.7))
+            unknown.append((full, near))
+            if alike or (not had and (inside or near)):
+                suspicious.append(full)
         else:
             ignored += 1
-    if not taken and unknown:
-        known = ", ".join(names)
-        raise ValueError(
-            f"explain: {profile.name} has no option {', '.join(n for n, _ in unknown[:5])}\nhint: known are {known}"
-        )
-    return Translated(profile, taken, profile.read(taken), tuple(unknown), ignored, _version(profile, version))
+    return _Sorted(tuple(taken), tuple(unknown), tuple(suspicious), ignored)
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read a YAML, JSON or TOML file.
+def _stands(option: Option, path: tuple[str, ...], inside: bool, nested: bool, section: str) -> bool:
+    """Tell whether a name at this place is this option."""
+    *before, _ = option.name.split(".")
+    if before and path[-len(before) :] != tuple(before):
+        return False
+    path = path[: len(path) - len(before)] if before else path
+    if option.at:
+        return not path or any(path[-len(a.split(".")) :] == tuple(a.split(".")) for a in option.at)
+    if before:
+        return True
+    key = option.name
+    return inside or (not path and not (nested and section and "_" not in key)) or (bool(path) and "_" in key)
 
-    Raises:
-        ValueError: if it is none, or not a mapping.
-        ModuleNotFoundError: YAML without pyyaml.
-    """
-    text = Path(path).read_text()
+
+_ALIKE = re.compile(
+    r"(^|[_.])(tis|mis|is|rs|imp|icepop|opsm|rho|veto|offpolicy|importance|mismatch|correction|off_policy)([_.]|$)"
+    r"|^rollout_(is|rs|corr|imp|token|log)|truncated_imp"
+)
+
+
+def looks_like_a_correction(name: str) -> bool:
+    """Tell whether an option's name is made as those of corrections are."""
+    return bool(_ALIKE.search(name.lower())) or name.startswith("rollout_")
+
+
+def _alike(name: str, value: Any) -> bool:
+    """Tell whether a setting is made as those of corrections are; `is_tuned: true` says what something is."""
+    if "/" in name or (isinstance(value, bool) and re.match(r"is_", name)):
+        return looks_like_a_correction(name.removeprefix("is_")) and "/" not in name
+    return looks_like_a_correction(name)
+
+
+def _of_before(profile: Profile, taken: Mapping[str, Any], reading: Reading) -> bool:
+    """Tell whether options or words of earlier versions make the answer another one."""
+    former = [o for o in profile.options if o.name in taken and (o.former or str(taken[o.name]) in o.was)]
+    if not former:
+        return False
     try:
-        data = _parse(path, text)
-    except ValueError as e:
-        raise ValueError(f"{path}: cannot be read: {str(e).splitlines()[0]}\nhint: YAML, JSON or TOML") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a mapping of options, got {type(data).__name__}\nhint: key: value")
-    return cast("dict[str, Any]", data)
+        now = profile.read({k: v for k, v in taken.items() if not any(o.name == k for o in former)})
+    except RefusedError:
+        return True
+    return now.plan != reading.plan or now.loss != reading.loss
 
 
-def parse_pairs(pairs: list[str]) -> dict[str, Any]:
-    """Read `key=value` options; a dotted key is nested.
-
-    Raises:
-        ValueError: on one without `=`.
-
-    Example:
-        >>> parse_pairs(["rollout_is=token", "rollout_is_threshold=0.5_5.0"])
-        {'rollout_is': 'token', 'rollout_is_threshold': '0.5_5.0'}
-    """
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.lstrip("-+").partition("=")
-        if not equals or not key:
-            raise ValueError(f"explain: {pair!r} is not an option\nhint: key=value")
-        *path, last = key.split(".")
-        place = out
-        for step in path:
-            place = place.setdefault(step, {})
-        place[last.replace("-", "_")] = _word(value)
-    return out
+def _former(profile: Profile, taken: Mapping[str, Any]) -> Iterator[str]:
+    for option in profile.options:
+        if option.name not in taken:
+            continue
+        if option.former:
+            now = f"; now {option.now}" if option.now else "; nothing has taken its place"
+            yield f"{option.name} is of {profile.name} {option.former}{now}"
+        told = option.was.get(str(taken[option.name]))
+        if told:
+            yield f"{option.name}={taken[option.name]} is of {profile.name} {told}"
 
 
-def _parse(path: str, text: str) -> Any:
-    suffix = Path(path).suffix.lower()
-    if suffix == ".json":
-        return json.loads(text)
-    if suffix == ".toml":
-        try:
-            import tomllib
-        except ModuleNotFoundError:
-            raise ValueError("TOML needs Python 3.11") from None
-        return tomllib.loads(text)
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise ValueError(f"{path}: YAML needs pyyaml\nhint: pip install pyyaml, or give JSON") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ValueError(str(e)) from None
-
-
-def _leaves(config: Mapping[str, Any], names: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Any]:
+def _leaves(config: Mapping[str, Any], standing: _Standing, path: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Each setting with its place and its name; a table that is an option itself is one."""
     for key, value in config.items():
-        key = str(key)
-        if isinstance(value, dict) and key not in names:
-            yield from _leaves(cast("dict[str, Any]", value), names, (*path, key))
+        *steps, last = str(key).lstrip("-").split(".")
+        place, name = (*path, *steps), last.replace("-", "_")
+        if isinstance(value, dict) and not standing(place, name):
+            yield from _leaves(cast("dict[str, Any]", value), standing, (*place, name))
         else:
-            *steps, last = key.lstrip("-").split(".")
-            yield (*path, *steps), last.replace("-", "_"), value
-
-
-def _word(text: str) -> Any:
-    if text.lower() in ("null", "none", "~", ""):
-        return None
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+            yield place, name, value
 
 
 def _value(value: Any) -> Any:
@@ -164,7 +269,7 @@ def _value(value: Any) -> Any:
         try:
             return float(value)
         except ValueError:
-            return _word(value) if value.lower() in ("null", "none", "true", "false") else value
+            return word(value) if value.lower() in ("null", "none", "true", "false") else value
     return value
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
+from reweigh.estimators import Estimator, for_advantage, weigh
 from reweigh.layout import Layout
-from reweigh.levels import GEOMETRIC, TURN, Level, prob_diff, signed_binary_kl
-from reweigh.transforms import Transform
+from reweigh.levels import GEOMETRIC, TOKEN, TURN, Level, prob_diff, signed_binary_kl
+from reweigh.transforms import AtMost, Transform, Truncate
 
 Rule = Callable[[Tensor], Tensor]
 """A framework's treatment of the raw log ratio of each token, before anything else sees it."""
@@ -101,11 +102,18 @@ def fold_of_ratio(batch: Batch) -> Tensor:
 
 
 def log_ratio_or_nan(batch: Batch) -> Tensor:
-    """The log ratio; NaN in a sequence that has lost a token of infinite ratio to a mask, as infinity times 0 is."""
-    if batch.dropped is None:
-        return batch.log_ratio
-    spoilt = batch.layout.spread(batch.layout.masked(batch.dropped).lengths > 0)
+    """The log ratio; NaN in a sequence with an infinite one off the mask, as infinity times 0 is."""
+    lost = ~batch.layout.mask & ~torch.isfinite(batch.log_pi.detach() - batch.log_mu.detach())
+    spoilt = lost.any(-1, keepdim=True)
     return torch.where(batch.layout.mask & spoilt, torch.nan, batch.log_ratio)
+
+
+def signed_binary_kl_rounded(batch: Batch) -> Tensor:
+    """`signed_binary_kl` of float32 probabilities, 1e-8 added to those of another token; NaN where mu is 0."""
+    log_mu, log_pi = batch.log_mu.detach(), batch.log_pi.detach()
+    mu, pi = log_mu.exp(), log_pi.exp()
+    kl = mu * (log_mu - log_pi) + (1 - mu) * ((1 - mu + 1e-8) / (1 - pi + 1e-8)).log()
+    return torch.where(batch.layout.mask, kl * (pi - mu).sign(), 0)
 
 
 # Levels.
@@ -154,6 +162,29 @@ class _ClampedFold:
 def clamped_level(level: Level, low: float, high: float) -> Level:
     """The same level with its values clamped, nats."""
     return Level(f"{level.name}_clamped", level.unit, _ClampedFold(level.fold, low, high))
+
+
+@final
+@dataclass(frozen=True)
+class _GeometricOfClamped:
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor, layout: Layout) -> Tensor:
+        low = -math.inf if self.low == 0 else math.log(self.low)
+        return GEOMETRIC.fold(torch.where(layout.mask, x.clamp(low, math.log(self.high)), 0), layout)
+
+
+def geometric_of_clamped(low: float, high: float) -> Level:
+    """The mean of log ratios that were bounded to [low, high] (ratios) token by token."""
+    return Level(f"geometric_of_token_ratios_in_[{low:g}, {high:g}]", "sequence", _GeometricOfClamped(low, high))
+
+
+def two_sided_kl(high: float, low: float, cap: float = math.inf) -> Estimator:
+    """`dppo_kl` with a bound of its own for each sign of the advantage, nats."""
+    rise = for_advantage(+1, weigh(TOKEN, AtMost(high), of=signed_binary_kl))
+    fall = for_advantage(-1, weigh(TOKEN, AtMost(low), of=signed_binary_kl, scale=-1))
+    return rise * fall * weigh(TOKEN, Truncate(cap))
 
 
 # Transforms.

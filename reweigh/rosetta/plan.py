@@ -1,7 +1,8 @@
 """A set of options as a composition: what multiplies the loss, what drops, in which order, of which two policies."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any, Literal
 
 import torch
@@ -22,12 +23,21 @@ from reweigh.rosetta.parts import (
 
 Mean = Literal["kept", "all", "rows"]
 Field = Literal["log_pi", "log_mu", "log_live"]
-Over = Literal["tokens", "means", "sums", "row_means", "sum"]
+Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "sum"]
 _ONE = Estimator()  # weighs everything 1
 
 
 class RefusedError(ValueError):
     """A combination of options, or a batch, that the framework refuses or fails on."""
+
+
+def unknown_word(framework: str, name: str, value: Any, words: Iterable[str], null: bool = False) -> RefusedError:
+    """Say that a value is none of an option's, with the nearest that is."""
+    known = [*words]
+    nearest = max(known, key=lambda w: SequenceMatcher(None, str(value).lower(), w.lower()).ratio())
+    every = f"{', '.join(known)} or null" if null else ", ".join(known)
+    like = f"the nearest is {nearest}; " if value is not None else ""
+    return RefusedError(f"{framework}: no {name} {value!r}: it must be {every}\nhint: {like}nothing is known of others")
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,7 @@ class Options:
         value, words = self[name], self.values[name]
         if value in words or (value is None and self.defaults[name] is None):
             return value
-        known = ", ".join(words) if self.defaults[name] is not None else f"{', '.join(words)} or null"
-        raise RefusedError(f"{self.framework}: no {name} {value!r}\nhint: {known}")
+        raise unknown_word(self.framework, name, value, words, self.defaults[name] is None)
 
 
 @dataclass(frozen=True)
@@ -231,8 +240,8 @@ class Loss:
         low: clip below 1.
         high: clip above 1.
         dual: dual clip, or None.
-        over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens), all rows
-            (of means), or nothing.
+        over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens, or of sums
+            over the padded length), all rows (of means), or nothing.
         survivors: whether tokens and sequences are counted after screens.
         penalty: coefficient of a squared log ratio that is added, over all tokens of the mask; None if it has no such.
         clamp: the framework's own clamp of the live log ratio, nats; read by a quirk.

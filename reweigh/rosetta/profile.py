@@ -4,7 +4,11 @@ A data file is TOML beside the module of the same name in `frameworks/`. Its key
 
     name, version, section      texts; `section` is where the options stand in a configuration, "" for the top
     known, aliases              versions that the same holds for; other names, and forks with the same options
-    [options]                   NAME = { default, says, values }: no default is null; values are the words that it takes
+    extends                     the data file of a fork's origin: what is not said here is as it says
+    markers                     texts that a launch script of this framework, and of no other, has in it
+    [options]                   NAME = { default, says, values, ... }: the attributes of `Option`; no default is null;
+                                values are the words that it takes, an array, or a table of word = what it changes
+    [sampling]                  the attributes of `Sampling`: of what the sampler's log-probs are, and the trainer's
     [conventions]               the attributes of `Conventions`
     [words.WORD]                says, options, metric
     [presets]                   NAME = options that the framework sets under that name
@@ -19,15 +23,21 @@ All that is wrong in one is told with the file and the key.
 import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from reweigh.rosetta.metrics import EQUALS, Equal
-from reweigh.rosetta.plan import SWITCHES, Apply, Options, Reading
+from reweigh.rosetta.plan import SWITCHES, Apply, Options, Reading, RefusedError, unknown_word
 
 FOLDER = Path(__file__).parent / "frameworks"
+_T = TypeVar("_T")
+
+
+Kind = Literal["flag", "number", "word", "any"]
+Role = Literal["weight", "loss", "sampling", "switch"]
+_LogProbs = Literal["processed", "raw", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +45,51 @@ class Option:
     """One option: where it stands, what it is if not given, which values it takes, what it means.
 
     Attributes:
-        name: exact upstream name.
+        name: exact upstream name; one with a dot needs what stands before the dot.
         default: its value if not given.
         says: what it does, in our words, in one line.
         values: the words that it takes, if it takes words.
+        notes: what some of those words change, where that is not the weight.
+        kind: what values it takes; read off the default and the words if not said.
+        role: what it is about: the weight, the loss around it, the law that is sampled from, or whether anything is
+            compared at all.
+        at: the places, ends of dotted paths, where the name means this option; none is the framework's section.
+        former: the version that had it, of an option that the framework no longer has.
+        now: its successor, of such an option.
+        was: words of earlier versions, each with the version and the successor.
+        unless: what is said of a configuration that does not give it.
     """
 
     name: str
     default: Any
     says: str
     values: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    kind: Kind = "any"
+    role: Role = "weight"
+    at: tuple[str, ...] = ()
+    former: str = ""
+    now: str = ""
+    was: Mapping[str, str] = field(default_factory=dict[str, str])
+    unless: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Of which laws the two log-probs of a ratio are.
+
+    Attributes:
+        logprobs: of what the sampler's are if no option says: of the law that was sampled from (`processed`), of the
+            model's law before temperature, truncation and penalties (`raw`), or `unknown`.
+        temperature: whether the trainer divides its logits by the temperature of sampling.
+        same: the option that makes the trainer score over the tokens that truncation left; "" if there is none.
+        says: what the framework does besides.
+    """
+
+    logprobs: _LogProbs = "unknown"
+    temperature: bool = True
+    same: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +226,9 @@ class Profile:
         quirks: what our plans do not do.
         metrics: what it logs.
         templates: for finding its nearest option to someone else's.
+        markers: texts that only a launch script of this framework has in it.
+        sampling: of which laws its two log-probs are.
+        bare_flags: whether a flag of its command line takes no value.
     """
 
     name: str
@@ -195,6 +243,9 @@ class Profile:
     templates: tuple[Template, ...] = ()
     aliases: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    bare_flags: bool = False
 
     def given(self, options: Mapping[str, Any]) -> Options:
         """Put options over the defaults; those of the framework's section are lifted out of it."""
@@ -209,9 +260,35 @@ class Profile:
         """Read what options compute; those not given are the framework's defaults.
 
         Raises:
-            RefusedError: if the framework refuses them.
+            RefusedError: if the framework refuses them, or if a value is none that is known.
         """
-        return self.compose(self.given(options))
+        given = self.given(options)
+        for option in self.options:
+            if option.name in given:
+                self._check(option, given[option.name])
+        reading = self.compose(given)
+        told = [f"{o.name}={given[o.name]}: {n}" for o in self.options if (n := _note(o, given))]
+        return replace(reading, notes=(*reading.notes, *told)) if told else reading
+
+    def _check(self, option: Option, value: Any) -> None:
+        """Refuse a value that is none of the option's."""
+        if value is None:
+            if option.kind == "word" and option.default is not None:
+                raise unknown_word(self.name, option.name, value, option.values)
+            return
+        if str(value) in option.was:
+            return
+        if option.kind == "word" and value not in option.values:
+            raise unknown_word(self.name, option.name, value, option.values, option.default is None)
+        if option.kind == "flag" and not isinstance(value, bool):
+            raise RefusedError(f"{self.name}: {option.name} must be true or false, got {value!r}\nhint: {option.says}")
+        if option.kind == "number" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise RefusedError(f"{self.name}: {option.name} must be a number, got {value!r}\nhint: {option.says}")
+
+
+def _note(option: Option, given: Options) -> str:
+    value = given.get(option.name)
+    return option.notes.get(value, "") if isinstance(value, str) else ""
 
 
 def read_profile(
@@ -243,12 +320,10 @@ def read_profile(
         ) from None
     path = folder / f"{name}.toml"
     try:
-        top = _Table(str(path), "", tomllib.loads(path.read_text(encoding="utf-8")))
+        top = _Table(str(path), "", _extended(tomllib.loads(path.read_text(encoding="utf-8")), folder, tomllib.loads))
     except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path}: is not TOML: {e}\nhint: {_FORM}") from None
-    options = tuple(
-        Option(name, t.anything("default"), t.text("says"), t.texts("values")) for name, t in top.tables("options")
-    )
+    options = tuple(_option(name, t) for name, t in top.tables("options"))
     metrics = tuple(_metrics(top, equals or {}))
     profile = Profile(
         name=top.text("name"),
@@ -263,12 +338,27 @@ def read_profile(
         templates=tuple(_templates(top, options)),
         aliases=top.texts("aliases"),
         known=top.texts("known"),
+        markers=top.texts("markers"),
+        bare_flags=top.take("bare_flags", bool, "true or false", False),
+        sampling=_sampling(top, options),
     )
     for option in options:
         if option.values and option.default is not None and option.default not in option.values:
             raise top.error(f"options.{option.name}.default", f"{option.default!r} is not of its values", _FORM)
     top.end()
     return profile
+
+
+def _extended(data: dict[str, Any], folder: Path, loads: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Put the tables of a data file over those of the one that it extends, if it does."""
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    under = loads((folder / f"{base}.toml").read_text(encoding="utf-8"))
+    for key, value in data.items():
+        both = isinstance(value, dict) and isinstance(under.get(key), dict)
+        under[key] = {**under[key], **value} if both else value
+    return under
 
 
 _FORM = "see reweigh/rosetta/profile.py for its form"
@@ -297,6 +387,13 @@ class _Table:
 
     def text(self, key: str, otherwise: str | None = None) -> str:
         return self.take(key, str, "a text", otherwise)
+
+    def one_of(self, key: str, known: tuple[_T, ...], otherwise: _T) -> _T:
+        """One of these words."""
+        value = self.take(key, str, "a text", otherwise)
+        if value not in known:
+            raise self.error(key, f"must be one of {', '.join(map(str, known))}, got {value!r}", _FORM)
+        return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """An array of texts, empty if it is not there."""
@@ -340,6 +437,48 @@ class _Table:
                 raise self.error(key, "is not known", _like(key, self.asked))
         for table in self.inner:
             table.end()
+
+
+_KINDS: tuple[Kind, ...] = ("flag", "number", "word", "any")
+_LOG_PROBS: tuple[_LogProbs, ...] = ("processed", "raw", "unknown")
+_ROLES: tuple[Role, ...] = ("weight", "loss", "sampling", "switch")
+
+
+def _option(name: str, t: _Table) -> Option:
+    default, told = t.anything("default"), t.values.get("values", [])
+    if isinstance(told, dict):
+        table = t.table("values")
+        words, notes = tuple(table.values), {w: table.text(w) for w in table.values}
+    else:
+        words, notes = t.texts("values"), {}
+    guess: Kind = "word" if words else "flag" if isinstance(default, bool) else "any"
+    guess = "number" if guess == "any" and isinstance(default, (int, float)) else guess
+    was = t.table("was", {})
+    return Option(
+        name,
+        default,
+        t.text("says"),
+        words,
+        {w: n for w, n in notes.items() if n},
+        t.one_of("kind", _KINDS, guess),
+        t.one_of("role", _ROLES, "weight"),
+        t.texts("at"),
+        t.text("former", ""),
+        t.text("now", ""),
+        {w: was.text(w) for w in was.values},
+        t.text("unless", ""),
+    )
+
+
+def _sampling(top: _Table, options: Iterable[Option]) -> Sampling:
+    if "sampling" not in top.values:
+        return Sampling()
+    t, names = top.table("sampling"), [o.name for o in options]
+    same = t.text("same", "")
+    if same and same not in names:
+        raise t.error("same", f"{same!r} is no option of the framework", _like(same, names))
+    logprobs: _LogProbs = t.one_of("logprobs", _LOG_PROBS, _LOG_PROBS[-1])
+    return Sampling(logprobs, t.take("temperature", bool, "true or false", True), same, t.text("says", ""))
 
 
 def _conventions(top: _Table) -> Conventions:

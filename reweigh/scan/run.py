@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from reweigh.dumps import formats
 from reweigh.records.files import Formats, Paths, cut
-from reweigh.records.schema import RunInfo, Violation
+from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
 from reweigh.scan.measure import BATCH_TOKENS, Family, Job
@@ -118,13 +118,19 @@ class Scanned:
             self.state.remove()
 
 
-def look(paths: Paths, reader: str | None = None) -> Known:
-    """Find files and cut them into parts, before anything is read but their footers or first lines; see `scan`."""
+def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQUIRED) -> Known:
+    """Find files and cut them into parts, before anything is read but their footers or first lines; see `scan`.
+
+    Args:
+        paths: see `scan`.
+        reader: see `scan`.
+        required: columns that each file must have.
+    """
     how = formats(reader)
     files = how.expand(paths)
     tasks: list[Task] = []
     before = 0
-    for part in cut(files, PART_TOKENS, formats=how):
+    for part in cut(files, PART_TOKENS, required=required, formats=how):
         tasks.append(Task(part, before))
         before += part.tokens or 0
     return Known(tuple(files), tuple(tasks), reader, how)

@@ -68,7 +68,7 @@ def _names(tokens: Tokens, some: NDArray[np.bool_]) -> Mapping[str, tuple[str | 
     if tokens.version is not None:
         version = np.full(responses, np.iinfo(np.int64).max)
         np.minimum.at(version, tokens.seq, tokens.version)
-        names["version"] = version
+        names["version"] = np.where(version < 0, None, version.astype(object))
     return {name: tuple(column[some].tolist()) for name, column in names.items()}
 
 
@@ -274,7 +274,7 @@ def _examine(case: Case) -> Findings:
                 "one: their tool's text is counted",
             ),
         )
-        out.append(Suspicion("unmasked_context", p_above(rate, 0.01), rate.value / 0.05, None, finds, proven=True))
+        out.append(Suspicion("unmasked_context", p_above(rate, 0.01), rate.value / 0.05, None, finds))
     along = correlation_of(case)
     if np.isfinite(along.value):
         finds = (

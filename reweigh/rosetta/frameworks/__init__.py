@@ -22,8 +22,11 @@ from reweigh.rosetta.frameworks.prime_rl import PRIME_RL
 from reweigh.rosetta.frameworks.roll import ROLL
 from reweigh.rosetta.frameworks.skyrl import SKYRL
 from reweigh.rosetta.frameworks.slime import SLIME
+from reweigh.rosetta.frameworks.tinker import TINKER
 from reweigh.rosetta.frameworks.trl import TRL
+from reweigh.rosetta.frameworks.unsloth import UNSLOTH
 from reweigh.rosetta.frameworks.verl import VERL
+from reweigh.rosetta.frameworks.vime import VIME
 from reweigh.rosetta.profile import Profile
 
 PROFILES: tuple[Profile, ...] = (
@@ -38,6 +41,9 @@ PROFILES: tuple[Profile, ...] = (
     MS_SWIFT,
     ROLL,
     OPEN_INSTRUCT,
+    UNSLOTH,
+    TINKER,
+    VIME,
 )
 """The frameworks that are known, in the order in which they are shown."""
 

@@ -46,10 +46,43 @@ def _compose(o: Options) -> Reading:
     loss = Loss("ppo_clip", low=low, high=o["eps_clip_higher"] or low, dual=o["c_clip"])
     if o["importance_sampling_level"] == "sequence":
         loss = replace(loss, kind="gspo")
+    o = _former(o)
+    # Its section is null by default: nothing is corrected unless something of it is given.
+    asked = any(name in o for name in _ASKS)
+    if "function" not in o:
+        if o["use_sapo_loss"] and "use_decoupled_loss" in o and o["use_decoupled_loss"]:
+            raise RefusedError("areal: use_sapo_loss excludes use_decoupled_loss\nhint: take one of them out")
+        if not o["use_decoupled_loss"] or o["use_sapo_loss"]:
+            return _coupled(o, loss, asked)
     if o["m2_threshold"] is not None:
         return Reading(Plan(m2po(o["m2_threshold"])), loss=loss)
-    # Its section is null by default: nothing is corrected unless something of it is given.
-    return Reading(_plan(o) if any(name in o for name in _ASKS) else Plan(), loss=loss)
+    return Reading(_plan(o) if asked else Plan(), loss=loss)
+
+
+def _coupled(o: Options, loss: Loss, asked: bool) -> Reading:
+    """The loss that is not decoupled: its own ratio is all there is."""
+    why = "use_sapo_loss" if o["use_sapo_loss"] else "use_decoupled_loss=false"
+    notes = (f"{why}: rejection_sampling is not read",) if asked else ()
+    if o["recompute_logprob"]:
+        said = "recompute_logprob: the loss's own ratio is of the live policy to the trainer's old one: the gap to the "
+        notes += (said + "sampler is not corrected at all",)
+    else:
+        notes += ("the loss's own ratio is of the live policy to the sampler, and its clip is all there is",)
+        loss = replace(loss, centre="log_mu")
+    plan = Plan() if o["m2_threshold"] is None else Plan(m2po(o["m2_threshold"]))
+    return Reading(plan, loss=loss, notes=notes)
+
+
+def _former(o: Options) -> Options:
+    """Options of earlier versions under their successors' names."""
+    mode, cap = o["behave_imp_weight_mode"], o["behave_imp_weight_cap"] or o["behav_imp_weight_cap"]
+    if mode is None and cap is None:
+        return o
+    if mode == "disabled" or cap is None:
+        return o
+    level, action = (mode or "token_mask").split("_")
+    given = {"level": level, "action": "clamp" if action == "truncate" else "mask", "metric": "ratio", "upper": cap}
+    return replace(o, given={**o.given, **given})
 
 
 def not_finite_is_one(plan: Plan, situation: Situation) -> Plan:

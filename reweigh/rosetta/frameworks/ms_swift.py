@@ -17,6 +17,11 @@ from reweigh.transforms import Reject, Screen, Truncate
 def _compose(o: Options) -> Reading:
     mode, cap = o.word("rollout_importance_sampling_mode"), o["rollout_importance_sampling_threshold"]
     delta = o["off_policy_sequence_mask_delta"]
+    notes: tuple[str, ...] = ()
+    if not o["use_vllm"]:
+        mode, notes = None, ("use_vllm=false: samples are the trainer's own, and nothing is corrected",)
+    if mode is None and o["log_rollout_offpolicy_metrics"]:
+        notes += ("log_rollout_offpolicy_metrics alone logs the gap and corrects nothing",)
     weights = {
         None: naive(),
         "token_truncate": weigh(TOKEN, Truncate(cap)),
@@ -24,7 +29,7 @@ def _compose(o: Options) -> Reading:
         "sequence_truncate": weigh(GEOMETRIC, Truncate(cap)),
         "sequence_mask": weigh(GEOMETRIC, Screen(0.0, cap)) * token_is(),
     }[mode]
-    return Reading(Plan(weights, naive() if delta is None else opsm(delta)))
+    return Reading(Plan(weights, naive() if delta is None else opsm(delta)), notes=notes)
 
 
 def ratios_clamped(plan: Plan, situation: Situation) -> Plan:

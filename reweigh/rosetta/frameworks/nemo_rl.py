@@ -29,6 +29,11 @@ def _plan(o: Options) -> Plan:
     level, kind = _level(o), o.word("truncated_importance_sampling_type")
     low, high = o["truncated_importance_sampling_ratio_min"], o["truncated_importance_sampling_ratio"]
     if kind is None:
+        if high is not None:
+            raise RefusedError(
+                f"nemo-rl: truncated_importance_sampling_ratio={high:g} without truncated_importance_sampling_type is "
+                "refused by the loss\nhint: truncated_importance_sampling_type=tis, which 0.4, 0.5 did without saying"
+            )
         return Plan(weigh(level), screens)
     if high is None:
         raise RefusedError("nemo-rl: truncated_importance_sampling_ratio is missing\nhint: a bound over 0, on pi/mu")
@@ -41,8 +46,42 @@ def _plan(o: Options) -> Plan:
     return Plan(weigh(level, (Clip if kind == "tis" else Reject)(low or 0.0, high)), screens)
 
 
+def _refuse(o: Options) -> None:
+    """Refuse combinations that the loss asserts against."""
+    if o["truncated_importance_sampling_type"] and not o["use_importance_sampling_correction"]:
+        raise RefusedError(
+            "nemo-rl: truncated_importance_sampling_type needs use_importance_sampling_correction=true\nhint: set it"
+        )
+    low, high = o["truncated_importance_sampling_ratio_min"], o["truncated_importance_sampling_ratio"]
+    if o["truncated_importance_sampling_type"] and low is not None and high is not None and low > high:
+        raise RefusedError(f"nemo-rl: the lower bound {low:g} is over the upper one {high:g}\nhint: pi/mu")
+    if o["sequence_level_importance_ratios"] and o["token_level_loss"]:
+        raise RefusedError(
+            "nemo-rl: sequence_level_importance_ratios excludes token_level_loss\nhint: token_level_loss=false"
+        )
+    if o["use_cispo"]:
+        for name, bad in (
+            ("disable_ppo_ratio", o["disable_ppo_ratio"]),
+            ("force_on_policy_ratio", o["force_on_policy_ratio"]),
+            ("sequence_level_importance_ratios", o["sequence_level_importance_ratios"]),
+            ("ratio_clip_c", o["ratio_clip_c"] is not None),
+            ("token_level_loss=false", not o["token_level_loss"]),
+        ):
+            if bad:
+                raise RefusedError(f"nemo-rl: use_cispo excludes {name}\nhint: take one of them out")
+    if o["async_grpo.enabled"] and not o["use_importance_sampling_correction"]:
+        raise RefusedError(
+            "nemo-rl: async_grpo needs use_importance_sampling_correction=true\nhint: loss_fn, set it true"
+        )
+
+
 def _compose(o: Options) -> Reading:
+    if "function" not in o:
+        _refuse(o)
     plan = _plan(o)
+    if o["disable_ppo_ratio"] and not o["force_on_policy_ratio"]:
+        note = "disable_ppo_ratio: the loss is -A log pi, with no ratio of its own, no clip; the weight multiplies"
+        return Reading(plan, loss=Loss("policy_gradient"), notes=(note,))
     loss = Loss("ppo_clip", low=o["ratio_clip_min"], high=o["ratio_clip_max"], dual=o["ratio_clip_c"])
     if o["token_level_loss"] is False:
         loss = replace(loss, over="means")

@@ -11,7 +11,7 @@ from reweigh.estimators import for_advantage, weigh
 from reweigh.levels import GEOMETRIC, TOKEN, Level
 from reweigh.rosetta.metrics import Extreme, OverTokens, View, log
 from reweigh.rosetta.parts import BandAboveZero, Clamped, abs_log_ratio, signed_gap_of_sequence
-from reweigh.rosetta.plan import Loss, Options, Plan, Reading, Situation
+from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Clip, Screen
 
@@ -33,16 +33,30 @@ def _level(o: Options) -> Level:
 def _plan(o: Options) -> Plan:
     if not o["use_rho_correction"]:
         return Plan()
+    if o["truncated_importance_sampling_ratio_cap"] is not None and not any(n.startswith("rho_") for n in o.given):
+        cap = o["truncated_importance_sampling_ratio_cap"]
+        return Plan(weigh(TOKEN, Clip(0.0, cap))) if cap else Plan()
     low, high = o["rho_mask_lower_bound"] or 0.0, o["rho_mask_upper_bound"] or math.inf
     if o["rho_mask_tv_divergence"]:  # tokens that move further away, in a sequence that is far off
         gate = AtMost(high) if low == 0 else BandAboveZero(low, high)
         rise = for_advantage(+1, weigh(TOKEN, gate, of=signed_gap_of_sequence))
         fall = for_advantage(-1, weigh(TOKEN, gate, of=signed_gap_of_sequence, scale=-1))
         return Plan(weigh(TOKEN, _clamp(o)) * rise * fall)
-    return Plan(weigh(_level(o), _clamp(o)) * weigh(_level(o), Screen(low, high)))
+    weight = weigh(_level(o), _clamp(o))
+    return Plan(weight if (low, high) == (0.0, math.inf) else weight * weigh(_level(o), Screen(low, high)))
 
 
 def _compose(o: Options) -> Reading:
+    if o["use_vllm_logprobs"] and "function" not in o:
+        if o["use_rho_correction"]:
+            raise RefusedError(
+                "open-instruct: use_vllm_logprobs excludes use_rho_correction, which is on by default: the loss's own "
+                "ratio is to the sampler already\nhint: use_rho_correction=false"
+            )
+        note = (
+            "use_vllm_logprobs: the loss's own ratio is of the live policy to the sampler, and its clip is all there is"
+        )
+        return Reading(Plan(), loss=Loss("ppo_clip", centre="log_mu"), notes=(note,))
     loss = Loss("ppo_clip", low=o["clip_lower"], high=o["clip_higher"])
     if o["loss_fn"] == "cispo":
         loss = replace(loss, kind="cispo", low=1.0)

@@ -1,7 +1,7 @@
 """OpenRLHF's `algo.advantage.is_correction_*`, inside its `PolicyLoss`."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -21,10 +21,26 @@ _STATISTICS = {"binary_kl": binary_kl, "tv": prob_gap}
 
 def _bounds(o: Options) -> tuple[float, float]:
     told: Any = o["is_correction_threshold"]
-    if isinstance(told, (int, float)):
-        return 0.0, float(told)
-    values = [float(v) for v in told]
+    values = [told] if isinstance(told, (int, float)) else told
+    if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= 2:
+        raise RefusedError(f"openrlhf: is_correction_threshold is HIGH or LOW HIGH, got {told!r}\nhint: [0.5, 5.0]")
+    try:
+        values = [float(v) for v in cast("list[Any]", values)]
+    except (TypeError, ValueError):
+        raise RefusedError(f"openrlhf: is_correction_threshold is of numbers, got {told!r}\nhint: [0.5, 5.0]") from None
     return (0.0, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _former(o: Options) -> Options:
+    """Options of earlier versions under their successors' names."""
+    if not o["enable_vllm_is_correction"] and not o["is_correction_enable"]:
+        return o
+    kind = o["vllm_is_correction_type"] or o["is_correction_type"] or ("icepop" if o["use_icepop"] else "tis")
+    level, mode = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}[kind]
+    given = {"is_correction_level": level, "is_correction_mode": mode}
+    if o["vllm_is_truncated_threshold"] is not None:
+        given["is_correction_threshold"] = o["vllm_is_truncated_threshold"]
+    return replace(o, given={**o.given, **given})
 
 
 def _plan(o: Options) -> Plan:
@@ -44,11 +60,21 @@ def _plan(o: Options) -> Plan:
     return Plan(token_is() * screen)
 
 
+def _clip(o: Options) -> tuple[float, float]:
+    if o["eps_clip_low_high"] is not None:
+        low, high = o["eps_clip_low_high"]
+        return float(low), float(high)
+    low, high = (o["eps_clip"], o["eps_clip"]) if "eps_clip" in o else (o["clip_eps_low"], o["clip_eps_high"])
+    return low, high
+
+
 def _compose(o: Options) -> Reading:
+    o = _former(o)
     plan = _plan(o)
-    loss = Loss("ppo_clip", low=o["clip_eps_low"], high=o["clip_eps_high"], dual=o["dual_clip"], clamp=SAFE.nats)
+    low, high = _clip(o)
+    loss = Loss("ppo_clip", low=low, high=high, dual=o["dual_clip"], clamp=SAFE.nats)
     if o["policy_loss_type"] == "gspo":
-        loss = replace(loss, kind="gspo", over="means")
+        loss = replace(loss, kind="gspo", over="means", clamp=None)
         if o["is_correction_level"] != "off":
             note = "with gspo the correction is the live policy's geometric ratio to the sampler; no gate is applied"
             return Reading(Plan(), loss=replace(loss, centre="log_mu"), notes=(note,))

@@ -1,7 +1,8 @@
 """ROLL's `train_infer_correction`: weights and filters by token, segment, geometric mean or sequence."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +12,15 @@ from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, log_ratio, prob_di
 from reweigh.named import naive
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.parts import TURN_GEOMETRIC, prob_diff_from_probs
-from reweigh.rosetta.plan import Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
+from reweigh.rosetta.plan import (
+    Options,
+    Plan,
+    Reading,
+    RefusedError,
+    Situation,
+    probabilities_as_they_are,
+    unknown_word,
+)
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Screen, Truncate
@@ -21,16 +30,44 @@ _LEVELS: dict[str, Level] = {"token": TOKEN, "segment": TURN_GEOMETRIC, "geometr
 
 def _level(name: Any) -> Level:
     if name not in _LEVELS:
-        raise RefusedError(f"roll: no level {name!r}\nhint: {', '.join(_LEVELS)}")
+        raise unknown_word("roll", "level", name, _LEVELS)
     return _LEVELS[name]
 
 
+_WEIGHT = {"enabled": bool, "weight_type": str, "upper_bound": (int, float), "detach": bool}
+_FILTER = {
+    "enabled": bool,
+    "agg_type": str,
+    "ratio_enabled": bool,
+    "ratio_low": (int, float),
+    "ratio_high": (int, float),
+    "diff_enabled": bool,
+    "diff_low": (int, float),
+    "diff_high": (int, float),
+}
+
+
+def _checked(name: str, table: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of options, each of a name and a type that it has."""
+    if not isinstance(table, dict):
+        raise RefusedError(f"roll: {name} is a table of options, got {table!r}\nhint: {', '.join(known)}")
+    told = cast("dict[str, Any]", table)
+    for key, value in told.items():
+        if key not in known:
+            raise unknown_word("roll", f"{name} option", key, known)
+        if value is not None and not isinstance(value, known[key]):
+            raise RefusedError(f"roll: {name}.{key} does not take {value!r}\nhint: see its defaults")
+    return told
+
+
 def _compose(o: Options) -> Reading:
-    weight, weights, screens = o["is_weight"] or {}, naive(), naive()
+    weights, screens = naive(), naive()
+    weight = _checked("is_weight", o["is_weight"] or {}, _WEIGHT)
     if weight.get("enabled", False):
         cap = weight.get("upper_bound", 1.2)
         weights = weigh(_level(weight.get("weight_type", "token")), Truncate(math.inf if cap is None else cap))
-    for f in o["filters"] or ():
+    for i, told in enumerate(o["filters"] or ()):
+        f = _checked(f"filters[{i}]", told, _FILTER)
         if not f.get("enabled", False):
             continue
         level = _level(f.get("agg_type", "token"))
@@ -41,6 +78,10 @@ def _compose(o: Options) -> Reading:
             screens = screens * weigh(level, AtMost(-f.get("diff_low", -0.2)), of=prob_diff, scale=-1)
     segment = any(f.level is TURN_GEOMETRIC for f in (*weights.factors, *screens.factors))
     notes = ("a segment is a run of tokens of the mask: the batch needs turns",) if segment else ()
+    if weight.get("detach") is False:
+        notes += ("is_weight.detach=false: the weight carries a gradient",)
+    if o["force_disable_old_logprobs_recompute"] and (weights.factors or screens.factors):
+        notes += ("force_disable_old_logprobs_recompute: the old policy's log-probs are the live one's, detached",)
     return Reading(Plan(weights, screens), notes=notes)
 
 

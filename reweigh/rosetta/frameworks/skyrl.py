@@ -8,10 +8,16 @@ from torch import Tensor
 
 from reweigh.estimators import Estimator, Factor, weigh
 from reweigh.layout import Padded
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, log_ratio
-from reweigh.named import dppo_kl, dppo_tv, naive, token_mis
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, log_ratio, signed_binary_kl
+from reweigh.named import dppo_tv, naive, token_mis
 from reweigh.rosetta.metrics import SAFE, Extreme, OverTokens, View, log
-from reweigh.rosetta.parts import NanPasses, log_ratio_or_nan
+from reweigh.rosetta.parts import (
+    NanPasses,
+    log_ratio_or_nan,
+    signed_binary_kl_from_probs,
+    signed_binary_kl_rounded,
+    two_sided_kl,
+)
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
 from reweigh.rosetta.profile import read_profile
@@ -25,6 +31,19 @@ def _band(o: Options) -> tuple[float, float]:
     """Bounds of the sequence mask."""
     short, _ = _BANDS[o["sequence_mask_metric"]]
     return o[f"{short}_mask_low"], o[f"{short}_mask_high"]
+
+
+def _deprecated(o: Options) -> Options:
+    """Options that are deprecated and read under their successors' names."""
+    if not o["use_tis"]:
+        return o
+    cap = o["tis_imp_ratio_cap"]
+    if not cap > 0:
+        raise RefusedError(
+            f"skyrl: use_tis with tis_imp_ratio_cap={cap:g}, its default, would bound every ratio at {cap:g}\n"
+            "hint: off_policy_correction.tis_ratio_type=token, token_tis_ratio_clip_high=2.0"
+        )
+    return replace(o, given={**o.given, "tis_ratio_type": "token", "token_tis_ratio_clip_high": cap})
 
 
 def _plan(o: Options) -> Plan:
@@ -46,8 +65,25 @@ def _plan(o: Options) -> Plan:
     return Plan(weights, screens, screens_first=True, then=then)
 
 
+def _asked(o: Options) -> list[str]:
+    """Name what is asked of off_policy_correction."""
+    names = ["tis_ratio_type", "sequence_mask_metric", "outlier_token_is_threshold_low"]
+    names += ["outlier_token_is_threshold_high", "token_mask_is_threshold_low", "token_mask_is_threshold_high"]
+    return [n for n in names if o[n] is not None]
+
+
 def _compose(o: Options) -> Reading:
-    plan, kind = _plan(o), o["policy_loss_type"]
+    o = _deprecated(o)
+    plan, kind = _plan(o), o.word("policy_loss_type")
+    if kind in ("clip_cov", "kl_cov", "cross_entropy", "importance_sampling"):
+        asked = _asked(o)
+        if kind.endswith("_cov") and {"tis_ratio_type", "sequence_mask_metric"} & set(asked):
+            raise RefusedError(f"skyrl: {kind} with {', '.join(asked)} is refused\nhint: policy_loss_type=regular")
+        unread = (f"{kind} reads nothing of off_policy_correction: {', '.join(asked)} does nothing",) if asked else ()
+        if kind == "importance_sampling":
+            unread += ("its own ratio, live to old, is the weight, unbounded; the gap of old to sampler stays",)
+            return Reading(Plan(), loss=Loss("ratio", over="sum"), notes=unread)
+        return Reading(Plan(), notes=unread)
     one_sided = (o["token_mask_is_threshold_low"] is None) != (o["token_mask_is_threshold_high"] is None)
     notes = ("one token_mask threshold without the other masks nothing",) if one_sided else ()
     if plan.screens.factors and (plan.weights.factors or plan.then.factors):
@@ -57,7 +93,7 @@ def _compose(o: Options) -> Reading:
     if kind == "dual_clip":
         loss = replace(loss, dual=o["clip_ratio_c"])
     elif kind == "gspo":
-        loss = replace(loss, kind="gspo")
+        loss = replace(loss, kind="gspo", clamp=10.0)
     elif kind == "cispo":
         rollout = o["cispo_anchor"] == "rollout"
         if rollout and o["tis_ratio_type"]:
@@ -66,15 +102,29 @@ def _compose(o: Options) -> Reading:
         loss = replace(loss, centre="log_mu" if rollout else "log_pi")
     elif kind == "rollout_is":
         loss = replace(loss, kind="policy_gradient")
-        return Reading(Plan(token_mis(1 - low, 1 + high)), "log_live", "log_mu", loss, notes, inside=True)
+        return _twice(o, Reading(Plan(token_mis(1 - low, 1 + high)), "log_live", "log_mu", loss, notes, inside=True))
     elif kind == "dppo":
         down, up = o["delta_low"], o["delta_high"]
-        screen = dppo_kl(up) if o["dppo_type"] == "binary_kl" else dppo_tv(up, down)
+        screen = two_sided_kl(up, down) if o["dppo_type"] == "binary_kl" else dppo_tv(up, down)
         loss = replace(loss, kind="ratio", centre="log_mu")
-        return Reading(Plan(screen), "log_live", "log_mu", loss, notes, inside=True)
-    elif kind == "importance_sampling":
-        loss = replace(loss, kind="ratio")
+        return _twice(o, Reading(Plan(screen), "log_live", "log_mu", loss, notes, inside=True))
+    if kind == "sapo":
+        return Reading(plan, notes=notes)
     return Reading(plan, loss=loss, notes=notes)
+
+
+def _twice(o: Options, reading: Reading) -> Reading:
+    """Say that a loss with a ratio to the sampler is weighed by one once more."""
+    if o["tis_ratio_type"] is None:
+        asked = _asked(o)
+        told = f"besides, {', '.join(asked)} drops by the ratio of old to sampler" if asked else ""
+        return replace(reading, notes=(*reading.notes, told)) if told else reading
+    kind = o["policy_loss_type"]
+    told = (
+        f"correcting twice: {kind} has the ratio to the sampler already, and tis_ratio_type={o['tis_ratio_type']} "
+        "multiplies by the old policy's ratio to it once more; what is shown is the loss's own: set tis_ratio_type=null"
+    )
+    return replace(reading, notes=(*reading.notes, told))
 
 
 # Quirks.
@@ -85,10 +135,18 @@ def infinite_kept(plan: Plan, situation: Situation) -> Plan:
     return probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
 
 
+def kl_rounded(plan: Plan, _: Situation) -> Plan:
+    """Take the binary KL of probabilities in float32, with what is added to them; one that is NaN passes."""
+
+    def change(f: Factor) -> Factor:
+        kl = f.of in (signed_binary_kl, signed_binary_kl_from_probs)
+        return replace(f, of=signed_binary_kl_rounded, transform=NanPasses(f.transform)) if kl else f
+
+    return plan.mapped(change)
+
+
 def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
     """Let a masked token of infinite ratio spoil its sequence."""
-    if not plan.screens.factors:
-        return plan
 
     def change(f: Factor) -> Factor:
         if f.level.unit != "sequence" or f.of is not log_ratio:
@@ -113,8 +171,14 @@ def _share_capped(view: View, name: str) -> Tensor:
     cap = log(view.options[f"{kind}_tis_ratio_clip_high"])
     if kind == "token":
         return (ratio > cap)[mask].float().mean()
-    rows = (SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap).float()
-    return view.mean_over_rows(rows, view.batch())
+    rows = SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap
+    return view.mean_over_rows((rows & ~_spoilt(view)).float(), view.batch())
+
+
+def _spoilt(view: View) -> Tensor:
+    """Sequences that a masked token of infinite ratio has made NaN, if that quirk is on."""
+    lost = ~_left(view) & ~torch.isfinite(view.tensors.log_ratio)
+    return lost.any(-1) & torch.tensor("infinity_times_zero_row" in view.plan.flags)
 
 
 def _share_of_rows(view: View, name: str) -> Tensor:
@@ -133,9 +197,8 @@ def _share_of_rows(view: View, name: str) -> Tensor:
     under = bottom < (-math.inf if low is None else log(low))
     gone = over if name.endswith("over_high_ratio") else under if name.endswith("under_low_ratio") else over | under
     gone = gone & mask.any(-1)
-    if not veto and "infinity_times_zero_row" in view.plan.flags:
-        spoilt = view.tensors.mask & ~mask & ~torch.isfinite(view.tensors.log_ratio)
-        gone = gone & ~spoilt.any(-1)
+    if not veto:
+        gone = gone & ~_spoilt(view)
     return view.mean_over_rows(gone.float(), view.batch())
 
 
@@ -154,7 +217,7 @@ def _share_of_tokens(view: View, _: str) -> Tensor:
 SKYRL = read_profile(
     "skyrl",
     _compose,
-    quirks=(infinite_kept, infinity_times_zero),
+    quirks=(infinite_kept, kl_rounded, infinity_times_zero),
     equals={
         "mean_ratio": OverTokens(log_ratio, torch.exp, SAFE),
         "max_ratio": Extreme(TOKEN, log_ratio, +1, torch.exp, SAFE),

@@ -1,6 +1,8 @@
 """slime (and its fork miles): built-in TIS and IcePop, the mis.py helper, and off-policy sequence masking."""
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -34,6 +36,8 @@ def _helper(o: Options) -> Plan:
         screens = weigh(level, Screen(float(o["rs_lower_bound"] or 1 / top), top))
         if o["rs_veto_threshold"]:
             screens = screens * weigh(WORST, AtMost(-math.log(o["rs_veto_threshold"])), of=k1)
+    if o["mis_veto_threshold"]:
+        screens = screens * weigh(WORST, AtMost(-math.log(o["mis_veto_threshold"])), of=k1)
     return Plan(weights, screens, normalise="kept" if o["tis_batch_normalize"] else None)
 
 
@@ -43,19 +47,106 @@ def _function(o: Options) -> str:
 
 def _is_helper(o: Options) -> bool:
     function = _function(o)
-    if "mis." in function or function == "mis":
+    if _is_path_of_helper(function):
         return True
     own = ("tis_level", "tis_mode", "tis_upper", "tis_lower", "tis_batch", "rs_", "use_rs")
     return any(name.startswith(own) for name in o.given)
 
 
-def _compose(o: Options) -> Reading:
+_KNOWN_FUNCTIONS = ("vanilla_tis_function", "icepop_function", "compute_mis_weights_with_cp", "compute_mis_weights")
+
+
+def _refuse(o: Options) -> None:
+    """Refuse what the framework refuses at its start, and functions that are the user's own."""
+    name = o.framework
+    if o["use_rollout_logprobs"] and o["use_tis"]:
+        raise RefusedError(
+            f"{name}: use_rollout_logprobs and use_tis exclude each other: with the sampler's log-probs as the old "
+            "policy's, the loss's own ratio is to the sampler, and tis would correct twice\nhint: take one of them out"
+        )
+    path = o["custom_tis_function_path"]
+    if path is not None and not _is_path_of_helper(str(path)) and not str(path).endswith(_KNOWN_FUNCTIONS):
+        known = ", ".join(_KNOWN_FUNCTIONS[:3])
+        raise RefusedError(f"{name}: cannot tell what custom_tis_function_path={path} computes\nhint: known: {known}")
+    if o["get_mismatch_metrics"] and path is None:
+        raise RefusedError(f"{name}: get_mismatch_metrics needs custom_tis_function_path\nhint: the helper's function")
+    if o["loss_type"] == "custom_loss":
+        raise RefusedError(
+            f"{name}: cannot tell what loss_type=custom_loss ({o['custom_loss_function_path']}) computes\n"
+            "hint: loss_type=policy_loss is what is known"
+        )
+    if o["rollout_temperature"] is not None and o["rollout_temperature"] <= 0:
+        raise RefusedError(f"{name}: rollout_temperature must be over 0: greedy samples have no ratio\nhint: 1.0")
+
+
+def _is_path_of_helper(function: str) -> bool:
+    return bool(re.search(r"(^|[./:])mis([.:/]|$)|compute_mis_weights", function))
+
+
+def _around(o: Options) -> Iterator[str]:
+    """What else is said of the loss."""
+    if o["loss_type"] == "sft_loss":
+        yield "loss_type=sft_loss: no reinforcement, so nothing is weighed"
+    if o["custom_pg_loss_reducer_function_path"]:
+        yield f"{o['custom_pg_loss_reducer_function_path']} divides the loss: by what is not known"
+    if o["custom_config_path"] and not any(n.startswith(("tis_l", "tis_m", "tis_u", "rs_")) for n in o.given):
+        yield f"custom_config_path={o['custom_config_path']} may set the helper's options too: give it as --config"
+    if o["use_rollout_logprobs"]:
+        yield "use_rollout_logprobs: the loss's own ratio is of live policy to sampler, and its clip is all there is"
+    if o["true_on_policy_mode"]:
+        yield "true_on_policy_mode: the engine and the trainer are meant to give the same log-probs"
+    if o["custom_config_path"] is None and o["get_mismatch_metrics"] and not o["use_tis"]:
+        yield "get_mismatch_metrics without use_tis: the gap is logged and nothing is weighed"
+
+
+def compose(o: Options) -> Reading:
+    """Read what options compute."""
+    reading = _uncentred(o)
+    if not o["use_score_centering"]:
+        if o["pg_loss_type"] == "reinforce" and reading.loss is not None:
+            return replace(reading, loss=Loss("policy_gradient", over=reading.loss.over))
+        return reading
+    for name in ("use_opd", "use_opsm", "get_mismatch_metrics", "use_unbiased_kl"):
+        if o[name]:
+            raise RefusedError(f"{o.framework}: use_score_centering excludes {name}\nhint: take one of them out")
+    if o["custom_pg_loss_reducer_function_path"]:
+        raise RefusedError(f"{o.framework}: use_score_centering takes no custom reducer\nhint: take one of them out")
+    path = str(o["custom_tis_function_path"] or "")
+    if o["use_tis"] and path and not path.endswith(("vanilla_tis_function", "icepop_function")):
+        raise RefusedError(
+            f"{o.framework}: use_score_centering with use_tis takes the built-in rules only\nhint: icepop_function"
+        )
+    if o["advantage_estimator"] in ("gspo", "cispo"):
+        raise RefusedError(
+            f"{o.framework}: use_score_centering excludes {o['advantage_estimator']}\nhint: advantage_estimator=grpo"
+        )
+    if (o["rollout_top_k"] or -1) > 0:
+        raise RefusedError(
+            f"{o.framework}: use_score_centering needs rollout_top_k=-1\nhint: truncate by rollout_top_p only"
+        )
+    note = "score centering: the sampler's expected score, weighed alike, is subtracted; no composition of ours is that"
+    return replace(reading, loss=Loss("policy_gradient"), notes=(*reading.notes, note))
+
+
+def _former(o: Options) -> Options:
+    """The helper's options of before under their successors' names."""
+    named = {n: f"tis_{n.removeprefix('mis_')}" for n in o.given if n.startswith("mis_") and n != "mis_veto_threshold"}
+    if not named and "use_mis" not in o:
+        return o
+    given = {**o.given, **{new: o.given[old] for old, new in named.items()}, "use_tis": o["use_mis"]}
+    return replace(o, given=given)
+
+
+def _uncentred(o: Options) -> Reading:
+    o = _former(o)
     function = _function(o)
-    notes: tuple[str, ...] = ()
+    if "function" not in o:
+        _refuse(o)
+    notes: tuple[str, ...] = tuple(_around(o))
     if _is_helper(o):
         plan = _helper(o)
         if o["use_rs"] and not o["use_tis"]:
-            notes = ("use_rs without use_tis rejects nothing",)
+            notes += ("use_rs without use_tis rejects nothing",)
         if not function:
             notes += ("tis_level and the like are the helper's: custom_tis_function_path must name it",)
     elif o["use_tis"] or ("function" in o and "tis_clip" in o):  # a recorded call is a call
@@ -63,8 +154,12 @@ def _compose(o: Options) -> Reading:
         plan = Plan(weigh(TOKEN, (Reject if "icepop" in function else Clip)(low, high))).flagged("built_in")
     else:
         plan = Plan()
+    if o["loss_type"] == "sft_loss":
+        return Reading(Plan(), notes=notes)
     high = o["eps_clip_high"] or o["eps_clip"]
     loss = Loss("ppo_clip", low=o["eps_clip"], high=high, dual=o["eps_clip_c"], over="row_means")
+    if o["use_rollout_logprobs"]:
+        loss = replace(loss, centre="log_mu")
     if o["advantage_estimator"] in ("gspo", "cispo"):
         loss = replace(loss, kind=o["advantage_estimator"])
     if o["use_opsm"]:
@@ -177,28 +272,26 @@ def _share_clipped(view: View, _: str) -> Tensor:
     return _share_outside(view, "high") + _share_outside(view, "low")
 
 
-SLIME = read_profile(
-    "slime",
-    _compose,
-    quirks=(mean_of_rows, helper_fails),
-    equals={
-        "row_means_k1": _Spread(TOKEN, k1),
-        "row_means_k3": _Spread(TOKEN, k3),
-        "log_ppl_pi": _Spread(GEOMETRIC, m.surprise_pi),
-        "ppl_pi": _Spread(GEOMETRIC, m.surprise_pi, torch.exp),
-        "log_ppl_mu": _Spread(GEOMETRIC, m.surprise_mu),
-        "ppl_mu": _Spread(GEOMETRIC, m.surprise_mu, torch.exp),
-        "row_k1": _Spread(GEOMETRIC, k1),
-        "abs_row_k1": _Spread(GEOMETRIC, k1, torch.abs),
-        "inverse_geometric": _Spread(GEOMETRIC, k1, torch.exp),
-        "chi2_token": _Spread(TOKEN, log_ratio, m.chi2, SAFE),
-        "chi2_sequence": _Spread(SEQUENCE, log_ratio, m.chi2, fold_rule=SAFE),
-        "weight_before_bounds": _weight_before_bounds,
-        "weight_after_bounds": _weight_after_bounds,
-        "share_outside": _share_outside,
-        "share_under_veto": _share_under_veto,
-        "share_clipped": _share_clipped,
-        "norm_factor": _norm_factor,
-        "mean_distance": _mean_distance,
-    },
-)
+EQUALS = {
+    "row_means_k1": _Spread(TOKEN, k1),
+    "row_means_k3": _Spread(TOKEN, k3),
+    "log_ppl_pi": _Spread(GEOMETRIC, m.surprise_pi),
+    "ppl_pi": _Spread(GEOMETRIC, m.surprise_pi, torch.exp),
+    "log_ppl_mu": _Spread(GEOMETRIC, m.surprise_mu),
+    "ppl_mu": _Spread(GEOMETRIC, m.surprise_mu, torch.exp),
+    "row_k1": _Spread(GEOMETRIC, k1),
+    "abs_row_k1": _Spread(GEOMETRIC, k1, torch.abs),
+    "inverse_geometric": _Spread(GEOMETRIC, k1, torch.exp),
+    "chi2_token": _Spread(TOKEN, log_ratio, m.chi2, SAFE),
+    "chi2_sequence": _Spread(SEQUENCE, log_ratio, m.chi2, fold_rule=SAFE),
+    "weight_before_bounds": _weight_before_bounds,
+    "weight_after_bounds": _weight_after_bounds,
+    "share_outside": _share_outside,
+    "share_under_veto": _share_under_veto,
+    "share_clipped": _share_clipped,
+    "norm_factor": _norm_factor,
+    "mean_distance": _mean_distance,
+}
+"""Its metrics, for forks with the same ones."""
+
+SLIME = read_profile("slime", compose, quirks=(mean_of_rows, helper_fails), equals=EQUALS)

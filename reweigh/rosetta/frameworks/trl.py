@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from reweigh.estimators import weigh
-from reweigh.levels import SEQUENCE, TOKEN
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN
 from reweigh.named import opsm, vespo
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.parts import clamped_level
-from reweigh.rosetta.plan import Loss, Options, Over, Plan, Reading, Situation, Tensors, run
+from reweigh.rosetta.plan import Loss, Options, Over, Plan, Reading, RefusedError, Situation, Tensors, run
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import Clip, Reject
 
@@ -23,18 +23,35 @@ def _weights(o: Options) -> Plan:
     if not o["vllm_importance_sampling_correction"]:
         return Plan()
     level, kind = o.word("vllm_importance_sampling_mode").split("_")
-    low = o["vllm_importance_sampling_clip_min"]
-    high = o.get("vllm_importance_sampling_clip_max", o["vllm_importance_sampling_cap"])
+    low, high = _bounds(o)
+    if kind == "truncate" and low is None and high is None:
+        raise RefusedError(f"{o.framework}: a truncate mode needs clip_min or clip_max\nhint: clip_max=3.0")
     transform = (Clip if kind == "truncate" else Reject)(low or 0.0, math.inf if high is None else high)
-    return Plan(weigh({"token": TOKEN, "sequence": SEQUENCE}[level], transform))
+    return Plan(weigh(_LEVELS[level], transform))
 
 
-def _compose(o: Options) -> Reading:
+_LEVELS = {"token": TOKEN, "sequence": SEQUENCE, "geometric": GEOMETRIC}
+
+
+def _bounds(o: Options) -> tuple[float | None, float | None]:
+    """Bounds on pi/mu; the deprecated cap holds where it is given."""
+    cap, low = o["vllm_importance_sampling_cap"], o["vllm_importance_sampling_clip_min"]
+    high = o["vllm_importance_sampling_clip_max"] if cap is None else cap
+    if low is not None and high is not None and low >= high:
+        raise RefusedError(f"{o.framework}: clip_min must be under clip_max, got {low:g} and {high:g}\nhint: pi/mu")
+    return low, high
+
+
+def compose(o: Options) -> Reading:
+    """Read what options compute."""
     # A recorded loss without the option ran without vLLM; a recorded mask is of one function alone.
     plan = Plan() if "function" in o and "vllm_importance_sampling_mode" not in o else _weights(o)
+    notes: tuple[str, ...] = ()
+    if not o["use_vllm"]:
+        plan, notes = Plan(), ("use_vllm=false: samples are the trainer's own, and nothing is corrected",)
     if o["off_policy_mask_threshold"] is not None:
         plan = replace(plan, screens=opsm(o["off_policy_mask_threshold"]))
-    kind = o["loss_type"]
+    kind = o.word("loss_type")
     loss = Loss("ppo_clip", low=o.get("epsilon_low", o["epsilon"]), high=o.get("epsilon_high", 0.2))
     loss = replace(loss, over=_OVER.get(kind, "tokens"), dual=o["delta"])
     if o["importance_sampling_level"] == "sequence":
@@ -44,9 +61,18 @@ def _compose(o: Options) -> Reading:
     if kind == "vespo":
         kernel = vespo((o["vespo_k_pos"], o["vespo_lambda_pos"]), (o["vespo_k_neg"], o["vespo_lambda_neg"]))
         note = "the sampler's ratio is bounded token by token inside the kernel; ours takes the sequence ratio whole"
-        return Reading(Plan(kernel), "log_live", "log_mu", replace(loss, kind="policy_gradient"), (note,), inside=True)
+        mode = o["vllm_importance_sampling_mode"]
+        asked = o["use_vllm"] and o["vllm_importance_sampling_correction"] and "function" not in o
+        if asked and not mode.startswith("token"):
+            raise RefusedError(
+                f"{o.framework}: vespo needs a token mode, got {mode}\nhint: token_truncate or token_mask"
+            )
+        gradient = replace(loss, kind="policy_gradient")
+        return Reading(Plan(kernel), "log_live", "log_mu", gradient, (*notes, note), inside=True)
+    if kind == "sapo":
+        return Reading(plan, notes=notes)
     on_live = "loss_type" in o and bool(plan.screens.factors)
-    return Reading(plan, loss=loss, screen_pi="log_live" if on_live else None, inside=on_live)
+    return Reading(plan, loss=loss, notes=notes, screen_pi="log_live" if on_live else None, inside=on_live)
 
 
 # Quirks.
@@ -81,7 +107,8 @@ def kernel_of_bounded_ratios(plan: Plan, situation: Situation) -> Plan:
 # Metrics.
 
 
-def _logged_ratio(view: View, name: str) -> Tensor:
+def logged_ratio(view: View, name: str) -> Tensor:
+    """Give the smallest, mean or largest weight of a unit, an empty sequence counted where it is there."""
     w, batch = view.outcome, view.batch()
     if view.plan.weights.unit == "sequence":
         rows, some = w.alone.amax(-1), w.left.any(-1)
@@ -94,7 +121,7 @@ def _logged_ratio(view: View, name: str) -> Tensor:
 
 TRL = read_profile(
     "trl",
-    _compose,
+    compose,
     quirks=(kernel_of_bounded_ratios,),
-    equals={"logged_ratio": _logged_ratio},
+    equals={"logged_ratio": logged_ratio},
 )
