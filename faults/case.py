@@ -155,8 +155,6 @@ def _one(sample: Sample, spec: LogSpec, end: int, random_: random.Random) -> Log
     for t in range(len(log_mu)):
         if spec.other_share and random_.random() < spec.other_share:
             log_mu[t] = other[t]
-    if spec.base:
-        log_mu = [x / math.log(spec.base) for x in log_mu]
     places = random_.choice(spec.shift)
     if random_.random() < spec.shift_share:
         log_mu = _shifted(log_mu, places)

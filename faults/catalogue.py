@@ -227,16 +227,6 @@ BOOKKEEPING = (
         1.0,
         log(lambda s: {"other_token": "second", "other_share": s}),
     ),
-    Fault(
-        "wrong_units",
-        "base",
-        "Logarithms are not natural ones.",
-        "base",
-        2,
-        10,
-        10,
-        log(lambda s: {"base": s}),
-    ),
 )
 
 

@@ -68,7 +68,6 @@ class LogSpec:
         forced_end: sequences cut off at their length are given an end token with `placeholder`.
         unmask_share: of the sequences with a tool's text, those in which it counts as sampled.
         unmask_log: what stands for its log-prob: 0, or the engine's own.
-        base: of the logarithms; 0 is that of natural ones.
     """
 
     unit: Literal["nats", "probabilities", "base 10"] = "nats"
@@ -81,7 +80,6 @@ class LogSpec:
     forced_end: bool = False
     unmask_share: float = 0.0
     unmask_log: Literal["zero", "prefill"] = "zero"
-    base: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -266,16 +266,17 @@ def test_placeholders_stand_on_their_share_of_tokens(world, value):
     assert 0.05 < np.mean(run.log_mu[run.mask] == value) < 0.16
 
 
-def test_units_are_those_of_another_base(world):
-    clean, tenths = table(world), table(world, log=LogSpec(base=10.0))
+def test_units_are_those_of_another_base_or_of_probabilities(world):
+    clean, tenths = table(world), table(world, log=LogSpec(unit="base 10"))
     some = clean.mask
     assert np.allclose(tenths.log_mu[some] * math.log(10), clean.log_mu[some], atol=ROUNDING)
+    shares = table(world, log=LogSpec(unit="probabilities"))
+    assert np.allclose(shares.log_mu[some], np.exp(clean.log_mu[some]), atol=ROUNDING)
     assert np.array_equal(tenths.log_pi, clean.log_pi)
 
 
-@pytest.mark.parametrize("level", ["weak", "medium"])
-def test_wrong_units_are_named_by_the_doctor(world, tmp_path, level):
-    faults.commit(faults.find("wrong_units-base"), world, level, 900, 0).write(tmp_path / "case.parquet")
+def test_wrong_units_are_named_by_the_doctor(world, tmp_path):
+    faults.commit(faults.find("wrong_units-base-10"), world, "medium", 900, 0).write(tmp_path / "case.parquet")
     assert doctor(tmp_path / "case.parquet").verdict == "wrong_units"
 
 
