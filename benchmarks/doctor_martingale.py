@@ -182,7 +182,8 @@ def table(found: Sequence[tuple[Answer, Theirs]]) -> str:
     mine, its = sum(a.seconds for a, _ in found), sum(t.seconds for _, t in found)
     tokens = sum(a.tokens for a, _ in found)
     rows.append(
-        f"\nTogether: of {len(found)} reweigh has {ours} right and leaves {silent} open, martingale has {other} right; "
+        f"\nTogether, of {len(found)}: reweigh {ours} right, {silent} not decided, {len(found) - ours - silent} wrong; "
+        f"martingale {other} right, {len(found) - other} wrong. "
         f"{mine / tokens * 1e6:.1f} and {its / tokens * 1e6:.0f} microseconds a token (martingale's with writing its "
         "record)."
     )

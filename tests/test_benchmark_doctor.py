@@ -131,7 +131,19 @@ def look(parts, world, cause, i, **numbers):
     from reweigh.doctor.diagnosis import Suspicion
 
     said = tuple(Suspicion(name, 0.5, 1.0, 0.5, ()) for name in ("dropout", "stale_kv"))
-    weighing = Weighing(said, numbers, {}, {}, None, None, False, 10_000, 100)
+    weighing = Weighing(
+        said=said,
+        features=numbers,
+        ruled_out={},
+        by_mean={},
+        by_size={},
+        to_test_first=None,
+        unprovable=frozenset(),
+        spread=None,
+        small=False,
+        tokens=10_000,
+        sequences=100,
+    )
     return parts["fit"].Look(world, f"{cause}-{i}", frozenset({cause}), frozenset(), "all", weighing, 1.0)
 
 
