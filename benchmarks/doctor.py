@@ -1,8 +1,8 @@
 """How often the doctor names the cause of a mismatch: faults committed for real on a small language model, and scored.
 
     python benchmarks/doctor.py generate                 # make the cases (hours on one core; resumes where it stopped)
-    python benchmarks/doctor.py score                    # ask the doctor about each; tables, confusion matrix
-    python benchmarks/doctor.py judge                    # each world by weights fitted on the others: what the docs say
+    python benchmarks/doctor.py judge                    # each world by weights fitted on the others
+    python benchmarks/doctor.py judge --again            # tables and pictures from the answers of the last time
     python benchmarks/doctor.py fit                      # weights of all worlds into the package
     python benchmarks/doctor.py clean                    # false alarms on 200 clean and 200 quantised samples
     python benchmarks/doctor.py pairs                    # two faults at once
@@ -27,6 +27,7 @@ from typing import Any
 import doctor_fit
 import doctor_martingale
 import doctor_speed
+import doctor_tables
 from doctor_alarms import (
     CLEAN,
     PAIRS,
@@ -39,12 +40,11 @@ from doctor_alarms import (
     pair_table,
 )
 from doctor_cases import LEVEL_ORDER, TOKENS, Run, generate, runs_of
-from doctor_score import SIZES, VIEWS, load, save, score
-from doctor_tables import heat_map, markdown, summary
 
 import reweigh.doctor
 from faults import FAULTS, RECIPES, Fault
 
+GENERATE = "hint: python benchmarks/doctor.py generate --world tiny small deep"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reweigh" / "doctor-benchmark"
 
 
@@ -77,44 +77,27 @@ def folder(args: argparse.Namespace) -> Path:
     return args.out or args.cases / "results"
 
 
-def score_command(args: argparse.Namespace) -> None:
-    """Ask, write and print; or print again what was written."""
-    out = folder(args)
-    sizes = [size for size in args.sizes if size <= args.tokens]
-    if args.again:
-        answers = load(out / "answers.json")
-    else:
-        answers = score(
-            runs(args), args.cases, sizes=sizes, views=args.columns, draws=args.draws, processes=args.processes
-        )
-        if not answers:
-            raise SystemExit(f"error: no cases in {args.cases}\nhint: python benchmarks/doctor.py generate")
-        save(answers, out / "answers.json")
-    heat_map(answers, max(a.size for a in answers), (args.images or out) / "doctor-confusion.png")
-    report(args, "scores", summary(answers), markdown(answers))
-
-
 def judge_command(args: argparse.Namespace) -> None:
-    """Leave out one world at a time."""
-    doctor_fit.make_loops(args.cases, args.loops, args.loops // 2, 0)
-    found = doctor_fit.judged(doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes))
-    numbers = [
-        {
-            "world": x.world,
-            "case": x.case,
-            "columns": x.columns,
-            "truth": sorted(x.truth),
-            "verdict": d.verdict,
-            "causes": [(one.id, round(one.confidence, 3)) for one in d.causes],
-        }
-        for x, d in found
-    ]
-    report(args, "judged", numbers, doctor_fit.whole_table(found))
+    """Leave out one world at a time, write and print; or print again what was written."""
+    out = folder(args)
+    if args.again:
+        found = doctor_tables.load(out / "judged.json")
+    else:
+        doctor_fit.make_loops(args.cases, args.loops, args.loops // 2, 0)
+        looks = doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes)
+        if len({look.world for look in looks}) < 2:
+            raise SystemExit(f"error: no cases of two worlds in {args.cases}\n{GENERATE}")
+        found = [doctor_tables.Said.of(look, said) for look, said in doctor_fit.judged(looks)]
+    doctor_tables.risk_picture(found, (args.images or out) / "doctor-risk.png")
+    doctor_tables.calibration_picture(found, (args.images or out) / "doctor-calibration.png")
+    report(args, "judged", doctor_tables.rows_of(found), doctor_tables.whole_table(found))
 
 
 def fit_command(args: argparse.Namespace) -> None:
     """Fit on all that is there."""
     looks = doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes)
+    if not looks:
+        raise SystemExit(f"error: no cases in {args.cases}\n{GENERATE}")
     doctor_fit.save(Path(reweigh.doctor.__file__).with_name("confidence.json"), looks)
 
 
@@ -138,11 +121,15 @@ def pairs_command(args: argparse.Namespace) -> None:
 
 
 def martingale_command(args: argparse.Namespace) -> None:
-    """Both doctors."""
+    """Both doctors, ours by weights that were fitted without the world of the case."""
     wanted = [run for run in runs(args) if run.causes[0] in doctor_martingale.CAUSES]
-    found = doctor_martingale.side_by_side(wanted, args.cases, args.size, args.processes)
-    if not found:
-        raise SystemExit(f"error: no cases in {args.cases}\nhint: python benchmarks/doctor.py generate")
+    doctor_martingale.require()
+    wanted = [run for run in wanted if (args.cases / run.file).is_file()]
+    looks = doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes)
+    if not wanted or len({look.world for look in looks}) < 2:
+        raise SystemExit(f"error: no cases of two worlds in {args.cases}\n{GENERATE}")
+    weights = {world: doctor_fit.weights_without(looks, world) for world in {run.world for run in wanted}}
+    found = doctor_martingale.side_by_side(wanted, args.cases, args.size, args.processes, weights)
     report(args, "martingale", doctor_martingale.rows_of(found), doctor_martingale.table(found))
 
 
@@ -174,13 +161,9 @@ def parser() -> argparse.ArgumentParser:
         "--world", choices=names, nargs="+", default=["tiny"], metavar="WORLD", help=f"of {', '.join(names)}"
     )
     commands.add_parser("generate", parents=[shared, which], help="make the cases")
-    one = commands.add_parser("score", parents=[shared, which], help="ask the doctor about each")
-    one.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens of samples")
-    one.add_argument("--columns", choices=VIEWS, nargs="+", default=VIEWS)
-    one.add_argument("--draws", type=int, default=2, help="disjoint samples of a run, of each smaller size")
-    one.add_argument("--again", action="store_true", help="tables and pictures from the answers of the last time")
     judge = commands.add_parser("judge", parents=[shared], help="each world by weights fitted on the others")
     judge.add_argument("--loops", type=int, default=60, help="training loops without a fault; half as many lag")
+    judge.add_argument("--again", action="store_true", help="tables and pictures from the answers of the last time")
     commands.add_parser("fit", parents=[shared], help="weights of all worlds, into the package")
     clean = commands.add_parser("clean", parents=[shared], help="false alarms on runs without a fault")
     clean.add_argument("--draws", type=int, default=200, help="samples of 10,000 tokens, of each sort")
@@ -197,7 +180,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 COMMANDS = {
-    "score": score_command,
     "judge": judge_command,
     "fit": fit_command,
     "clean": clean_command,

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from doctor_cases import TOKENS, Run, each, generate, samples, say, written
-from doctor_score import Answer, ask, exact_interval
+from doctor_cases import TOKENS, Answer, Run, ask, each, exact_interval, generate, samples, say, written
 
 from reweigh.scan.engines import single_threaded
 
-HARMLESS = ("numerics", "quantised_rollout", "none")
+HARMLESS = ("numerics", "quantised_rollout", "none", "not_decided")
 CLEAN = ("numerics-bf16", "numerics-bf16-both", "none-float32", "none-float32")  # the last in the mixture of experts
 QUANTISED = tuple(f"quantised_rollout-{kind}" for kind in ("int8", "int8-dynamic", "fp8", "int4", "fp8-kv"))
 PER_RUN = 4  # disjoint samples of 10,000 tokens that 50,000 hold for certain

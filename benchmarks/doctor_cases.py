@@ -1,4 +1,5 @@
-"""The cases of the doctor's benchmark: which there are, how they are made and kept, and how smaller ones are cut."""
+"""The cases of the doctor's benchmark: which there are, how they are made, kept and cut, and what the doctor says of
+one."""
 
 import functools
 import hashlib
@@ -15,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.stats import beta
 
 from faults import Fault, Level, World, WorldName, commit, find, pair, world_of
-from reweigh.doctor import CauseId
+from reweigh.doctor import CauseId, Diagnosis, doctor
 from reweigh.scan.engines import in_order, single_threaded
 
 P = TypeVar("P")
@@ -78,12 +80,6 @@ def runs_of(
         if world in fault.worlds
         if level == "medium" or fault.strength(level) != fault.medium
     ]
-
-
-def same_as_medium(name: str, level: Level) -> bool:
-    """True if a level is no other case than the medium one."""
-    fault = find(name)
-    return level != "medium" and fault.strength(level) == fault.medium
 
 
 def generate(runs: Sequence[Run], folder: Path, processes: int = 1) -> int:
@@ -197,3 +193,78 @@ def written(tables: Iterable[pa.Table], folder: Path) -> Iterator[Path]:
         pq.write_table(table, path)
         yield path
         path.unlink()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said of one sample of one case.
+
+    Attributes:
+        faults: committed, by variant.
+        truth: their causes.
+        level: of the strengths.
+        seed: of the run.
+        world: kind of model.
+        size: tokens asked for.
+        tokens: there were.
+        draw: which of the run's samples of that size.
+        verdict: said.
+        causes: said, the likeliest first, suspicions included.
+        confidence: of each.
+        seconds: it took.
+    """
+
+    faults: tuple[str, ...]
+    truth: tuple[str, ...]
+    level: str
+    seed: int
+    world: str
+    size: int
+    tokens: int
+    draw: int
+    verdict: str
+    causes: tuple[str, ...]
+    confidence: tuple[float, ...]
+    seconds: float
+
+    def within(self, first: int) -> bool:
+        """True if all that was committed is among the first causes."""
+        return set(self.truth) <= set(self.causes[:first])
+
+    @property
+    def right(self) -> bool:
+        """True if the verdict is what was committed."""
+        return self.verdict in self.truth
+
+
+def ask(
+    run: Run,
+    path: Path,
+    size: int,
+    draw: int = 0,
+    diagnose: Callable[[Path], Diagnosis] = doctor,
+) -> Answer:
+    """Ask the doctor, or `diagnose` in its place, about a sample of a run."""
+    start = time.perf_counter()
+    found = diagnose(path)
+    return Answer(
+        run.faults,
+        run.causes,
+        run.level,
+        run.seed,
+        run.world,
+        size,
+        found.tokens,
+        draw,
+        found.verdict,
+        tuple(one.id for one in found.causes),
+        tuple(round(one.confidence, 3) for one in found.causes),
+        time.perf_counter() - start,
+    )
+
+
+def exact_interval(hits: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's (1934) 95% interval of a share."""
+    low = float(beta.ppf(0.025, hits, n - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(0.975, hits + 1, n - hits)) if hits < n else 1.0
+    return low, high

@@ -9,7 +9,7 @@ import pickle
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from doctor_cases import each, samples, say, view
-from doctor_score import exact_interval
 
 from faults import find
 from faults.loops import clean_loops, lagging_loops, run
@@ -27,8 +26,9 @@ from reweigh.doctor.diagnose import Weighing, weighing
 from reweigh.scan.engines import single_threaded
 
 PENALTY = 6.0  # C of scikit-learn
-HARMLESS: frozenset[str] = frozenset(("numerics", "none"))
 LOOPS = "loops"  # their world
+Weights = tuple[tuple[str, ...], dict[CauseId, np.ndarray]]
+"""Names of the numbers that go in, and the weights of each cause."""
 _LEFT_OUT = (
     *(("entropy_pi",), ("token_ids",), ("versions",), ("step",), ("prompt_length",), ("pack_index",), ("turns",)),
     *(("log_pi_repeat",), ("log_mu_prefill",), ("advantage",), ("prompt_id",), ("trainer_version",)),
@@ -57,11 +57,6 @@ class Look:
     columns: str
     weighing: Weighing
     part: float
-
-    def right(self, found: Diagnosis) -> bool:
-        """Tells whether the first cause that is said is there; rounding is no other thing than nothing in a loop."""
-        first = found.causes[0].id if found.causes else "none"
-        return first in self.truth or (self.world == LOOPS and first in HARMLESS and bool(self.truth & HARMLESS))
 
 
 def truth_of(name: str, world: str) -> tuple[frozenset[CauseId], frozenset[CauseId]]:
@@ -151,9 +146,14 @@ def names_of(looks: Iterable[Look]) -> tuple[str, ...]:
 
 def fitted(looks: Sequence[Look], names: Sequence[str], penalty: float = PENALTY) -> dict[CauseId, np.ndarray]:
     """Fits the weights of each cause that some case has: `[1 + names]`, the constant first."""
-    from sklearn.linear_model import LogisticRegression
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ModuleNotFoundError as e:
+        raise SystemExit(
+            "error: scikit-learn is not installed: it fits the weights\nhint: pip install scikit-learn"
+        ) from e
 
-    x = matrix(looks, names)
+    x = matrix([look.weighing for look in looks], names)
     found: dict[CauseId, np.ndarray] = {}
     for cause in CAUSES:
         known = np.array([cause not in look.unsure for look in looks])
@@ -167,26 +167,41 @@ def fitted(looks: Sequence[Look], names: Sequence[str], penalty: float = PENALTY
     return found
 
 
-def matrix(looks: Sequence[Look], names: Sequence[str]) -> np.ndarray:
-    """Puts numbers into columns; 0 where a look has none."""
-    return np.array([[limited(look.weighing.features.get(name, 0.0)) for name in names] for look in looks])
+def matrix(weighings: Sequence[Weighing], names: Sequence[str]) -> np.ndarray:
+    """Puts numbers into columns; 0 where there is none."""
+    return np.array([[limited(one.features.get(name, 0.0)) for name in names] for one in weighings])
+
+
+def weights_without(looks: Sequence[Look], world: str, penalty: float = PENALTY) -> Weights:
+    """Fits on all worlds but one."""
+    learnt = [look for look in looks if look.world != world]
+    names = names_of(learnt)
+    return names, fitted(learnt, names, penalty)
 
 
 def judged(looks: Sequence[Look], penalty: float = PENALTY) -> list[tuple[Look, Diagnosis]]:
     """Diagnoses each world by weights that were fitted on all others."""
     found: list[tuple[Look, Diagnosis]] = []
     for world in sorted({look.world for look in looks}):
-        learnt, asked = ([x for x in looks if (x.world == world) == own] for own in (False, True))
-        names = names_of(learnt)
-        weights = fitted(learnt, names, penalty)
-        x = np.concatenate([np.ones((len(asked), 1)), matrix(asked, names)], 1)
-        p = 1 / (1 + np.exp(-np.clip(x @ np.array(list(weights.values())).T, -30, 30)))
-        found += [
-            (look, look.weighing.diagnosis(dict(zip(weights, row.tolist(), strict=True))))
-            for look, row in zip(asked, p, strict=True)
-        ]
-        say(f"{world}: {len(asked)} looks, judged by {len(learnt)} at others")
+        asked = [look for look in looks if look.world == world]
+        weights = weights_without(looks, world, penalty)
+        told = _told([look.weighing for look in asked], weights)
+        found += [(look, look.weighing.diagnosis(one)) for look, one in zip(asked, told, strict=True)]
+        say(f"{world}: {len(asked)} looks, judged by {len(looks) - len(asked)} at others")
     return found
+
+
+def diagnosed(weights: Weights, path: Path) -> Diagnosis:
+    """Diagnoses a file by these weights."""
+    one = weighing(path)
+    return one.diagnosis(_told([one], weights)[0], programs=())
+
+
+def _told(weighings: Sequence[Weighing], weights: Weights) -> list[dict[CauseId, float]]:
+    names, rows = weights
+    x = np.concatenate([np.ones((len(weighings), 1)), matrix(weighings, names)], 1)
+    p = 1 / (1 + np.exp(-np.clip(x @ np.array(list(rows.values())).T, -30, 30)))
+    return [dict(zip(rows, row.tolist(), strict=True)) for row in p]
 
 
 def save(path: Path, looks: Sequence[Look], penalty: float = PENALTY) -> None:
@@ -206,96 +221,3 @@ def save(path: Path, looks: Sequence[Look], penalty: float = PENALTY) -> None:
     )
     json.loads(text)
     path.write_text(text)
-
-
-def answered_table(found: Sequence[tuple[Look, Diagnosis]]) -> str:
-    """Shows by world and columns how many are answered, and how many of the answers are wrong."""
-    rows = [
-        "| world | columns | cases looked at | answered | wrong of the answers | 95% |",
-        "|---|---|---|---|---|---|",
-    ]
-    for world in ("all", *sorted({look.world for look, _ in found})):
-        for columns in dict.fromkeys(look.columns for look, _ in found):
-            some = [(x, d) for x, d in found if world in ("all", x.world) and x.columns == columns]
-            if world == "all":
-                some = [(x, d) for x, d in some if x.world != LOOPS]
-            if not some:
-                continue
-            answers = [(x, d) for x, d in some if d.decided]
-            wrong = sum(not x.right(d) for x, d in answers)
-            low, high = exact_interval(wrong, len(answers)) if answers else (0.0, 1.0)
-            share = f"{wrong / len(answers):.1%}" if answers else "-"
-            rows.append(
-                f"| {'all but loops' if world == 'all' else world} | {columns} | {len(some)} | "
-                f"{len(answers) / len(some):.0%} | {wrong} ({share}) | {low:.1%} to {high:.1%} |"
-            )
-    return "\n".join(rows)
-
-
-def risk_table(found: Sequence[tuple[Look, Diagnosis]], columns: str = "all") -> str:
-    """Shows the share of wrong answers if only the surest are given: a risk-coverage curve in ten rows."""
-    some = sorted(
-        ((d.causes[0].confidence if d.causes else 0.0, x.right(d)) for x, d in found if x.columns == columns),
-        reverse=True,
-    )
-    rows = ["| share answered | least confidence | wrong |", "|---|---|---|"]
-    for tenth in range(1, 11):
-        first = some[: max(1, round(len(some) * tenth / 10))]
-        rows.append(f"| {tenth * 10}% | {first[-1][0]:.2f} | {sum(not ok for _, ok in first) / len(first):.1%} |")
-    return "\n".join(rows)
-
-
-def calibration_table(found: Sequence[tuple[Look, Diagnosis]]) -> tuple[str, float]:
-    """Shows how often the first cause is right by what confidence is told, and the expected calibration error."""
-    told = np.array([(d.causes[0].confidence, x.right(d)) for x, d in found if d.causes])
-    rows, error = ["| told | answers | mean confidence | right |", "|---|---|---|---|"], 0.0
-    for low in np.arange(0, 1, 0.1):
-        some = told[(told[:, 0] >= low) & (told[:, 0] < low + 0.1)]
-        if len(some):
-            rows.append(
-                f"| {low:.1f} to {low + 0.1:.1f} | {len(some)} | {some[:, 0].mean():.2f} | {some[:, 1].mean():.2f} |"
-            )
-            error += len(some) / len(told) * abs(some[:, 0].mean() - some[:, 1].mean())
-    return "\n".join(rows), float(error)
-
-
-def confusion_table(found: Sequence[tuple[Look, Diagnosis]], columns: str = "all") -> str:
-    """Shows by variant of fault what was said, abstentions included."""
-    rows = ["| committed | cases | right | not decided | said else |", "|---|---|---|---|---|"]
-    kinds = sorted({look.case for look, _ in found if look.world != LOOPS})
-    for kind in kinds:
-        some = [(x, d) for x, d in found if x.case == kind and x.columns == columns]
-        right = sum(d.decided and x.right(d) for x, d in some)
-        silent = sum(not d.decided for _, d in some)
-        wrong = Counter(d.verdict for x, d in some if d.decided and not x.right(d))
-        said = ", ".join(f"`{name}` {n}" for name, n in wrong.most_common())
-        rows.append(f"| {kind} | {len(some)} | {right} | {silent} | {said} |")
-    return "\n".join(rows)
-
-
-def loops_table(found: Sequence[tuple[Look, Diagnosis]]) -> str:
-    """Shows what is said of loops without a fault, and of those whose sampler is late."""
-    rows = ["| loops | columns | looked at | verdicts | false causes |", "|---|---|---|---|---|"]
-    loops = [(x, d) for x, d in found if x.world == LOOPS]
-    for kind in ("clean", "lag"):
-        for columns in dict.fromkeys(look.columns for look, _ in loops):
-            some = [(x, d) for x, d in loops if kind in x.case and x.columns == columns]
-            said = Counter(d.verdict for _, d in some)
-            fine = {"not_decided", *(HARMLESS if kind == "clean" else {"stale_weights", *HARMLESS})}
-            false = sum(n for name, n in said.items() if name not in fine)
-            words = ", ".join(f"`{name}` {n}" for name, n in said.most_common())
-            rows.append(f"| {kind} | {columns} | {len(some)} | {words} | {false} |")
-    return "\n".join(rows)
-
-
-def whole_table(found: Sequence[tuple[Look, Diagnosis]]) -> str:
-    """Puts all tables under each other."""
-    calibration, error = calibration_table(found)
-    parts: Mapping[str, str] = {
-        "Answered, and wrong": answered_table(found),
-        "Training loops": loops_table(found),
-        "Risk against coverage, all columns": risk_table(found),
-        f"Calibration: expected error {error:.3f}": calibration,
-        "What was said, all columns": confusion_table(found),
-    }
-    return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts.items())

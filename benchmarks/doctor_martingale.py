@@ -21,14 +21,14 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from doctor_cases import Run, each, samples, say, written
-from doctor_score import Answer, ask
+from doctor_cases import Answer, Run, ask, each, samples, say, written
+from doctor_fit import Weights, diagnosed
 
 from reweigh.scan.engines import single_threaded
 
@@ -131,33 +131,31 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
-def side_by_side(runs: Sequence[Run], folder: Path, size: int, processes: int) -> list[tuple[Answer, Theirs]]:
-    """Both doctors on one sample of each run that is there."""
-    require()
-    there = [run for run in runs if (folder / run.file).is_file()]
-    if missing := len(runs) - len(there):
-        say(f"{missing} of {len(runs)} runs are not in {folder}: they are left out. `generate` makes them.")
+def side_by_side(
+    runs: Sequence[Run], folder: Path, size: int, processes: int, weights: Mapping[str, Weights]
+) -> list[tuple[Answer, Theirs]]:
+    """Both doctors on one sample of each run; ours by the weights that are given for the run's world."""
     found: list[tuple[Answer, Theirs]] = []
-    for one in each(functools.partial(_both, folder=folder, size=size), there, processes):
+    for one in each(functools.partial(_both, folder=folder, size=size, weights=weights), runs, processes):
         said = ", ".join(one[1].answers)
         say(f"{one[0].faults[0]} {one[0].level} {one[0].seed}: {one[0].verdict}; martingale: {said}")
         found.append(one)
     return found
 
 
-def _both(run: Run, folder: Path, size: int) -> tuple[Answer, Theirs]:
+def _both(run: Run, folder: Path, size: int, weights: Mapping[str, Weights]) -> tuple[Answer, Theirs]:
     single_threaded()
     table = pq.read_table(folder / run.file)
     parts = [table] if size >= run.tokens else samples(table, size, 1, run.seed)
     with tempfile.TemporaryDirectory() as scratch:
         path = next(written(parts, Path(scratch)))
-        return ask(run, path, size), theirs(path)
+        return ask(run, path, size, diagnose=functools.partial(diagnosed, weights[run.world])), theirs(path)
 
 
 def rows_of(found: Sequence[tuple[Answer, Theirs]]) -> list[dict[str, Any]]:
     """For JSON."""
     return [
-        {"answer": asdict(a), "martingale": asdict(t), "right": a.fair, "martingale_right": _right(a, t)}
+        {"answer": asdict(a), "martingale": asdict(t), "right": a.right, "martingale_right": _right(a, t)}
         for a, t in found
     ]
 
@@ -167,24 +165,26 @@ def _right(a: Answer, t: Theirs) -> bool:
 
 
 def table(found: Sequence[tuple[Answer, Theirs]]) -> str:
-    """A row a variant and level."""
+    """A row a variant."""
     rows = [
-        "| variant | level | samples | reweigh right | martingale right | martingale said | its alarms |",
+        "| variant | samples | reweigh right | not decided | martingale right | martingale said | its alarms |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, level in dict.fromkeys((a.faults[0], a.level) for a, _ in found):
-        those = [(a, t) for a, t in found if (a.faults[0], a.level) == (name, level)]
+    for name in dict.fromkeys(a.faults[0] for a, _ in found):
+        those = [(a, t) for a, t in found if a.faults[0] == name]
         said = ", ".join(f"{v} {k}" for v, k in Counter(t.answers[0] for _, t in those).most_common())
         alarms = ", ".join(f"`{v}`" for v in sorted({kind for _, t in those for kind in t.alarms}))
+        ours, silent = sum(a.right for a, _ in those), sum(a.verdict == "not_decided" for a, _ in those)
         right = sum(_right(a, t) for a, t in those)
-        rows.append(
-            f"| `{name}` | {level} | {len(those)} | {sum(a.fair for a, _ in those)} | {right} | {said} | {alarms} |"
-        )
-    ours, other = sum(a.fair for a, _ in found), sum(_right(a, t) for a, t in found)
+        rows.append(f"| `{name}` | {len(those)} | {ours} | {silent} | {right} | {said} | {alarms} |")
+    ours, other = sum(a.right for a, _ in found), sum(_right(a, t) for a, t in found)
+    silent = sum(a.verdict == "not_decided" for a, _ in found)
     mine, its = sum(a.seconds for a, _ in found), sum(t.seconds for _, t in found)
     tokens = sum(a.tokens for a, _ in found)
     rows.append(
-        f"\nTogether: reweigh {ours} of {len(found)}, martingale {other}; {mine / tokens * 1e6:.1f} and "
-        f"{its / tokens * 1e6:.0f} microseconds a token (martingale's with writing its record)."
+        f"\nTogether, of {len(found)}: reweigh {ours} right, {silent} not decided, {len(found) - ours - silent} wrong; "
+        f"martingale {other} right, {len(found) - other} wrong. "
+        f"{mine / tokens * 1e6:.1f} and {its / tokens * 1e6:.0f} microseconds a token (martingale's with writing its "
+        "record)."
     )
     return "\n".join(rows)

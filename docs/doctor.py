@@ -14,12 +14,13 @@ from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.families import FAMILIES
 
 PAGE = Path(__file__).parent / "doctor.md"
-RESULTS = ("scores", "clean", "pairs", "martingale", "speed")
+RESULTS = ("judged", "martingale", "speed")
+PICTURES = {"judged": ("doctor-risk", "doctor-calibration"), "speed": ("doctor-speed",)}
 
 
 def causes() -> str:
     """The table of causes, in the order in which they are tested."""
-    family = {cause: one.name for one in FAMILIES for cause in one.causes}
+    families = {cause: ", ".join(one.name for one in FAMILIES if cause in one.causes) for cause in ABOUT}
     rows = [
         "| cause | what it is | family | looked at | helped by columns | it is not this if | also looks like |",
         "|---|---|---|---|---|---|---|",
@@ -27,7 +28,7 @@ def causes() -> str:
     for cause, known in ABOUT.items():
         needs = ", ".join(f"`{name}`" for name in known.needs)
         like = "; ".join(f"`{name}`: {why}" for name, why in known.looks_like.items())
-        cells = (f"`{cause}`", known.title, family.get(cause, ""), known.looked_at, needs, known.rules_out, like)
+        cells = (f"`{cause}`", known.title, families[cause], known.looked_at, needs, known.rules_out, like)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -52,14 +53,17 @@ def put(page: str, name: str, text: str) -> str:
 
 
 def result(folder: Path, name: str) -> str | None:
-    """Tables of one part of the benchmark, and its picture, if it was run."""
+    """Tables of one part of the benchmark, and its pictures, if it was run."""
     path = folder / f"{name}.md"
     if not path.is_file():
         print(f"docs/doctor.py: no {path}: left as it is", file=sys.stderr)
         return None
-    picture = {"scores": "doctor-confusion", "speed": "doctor-speed"}.get(name)
-    image = PAGE.parent / "images" / f"{picture}.png"
-    shown = f"![{picture}](images/{image.name})\n\n" if picture and image.is_file() else ""
+    shown = ""
+    for picture in PICTURES.get(name, ()):
+        image = PAGE.parent / "images" / f"{picture}.png"
+        if (made := folder / image.name).is_file():
+            image.write_bytes(made.read_bytes())
+        shown += f"![{picture}](images/{image.name})\n\n" if image.is_file() else ""
     return shown + path.read_text()
 
 

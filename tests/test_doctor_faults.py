@@ -33,7 +33,7 @@ from faults import (
     score,
     versions,
 )
-from reweigh.doctor import CAUSES
+from reweigh.doctor import CAUSES, doctor
 from reweigh.records import RecordWriter, validate
 
 EXACT = EngineSpec(weights="float32")
@@ -264,6 +264,20 @@ def test_wrong_tokens_are_the_first_or_second(world):
 def test_placeholders_stand_on_their_share_of_tokens(world, value):
     run = table(world, log=LogSpec(placeholder=value, placeholder_share=0.1))
     assert 0.05 < np.mean(run.log_mu[run.mask] == value) < 0.16
+
+
+def test_units_are_those_of_another_base_or_of_probabilities(world):
+    clean, tenths = table(world), table(world, log=LogSpec(unit="base 10"))
+    some = clean.mask
+    assert np.allclose(tenths.log_mu[some] * math.log(10), clean.log_mu[some], atol=ROUNDING)
+    shares = table(world, log=LogSpec(unit="probabilities"))
+    assert np.allclose(shares.log_mu[some], np.exp(clean.log_mu[some]), atol=ROUNDING)
+    assert np.array_equal(tenths.log_pi, clean.log_pi)
+
+
+def test_wrong_units_are_named_by_the_doctor(world, tmp_path):
+    faults.commit(faults.find("wrong_units-base-10"), world, "medium", 900, 0).write(tmp_path / "case.parquet")
+    assert doctor(tmp_path / "case.parquet").verdict == "wrong_units"
 
 
 def test_forced_ends_are_tokens_that_were_not_sampled(world):

@@ -72,7 +72,7 @@ class Finding:
 
     Attributes:
         id: the cause.
-        confidence: 0 to 1; from .5 on it is named, below it is a suspicion.
+        confidence: 0 to 1; from .8 on it is named, below it is a candidate or a suspicion.
         explained_share: of the sum of squared log ratios, 0 to 1; None if the log ratio does not show it.
         evidence: the numbers, the weightiest first.
         rules_out: what would show that it is not this.

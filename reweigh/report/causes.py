@@ -17,7 +17,7 @@ MAX_EVIDENCE = 12  # of a cause
 MAX_SLICES = 60
 _BAR = 20  # characters
 _SHARE = "Share of the sum of squared log ratios that this cause accounts for."
-_CONFIDENCE = "How sure the doctor is: from 0.5 on a cause is named, below it is a suspicion."
+_CONFIDENCE = f"How sure the doctor is: from {NAMED} on a cause is named, below it is a suspicion."
 _PICTURES = {
     "identity": "mean ratio",
     "histogram": "log ratios",
