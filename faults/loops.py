@@ -3,6 +3,8 @@
 Nothing is wrong in these loops, or the copy is late by a stated number of steps: what a doctor says of them beyond
 rounding and lag is a false alarm. Logits grow while they learn, and the rounding grows with them.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
+# pyarrow ships no types.
 
 import copy
 from dataclasses import dataclass

@@ -138,8 +138,8 @@ _RANK, _ADAPTER_LR = 4, 12.0
 
 def versions(world: World, seed: int, training: Training, size: float) -> list[Decoder]:
     """Models of versions 0, 1, ... in float32; made once, then kept on the disk."""
-    made = (world.lr, world.trained, world.steps, world.batch_prompts, world.recipe)
-    key = (world.name, world.seed, seed, training, size, *made)
+    run = (world.lr, world.trained, world.steps, world.batch_prompts, world.recipe)
+    key = (world.name, world.seed, seed, training, size, *run)
     deltas = kept("versions", key, lambda: _trained(world, seed, training, size))
     start = _start(world, training).state_dict()
     made: list[Decoder] = []

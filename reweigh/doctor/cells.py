@@ -175,7 +175,8 @@ class Responses:
         """Keeps those with the lowest hash; sums of one response that came in parts are added."""
         key, code = np.unique(self.key, return_inverse=True)
         code = code.reshape(-1)
-        numbers = np.stack([np.bincount(code, weights=m, minlength=len(key)) for m in self.numbers.T], -1)
+        sums = [np.bincount(code, weights=m, minlength=len(key)) for m in self.numbers.T]
+        numbers: Array = np.stack(sums, -1).astype(np.float64)
         first = np.full(len(key), len(code), np.int64)
         np.minimum.at(first, code, np.arange(len(code)))
         some = first[:MOST_RESPONSES].tolist()

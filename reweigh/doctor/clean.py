@@ -112,7 +112,7 @@ def _units(tokens: Tokens) -> Cells:
     `[64, 2 x UNITS + 1, (n, distance)]`, all tokens in the last cell."""
     # A NaN is not below; an exact 0 is 0 in every base.
     apart = ~(tokens.distance <= _TOGETHER) & (tokens.log_mu != 0) & (tokens.log_pi != 0)
-    bucket, log_mu, log_pi = (x[apart] for x in (tokens.bucket, tokens.log_mu, tokens.log_pi))
+    bucket, log_mu, log_pi = tokens.bucket[apart], tokens.log_mu[apart], tokens.log_pi[apart]
     one, cells = np.ones(len(bucket)), list[Array]()
     for column, other in ((log_mu, log_pi), (log_pi, log_mu)):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):

@@ -344,11 +344,11 @@ def diagnose(
         small: whether the gap is too small to matter.
         tokens: that were looked at.
     """
-    ruled_out = dict(ruled_out or {})
-    others = [x for x in CAUSES if x not in (by_mean or {}) and x not in ruled_out]
+    ruled_out, by_mean, by_size = dict(ruled_out or {}), by_mean or {}, by_size or {}
+    may_be: list[CauseId] = [x for x in CAUSES if x not in by_mean and x not in ruled_out]
     proven = {x.id for x in said if isinstance(x, Suspicion) and x.proven and x.effect >= 1}
-    if not any(weighed.get(x, 0.0) >= NAMED or x in proven for x in others):
-        ruled_out = {**(by_mean or {}), **ruled_out}
+    if not any(weighed.get(x, 0.0) >= NAMED or x in proven for x in may_be):
+        ruled_out = {**by_mean, **ruled_out}
     suspicions = [x for x in said if isinstance(x, Suspicion)]
     best: dict[CauseId, _Ranked] = {}
     rates: dict[CauseId, float] = {}
@@ -364,15 +364,17 @@ def diagnose(
         if one.id not in best or (best[one.id].score, best[one.id].of.effect) < (ranked.score, one.effect):
             best[one.id], rates[one.id] = ranked, rate
     # A test that speaks loudly where all others are silent is heard, whatever worlds the regressions have seen.
-    loud = {x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE}
-    heard = [x for x, sure in loud.items() if sure >= _SILENT]
+    loud: dict[CauseId, float] = {
+        x: _alone(best[x].of, rates[x]) for x in best if x not in ruled_out and x not in _BY_SIZE
+    }
+    heard: list[CauseId] = [x for x, sure in loud.items() if sure >= _SILENT]
     if len(heard) == 1 and loud[heard[0]] >= _LOUD and heard[0] not in (*_ECHOES, *held_back):
         one = best[heard[0]]
         best[heard[0]] = _Ranked(one.of, max(one.confidence, min(loud[heard[0]], _PROVEN)))
-    elif set(heard) <= {*(by_size or ()), *held_back} and all(
-        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *(by_size or ()), *held_back)
+    elif set(heard) <= {*by_size, *held_back} and all(
+        x.confidence < 0.5 for name, x in best.items() if name not in (*_BY_SIZE, *by_size, *held_back)
     ):
-        for name, sure in (by_size or {}).items():
+        for name, sure in by_size.items():
             if name in best and name not in ruled_out:
                 best[name] = _Ranked(best[name].of, max(best[name].confidence, sure))
                 for other in set(_BY_SIZE) - {name}:

@@ -14,6 +14,7 @@ from reweigh.scan.tokens import Tokens
 _CERTAIN = 1e-12  # p-value of what was found token by token
 _RARE = 1.5  # nats
 _BEGINNING = 16  # tokens of a turn
+_WORDS = 32  # tokens of a response: two windows that agree
 
 
 def _measure(tokens: Tokens) -> dict[str, Cells]:
@@ -182,7 +183,9 @@ def _alignment(case: Case) -> Findings:
                 "share of their squared log ratios that goes away when put right or cut there",
             ),
         )
-        effect = rate.value / 0.01 if responses >= 3 else 0.5
+        # In a few words, or in a policy that repeats itself, one place in a hundred fits as well by chance.
+        least = 0.01 if total[which, 1].sum() >= _WORDS * responses else 0.1
+        effect = rate.value / least if responses >= 3 else 0.5
         share = case.share(before - after, of_all=True)
         out.append(Suspicion(cause, _CERTAIN, effect, share, finds, proven=True))
     return out

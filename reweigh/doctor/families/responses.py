@@ -43,10 +43,10 @@ def _measure(tokens: Tokens) -> Sums:
     }
     near = tokens.position < PLACES
     place = tokens.position[near]
-    data = np.stack([np.bincount(place, m[near], minlength=PLACES) for m in (n, size)], -1)
+    data: Array = np.stack([np.bincount(place, m[near], minlength=PLACES) for m in (n, size)], -1).astype(np.float64)
     sums["places"] = Cells(data[None])
     sums["engine_alone"] = Cells(np.array([[[float(rows.engine_alone) * len(tokens)]]]))
-    sums["ahead"] = _ahead(tokens, by_response[0])
+    sums["ahead"] = _ahead(tokens, numbers[:, 0])
     joins = tokens.turn_start & (tokens.place > 0)
     joined = joins.copy()
     joined[1:] &= tokens.position[1:] == tokens.position[:-1] + 1
@@ -64,12 +64,19 @@ def _names(tokens: Tokens, some: NDArray[np.bool_]) -> Mapping[str, tuple[str | 
         if column is not None:
             names[name] = column
     if rows.step is not None:
-        names["step"] = np.where(rows.step == MISSING, None, rows.step.astype(object))
+        names["step"] = _known(rows.step, rows.step != MISSING)
     if tokens.version is not None:
         version = np.full(responses, np.iinfo(np.int64).max)
         np.minimum.at(version, tokens.seq, tokens.version)
-        names["version"] = np.where(version < 0, None, version.astype(object))  # as where there is no such column
+        names["version"] = _known(version, version >= 0)  # as where there is no such column
     return {name: tuple(column[some].tolist()) for name, column in names.items()}
+
+
+def _known(numbers: Ints, known: NDArray[np.bool_]) -> NDArray[Any]:
+    """Returns numbers, None where they are not known."""
+    found = numbers.astype(object)
+    found[~known] = None
+    return found
 
 
 def _ahead(tokens: Tokens, n: Array) -> Cells:
