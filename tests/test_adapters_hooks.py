@@ -10,11 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from batches import random_batch
 
 from reweigh import (
+    TOKEN,
+    AtMost,
     Batch,
     Weights,
     dppo_tv,
@@ -22,14 +26,19 @@ from reweigh import (
     group_snis,
     naive,
     opsm,
+    seq_is,
     seq_mis,
     seq_tis,
     token_is,
     token_mis,
     token_tis,
     turn_tis,
+    weigh,
 )
+from reweigh.doctor import doctor as diagnose
+from reweigh.levels import prob_diff
 from reweigh.records import read_batches, validate
+from reweigh.rosetta.config import translate
 from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
 from reweigh.trainers import verl as verl_environment
 from reweigh.trainers.capture import Capture, prompt_id
@@ -53,6 +62,12 @@ def tokens():
 
 def lists(x):
     return list(x)
+
+
+def prime_rl_default():
+    """As docs/trainers.md writes prime-rl's `ipo`."""
+    moved = [weigh(TOKEN, AtMost(0.3), of=prob_diff, scale=sign) for sign in (1, -1)]
+    return moved[0] * moved[1] * token_tis(1e4)
 
 
 # slime and miles
@@ -352,6 +367,119 @@ def test_nothing_named_installs_nothing(monkeypatch):
 # what they share
 
 
+def called(hook, t, core=None):
+    """The loss of a hook that sees live log-probs, its gradient, and what it logs."""
+    live = t.pi.clone().requires_grad_()
+    if isinstance(hook, prime_rl.CustomLoss):
+        outs = [hook(inputs_of(t, i, live[i])) for i in range(len(live))]
+        loss = sum(out.loss for out in outs)
+        logged = {k: sum(float(out.metrics[k]) for out in outs) for k in outs[0].metrics}
+    elif isinstance(hook, skyrl.PolicyLoss):
+        loss, logged = hook(live, t.pi, t.advantage, None, t.mask.float(), t.mu)
+    elif isinstance(hook, nemo_rl.CorrectedLoss):
+        pad = lambda x: torch.cat([torch.zeros(len(x), 1), x.float()], 1)  # noqa: E731
+        data = {"prev_logprobs": pad(t.pi), "generation_logprobs": pad(t.mu), "token_mask": pad(t.mask),
+            "advantages": pad(t.advantage), "sample_mask": torch.ones(len(live))}  # fmt: skip
+        loss, logged = hook(live, data, torch.tensor(float(len(live))), t.mask.sum())
+    elif isinstance(hook, tinker.CustomLoss):
+        parts = zip(t.mu, t.advantage, t.mask, strict=True)
+        loss, logged = hook([datum(logprobs=m, advantages=a, mask=k) for m, a, k in parts], list(live))
+    elif isinstance(hook, verl.Correction):
+        loss, logged = hook.loss(t.mu, live, t.advantage, t.mask)
+    else:
+        terms = torch.where(torch.isfinite(live), -t.advantage * live, live)
+        loss, _, metrics = call_slime(hook, t, pg_loss=terms.flatten())
+        loss, logged = loss.sum(), {name: float(value.sum()) for name, value in metrics.items()}
+    loss.backward()
+    return loss, live.grad, logged
+
+
+def hooks(estimator):
+    return {
+        "prime_rl": prime_rl.CustomLoss(estimator, kl_tau=1e-3, outputs=SimpleNamespace),
+        "skyrl": skyrl.PolicyLoss(estimator, objective="policy_gradient"),
+        "nemo_rl": nemo_rl.CorrectedLoss(estimator, objective="policy_gradient", interfaces=NEMO),
+        "tinker": tinker.CustomLoss(estimator),
+        "verl": verl.Correction(estimator, mode="bypass"),
+        "slime": slime.CustomTis(estimator),
+    }
+
+
+HOOKS = tuple(hooks(naive()))
+
+
+@pytest.fixture
+def core_algos(monkeypatch):
+    """verl's `agg_loss`, as far as the token sum."""
+    summed = SimpleNamespace(agg_loss=lambda loss_mat, loss_mask, loss_agg_mode: (loss_mat * loss_mask).sum())
+    monkeypatch.setitem(sys.modules, "verl.trainer.ppo.core_algos", summed)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_logs_how_many_tokens_it_dropped(name, tokens, core_algos):
+    at = tokens.mask.nonzero()[[2, 9, 11]].tolist()
+    _, _, logged = called(hooks(token_tis(2.0))[name], tokens)
+    (dropped,) = [key for key in logged if key in ("reweigh/dropped", "reweigh/token/dropped")]
+    assert logged[dropped] == 0
+    tokens.mu = tokens.mu.clone()
+    for (i, j), value in zip(at, (torch.nan, -torch.inf, torch.nan), strict=True):
+        tokens.mu[i, j] = value
+    loss, gradient, logged = called(hooks(token_tis(2.0))[name], tokens)
+    assert logged[dropped] == 3
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert all(gradient[i, j] == 0 for i, j in at)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("estimator", [token_is(), seq_is(), token_tis(1e30)], ids=["token", "sequence", "cap"])
+def test_a_weight_that_float32_cannot_hold_is_left_out_and_counted(name, estimator, tokens, core_algos):
+    """log mu = -91 and log pi = -2: the ratio is e^89, which is infinite in float32."""
+    _, _, calm = called(hooks(estimator)[name], tokens)
+    (overflow,) = [key for key in calm if key in ("reweigh/overflow", "reweigh/weight/overflow")]
+    assert calm[overflow] == 0
+    tokens.pi, tokens.mu = tokens.pi.clone(), tokens.mu.clone()
+    i, j = tokens.mask.nonzero()[4].tolist()
+    tokens.mu[i, j], tokens.pi[i, j] = -91.0, -2.0
+    loss, gradient, logged = called(hooks(estimator)[name], tokens)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert logged[overflow] >= 1
+    assert all(math.isfinite(value) for value in logged.values())
+    others = [k for k in range(6) if k != i]
+    assert gradient[others].abs().sum() > 0  # the rest of the batch goes on
+
+
+def test_drivers_and_recipes_leave_such_weights_out_too(tokens):
+    i, j = tokens.mask.nonzero()[4].tolist()
+    tokens.mu, tokens.pi = tokens.mu.clone(), tokens.pi.clone()
+    tokens.mu[i, j], tokens.pi[i, j] = -91.0, -2.0
+    out, metrics = verl.Correction(token_is()).on_driver(proto(tokens), None)
+    assert out.batch["rollout_is_weights"][i, j] == out.batch["response_mask"][i, j] == 0
+    assert metrics["reweigh/weight/overflow"] == 1
+    assert math.isfinite(metrics["reweigh/weight/mean"])
+    assert torch.isfinite(factor(token_is()(Batch.padded(tokens.pi, tokens.mu, tokens.mask)))).all()
+
+
+@pytest.mark.parametrize("estimator", [prime_rl_default(), dppo_tv(0.2), token_tis(2.0)], ids=["docs", "dppo", "tis"])
+def test_the_start_that_the_docs_give_for_prime_rl_is_safe(estimator):
+    live = torch.tensor([-0.5, -2.0, -1.0], requires_grad=True)
+    inputs = SimpleNamespace(trainer_logprobs=live, inference_logprobs=torch.tensor([-0.5, -91.0, -1.0]),
+        advantages=torch.tensor([1.0, -1.0, 1.0]), loss_mask=torch.ones(3).bool(), loss_weights=None)  # fmt: skip
+    out = prime_rl.CustomLoss(estimator, outputs=SimpleNamespace)(inputs)
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    assert live.grad.abs().max() <= 1e4
+    assert (live.grad[[0, 2]] == -1).all()
+    assert out.metrics["reweigh/overflow"] == (estimator == dppo_tv(0.2))
+
+
+def test_the_start_for_prime_rl_is_its_own_default():
+    b = random_batch(2, garbage=False)
+    theirs = translate("prime-rl", {}).reading.plan.estimator
+    assert torch.equal(prime_rl_default()(b).per_token, theirs(b).per_token)
+
+
 @pytest.mark.parametrize(
     "hook",
     [slime.CustomTis(seq_tis(2.0)), prime_rl.CustomLoss(token_is()), skyrl.PolicyLoss(seq_tis(2.0)),
@@ -407,13 +535,35 @@ def test_records_hold_responses_without_padding(tmp_path):
         Capture(tmp_path, every=0)
 
 
-def test_a_token_without_a_log_prob_leaves_the_record_too(tmp_path):
-    pi, mu = -torch.ones(2, 4), -torch.ones(2, 4)
-    mu[0, 1] = torch.nan
-    Capture(tmp_path).write(Batch.padded(pi, mu, torch.ones(2, 4)), 0)
-    assert validate([tmp_path]).ok
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_record_keeps_what_was_no_log_prob(tmp_path, packed):
+    """NaN, infinity and a log-prob over 0 stay as they were, in the mask: they are the evidence."""
+    pi, mu = -torch.ones(3, 4), -torch.ones(3, 4)
+    mu[0, 1], mu[1, 2], pi[0, 3], mu[2] = torch.nan, -torch.inf, 0.01, torch.nan
+    batch = Batch.from_lists(list(pi), list(mu)) if packed else Batch.padded(pi, mu, torch.ones(3, 4))
+    Capture(tmp_path).write(batch, 0)
     (part,) = read_batches([tmp_path])
-    assert part.batch.layout.lengths.tolist() == [3, 4]
+    torch.testing.assert_close(part.batch.log_mu.view(3, 4), mu, equal_nan=True)
+    torch.testing.assert_close(part.batch.log_pi.view(3, 4), pi)
+    assert part.batch.dropped.sum() == batch.dropped.sum() == 6
+    broken = validate([tmp_path])
+    assert {rule.rule: rule.count for rule in broken.violations} == {"log_mu: not finite": 6, "log_pi: positive": 1}
+
+
+def test_the_doctor_says_of_a_capture_what_it_says_of_a_dump(tmp_path):
+    """One response without log-probs, and one token: as after logits that are NaN."""
+    g = torch.Generator().manual_seed(0)
+    mu = -torch.rand(16, 60, generator=g) * 2 - 0.05
+    pi = mu + 0.02 * torch.randn(16, 60, generator=g)
+    mu[5] = mu[9, 30] = torch.nan
+    Capture(tmp_path / "captured").write(Batch.padded(pi, mu, torch.ones(16, 60)), 0)
+    lists = pa.list_(pa.float32())
+    columns = {"log_mu": pa.array(mu.tolist(), lists), "log_pi": pa.array(pi.tolist(), lists)}
+    pq.write_table(pa.table({"sequence_id": [f"s{i}" for i in range(16)], **columns}), tmp_path / "dump.parquet")
+    captured, dump = diagnose(tmp_path / "captured"), diagnose(tmp_path / "dump.parquet")
+    assert captured.verdict == dump.verdict == "placeholder_logprob"
+    assert [(c.id, c.confidence) for c in captured.causes] == [(c.id, c.confidence) for c in dump.causes]
+    assert [(n.rule, n.count) for n in captured.notes] == [(n.rule, n.count) for n in dump.notes]
 
 
 def test_packed_batches_are_recorded_too(tmp_path):

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
-from reweigh.trainers.seen import factor, per_token, refuse_advantage, refuse_whole_batch, wide
+from reweigh.trainers.seen import factor, hold, per_token, refuse_advantage, refuse_whole_batch, wide
 
 _Lists = Callable[[list[Tensor]], list[Tensor]]
 _CP_UTILS = {"slime": "slime.backends.megatron_utils.cp_utils", "miles": "miles.backends.training_utils.cp_utils"}
@@ -90,7 +90,7 @@ class CustomTis:
         lists = (gather(train_log_probs), gather(rollout_log_probs), loss_masks)
         pi, mu, mask = (pad_sequence([x.detach() for x in xs], batch_first=True) for xs in lists)
         batch = Batch.padded(wide(pi), wide(mu), mask)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         lengths = [len(m) for m in loss_masks]
 
         def flat(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Seen, factor, wide
+from reweigh.trainers.seen import PREFIX, Seen, factor, hold, wide
 from reweigh.trainers.versions import require
 
 # TRL exports its names lazily, and a trainer has its model once it is made.
@@ -100,7 +100,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         if self._unchecked:
             batch.check()
             self._unchecked = False
-        weights = None if self.correction is None else self.correction(batch)
+        weights = None if self.correction is None else hold(self.correction(batch))
         seen = Seen.of(batch, weights)
         self._seen[mode] = self._seen[mode] + seen if mode in self._seen else seen
         size, width = output["completion_ids"].shape

@@ -15,7 +15,17 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture
-from reweigh.trainers.seen import PREFIX, Seen, factor, per_token, refuse_advantage, refuse_whole_batch, wide
+from reweigh.trainers.seen import (
+    PREFIX,
+    Seen,
+    averaged,
+    factor,
+    hold,
+    per_token,
+    refuse_advantage,
+    refuse_whole_batch,
+    wide,
+)
 from reweigh.trainers.versions import require
 
 HELPER = "verl.trainer.ppo.rollout_corr_helper"
@@ -101,7 +111,7 @@ class Correction:
         )
         if call == 0 and self.check:
             tokens.check()
-        weights = self.estimator(tokens)
+        weights = hold(self.estimator(tokens))
         keep = weights.keep_tokens
         if bool(keep.any()):  # if all is rejected the weights are 0, and an empty mask would be divided by
             data["response_mask"] = keep.to(data["response_mask"].dtype)
@@ -135,15 +145,14 @@ class Correction:
                 'hint: use Correction(..., mode="decoupled") and a loss_mode of verl\'s, or turn bypass_mode on.'
             )
         batch = Batch.padded(wide(log_prob), wide(old_log_prob), response_mask, advantage=advantages)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         keep = weights.keep_tokens
         gain = factor(weights) * torch.where(keep, advantages, 0) * torch.where(keep, log_prob, 0)
         whole: dict[str, Any] = {} if config is None else config.global_batch_info
         agg_loss = import_module("verl.trainer.ppo.core_algos").agg_loss
         loss = agg_loss(loss_mat=-gain, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **whole)
-        counted = response_mask.sum().clamp(min=1)
-        means = {name: float(value.sum() / counted) for name, value in per_token(batch, weights).items()}
-        return loss, means
+        means = averaged(per_token(batch, weights), response_mask.sum().clamp(min=1))
+        return loss, {name: float(value) for name, value in means.items()}
 
 
 VARIABLE = "REWEIGH_CORRECTION"
