@@ -145,6 +145,76 @@ def test_slime_asks_its_framework_for_whole_sequences(tokens, monkeypatch):
     assert masks[0].shape == (n,)
 
 
+@pytest.mark.parametrize(("framework", "layout"), [("slime", "thd"), ("miles", "thd"), ("miles", "bshd")])
+def test_ranks_of_a_context_together_have_the_weights_of_whole_sequences(tokens, monkeypatch, framework, layout):
+    """Each of two ranks holds the first and last, or the second and third, quarter of each sample: of its own length,
+    or in miles' padded layout of the width that it was padded to. What each weighs is its slice of the whole."""
+    n, prompt, width = tokens.mask.shape[1], 4, 24
+    total = prompt + n
+
+    def slots(rank, layout="thd", padded=None):
+        quarter = -(-(total if layout == "thd" else padded) // 4)
+        both = [(rank * quarter, (rank + 1) * quarter), ((3 - rank) * quarter, (4 - rank) * quarter)]
+        inside = [(max(a, prompt - 1), min(b, total - 1)) for a, b in both]
+        return [i - (prompt - 1) for a, b in inside for i in range(a, b)]
+
+    def ranks(x, *place):
+        return [x[slots(rank, *place)] for rank in range(2)]
+
+    got = torch.zeros(tokens.mask.shape)
+    estimator = token_tis(1.2) if layout == "thd" else seq_tis(1.5)
+    place = () if layout == "thd" else (layout, width)
+    whole = {}
+    for rank in range(2):
+        sides = {}
+        for side in ("pi", "mu"):
+            sides[side] = []
+            for x in lists(getattr(tokens, side)):
+                part = ranks(x, *place)[rank]
+                whole[id(part)] = x
+                sides[side].append(part)
+
+        def gather(part, total, response, *given):
+            x = whole[id(part)]
+            out = torch.zeros(response)
+            for each in range(2):
+                out[slots(each, *given)] = x[slots(each, *place)] if given == place else torch.nan
+            return out
+
+        def cut(x, total, response, *given, rank=rank):
+            return x[slots(rank, *given)]
+
+        cp = SimpleNamespace(all_gather_with_cp=gather, slice_log_prob_with_cp=cut)
+        monkeypatch.setattr(slime, "import_module", lambda name, cp=cp: cp)
+        here = slots(rank, *place)
+        loss, masks, metrics = slime.CustomTis(estimator, framework=framework)(
+            SimpleNamespace(context_parallel_size=2, use_tis=True, qkv_format=layout),
+            pg_loss=torch.ones(len(tokens.pi) * len(here)),
+            train_log_probs=sides["pi"],
+            rollout_log_probs=sides["mu"],
+            loss_masks=lists(tokens.mask.float()),
+            total_lengths=[total] * len(tokens.pi),
+            response_lengths=[n] * len(tokens.pi),
+            max_seq_lens=[width] * len(tokens.pi) if layout == "bshd" else None,
+            parallel_state=None,
+        )
+        got[:, here] = loss.view(len(tokens.pi), len(here))
+        assert all(m.shape == loss.shape for m in metrics.values())
+        assert masks[0].shape == (n,)
+    want = factor(estimator(Batch.padded(wide(tokens.pi), wide(tokens.mu), tokens.mask)))
+    assert torch.equal(got, want)
+    assert len(want[tokens.mask].unique()) > 1
+
+
+def test_miles_padded_layout_without_widths_is_refused(tokens, monkeypatch):
+    monkeypatch.setattr(slime, "import_module", lambda name: SimpleNamespace())
+    hook = slime.CustomTis(seq_tis(2.0), framework="miles")
+    call = {"pg_loss": None, "train_log_probs": [], "rollout_log_probs": [], "loss_masks": []}
+    with pytest.raises(ValueError, match=r"qkv_format=bshd needs max_seq_lens, got none\nhint: miles hands them over"):
+        hook(SimpleNamespace(context_parallel_size=2, use_tis=True, qkv_format="bshd"), **call,
+            total_lengths=[], response_lengths=[])  # fmt: skip
+
+
 def test_slime_refuses_signs_and_unknown_frameworks():
     with pytest.raises(ValueError, match=r"CustomTis: the estimator depends on the advantage's sign"):
         slime.CustomTis(opsm(1e-4))
