@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,7 @@ from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
 from reweigh.trainers import verl as verl_environment
 from reweigh.trainers.capture import Capture, prompt_id
 from reweigh.trainers.seen import Seen, factor, wide
-from reweigh.trainers.versions import KNOWN
+from reweigh.trainers.versions import KNOWN, UnknownVersionError, UnknownVersionWarning
 
 NEMO = SimpleNamespace(
     LossType=SimpleNamespace(TOKEN_LEVEL="token_level"),
@@ -432,6 +432,70 @@ def test_the_environment_must_name_a_correction(value, message):
 def test_nothing_named_installs_nothing(monkeypatch):
     monkeypatch.delenv(verl_environment.VARIABLE, raising=False)
     assert verl_environment.load() is None
+
+
+def proto_of(tensors):
+    return SimpleNamespace(batch=dict(tensors), non_tensor_batch={})
+
+
+@pytest.fixture
+def other_verl(monkeypatch):
+    """verl of a version to come, as far as the hook reaches into it."""
+    registry = {}
+
+    def register(name):
+        return lambda loss: registry.setdefault(name, loss)
+
+    def summed(loss_mat, loss_mask, loss_agg_mode):
+        return (loss_mat * loss_mask).sum()
+
+    parts = {
+        verl.HELPER: {verl.DRIVER: lambda batch, config: (batch, {})},
+        "verl.trainer.ppo.core_algos": {"register_policy_loss": register, "POLICY_LOSS_REGISTRY": registry,
+            "get_policy_loss_fn": registry.get, "agg_loss": summed},
+        "verl.protocol": {"DataProto": SimpleNamespace(from_single_dict=proto_of)},
+        "verl": {}, "verl.trainer": {}, "verl.trainer.ppo": {},
+    }  # fmt: skip
+    for name, names in parts.items():
+        module = ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("reweigh.trainers.versions.version", lambda package: "0.12.0")
+    return sys.modules
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "bypass"])
+def test_another_version_of_verl_is_warned_of_and_the_weights_are_seen_to_arrive(mode, other_verl):
+    correction = verl.Correction(seq_tis(2.0), mode=mode)
+    with pytest.warns(UnknownVersionWarning, match=r"verl 0\.12\.0 is not known; known versions are 0\.9\.1"):
+        correction.install()
+    if mode == "decoupled":
+        assert getattr(other_verl[verl.HELPER], verl.DRIVER) == correction.on_driver
+    else:
+        assert other_verl["verl.trainer.ppo.core_algos"].POLICY_LOSS_REGISTRY["reweigh"] == correction.loss
+
+
+@pytest.mark.filterwarnings("ignore:.*is not known")
+@pytest.mark.parametrize(
+    ("mode", "at", "names", "what"),
+    [
+        ("decoupled", verl.HELPER, {verl.DRIVER: None}, r"AttributeError: .*helper has no compute_rollout"),
+        ("bypass", "verl.trainer.ppo.core_algos", {"register_policy_loss": lambda name: lambda loss: loss},
+            r"in place: policy losses reweigh: not ours"),
+        ("bypass", "verl.trainer.ppo.core_algos",
+            {"agg_loss": lambda loss_mat, loss_mask, loss_agg_mode: loss_mat.sum() / 0.5},
+            r"weights: weights of a trial batch are other than the estimator's"),
+        ("decoupled", "verl.protocol", {"DataProto": None}, r"AttributeError: module 'verl.protocol' has no"),
+    ],
+)  # fmt: skip
+def test_another_version_of_verl_in_which_the_weights_do_not_arrive_is_refused(mode, at, names, what, other_verl):
+    for name, value in names.items():
+        if value is None:
+            delattr(other_verl[at], name)
+        else:
+            setattr(other_verl[at], name, value)
+    with pytest.raises(UnknownVersionError, match=rf"verl 0\.12\.0 is not known, and its self-check fails: {what}"):
+        verl.Correction(seq_tis(2.0), mode=mode).install()
 
 
 # what they share
