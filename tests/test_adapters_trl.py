@@ -232,9 +232,9 @@ def test_vespo_is_refused(tmp_path):
 
 
 def test_another_version_is_warned_of_by_name(monkeypatch):
-    monkeypatch.setitem(KNOWN, "trl", ("1.1", "1.14.2"))
+    monkeypatch.setitem(KNOWN, "trl", ("1.1", "1.12.2"))
     there = re.escape(version("trl"))
-    rule = rf"trl {there} is not known; known versions are 1\.1, 1\.14\.2.*\nhint: pip install \"trl==1\.14\.2\""
+    rule = rf"trl {there} is not known; known versions are 1\.1, 1\.12\.2.*\nhint: pip install \"trl==1\.12\.2\""
     with pytest.warns(UnknownVersionWarning, match=rule):
         assert require("trl") == version("trl")
     monkeypatch.setitem(KNOWN, "no-such-package", ("2.1",))
