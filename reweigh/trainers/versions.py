@@ -3,7 +3,7 @@
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-KNOWN: dict[str, tuple[str, ...]] = {"trl": ("1.13", "1.14", "1.15", "1.16"), "verl": ("0.9.1",)}
+KNOWN: dict[str, tuple[str, ...]] = {"trl": ("1.13", "1.14", "1.16"), "verl": ("0.9.1",)}
 """By package: release numbers or their beginnings. A framework that makes no releases is known by its arguments."""
 
 
