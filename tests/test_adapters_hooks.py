@@ -403,6 +403,11 @@ def test_verl_driver_writes_records_and_checks_the_first_batch(tokens, tmp_path)
     with pytest.raises(ValueError, match=r"log_mu is NaN"):
         verl.Correction(seq_tis(2.0)).on_driver(broken, None)
     hook.on_driver(broken, None)  # later batches leave such tokens out
+    first = verl.Correction(seq_tis(2.0), capture=Capture(tmp_path / "stopped"))
+    with pytest.raises(ValueError, match=r"log_mu is NaN"):
+        first.on_driver(broken, None)
+    (part,) = read_batches([tmp_path / "stopped"])  # what stopped the run is in the record
+    assert part.batch.dropped.sum() == tokens.mask.sum()
 
 
 def test_verl_refuses_what_a_mode_cannot_compute():

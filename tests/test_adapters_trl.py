@@ -189,10 +189,12 @@ def test_the_first_batch_is_checked_and_later_ones_are_counted(tmp_path):
 
         return rollout
 
-    trl = made(tmp_path, seq_tis(2.0))
+    trl = made(tmp_path, seq_tis(2.0), capture=Capture(tmp_path / "stopped"))
     trl.rollout_func = breaks(trl.rollout_func)
     with pytest.raises(ValueError, match=r"Batch: log_mu is NaN on 1 of \d+ tokens in the mask, first log_mu\[0, 0\]"):
         quietly(scored, trl)
+    (part,) = read_batches([tmp_path / "stopped"])
+    assert part.batch.log_mu.isnan().sum() == part.batch.dropped.sum() == 1
     lenient = made(tmp_path, token_tis(2.0), check=False)
     lenient.rollout_func = breaks(lenient.rollout_func)
     out = quietly(scored, lenient)

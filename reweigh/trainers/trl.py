@@ -169,9 +169,6 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         mode, rank = "train" if self.model.training else "eval", self.accelerator.process_index
         per_prompt = self.num_generations if mode == "train" else self.num_generations_eval
         batch = self._whole_batch(output, int(per_prompt or 1))
-        if self._unchecked:
-            batch.check()
-            self._unchecked = False
         weights = None if self.correction is None else hold(self.correction(batch))
         seen = Seen.of(batch, weights)
         self._seen[mode] = self._seen[mode] + seen if mode in self._seen else seen
@@ -186,6 +183,9 @@ class CorrectedGRPOTrainer(GRPOTrainer):
                 self._metrics[mode][_LOGGED + name][-1] = value.item()
         if self.capture is not None and mode == "train" and self.capture.wants(self.state.global_step):
             self._write(self.capture, batch, output, mine)
+        if self._unchecked:  # after it is written: what stops the run is in the record
+            batch.check()
+            self._unchecked = False
         return output
 
     def _whole_batch(self, output: dict[str, Any], per_prompt: int) -> Batch:
@@ -203,8 +203,9 @@ class CorrectedGRPOTrainer(GRPOTrainer):
 
     def _write(self, capture: Capture, batch: Batch, output: dict[str, Any], mine: slice) -> None:
         size, width = output["completion_ids"].shape
+        given = batch.layout.mask if batch.dropped is None else batch.layout.mask | batch.dropped
         own = Batch.padded(
-            *(x[mine, :width] for x in (batch.log_pi, batch.log_mu, batch.layout.mask)),
+            *(x[mine, :width] for x in (batch.log_pi, batch.log_mu, given)),
             advantage=None if batch.advantage is None else batch.advantage[mine, :width],
         )
         prompts = [ids[live.bool()] for ids, live in zip(output["prompt_ids"], output["prompt_mask"], strict=True)]

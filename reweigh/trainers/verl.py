@@ -130,15 +130,15 @@ class Correction:
         tokens = Batch.padded(
             wide(data["old_log_probs"]), wide(data["rollout_log_probs"]), data["response_mask"], group=group
         )
-        if call == 0 and self.check:
+        if self.capture is not None and self.capture.wants(call):
+            self._write(self.capture, batch, tokens, uid, call)
+        if call == 0 and self.check:  # after it is written: what stops the run is in the record
             tokens.check()
         weights = hold(self.estimator(tokens))
         keep = weights.keep_tokens
         if bool(keep.any()):  # if all is rejected the weights are 0, and an empty mask would be divided by
             data["response_mask"] = keep.to(data["response_mask"].dtype)
         data["rollout_is_weights"] = factor(weights)
-        if self.capture is not None and self.capture.wants(call):
-            self._write(self.capture, batch, tokens, uid, call)
         return batch, Seen.of(tokens, weights).flat(PREFIX)
 
     def _write(self, capture: Capture, batch: Any, tokens: Batch, uid: Any, call: int) -> None:
