@@ -57,7 +57,8 @@ class Sampler:
         how = SamplingSettings(max_tokens=trainer.max_completion_length, seed=seed, n=1)
         drawn = sorted(engine.sample(ids, how), key=lambda sample: sample.prompt)
         tokens, log_mu = [list(s.token_ids) for s in drawn], [list(s.log_mu) for s in drawn]
-        return {"prompt_ids": ids, "completion_ids": tokens, "logprobs": log_mu}
+        versions = [[trainer.state.global_step] * len(row) for row in tokens]  # which weights sampled, for the records
+        return {"prompt_ids": ids, "completion_ids": tokens, "logprobs": log_mu, "versions": versions}
 
 
 def main():

@@ -7,14 +7,18 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from batches import random_batch
 
 from reweigh import (
+    TOKEN,
+    AtMost,
     Batch,
     Weights,
     dppo_tv,
@@ -22,19 +26,24 @@ from reweigh import (
     group_snis,
     naive,
     opsm,
+    seq_is,
     seq_mis,
     seq_tis,
     token_is,
     token_mis,
     token_tis,
     turn_tis,
+    weigh,
 )
+from reweigh.doctor import doctor as diagnose
+from reweigh.levels import prob_diff
 from reweigh.records import read_batches, validate
+from reweigh.rosetta.config import translate
 from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
 from reweigh.trainers import verl as verl_environment
 from reweigh.trainers.capture import Capture, prompt_id
 from reweigh.trainers.seen import Seen, factor, wide
-from reweigh.trainers.versions import KNOWN
+from reweigh.trainers.versions import KNOWN, UnknownVersionError, UnknownVersionWarning
 
 NEMO = SimpleNamespace(
     LossType=SimpleNamespace(TOKEN_LEVEL="token_level"),
@@ -53,6 +62,12 @@ def tokens():
 
 def lists(x):
     return list(x)
+
+
+def prime_rl_default():
+    """As docs/trainers.md writes prime-rl's `ipo`."""
+    moved = [weigh(TOKEN, AtMost(0.3), of=prob_diff, scale=sign) for sign in (1, -1)]
+    return moved[0] * moved[1] * token_tis(1e4)
 
 
 # slime and miles
@@ -128,6 +143,76 @@ def test_slime_asks_its_framework_for_whole_sequences(tokens, monkeypatch):
     want = factor(seq_tis(2.0)(Batch.padded(wide(tokens.pi), wide(tokens.mu), tokens.mask)))
     assert torch.equal(loss, want[:, ::2].flatten())
     assert masks[0].shape == (n,)
+
+
+@pytest.mark.parametrize(("framework", "layout"), [("slime", "thd"), ("miles", "thd"), ("miles", "bshd")])
+def test_ranks_of_a_context_together_have_the_weights_of_whole_sequences(tokens, monkeypatch, framework, layout):
+    """Each of two ranks holds the first and last, or the second and third, quarter of each sample: of its own length,
+    or in miles' padded layout of the width that it was padded to. What each weighs is its slice of the whole."""
+    n, prompt, width = tokens.mask.shape[1], 4, 24
+    total = prompt + n
+
+    def slots(rank, layout="thd", padded=None):
+        quarter = -(-(total if layout == "thd" else padded) // 4)
+        both = [(rank * quarter, (rank + 1) * quarter), ((3 - rank) * quarter, (4 - rank) * quarter)]
+        inside = [(max(a, prompt - 1), min(b, total - 1)) for a, b in both]
+        return [i - (prompt - 1) for a, b in inside for i in range(a, b)]
+
+    def ranks(x, *place):
+        return [x[slots(rank, *place)] for rank in range(2)]
+
+    got = torch.zeros(tokens.mask.shape)
+    estimator = token_tis(1.2) if layout == "thd" else seq_tis(1.5)
+    place = () if layout == "thd" else (layout, width)
+    whole = {}
+    for rank in range(2):
+        sides = {}
+        for side in ("pi", "mu"):
+            sides[side] = []
+            for x in lists(getattr(tokens, side)):
+                part = ranks(x, *place)[rank]
+                whole[id(part)] = x
+                sides[side].append(part)
+
+        def gather(part, total, response, *given):
+            x = whole[id(part)]
+            out = torch.zeros(response)
+            for each in range(2):
+                out[slots(each, *given)] = x[slots(each, *place)] if given == place else torch.nan
+            return out
+
+        def cut(x, total, response, *given, rank=rank):
+            return x[slots(rank, *given)]
+
+        cp = SimpleNamespace(all_gather_with_cp=gather, slice_log_prob_with_cp=cut)
+        monkeypatch.setattr(slime, "import_module", lambda name, cp=cp: cp)
+        here = slots(rank, *place)
+        loss, masks, metrics = slime.CustomTis(estimator, framework=framework)(
+            SimpleNamespace(context_parallel_size=2, use_tis=True, qkv_format=layout),
+            pg_loss=torch.ones(len(tokens.pi) * len(here)),
+            train_log_probs=sides["pi"],
+            rollout_log_probs=sides["mu"],
+            loss_masks=lists(tokens.mask.float()),
+            total_lengths=[total] * len(tokens.pi),
+            response_lengths=[n] * len(tokens.pi),
+            max_seq_lens=[width] * len(tokens.pi) if layout == "bshd" else None,
+            parallel_state=None,
+        )
+        got[:, here] = loss.view(len(tokens.pi), len(here))
+        assert all(m.shape == loss.shape for m in metrics.values())
+        assert masks[0].shape == (n,)
+    want = factor(estimator(Batch.padded(wide(tokens.pi), wide(tokens.mu), tokens.mask)))
+    assert torch.equal(got, want)
+    assert len(want[tokens.mask].unique()) > 1
+
+
+def test_miles_padded_layout_without_widths_is_refused(tokens, monkeypatch):
+    monkeypatch.setattr(slime, "import_module", lambda name: SimpleNamespace())
+    hook = slime.CustomTis(seq_tis(2.0), framework="miles")
+    call = {"pg_loss": None, "train_log_probs": [], "rollout_log_probs": [], "loss_masks": []}
+    with pytest.raises(ValueError, match=r"qkv_format=bshd needs max_seq_lens, got none\nhint: miles hands them over"):
+        hook(SimpleNamespace(context_parallel_size=2, use_tis=True, qkv_format="bshd"), **call,
+            total_lengths=[], response_lengths=[])  # fmt: skip
 
 
 def test_slime_refuses_signs_and_unknown_frameworks():
@@ -318,6 +403,11 @@ def test_verl_driver_writes_records_and_checks_the_first_batch(tokens, tmp_path)
     with pytest.raises(ValueError, match=r"log_mu is NaN"):
         verl.Correction(seq_tis(2.0)).on_driver(broken, None)
     hook.on_driver(broken, None)  # later batches leave such tokens out
+    first = verl.Correction(seq_tis(2.0), capture=Capture(tmp_path / "stopped"))
+    with pytest.raises(ValueError, match=r"log_mu is NaN"):
+        first.on_driver(broken, None)
+    (part,) = read_batches([tmp_path / "stopped"])  # what stopped the run is in the record
+    assert part.batch.dropped.sum() == tokens.mask.sum()
 
 
 def test_verl_refuses_what_a_mode_cannot_compute():
@@ -349,7 +439,184 @@ def test_nothing_named_installs_nothing(monkeypatch):
     assert verl_environment.load() is None
 
 
+def proto_of(tensors):
+    return SimpleNamespace(batch=dict(tensors), non_tensor_batch={})
+
+
+@pytest.fixture
+def other_verl(monkeypatch):
+    """verl of a version to come, as far as the hook reaches into it."""
+    registry = {}
+
+    def register(name):
+        return lambda loss: registry.setdefault(name, loss)
+
+    def summed(loss_mat, loss_mask, loss_agg_mode):
+        return (loss_mat * loss_mask).sum()
+
+    parts = {
+        verl.HELPER: {verl.DRIVER: lambda batch, config: (batch, {})},
+        "verl.trainer.ppo.core_algos": {"register_policy_loss": register, "POLICY_LOSS_REGISTRY": registry,
+            "get_policy_loss_fn": registry.get, "agg_loss": summed},
+        "verl.protocol": {"DataProto": SimpleNamespace(from_single_dict=proto_of)},
+        "verl": {}, "verl.trainer": {}, "verl.trainer.ppo": {},
+    }  # fmt: skip
+    for name, names in parts.items():
+        module = ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("reweigh.trainers.versions.version", lambda package: "0.12.0")
+    return sys.modules
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "bypass"])
+def test_another_version_of_verl_is_warned_of_and_the_weights_are_seen_to_arrive(mode, other_verl):
+    correction = verl.Correction(seq_tis(2.0), mode=mode)
+    with pytest.warns(UnknownVersionWarning, match=r"verl 0\.12\.0 is not known; known versions are 0\.9\.1"):
+        correction.install()
+    if mode == "decoupled":
+        assert getattr(other_verl[verl.HELPER], verl.DRIVER) == correction.on_driver
+    else:
+        assert other_verl["verl.trainer.ppo.core_algos"].POLICY_LOSS_REGISTRY["reweigh"] == correction.loss
+
+
+@pytest.mark.filterwarnings("ignore:.*is not known")
+@pytest.mark.parametrize(
+    ("mode", "at", "names", "what"),
+    [
+        ("decoupled", verl.HELPER, {verl.DRIVER: None}, r"AttributeError: .*helper has no compute_rollout"),
+        ("bypass", "verl.trainer.ppo.core_algos", {"register_policy_loss": lambda name: lambda loss: loss},
+            r"in place: policy losses reweigh: not ours"),
+        ("bypass", "verl.trainer.ppo.core_algos",
+            {"agg_loss": lambda loss_mat, loss_mask, loss_agg_mode: loss_mat.sum() / 0.5},
+            r"weights: weights of a trial batch are other than the estimator's"),
+        ("decoupled", "verl.protocol", {"DataProto": None}, r"AttributeError: module 'verl.protocol' has no"),
+    ],
+)  # fmt: skip
+def test_another_version_of_verl_in_which_the_weights_do_not_arrive_is_refused(mode, at, names, what, other_verl):
+    for name, value in names.items():
+        if value is None:
+            delattr(other_verl[at], name)
+        else:
+            setattr(other_verl[at], name, value)
+    with pytest.raises(UnknownVersionError, match=rf"verl 0\.12\.0 is not known, and its self-check fails: {what}"):
+        verl.Correction(seq_tis(2.0), mode=mode).install()
+
+
 # what they share
+
+
+def called(hook, t, core=None):
+    """The loss of a hook that sees live log-probs, its gradient, and what it logs."""
+    live = t.pi.clone().requires_grad_()
+    if isinstance(hook, prime_rl.CustomLoss):
+        outs = [hook(inputs_of(t, i, live[i])) for i in range(len(live))]
+        loss = sum(out.loss for out in outs)
+        logged = {k: sum(float(out.metrics[k]) for out in outs) for k in outs[0].metrics}
+    elif isinstance(hook, skyrl.PolicyLoss):
+        loss, logged = hook(live, t.pi, t.advantage, None, t.mask.float(), t.mu)
+    elif isinstance(hook, nemo_rl.CorrectedLoss):
+        pad = lambda x: torch.cat([torch.zeros(len(x), 1), x.float()], 1)  # noqa: E731
+        data = {"prev_logprobs": pad(t.pi), "generation_logprobs": pad(t.mu), "token_mask": pad(t.mask),
+            "advantages": pad(t.advantage), "sample_mask": torch.ones(len(live))}  # fmt: skip
+        loss, logged = hook(live, data, torch.tensor(float(len(live))), t.mask.sum())
+    elif isinstance(hook, tinker.CustomLoss):
+        parts = zip(t.mu, t.advantage, t.mask, strict=True)
+        loss, logged = hook([datum(logprobs=m, advantages=a, mask=k) for m, a, k in parts], list(live))
+    elif isinstance(hook, verl.Correction):
+        loss, logged = hook.loss(t.mu, live, t.advantage, t.mask)
+    else:
+        terms = torch.where(torch.isfinite(live), -t.advantage * live, live)
+        loss, _, metrics = call_slime(hook, t, pg_loss=terms.flatten())
+        loss, logged = loss.sum(), {name: float(value.sum()) for name, value in metrics.items()}
+    loss.backward()
+    return loss, live.grad, logged
+
+
+def hooks(estimator):
+    return {
+        "prime_rl": prime_rl.CustomLoss(estimator, kl_tau=1e-3, outputs=SimpleNamespace),
+        "skyrl": skyrl.PolicyLoss(estimator, objective="policy_gradient"),
+        "nemo_rl": nemo_rl.CorrectedLoss(estimator, objective="policy_gradient", interfaces=NEMO),
+        "tinker": tinker.CustomLoss(estimator),
+        "verl": verl.Correction(estimator, mode="bypass"),
+        "slime": slime.CustomTis(estimator),
+    }
+
+
+HOOKS = tuple(hooks(naive()))
+
+
+@pytest.fixture
+def core_algos(monkeypatch):
+    """verl's `agg_loss`, as far as the token sum."""
+    summed = SimpleNamespace(agg_loss=lambda loss_mat, loss_mask, loss_agg_mode: (loss_mat * loss_mask).sum())
+    monkeypatch.setitem(sys.modules, "verl.trainer.ppo.core_algos", summed)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_logs_how_many_tokens_it_dropped(name, tokens, core_algos):
+    at = tokens.mask.nonzero()[[2, 9, 11]].tolist()
+    _, _, logged = called(hooks(token_tis(2.0))[name], tokens)
+    (dropped,) = [key for key in logged if key in ("reweigh/dropped", "reweigh/token/dropped")]
+    assert logged[dropped] == 0
+    tokens.mu = tokens.mu.clone()
+    for (i, j), value in zip(at, (torch.nan, -torch.inf, torch.nan), strict=True):
+        tokens.mu[i, j] = value
+    loss, gradient, logged = called(hooks(token_tis(2.0))[name], tokens)
+    assert logged[dropped] == 3
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert all(gradient[i, j] == 0 for i, j in at)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("estimator", [token_is(), seq_is(), token_tis(1e30)], ids=["token", "sequence", "cap"])
+def test_a_weight_that_float32_cannot_hold_is_left_out_and_counted(name, estimator, tokens, core_algos):
+    """log mu = -91 and log pi = -2: the ratio is e^89, which is infinite in float32."""
+    _, _, calm = called(hooks(estimator)[name], tokens)
+    (overflow,) = [key for key in calm if key in ("reweigh/overflow", "reweigh/weight/overflow")]
+    assert calm[overflow] == 0
+    tokens.pi, tokens.mu = tokens.pi.clone(), tokens.mu.clone()
+    i, j = tokens.mask.nonzero()[4].tolist()
+    tokens.mu[i, j], tokens.pi[i, j] = -91.0, -2.0
+    loss, gradient, logged = called(hooks(estimator)[name], tokens)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert logged[overflow] >= 1
+    assert all(math.isfinite(value) for value in logged.values())
+    others = [k for k in range(6) if k != i]
+    assert gradient[others].abs().sum() > 0  # the rest of the batch goes on
+
+
+def test_drivers_and_recipes_leave_such_weights_out_too(tokens):
+    i, j = tokens.mask.nonzero()[4].tolist()
+    tokens.mu, tokens.pi = tokens.mu.clone(), tokens.pi.clone()
+    tokens.mu[i, j], tokens.pi[i, j] = -91.0, -2.0
+    out, metrics = verl.Correction(token_is()).on_driver(proto(tokens), None)
+    assert out.batch["rollout_is_weights"][i, j] == out.batch["response_mask"][i, j] == 0
+    assert metrics["reweigh/weight/overflow"] == 1
+    assert math.isfinite(metrics["reweigh/weight/mean"])
+    assert torch.isfinite(factor(token_is()(Batch.padded(tokens.pi, tokens.mu, tokens.mask)))).all()
+
+
+@pytest.mark.parametrize("estimator", [prime_rl_default(), dppo_tv(0.2), token_tis(2.0)], ids=["docs", "dppo", "tis"])
+def test_the_start_that_the_docs_give_for_prime_rl_is_safe(estimator):
+    live = torch.tensor([-0.5, -2.0, -1.0], requires_grad=True)
+    inputs = SimpleNamespace(trainer_logprobs=live, inference_logprobs=torch.tensor([-0.5, -91.0, -1.0]),
+        advantages=torch.tensor([1.0, -1.0, 1.0]), loss_mask=torch.ones(3).bool(), loss_weights=None)  # fmt: skip
+    out = prime_rl.CustomLoss(estimator, outputs=SimpleNamespace)(inputs)
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    assert live.grad.abs().max() <= 1e4
+    assert (live.grad[[0, 2]] == -1).all()
+    assert out.metrics["reweigh/overflow"] == (estimator == dppo_tv(0.2))
+
+
+def test_the_start_for_prime_rl_is_its_own_default():
+    b = random_batch(2, garbage=False)
+    theirs = translate("prime-rl", {}).reading.plan.estimator
+    assert torch.equal(prime_rl_default()(b).per_token, theirs(b).per_token)
 
 
 @pytest.mark.parametrize(
@@ -407,13 +674,35 @@ def test_records_hold_responses_without_padding(tmp_path):
         Capture(tmp_path, every=0)
 
 
-def test_a_token_without_a_log_prob_leaves_the_record_too(tmp_path):
-    pi, mu = -torch.ones(2, 4), -torch.ones(2, 4)
-    mu[0, 1] = torch.nan
-    Capture(tmp_path).write(Batch.padded(pi, mu, torch.ones(2, 4)), 0)
-    assert validate([tmp_path]).ok
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_record_keeps_what_was_no_log_prob(tmp_path, packed):
+    """NaN, infinity and a log-prob over 0 stay as they were, in the mask: they are the evidence."""
+    pi, mu = -torch.ones(3, 4), -torch.ones(3, 4)
+    mu[0, 1], mu[1, 2], pi[0, 3], mu[2] = torch.nan, -torch.inf, 0.01, torch.nan
+    batch = Batch.from_lists(list(pi), list(mu)) if packed else Batch.padded(pi, mu, torch.ones(3, 4))
+    Capture(tmp_path).write(batch, 0)
     (part,) = read_batches([tmp_path])
-    assert part.batch.layout.lengths.tolist() == [3, 4]
+    torch.testing.assert_close(part.batch.log_mu.view(3, 4), mu, equal_nan=True)
+    torch.testing.assert_close(part.batch.log_pi.view(3, 4), pi)
+    assert part.batch.dropped.sum() == batch.dropped.sum() == 6
+    broken = validate([tmp_path])
+    assert {rule.rule: rule.count for rule in broken.violations} == {"log_mu: not finite": 6, "log_pi: positive": 1}
+
+
+def test_the_doctor_says_of_a_capture_what_it_says_of_a_dump(tmp_path):
+    """One response without log-probs, and one token: as after logits that are NaN."""
+    g = torch.Generator().manual_seed(0)
+    mu = -torch.rand(16, 60, generator=g) * 2 - 0.05
+    pi = mu + 0.02 * torch.randn(16, 60, generator=g)
+    mu[5] = mu[9, 30] = torch.nan
+    Capture(tmp_path / "captured").write(Batch.padded(pi, mu, torch.ones(16, 60)), 0)
+    lists = pa.list_(pa.float32())
+    columns = {"log_mu": pa.array(mu.tolist(), lists), "log_pi": pa.array(pi.tolist(), lists)}
+    pq.write_table(pa.table({"sequence_id": [f"s{i}" for i in range(16)], **columns}), tmp_path / "dump.parquet")
+    captured, dump = diagnose(tmp_path / "captured"), diagnose(tmp_path / "dump.parquet")
+    assert captured.verdict == dump.verdict == "placeholder_logprob"
+    assert [(c.id, c.confidence) for c in captured.causes] == [(c.id, c.confidence) for c in dump.causes]
+    assert [(n.rule, n.count) for n in captured.notes] == [(n.rule, n.count) for n in dump.notes]
 
 
 def test_packed_batches_are_recorded_too(tmp_path):

@@ -1,14 +1,17 @@
 """TRL's real trainer with our ratio: it enters the loss, is logged, and records of it are kept."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from trl import GRPOTrainer
 from trl_tiny import EXAMPLE, noisy, quietly, scored, trainer
 
 from reweigh import (
@@ -29,7 +32,7 @@ from reweigh.doctor import CAUSES
 from reweigh.records import RunInfo, read_batches, read_info, validate
 from reweigh.trainers.capture import Capture
 from reweigh.trainers.seen import factor, wide
-from reweigh.trainers.versions import KNOWN, NotInstalledError, UnknownVersionError, require
+from reweigh.trainers.versions import KNOWN, NotInstalledError, UnknownVersionError, UnknownVersionWarning, require
 
 ROOT = Path(__file__).parents[1]
 
@@ -186,10 +189,12 @@ def test_the_first_batch_is_checked_and_later_ones_are_counted(tmp_path):
 
         return rollout
 
-    trl = made(tmp_path, seq_tis(2.0))
+    trl = made(tmp_path, seq_tis(2.0), capture=Capture(tmp_path / "stopped"))
     trl.rollout_func = breaks(trl.rollout_func)
     with pytest.raises(ValueError, match=r"Batch: log_mu is NaN on 1 of \d+ tokens in the mask, first log_mu\[0, 0\]"):
         quietly(scored, trl)
+    (part,) = read_batches([tmp_path / "stopped"])
+    assert part.batch.log_mu.isnan().sum() == part.batch.dropped.sum() == 1
     lenient = made(tmp_path, token_tis(2.0), check=False)
     lenient.rollout_func = breaks(lenient.rollout_func)
     out = quietly(scored, lenient)
@@ -228,15 +233,141 @@ def test_vespo_is_refused(tmp_path):
         trainer(tmp_path, seq_tis(2.0), loss_type="vespo")
 
 
-def test_another_version_is_refused_by_name(monkeypatch):
-    monkeypatch.setitem(KNOWN, "trl", ("1.13", "1.14.2"))
+def test_another_version_is_warned_of_by_name(monkeypatch):
+    monkeypatch.setitem(KNOWN, "trl", ("1.1", "1.12.2"))
     there = re.escape(version("trl"))
-    rule = rf"trl {there} is not known; known versions are 1\.13, 1\.14\.2\nhint: .*pip install \"trl==1\.14\.2\""
-    with pytest.raises(UnknownVersionError, match=rule):
-        require("trl")
+    rule = rf"trl {there} is not known; known versions are 1\.1, 1\.12\.2.*\nhint: pip install \"trl==1\.12\.2\""
+    with pytest.warns(UnknownVersionWarning, match=rule):
+        assert require("trl") == version("trl")
     monkeypatch.setitem(KNOWN, "no-such-package", ("2.1",))
     with pytest.raises(NotInstalledError, match=r"no-such-package is not installed; known versions are 2\.1\nhint:"):
         require("no-such-package")
+
+
+def history(trl):
+    quietly(trl.train)
+    timed = ("runtime", "per_second", "step_time")
+    return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in trl.state.log_history]
+
+
+def test_another_version_trains_as_a_known_one_does_once_the_weights_are_seen_to_arrive(tmp_path, monkeypatch):
+    known = history(made(tmp_path, seq_tis(1.2), max_steps=2))
+    monkeypatch.setitem(KNOWN, "trl", ("0.1",))
+    other = history(made(tmp_path, seq_tis(1.2), max_steps=2))
+    assert other == known  # its metrics too: the check leaves no trace
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "sapo"])
+@pytest.mark.parametrize("reason", ["version", "unsloth"])
+def test_weights_that_do_not_arrive_stop_a_run_that_is_not_known(tmp_path, monkeypatch, loss_type, reason):
+    """As a release would that reads them under another name, or what Unsloth has patched."""
+    if reason == "version":
+        monkeypatch.setitem(KNOWN, "trl", ("0.1",))
+    else:
+        monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
+    trl = made(tmp_path, seq_tis(1.2), loss_type=loss_type)
+    quietly(trl.train)  # as it is, the weights arrive
+    theirs = GRPOTrainer.compute_loss
+
+    def deaf(self, model, inputs, *args, **kwargs):
+        return theirs(self, model, inputs | {"importance_sampling_ratio": torch.ones(())}, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", deaf)
+    trl = made(tmp_path, seq_tis(1.2), loss_type=loss_type)
+    rule = r"its self-check fails: the loss does not follow the weights, which were 0, u and 2 u: it was"
+    with pytest.raises(UnknownVersionError, match=rule):
+        quietly(trl.train)
+
+
+def test_a_version_whose_batches_lack_a_name_stops(tmp_path, monkeypatch):
+    monkeypatch.setitem(KNOWN, "trl", ("0.1",))
+    trl = made(tmp_path, seq_tis(1.2))
+    theirs = GRPOTrainer._generate_and_score_completions
+
+    def renamed(self, inputs):
+        out = theirs(self, inputs)
+        return out | {"sampling_logps": out.pop("sampling_per_token_logps")}
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", renamed)
+    with pytest.raises(UnknownVersionError, match=r"what its batches held is not there: sampling_per_token_logps"):
+        quietly(scored, trl)
+
+
+def test_unsloths_trainer_is_refused_by_name(tmp_path, monkeypatch):
+    """`import unsloth` puts a class of its own at `trl.GRPOTrainer`, whose loss is compiled apart."""
+    import trl
+
+    patched = type("UnslothGRPOTrainer", (GRPOTrainer,), {"__module__": "UnslothGRPOTrainer"})
+    monkeypatch.setattr(trl, "GRPOTrainer", patched)
+    monkeypatch.delitem(sys.modules, "reweigh.trainers.trl")
+    ours = importlib.import_module("reweigh.trainers.trl")
+    monkeypatch.setitem(sys.modules, "reweigh.trainers.trl", ours)
+    with pytest.raises(ValueError, match=r"Unsloth has put UnslothGRPOTrainer in the place of TRL's.*\nhint: train wi"):
+        trainer(tmp_path, seq_tis(2.0))
+
+
+class Engine:
+    """What TRL calls in place of vLLM: its weights are handed over, and it samples with them."""
+
+    def __init__(self, model, processing_class, temperature, **_):
+        self.model, self.tokenizer, self.temperature, self.synchronised = model, processing_class, temperature, 0
+
+    def sync_weights(self):
+        self.synchronised += 1
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        g = torch.Generator().manual_seed(self.synchronised)
+        ids = [torch.randint(3, 20, (5,), generator=g).tolist() for _ in prompts]
+        return prompts, ids, [[[-2.5] for _ in row] for row in ids], None
+
+
+def test_which_weights_sampled_is_recorded_where_trl_hands_them_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Engine)
+    folder = tmp_path / "records"
+    trl = trainer(tmp_path, token_tis(2.0), rollout=None, capture=Capture(folder), use_vllm=True, max_steps=3,
+        vllm_mode="colocate", steps_per_generation=1)  # fmt: skip
+    quietly(trl.train)
+    for step, part in enumerate(read_batches([folder])):
+        assert part.tokens("versions").tolist() == [step] * 8 * 5
+        assert part.column("trainer_version").tolist() == [step] * 8
+
+
+def test_a_rollout_says_which_weights_sampled(tmp_path):
+    """Every other response is of the weights of two steps ago: `--by lag` tells them apart."""
+    folder = tmp_path / "records"
+    trl = made(tmp_path, seq_tis(2.0), max_steps=4, capture=Capture(folder))
+    inner = trl.rollout_func
+
+    def lagging(prompts, trainer):
+        out, now = inner(prompts, trainer), trainer.state.global_step
+        behind = [max(0, now - 2 * (i % 2)) for i in range(len(prompts))]
+        by_token = [[v] * len(ids) for v, ids in zip(behind, out["completion_ids"], strict=True)]
+        return out | {"versions": by_token if now % 2 else behind}
+
+    trl.rollout_func = lagging
+    quietly(trl.train)
+    assert validate([folder]).ok
+    parts = list(read_batches([folder]))
+    assert all((part.tokens("versions") >= 0).all() for part in parts)
+    assert sorted(set(parts[3].tokens("versions").tolist())) == [1, 3]
+    rows = json.loads(run_reweigh("audit", str(folder), "--by", "lag", "--json", "--no-doctor"))["where"]["lag"]["rows"]
+    assert {row["label"] for row in rows} >= {"0", "2"}
+    silent = made(tmp_path, seq_tis(2.0), capture=Capture(tmp_path / "silent"))
+    named = silent.rollout_func
+    silent.rollout_func = lambda *args: {k: v for k, v in named(*args).items() if k != "versions"}
+    quietly(scored, silent)
+    (part,) = read_batches([tmp_path / "silent"])
+    assert part.tokens("versions") is None  # nobody has said it, so it is not known
+    silent.rollout_func = lambda prompts, trainer: inner(prompts, trainer) | {"versions": [0]}
+    with pytest.raises(ValueError, match=r"rollout_func returned versions of 1 responses for 8\nhint: one number a"):
+        quietly(scored, silent)
+
+
+def run_reweigh(*arguments):
+    run = [sys.executable, "-m", "reweigh", *arguments]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT, env=_environment())
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow

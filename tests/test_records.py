@@ -31,6 +31,7 @@ from reweigh.records import (
     validate,
 )
 from reweigh.records.arrays import arrow, arrow_texts, numbers, valid
+from reweigh.records.schema import Tally
 from reweigh.records.table import single
 
 ROWS = [
@@ -334,6 +335,20 @@ def test_missing_columns_are_named_with_what_to_do(tmp_path):
     path = raw_parquet(tmp_path / "y.parquet", **columns)
     with pytest.raises(ValueError, match=r"column log_mu is missing\nhint: rename logmu to log_mu .*The file has: "):
         whole(path)
+
+
+def test_values_that_break_a_rule_are_written_for_who_wants_them(tmp_path):
+    """As a trainer's capture does; what is told is what a reader will count."""
+    told, path = Tally(), tmp_path / "x.parquet"
+    rows = [{"sequence_id": "a", "log_mu": [-1.0, math.nan, -math.inf], "log_pi": [0.5, -1.0, -1.0]}]
+    with RecordWriter(path) as writer:
+        with pytest.raises(ValueError, match=r"log_mu\[1\] = nan is not finite \(2 tokens in this batch\)"):
+            writer.write(rows)
+        writer.write(rows, report=told)
+    assert {rule: seen.count for rule, seen in told.by_rule.items()} == {"log_mu: not finite": 2, "log_pi: positive": 1}
+    (part,) = read_batches(path)
+    assert part.batch.dropped.tolist() == [False, True, True]
+    assert part.batch.log_pi[0] == 0.5
 
 
 def test_a_rollout_can_be_written_before_it_is_rescored(tmp_path):

@@ -96,11 +96,16 @@ class RecordWriter:
         """Close the file, also after an error."""
         self.close()
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, rows: Sequence[Mapping[str, Any]], report: Report = fail) -> None:
         """Check and write rows: mappings from column name to value, in lists, arrays or tensors.
 
         `log_pi` may be left out, for a rollout that a trainer has yet to rescore. One advantage a row is written once
         a token.
+
+        Args:
+            rows: of this call.
+            report: told of values that break a rule, such as a log-prob that is NaN, which are then written as they
+                are; the default raises.
 
         Raises:
             ValueError: an unknown column, a wrong type, lists of unequal lengths, or a value that breaks a rule (for
@@ -118,7 +123,7 @@ class RecordWriter:
         table = table_of(rows, origin, fail)
         check_names(table.schema.names, ROLLOUT_REQUIRED, origin.place(0), fail)
         aligned(table, origin, ROLLOUT_REQUIRED, fail)
-        check_values(table, origin, fail)
+        check_values(table, origin, report)
         self.write_table(table)
 
     def write_table(self, table: pa.Table) -> None:

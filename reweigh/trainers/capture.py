@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.layout import Packed
-from reweigh.records import RecordWriter, RunInfo
+from reweigh.records import RecordWriter, RunInfo, Violation
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Capture:
         """Write one batch as `step_00000012_rank_0000.parquet`.
 
         Args:
-            batch: its tokens; a row for each sequence with a token. Tokens that the batch dropped (a log-prob that is
-                not finite) leave the mask of the record, and their log-probs become 0.
+            batch: its tokens; a row for each sequence with a token. Log-probs are written as they are, NaN, infinite
+                or over 0 too, and a token that the batch dropped for one stays in the mask: that a sampler gave no
+                log-prob is what `reweigh doctor` has to see.
             step: of the trainer.
             rank: of this process.
             columns: more columns of the record, one value a sequence: `prompt_id`, `reward`, `token_ids`, ... Values a
@@ -70,7 +71,7 @@ class Capture:
                 others = {k: v[i] for k, v in columns.items() if k not in row}
                 rows.append({"sequence_id": f"{name}_{i}", "step": step} | row | others)
         with RecordWriter(part, self.info) as writer:
-            writer.write(rows)
+            writer.write(rows, report=_as_it_is)
         os.replace(part, path)
         return path
 
@@ -81,18 +82,20 @@ def prompt_id(token_ids: Sequence[int] | Tensor) -> str:
     return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
 
 
+def _as_it_is(_: Violation) -> None:
+    """Let a value that breaks a rule stand: who reads the record counts it."""
+
+
 def _per_token(value: Sequence[Any]) -> bool:
     return len(value) > 0 and isinstance(value[0], Tensor) and value[0].dim() == 1
 
 
 def _rows(batch: Batch, per_token: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    layout, mask = batch.layout, batch.layout.mask
+    layout = batch.layout
+    mask = layout.mask if batch.dropped is None else layout.mask | batch.dropped
     own: dict[str, Tensor] = {"log_mu": batch.log_mu.detach(), "log_pi": batch.log_pi.detach(), "mask": mask}
     if batch.advantage is not None:
         own["advantage"] = batch.advantage.detach().expand(mask.shape)
-    if batch.dropped is not None:
-        own["log_mu"] = torch.where(batch.dropped, 0, own["log_mu"])
-        own["log_pi"] = torch.where(batch.dropped, 0, own["log_pi"])
     cut: list[dict[str, Tensor]]
     if isinstance(layout, Packed):
         ends = layout.cu_seqlens.tolist()

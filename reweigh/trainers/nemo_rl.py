@@ -9,7 +9,7 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.losses import policy_gradient, ppo_clip
-from reweigh.trainers.seen import per_token, refuse_whole_batch, wide
+from reweigh.trainers.seen import COUNTS, averaged, hold, per_token, refuse_whole_batch, wide
 
 
 class CorrectedLoss:
@@ -44,7 +44,7 @@ class CorrectedLoss:
         self.estimator, self.objective, self.low, self.high = estimator, objective, low, high
         self.loss_type, self.input_type = names.LossType.TOKEN_LEVEL, names.LossInputType.LOGPROB
         # What is not named here is taken to be divided as the loss is: by tokens.
-        self.metric_normalizations = {"num_valid_samples": names.MetricNormalizer.NONE}
+        self.metric_normalizations = dict.fromkeys(("num_valid_samples", *COUNTS), names.MetricNormalizer.NONE)
 
     def __call__(
         self,
@@ -68,13 +68,12 @@ class CorrectedLoss:
         old, mu, advantage = (data[k][:, 1:] for k in ("prev_logprobs", "generation_logprobs", "advantages"))
         mask = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
         batch = Batch.padded(wide(live if two else old), wide(mu), mask, advantage=advantage)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         if two:
             loss = policy_gradient(live, advantage, weights, global_valid_toks)
         else:
             loss = ppo_clip(live, old, advantage, weights, global_valid_toks, low=self.low, high=self.high)
-        sums = {name: value.sum().double() for name, value in per_token(batch, weights).items()}
-        values = (torch.stack(list(sums.values())) / global_valid_toks).tolist()
+        sums = averaged(per_token(batch, weights), global_valid_toks)
         loss = loss.to(torch.promote_types(live.dtype, torch.float32))
         counted = {"loss": loss.item(), "num_valid_samples": data["sample_mask"].sum().item()}
-        return loss, counted | dict(zip(sums, values, strict=True))
+        return loss, counted | dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))

@@ -8,7 +8,7 @@ import torch
 
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
-from reweigh.trainers.seen import factor, per_token, refuse_whole_batch, wide
+from reweigh.trainers.seen import averaged, factor, hold, per_token, refuse_whole_batch, wide
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CustomLoss:
         """
         live, mu, mask = inputs.trainer_logprobs, inputs.inference_logprobs, inputs.loss_mask
         batch = Batch.padded(wide(live)[None], wide(mu)[None], mask[None], advantage=inputs.advantages[None])
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         keep, on = weights.keep_tokens[0], batch.layout.mask[0]
         # What was dropped may be NaN: it is left out before anything is computed from it.
         gain = factor(weights)[0] * torch.where(keep, inputs.advantages, 0) * torch.where(keep, live, 0)
@@ -64,7 +64,6 @@ class CustomLoss:
         terms = -gain + self.kl_tau * gap.square() if self.kl_tau else -gain
         if inputs.loss_weights is not None:
             terms = terms * torch.where(on, inputs.loss_weights, 0)
-        count = on.sum().clamp(min=1)
-        metrics = {name: value.sum() / count for name, value in per_token(batch, weights).items()}
+        metrics = averaged(per_token(batch, weights), on.sum().clamp(min=1))
         made = import_module("prime_rl.trainer.rl.loss").LossOutputs if self.outputs is None else self.outputs
         return made(loss=terms.sum(), metrics=metrics)

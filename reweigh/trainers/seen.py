@@ -26,9 +26,45 @@ def wide(log_prob: Tensor) -> Tensor:
     return log_prob.detach().to(torch.float32 if log_prob.device.type == "mps" else torch.float64)
 
 
+LARGEST = 2.0**64
+"""A weight from here on is not multiplied in: float32 cannot hold its square, so a norm of gradients is infinite."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldWeights(Weights):
+    """Weights without those from `LARGEST` on, whose units are not kept: their weight is 0, and they are counted.
+
+    Attributes:
+        overflow: units that were kept, and whose weight is `LARGEST` or more.
+    """
+
+    overflow: Tensor
+
+    @property
+    def overflow_tokens(self) -> Tensor:
+        """Mark the tokens of such units."""
+        per_seq = self.unit == "sequence"
+        return self.layout.spread(self.overflow) & self.layout.mask if per_seq else self.overflow
+
+
+def hold(weights: Weights) -> HeldWeights:
+    """Take out the weights that float32 cannot be trained with; every hook does, before it multiplies.
+
+    Args:
+        weights: what an estimator made; one without a bound may give `e^89` to a single token.
+    """
+    if isinstance(weights, HeldWeights):
+        return weights
+    small = weights.log_w < math.log(LARGEST)  # False for NaN
+    keep, overflow = weights.keep & small, weights.keep & ~small
+    return HeldWeights(
+        weights.log_w, keep, weights.bounded & keep, weights.valid, weights.unit, weights.layout, overflow
+    )
+
+
 def factor(weights: Weights) -> Tensor:
-    """Give what multiplies each token's loss: float32, token-shaped, 0 where dropped or off the mask."""
-    return weights.per_token.float()
+    """Give what multiplies each token's loss: float32, token-shaped, 0 where dropped, off the mask, too large."""
+    return hold(weights).per_token.float()
 
 
 def refuse_whole_batch(where: str, sees: str, estimator: Estimator) -> None:
@@ -71,21 +107,41 @@ SHOWN = {
 """By level, the numbers of a `Summary` that go to a logger; docs/intervals.md says what they are."""
 
 
+COUNTS = (f"{PREFIX}dropped", f"{PREFIX}overflow")
+"""Of `per_token`, what is to be added up; the others are to be averaged."""
+
+
 def per_token(batch: Batch, weights: Weights) -> dict[str, Tensor]:
     """Measure each token, for hooks that add up by themselves: float32, 0 off the mask; `kl_*` in nats of mu to pi.
+
+    `dropped` marks the tokens of the given mask without a finite log-prob, `overflow` those whose weight could not be
+    held. `kl_k3` of a token is at most `LARGEST`, so that its mean is a number.
 
     Args:
         batch: its raw ratios.
         weights: what an estimator made of them.
     """
-    on = batch.layout.mask
+    on, held = batch.layout.mask, hold(weights)
     values = {
-        "weight": weights.per_token,
-        "rejected": on & ~weights.keep_tokens,
+        "weight": held.per_token,
+        "rejected": on & ~held.keep_tokens,
         "kl_k1": -batch.log_ratio,
-        "kl_k3": torch.where(on, k3(batch), 0),
+        "kl_k3": torch.where(on, k3(batch), 0).clamp(max=LARGEST),
+        "dropped": torch.zeros_like(on) if batch.dropped is None else batch.dropped,
+        "overflow": held.overflow_tokens,
     }
     return {f"{PREFIX}{name}": value.float() for name, value in values.items()}
+
+
+def averaged(values: Mapping[str, Tensor], count: Tensor | float) -> dict[str, Tensor]:
+    """Sum what is to be added up, and average the others over the tokens that count: 0-d tensors.
+
+    Args:
+        values: of `per_token`.
+        count: of tokens, at least 1.
+    """
+    sums = {name: value.double().sum() for name, value in values.items()}
+    return {name: (total if name in COUNTS else total / count).float() for name, total in sums.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +151,7 @@ class WeightSums:
     Attributes:
         units: how many exist; kept: of these; bounded: of the kept, those whose ratio was moved to a bound.
         total: sum of kept weights, largest: the largest of them.
+        overflow: units that are not kept because float32 cannot hold their weight.
     """
 
     units: Tensor
@@ -102,14 +159,17 @@ class WeightSums:
     bounded: Tensor
     total: Tensor
     largest: Tensor
+    overflow: Tensor
 
     @classmethod
     def of(cls, weights: Weights) -> "WeightSums":
-        """Sum the weights of one batch."""
-        w = weights.per_unit.double()
-        once = w * heads(weights.layout) if weights.unit == "turn" else w
+        """Sum the weights of one batch, as `hold` leaves them."""
+        held = hold(weights)
+        w = held.per_unit.double()
+        once = w * heads(held.layout) if held.unit == "turn" else w
         largest = w.amax() if w.numel() else w.new_zeros(())
-        return cls(weights.num_units, weights.num_kept, weights.num_bounded, once.sum(), largest)
+        overflow = held.once(held.overflow).sum()
+        return cls(held.num_units, held.num_kept, held.num_bounded, once.sum(), largest, overflow)
 
     def __add__(self, other: "WeightSums") -> "WeightSums":
         """Add the sums of two sets of weights."""
@@ -119,6 +179,7 @@ class WeightSums:
             self.bounded + other.bounded,
             self.total + other.total,
             torch.maximum(self.largest, other.largest),
+            self.overflow + other.overflow,
         )
 
 
@@ -178,9 +239,9 @@ class Seen:
                 out |= {end: value for end, value in ends.items() if value is not None}
         if self.weights is not None:
             columns = [x.double() for x in vars(self.weights).values()]
-            units, kept, bounded, total, largest = torch.stack(columns).tolist()
+            units, kept, bounded, total, largest, overflow = torch.stack(columns).tolist()
             if units:
-                out[f"{prefix}weight/kept_fraction"] = kept / units
+                out |= {f"{prefix}weight/kept_fraction": kept / units, f"{prefix}weight/overflow": overflow}
             if kept:
                 means = {"mean": total / kept, "max": largest, "bounded_fraction": bounded / kept}
                 out |= {f"{prefix}weight/{name}": value for name, value in means.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.losses import policy_gradient, ppo_clip
-from reweigh.trainers.seen import PREFIX, Seen, refuse_whole_batch, wide
+from reweigh.trainers.seen import PREFIX, Seen, hold, refuse_whole_batch, wide
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PolicyLoss:
         mask = torch.ones_like(log_probs, dtype=torch.bool) if loss_mask is None else loss_mask
         centre = log_probs if two else old_log_probs
         batch = Batch.padded(wide(centre), wide(rollout_logprobs), mask, advantage=advantages)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         if two:
             loss = policy_gradient(log_probs, advantages, weights, 1.0)
         else:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
-from reweigh.trainers.seen import factor, per_token, refuse_advantage, refuse_whole_batch, wide
+from reweigh.trainers.seen import factor, hold, per_token, refuse_advantage, refuse_whole_batch, wide
 
 _Lists = Callable[[list[Tensor]], list[Tensor]]
 _CP_UTILS = {"slime": "slime.backends.megatron_utils.cp_utils", "miles": "miles.backends.training_utils.cp_utils"}
@@ -86,11 +86,11 @@ class CustomTis:
         Returns:
             The loss with its weights, the masks without rejected tokens, and flat metrics that the framework reduces.
         """
-        gather, cut = self._context(args, total_lengths, response_lengths)
+        gather, cut = self._context(args, total_lengths, response_lengths, kwargs.get("max_seq_lens"))
         lists = (gather(train_log_probs), gather(rollout_log_probs), loss_masks)
         pi, mu, mask = (pad_sequence([x.detach() for x in xs], batch_first=True) for xs in lists)
         batch = Batch.padded(wide(pi), wide(mu), mask)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         lengths = [len(m) for m in loss_masks]
 
         def flat(x: Tensor) -> Tensor:
@@ -104,17 +104,29 @@ class CustomTis:
             pg_loss = torch.where(w > 0, pg_loss, 0) * w
         return pg_loss, masks if args.use_tis else loss_masks, metrics
 
-    def _context(self, args: Any, total: Sequence[int], response: Sequence[int]) -> tuple[_Lists, _Lists]:
+    def _context(
+        self, args: Any, total: Sequence[int], response: Sequence[int], widths: Sequence[int] | None
+    ) -> tuple[_Lists, _Lists]:
         """Whole responses from this rank's slices, and this rank's slices of whole responses."""
         if args.context_parallel_size == 1:
             return _same, _same
         cp = import_module(_CP_UTILS[self.framework])
+        # Where a rank's slices lie depends in miles on the layout: packed, or padded to a width of each sample.
+        layout = getattr(args, "qkv_format", "thd") if self.framework == "miles" else "thd"
+        if layout != "thd" and widths is None:
+            raise ValueError(
+                f"CustomTis: qkv_format={layout} needs max_seq_lens, got none\n"
+                "hint: miles hands them over by itself; without them a rank's slices are those of other tokens."
+            )
+        places: list[tuple[Any, ...]] = list(zip(total, response, strict=True))
+        if layout != "thd" and widths is not None:
+            places = [(*place, layout, width) for place, width in zip(places, widths, strict=True)]
 
         def gather(xs: list[Tensor]) -> list[Tensor]:
-            return [cp.all_gather_with_cp(x, t, r) for x, t, r in zip(xs, total, response, strict=True)]
+            return [cp.all_gather_with_cp(x, *place) for x, place in zip(xs, places, strict=True)]
 
         def cut(xs: list[Tensor]) -> list[Tensor]:
-            return [cp.slice_log_prob_with_cp(x, t, r) for x, t, r in zip(xs, total, response, strict=True)]
+            return [cp.slice_log_prob_with_cp(x, *place) for x, place in zip(xs, places, strict=True)]
 
         return gather, cut
 

@@ -12,7 +12,7 @@ from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.losses import policy_gradient
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Seen, wide
+from reweigh.trainers.seen import PREFIX, Seen, factor, hold, wide
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CustomLoss:
             logprobs: the trainer's log-probs of each, with gradient.
         """
         batch, live, advantage = self._batch(data, logprobs)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         if self.capture is not None and self.capture.wants(self.step):
             prompts = [prompt_id([g]) for g in self.group] if self.group is not None else [None] * len(data)
             self.capture.write(batch, self.step, prompt_id=prompts)
@@ -62,7 +62,7 @@ class CustomLoss:
     def weights(self, data: list[Any], logprobs: list[Tensor]) -> list[Tensor]:
         """Compute the weights alone, one float32 tensor a datum."""
         batch, _, _ = self._batch(data, logprobs)
-        rows = self.estimator(batch).per_token.float()
+        rows = factor(self.estimator(batch))
         return [row[: len(x)] for row, x in zip(rows, logprobs, strict=True)]
 
     def _batch(self, data: list[Any], logprobs: list[Tensor]) -> tuple[Batch, Tensor, Tensor]:

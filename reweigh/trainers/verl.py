@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import count
 from typing import Any, Literal
 
@@ -15,8 +16,18 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture
-from reweigh.trainers.seen import PREFIX, Seen, factor, per_token, refuse_advantage, refuse_whole_batch, wide
-from reweigh.trainers.versions import require
+from reweigh.trainers.seen import (
+    PREFIX,
+    Seen,
+    averaged,
+    factor,
+    hold,
+    per_token,
+    refuse_advantage,
+    refuse_whole_batch,
+    wide,
+)
+from reweigh.trainers.versions import failed, is_known, require
 
 HELPER = "verl.trainer.ppo.rollout_corr_helper"
 DRIVER = "compute_rollout_correction_and_add_to_batch"
@@ -71,15 +82,35 @@ class Correction:
     def install(self) -> None:
         """Put it in verl's place for it, in this process.
 
+        In a version that is not known the correction is then called through verl's own names, on a trial batch.
+
         Raises:
-            ImportError: verl is not installed, or is another version.
+            NotInstalledError: verl is not installed.
+            UnknownVersionError: another version, in which the correction does not arrive.
         """
-        require("verl")
+        installed = require("verl")
+        if is_known("verl", installed):
+            self._put()
+            return
+        try:
+            self._put()
+            # verl may be half imported: what copies the driver's function later gets ours
+            links = list(in_place(self, [name for name in USERS if name in sys.modules]))
+            links += [same_weights(self)] if all(link.ok for link in links) else []
+        except Exception as error:  # what another version lacks may be missing in any way
+            raise failed("verl", installed, f"{type(error).__name__}: {error}") from error
+        for link in links:
+            if not link.ok:
+                raise failed("verl", installed, f"{link.name}: {link.found}")
+
+    def _put(self) -> None:
         if self.mode == "bypass":
             for name in LOSSES:
                 import_module("verl.trainer.ppo.core_algos").register_policy_loss(name)(self.loss)
             return
         for module in (import_module(HELPER), *(sys.modules[name] for name in USERS if name in sys.modules)):
+            if not hasattr(module, DRIVER):
+                raise AttributeError(f"{module.__name__} has no {DRIVER}")
             setattr(module, DRIVER, self.on_driver)
 
     def on_driver(self, batch: Any, rollout_corr_config: Any) -> tuple[Any, dict[str, float]]:
@@ -99,15 +130,15 @@ class Correction:
         tokens = Batch.padded(
             wide(data["old_log_probs"]), wide(data["rollout_log_probs"]), data["response_mask"], group=group
         )
-        if call == 0 and self.check:
+        if self.capture is not None and self.capture.wants(call):
+            self._write(self.capture, batch, tokens, uid, call)
+        if call == 0 and self.check:  # after it is written: what stops the run is in the record
             tokens.check()
-        weights = self.estimator(tokens)
+        weights = hold(self.estimator(tokens))
         keep = weights.keep_tokens
         if bool(keep.any()):  # if all is rejected the weights are 0, and an empty mask would be divided by
             data["response_mask"] = keep.to(data["response_mask"].dtype)
         data["rollout_is_weights"] = factor(weights)
-        if self.capture is not None and self.capture.wants(call):
-            self._write(self.capture, batch, tokens, uid, call)
         return batch, Seen.of(tokens, weights).flat(PREFIX)
 
     def _write(self, capture: Capture, batch: Any, tokens: Batch, uid: Any, call: int) -> None:
@@ -135,15 +166,84 @@ class Correction:
                 'hint: use Correction(..., mode="decoupled") and a loss_mode of verl\'s, or turn bypass_mode on.'
             )
         batch = Batch.padded(wide(log_prob), wide(old_log_prob), response_mask, advantage=advantages)
-        weights = self.estimator(batch)
+        weights = hold(self.estimator(batch))
         keep = weights.keep_tokens
         gain = factor(weights) * torch.where(keep, advantages, 0) * torch.where(keep, log_prob, 0)
         whole: dict[str, Any] = {} if config is None else config.global_batch_info
         agg_loss = import_module("verl.trainer.ppo.core_algos").agg_loss
         loss = agg_loss(loss_mat=-gain, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **whole)
-        counted = response_mask.sum().clamp(min=1)
-        means = {name: float(value.sum() / counted) for name, value in per_token(batch, weights).items()}
-        return loss, means
+        means = averaged(per_token(batch, weights), response_mask.sum().clamp(min=1))
+        return loss, {name: float(value) for name, value in means.items()}
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link: its name, whether it holds, what was found, and what to do if it does not."""
+
+    name: str
+    ok: bool
+    found: str
+    hint: str = ""
+
+
+def in_place(correction: Correction, users: Sequence[str] = USERS) -> Iterator[Link]:
+    """Tell of each place in verl whether the correction stands there.
+
+    Args:
+        correction: that was put there.
+        users: modules that copy the driver's function; those that cannot be imported here are left out.
+    """
+    if correction.mode == "bypass":
+        losses = import_module("verl.trainer.ppo.core_algos").POLICY_LOSS_REGISTRY
+        ours = [name for name in LOSSES if getattr(losses.get(name), "__self__", None) == correction]
+        what = "policy losses " + ", ".join(f"{name}: {'ours' if name in ours else 'not ours'}" for name in LOSSES)
+        yield Link("in place", len(ours) == len(LOSSES), what, _AGAIN)
+        return
+    for name in (HELPER, *users):
+        module, needs = _imported(name)
+        if module is None:
+            yield Link("in place", True, f"{name}: not tried, as it needs {needs}; it copies the one above")
+            continue
+        ours = getattr(getattr(module, DRIVER), "__self__", None) == correction
+        yield Link("in place", ours, f"{name}: {DRIVER} is {'ours' if ours else 'not ours'}", _AGAIN)
+
+
+_AGAIN = "something replaced it after verl was imported; look for another plugin, or VERL_USE_EXTERNAL_MODULES."
+
+
+def _imported(name: str) -> tuple[Any, str]:
+    """Import a module; or give None and the package whose absence keeps it from being imported here."""
+    if name in sys.modules or find_spec(name.rpartition(".")[0]) is not None:
+        try:
+            return import_module(name), ""
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] == "verl":
+                raise
+            return None, str(error.name)
+    return None, name
+
+
+def same_weights(correction: Correction) -> Link:
+    """Send three sequences through verl's own door, and through the estimator."""
+    log_mu = -torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) - 0.5
+    log_pi = log_mu + torch.linspace(-0.3, 0.3, 15).view(3, 5)
+    mask = torch.arange(5) < torch.tensor([[5], [3], [4]])
+    batch = Batch.padded(wide(log_pi), wide(log_mu), mask, advantage=torch.ones(3, 5), group=torch.zeros(3).long())
+    expected = factor(correction.estimator(batch))
+    if correction.mode == "bypass":
+        core = import_module("verl.trainer.ppo.core_algos")
+        live = log_pi.clone().requires_grad_()
+        core.get_policy_loss_fn(LOSSES[0])(log_mu, live, torch.ones(3, 5), mask, "token-sum")[0].backward()
+        arrived = torch.zeros(3, 5) if live.grad is None else -live.grad
+    else:
+        tensors = {"old_log_probs": log_pi, "rollout_log_probs": log_mu, "response_mask": mask.long()}
+        proto = import_module("verl.protocol").DataProto.from_single_dict(tensors)
+        proto.non_tensor_batch["uid"] = import_module("numpy").array(["a", "a", "a"], dtype=object)
+        quiet = Correction(correction.estimator, correction.mode)
+        arrived = quiet.on_driver(proto, None)[0].batch["rollout_is_weights"]
+    same = bool(torch.equal(arrived, expected))
+    what = "weights of a trial batch are " + ("the estimator's, bit for bit" if same else "other than the estimator's")
+    return Link("weights", same, what, "please report this with the version of verl.")
 
 
 VARIABLE = "REWEIGH_CORRECTION"
