@@ -88,8 +88,9 @@ def judge_command(args: argparse.Namespace) -> None:
         if len({look.world for look in looks}) < 2:
             raise SystemExit(f"error: no cases of two worlds in {args.cases}\n{GENERATE}")
         found = [doctor_tables.Said.of(look, said) for look, said in doctor_fit.judged(looks)]
-    doctor_tables.risk_picture(found, (args.images or out) / "doctor-risk.png")
-    doctor_tables.calibration_picture(found, (args.images or out) / "doctor-calibration.png")
+    single = [x for x in found if "+" not in x.case]
+    doctor_tables.risk_picture(single, (args.images or out) / "doctor-risk.png")
+    doctor_tables.calibration_picture(single, (args.images or out) / "doctor-calibration.png")
     report(args, "judged", doctor_tables.rows_of(found), doctor_tables.whole_table(found))
 
 

@@ -95,7 +95,10 @@ def load(path: Path) -> list[Said]:
 
 
 def answered_table(found: Sequence[Said]) -> str:
-    """Shows by world and columns how many are answered, and how many of the answers are wrong."""
+    """Shows by world and columns how many are answered, and how many of the answers are wrong: of single faults, and
+    with those that have none.
+    """
+    found = [x for x in found if "+" not in x.case]
     rows = [
         "| world | columns | looks | answered | wrong, of the answers | 95% |",
         "|---|---|---|---|---|---|",
@@ -103,6 +106,13 @@ def answered_table(found: Sequence[Said]) -> str:
     worlds = sorted({one.world for one in found})
     # Few looks of a world have a way of looking that is not drawn.
     groups = [("all but loops", set(worlds) - {LOOPS}, columns) for columns in dict.fromkeys(x.columns for x in found)]
+    faults = [x for x in found if x.world != LOOPS and not HARMLESS & set(x.truth)]
+    for columns in VIEWS:
+        if some := [x for x in faults if x.columns == columns]:
+            answers = [x for x in some if x.decided]
+            wrong = sum(not x.right for x in answers)
+            share = len(answers) / len(some)
+            rows.append(f"| faults alone | {columns} | {len(some)} | {share:.0%} | {_counted(wrong, len(answers))} |")
     groups += [(world, {world}, columns) for world in worlds for columns in VIEWS]
     for name, inside, columns in groups:
         if some := [x for x in found if x.columns == columns and x.world in inside]:
@@ -212,7 +222,7 @@ def calibration_table(found: Sequence[Said]) -> str:
 def confusion_table(found: Sequence[Said], columns: str = "all") -> str:
     """Shows by variant of fault what was said, abstentions included."""
     rows = ["| committed | cases | right | not decided | said else |", "|---|---|---|---|---|"]
-    for kind in sorted({x.case for x in found if x.world != LOOPS}):
+    for kind in sorted({x.case for x in found if x.world != LOOPS and "+" not in x.case}):
         some = [x for x in found if x.case == kind and x.columns == columns]
         right = sum(x.decided and x.right for x in some)
         silent = sum(not x.decided for x in some)
@@ -222,14 +232,32 @@ def confusion_table(found: Sequence[Said], columns: str = "all") -> str:
     return "\n".join(rows)
 
 
+def pairs_table(found: Sequence[Said]) -> str:
+    """Shows of two faults at once how often both are named, and how often the first that is named is there."""
+    rows = ["| columns | pairs | both named | first named is there | not decided |", "|---|---|---|---|---|"]
+    pairs = [x for x in found if "+" in x.case and len(x.truth) > 1]
+    for columns in VIEWS:
+        if some := [x for x in pairs if x.columns == columns]:
+            named = [{c for c, sure in zip(x.causes, x.confidence, strict=True) if sure >= NAMED} for x in some]
+            both = sum(set(x.truth) <= names for x, names in zip(some, named, strict=True))
+            answers = [x for x in some if x.decided]
+            rows.append(
+                f"| {VIEWS[columns]} | {len(some)} | {both} ({both / len(some):.0%}) | "
+                f"{sum(x.right for x in answers)} of {len(answers)} | {len(some) - len(answers)} |"
+            )
+    return "\n".join(rows)
+
+
 def whole_table(found: Sequence[Said]) -> str:
     """Puts all tables under each other."""
+    single = [x for x in found if "+" not in x.case]
     parts: Mapping[str, str] = {
         "Answered, and wrong": answered_table(found),
         "Pairs without a fault": alarms_table(found),
         "Training loops": loops_table(found),
-        "Risk against coverage, all columns": risk_table(found),
-        f"Calibration: expected error {calibration_error(found):.3f}": calibration_table(found),
+        "Two faults at once": pairs_table(found),
+        "Risk against coverage, all columns": risk_table(single),
+        f"Calibration: expected error {calibration_error(single):.3f}": calibration_table(single),
         "What was said, all columns": confusion_table(found),
     }
     return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts.items())

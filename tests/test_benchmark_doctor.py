@@ -138,7 +138,7 @@ def look(parts, world, cause, i, **numbers):
         by_mean={},
         by_size={},
         to_test_first=None,
-        unprovable=frozenset(),
+        held_back={},
         spread=None,
         small=False,
         tokens=10_000,

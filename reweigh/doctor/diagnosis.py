@@ -302,6 +302,11 @@ class _Ranked:
     told: float = field(init=False)
     score: tuple[bool, bool, float] = field(init=False)
 
+    @property
+    def explains(self) -> bool:
+        """True unless it explains hardly any of the squared log ratios."""
+        return self.of.share is None or self.of.share >= _LEAST_OWN or self.of.id in BENIGN or self.of.proven
+
     def __post_init__(self) -> None:
         one, share, sure = self.of, self.of.share, self.confidence
         least = _LEAST_OWN if ABOUT[one.id].order == "own evidence" else _LEAST_SHARE
@@ -402,7 +407,8 @@ def diagnose(
     named = [x for x in ordered if x.named and x.of.id not in BENIGN]
     benign = [x for x in ordered if x.named and x.of.id in BENIGN]
     shown = named or benign[:1]
-    others = [x for x in ordered if x not in shown and x.confidence >= (_LIKELY if shown else _SUSPECTED)]
+    least = _LIKELY if shown else _SUSPECTED
+    others = [x for x in ordered if x not in shown and x.confidence >= least and x.explains]
     if not shown and len(others) < 2:
         others = [x for x in ordered if x.confidence > _RULED_OUT][:2]
     shown = [*shown, *others[: None if shown else _CANDIDATES]]
