@@ -425,7 +425,7 @@ def diagnose(
                 x.of.id,
                 float(x.told if decided else min(x.told / whole, NAMED - 0.01)),
                 x.of.share,
-                x.of.evidence,
+                tuple(e for e in x.of.evidence if math.isfinite(e.value)),  # what cannot be had is no evidence
                 ABOUT[x.of.id].rules_out,
                 fix_for(x.of.id, programs),
             )

@@ -15,6 +15,7 @@ from reweigh.stats.numerals import share, two
 
 MAX_EVIDENCE = 12  # of a cause
 MAX_SLICES = 60
+_DOUBTS = 3  # of what the records cannot tell, where nothing points anywhere
 _BAR = 20  # characters
 _SHARE = "Share of the sum of squared log ratios that this cause accounts for."
 _CONFIDENCE = f"How sure the doctor is: from {NAMED} on a cause is named, below it is a suspicion."
@@ -77,14 +78,12 @@ def on_terminal(found: Diagnosis) -> Iterator[Block]:
     if found.verdict == "not_decided":
         few = found.source == "records" and (found.tokens < FEWEST or found.sequences < CLUSTERS)
         read = f"{found.tokens:,} tokens of {found.sequences:,} responses are too few to tell causes apart."
-        yield line(
-            read
-            if few
-            else f"No cause is sure enough to be named: {NAMED} and over is. The cheapest things to do next:"
-        )
-        for one in found.causes:
-            if text := ABOUT[one.id].experiment:
-                yield line(f"  {one.id}: {text}")
+        yield line(read if few else f"No cause is sure enough to be named: {NAMED} and over is.")
+        doubts = {one.id: one.experiment for one in found.cannot_tell}
+        ids = [one.id for one in found.causes] or list(doubts)[:_DOUBTS]
+        if texts := {name: ABOUT[name].experiment or doubts.get(name, "") for name in ids}:
+            yield line("The cheapest things to do next:")
+            yield from (line(f"  {name}: {text}") for name, text in texts.items() if text)
     else:
         yield line(ABOUT[found.verdict].meaning)
     if found.spread is not None:

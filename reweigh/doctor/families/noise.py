@@ -127,7 +127,8 @@ def _decode(case: Case) -> Findings:
     m = case.cells("prefill").data[:, 0]
     own = ratio(m[:, 2] - m[:, 1], m[:, 3])
     rms = float(np.sqrt(m[:, 2].sum() / max(m[:, 0].sum(), 1)))
-    over = float(np.sqrt(m[:, 2].sum() / max(m[:, 1].sum(), 1e-300)))
+    to_trainer = max(float(m[:, 1].sum()), 1e-12 * float(m[:, 2].sum()), 1e-300)  # 0 where it ran the same kernels
+    over = float(np.sqrt(m[:, 2].sum() / to_trainer))
     finds = (
         evidence(
             "decode_less_prefill",
