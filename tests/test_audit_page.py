@@ -188,9 +188,9 @@ def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
 
 def test_the_headline_follows_what_was_found(found, healthy, tmp_path):
     unsure = replace(DIAGNOSIS.causes[0], confidence=0.3)
-    maybe = replace(found, diagnosis=replace(DIAGNOSIS, causes=(unsure,))).headline
-    assert "possible cause: the engine logs before temperature" in maybe.sentence
-    assert maybe.todo[0].startswith("Look into (")
+    maybe = replace(found, diagnosis=replace(DIAGNOSIS, verdict="not_decided", causes=(unsure,))).headline
+    assert "cause not decided: the engine logs before temperature" in maybe.sentence
+    assert maybe.todo[0].startswith("Look into (the engine logs before temperature): sample one batch")
     fine = replace(found, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))).headline
     assert "; no gap; " in f"{fine.sentence}; "
     alone = healthy.headline
@@ -233,14 +233,16 @@ def test_no_estimator_is_said_in_words_that_fit(healthy, found):
     assert "lessen" not in replace(found, diagnosis=stale).headline.sentence  # its mean ratio is not 1
 
 
-def test_a_suspicion_is_called_one():
-    one, *rest = _causes(Diagnosis("dropout", (Finding("dropout", 0.3, 0.9, ()), Finding("shift", 0.1, None, ()))))
+def test_what_is_not_decided_has_candidates_and_what_would_decide():
+    found = Diagnosis("not_decided", (Finding("dropout", 0.3, 0.9, ()), Finding("shift", 0.1, None, ())))
+    one, *rest = _causes(found)
     assert one == ""
-    assert rest == [
-        "Suspicion",
+    assert rest[:2] == [
+        "Cause: not decided",
         "1. dropout is on in the trainer (dropout): confidence 0.30, 90% of the squared log ratios",
-        "suspected, not sure: shift 0.10",
     ]
+    assert rest[2].startswith("   what would decide: Let the trainer compute log_pi of one batch twice")
+    assert rest[3] == "2. the two log-probs are off by one position (shift): confidence 0.10"
 
 
 def test_every_cause_points_to_a_picture(found, html, parsed):

@@ -313,7 +313,7 @@ def test_packed_sums_come_back_as_they_were(folder):
         with pytest.raises(ValueError, match="unpack: "):
             Measured.from_bytes(cut_short, job)
     with pytest.raises(KeyError):
-        Measured.from_bytes(data.replace(b"run.Sums", b"run.Path"), job)
+        Measured.from_bytes(data.replace(b"run.AuditSums", b"run.AuditPath"), job)
     with pytest.raises(KeyError):
         unpack(data)
 

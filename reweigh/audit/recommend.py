@@ -369,6 +369,10 @@ def headline(audit: Judged, use: str | None) -> Headline:
         todo[f"{verb} ({about.title}){': ' + _small(fix) if fix else ''}"] = None
         if first.rules_out:
             todo[f"It is something else if {_small(first.rules_out)}"] = None
+    if first is None and audit.diagnosis is not None and not calm:
+        for one in audit.diagnosis.causes[:2]:  # candidates
+            known = ABOUT[one.id]
+            todo[f"Look into ({known.title}){': ' + _small(known.experiment) if known.experiment else ''}"] = None
     if sure:
         todo["Audit again: what is left of the gap decides which estimator is worth using"] = None
     else:  # what the numbers alone can say
