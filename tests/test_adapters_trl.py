@@ -332,6 +332,7 @@ def test_which_weights_sampled_is_recorded_where_trl_hands_them_over(tmp_path, m
         assert part.column("trainer_version").tolist() == [step] * 8
 
 
+@pytest.mark.slow
 def test_a_rollout_says_which_weights_sampled(tmp_path):
     """Every other response is of the weights of two steps ago: `--by lag` tells them apart."""
     folder = tmp_path / "records"

@@ -341,7 +341,8 @@ def stop_after(k):
     return report
 
 
-@pytest.mark.parametrize("k", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 9))])
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [1, 4, 9])
 def test_resumed_audit_is_bit_equal(folder, tmp_path, small_parts, k):
     whole = document(audit(folder, by=BY))
     state = tmp_path / "new" / "audit.state"

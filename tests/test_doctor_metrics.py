@@ -336,6 +336,7 @@ def test_two_signals_that_contradict_each_other_say_nothing(tmp_path):
     assert any("both are left out" in n.hint for n in d.notes)
 
 
+@pytest.mark.slow
 def test_honest_signals_do_not_contradict_each_other(diagnose):
     for fault in ("clean", "raw", "top_p", "shift", "dropout", "top_1", "lag"):
         for framework in ("verl", "slime", "nemo-rl", "skyrl", "reweigh"):

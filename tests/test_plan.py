@@ -224,6 +224,7 @@ def written(path, kl, lengths, n=400, spread=0.0, shift=0.0):
     return str(path)
 
 
+@pytest.mark.slow
 def test_records_give_back_what_they_were_made_of(tmp_path):
     even = plan_records(written(tmp_path / "even.parquet", 1e-3, [64, 256])).measured
     uneven = plan_records(written(tmp_path / "uneven.parquet", 1e-3, [64, 256], spread=0.5)).measured

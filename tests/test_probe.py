@@ -615,6 +615,7 @@ def test_finding_the_model_at_a_server(serve, connect):
         connect("localhost:8000/v1")
 
 
+@pytest.mark.slow
 def test_server_that_does_not_answer_in_time(serve, connect):
     told = Behaviour(held=threading.Event())
     client = connect(serve(told), timeout=2.5)  # the list of models has to come within it

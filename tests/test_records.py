@@ -113,6 +113,7 @@ def test_round_trip(tmp_path, ending):
     assert part.check() is part
 
 
+@pytest.mark.slow
 def test_group_is_the_prompt_or_else_the_row_itself_in_every_process(tmp_path):
     path = write(tmp_path / "x.parquet")
     group = whole(path).batch.group.tolist()

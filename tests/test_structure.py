@@ -88,6 +88,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_this_checkout_beside_a_made_up_one(made_up):
     (made_up / "made_up").rename(made_up / "reweigh")
     table = run("--before", made_up, "--after", ROOT)

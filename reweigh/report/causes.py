@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, spread_sentence
 from reweigh.audit.where import Cut
-from reweigh.doctor.causes import ABOUT, BENIGN
+from reweigh.doctor.causes import ABOUT, BENIGN, CauseId
 from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
 from reweigh.doctor.exclude import CLUSTERS, FEWEST
 from reweigh.records import RunInfo
@@ -79,8 +79,8 @@ def on_terminal(found: Diagnosis) -> Iterator[Block]:
         few = found.source == "records" and (found.tokens < FEWEST or found.sequences < CLUSTERS)
         read = f"{found.tokens:,} tokens of {found.sequences:,} responses are too few to tell causes apart."
         yield line(read if few else f"No cause is sure enough to be named: {NAMED} and over is.")
-        doubts = {one.id: one.experiment for one in found.cannot_tell}
-        ids = [one.id for one in found.causes] or list(doubts)[:_DOUBTS]
+        doubts: dict[CauseId, str] = {one.id: one.experiment for one in found.cannot_tell}
+        ids: list[CauseId] = [one.id for one in found.causes] or list(doubts)[:_DOUBTS]
         if texts := {name: ABOUT[name].experiment or doubts.get(name, "") for name in ids}:
             yield line("The cheapest things to do next:")
             yield from (line(f"  {name}: {text}") for name, text in texts.items() if text)
