@@ -76,6 +76,7 @@ def test_command(tmp_path):
     assert paths[1].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_unknown_name(tmp_path):
     found = draw("--out", tmp_path / "none", "cap")
     assert (found.returncode, found.stdout) == (2, "")
@@ -83,6 +84,7 @@ def test_unknown_name(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_figures_come_one_by_one(tmp_path):
     drawn = figures.draw_figures(tmp_path, ["second-moment", "snis"])
     assert [*tmp_path.iterdir()] == []
