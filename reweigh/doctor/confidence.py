@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reweigh.doctor.causes import CAUSES, CauseId
+from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Estimate, Keyed, ratio
 from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion, adjusted, confidence
 from reweigh.doctor.families.distribution import BACKWARD, BOUNDED, FORWARD, GAP, SQUARES, UP, N
@@ -181,9 +181,3 @@ def confidences(found: Mapping[str, float]) -> dict[CauseId, float]:
     names, weights = _weights()
     x = np.array([1.0, *(limited(found.get(name, 0.0)) for name in names)])
     return {cause: float(1 / (1 + np.exp(-min(max(float(w @ x), -30), 30)))) for cause, w in weights.items()}
-
-
-def known_causes() -> tuple[CauseId, ...]:
-    """Returns the causes that a regression was fitted for, in the order of `CauseId`."""
-    weights = _weights()[1]
-    return tuple(cause for cause in CAUSES if cause in weights)

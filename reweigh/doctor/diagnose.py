@@ -328,7 +328,7 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
     return Weighing(
         said,
         found,
-        excluded(case, said, found, spread),
+        excluded(case, found, spread),
         by_mean(case),
         held_back(case, found),
         by_size(case),

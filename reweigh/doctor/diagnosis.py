@@ -266,7 +266,6 @@ def confidence(q: float, effect: float) -> float:
 
 
 _LEAST_OWN = 0.03  # of a cause that a column of its own speaks for
-_LAST = tuple(cause for cause in CAUSES if ABOUT[cause].order == "last")
 _HIDDEN_SHARE = 0.6  # rank of a cause that the log ratio does not show
 _ONE_OF_THEM = 0.75  # how often one that is not named is right, over its part, in worlds that nothing was fitted on
 _POINTED = 0.79  # confidence of what the shape of the gap points to: the first candidate, and not named

@@ -3,13 +3,13 @@ the size of the gap says anything.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from reweigh.doctor.causes import ABOUT, CAUSES, CauseId
 from reweigh.doctor.cells import Array, ratio
-from reweigh.doctor.diagnosis import NAMED, CannotTell, Evidence, Spread, Suspicion
+from reweigh.doctor.diagnosis import NAMED, Evidence, Spread, Suspicion
 from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
 from reweigh.doctor.families.noise import size_of
 from reweigh.doctor.families.place import sizes_by_step
@@ -80,14 +80,11 @@ def by_mean(case: Case) -> dict[CauseId, str]:
     return dict.fromkeys(PROPER, reason) if reason else {}
 
 
-def excluded(
-    case: Case, said: Sequence[Suspicion | CannotTell], found: Mapping[str, float], spread: Spread | None
-) -> dict[CauseId, str]:
+def excluded(case: Case, found: Mapping[str, float], spread: Spread | None) -> dict[CauseId, str]:
     """Returns why a cause is not named, by its name.
 
     Args:
         case: the sums.
-        said: what the families' tests concluded.
         found: the numbers of `reweigh.doctor.confidence.features`.
         spread: the few responses that carry the gap, if it is so.
     """

@@ -17,7 +17,6 @@ from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 2048  # that are told apart; later ones are left out
 LEVELS = np.array([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])  # edges of |gap| / (1 - p), nats
-MEANS = np.array([1e-7, 3e-6, 3e-5, 3e-4, 3e-3, 0.03, 0.3, 1.5])  # of the cells between them
 NUMBERS = ("n", "size", "gap^2", *(f"level {i}" for i in range(len(LEVELS) + 1)))
 ATTRIBUTES = ("prompt", "env", "step", "turns", "length", "finish reason", "version")
 _PERIODS = (16, 32, 64, 128, 256, 512, 1024)
