@@ -19,16 +19,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from faults import WorldName
-from faults.catalogue import Clean
 from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, judge, summarise
 from reweigh.records import RecordWriter
 from reweigh.stats.tail import IDENTITY_ALPHA, log_odds_above_1
+
+if TYPE_CHECKING:
+    from faults import WorldName
+    from faults.catalogue import Clean
 
 Noise = Callable[[Tensor, torch.Generator], Tensor]
 VOCABULARY = 64  # tokens; so few that a batch of states is drawn exactly
@@ -97,7 +100,7 @@ def count(kind: str, batches: int, seed: int = 0) -> tuple[int, float, Counter[s
     return alarms, odds, actions
 
 
-WORLDS: tuple[tuple[WorldName, Clean], ...] = (
+WORLDS: "tuple[tuple[WorldName, Clean], ...]" = (
     ("tiny", "bf16"),
     ("prose", "bf16"),
     ("sums", "bf16-both"),

@@ -112,7 +112,7 @@ def gap_of_law(law: MixedRatio) -> Gap:
         "",
         Option(SEQUENCE_CAP, kept, kept * kept / square if square > 0 else 0.0, 1 - kept),
         Option(TOKEN_CAP, token.retained, token.ess, min(1.0, 2 * law.excess(1.0))),
-        words if law.kl else f"{at} there is no gap",
+        words=words if law.kl else f"{at} there is no gap",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from reweigh.stats.numerals import interval, share, two
+from reweigh.stats.numerals import count, interval, share, two
 from reweigh.stats.summary import VERDICT_CAP, Summary, summarise
 from reweigh.stats.sums import MIN_UNITS, RatioStats
 
@@ -21,6 +21,7 @@ _OF_ACTION: dict[Action, Severity] = {
 
 # Where a number turns into a word. Each with who says so; docs/audit.md has the table.
 KL_NOTICEABLE = 1e-3  # nats a token: NeMo-RL's guide; Liu and Li (2025) report about this for healthy runs
+KL_DYING = 0.25  # nats a token: of runs under stale weights 10 of 10 that died were over it, and 1 of 20 that lived
 KL_LARGE = 1e-2  # nats a token: the advice of tinker-cookbook and prime-rl for a run worth stopping
 ESS_GOOD, ESS_POOR = 0.5, 0.3  # verl's guide to its rollout correction
 # Mean weight under a cap of 2. In a log-normal ratio 0.87 is an effective share of a half, verl's "good". From 0.7 on
@@ -105,6 +106,7 @@ class Gap:
         refusal: why that share is no word on others; empty if it is one.
         sequence: sequences capped at 2; None if they were not measured.
         token: tokens capped at 2; None if they were not measured.
+        few: how many sequences there are, if they are too few to tell; 0 otherwise.
         words: the numbers in a sentence, if they are not of a sample.
     """
 
@@ -114,6 +116,7 @@ class Gap:
     refusal: str
     sequence: Option | None
     token: Option | None
+    few: int = 0
     words: str = ""
 
 
@@ -244,6 +247,7 @@ def gap_of(token: Summary | None, sequence: Summary | None) -> Gap:
         "" if few else sequence.refusal,
         replace(_option(SEQUENCE_CAP, sequence), missed=min(1.0, max(0.0, 1 - (sequence["kept_2"].sample or 0.0)))),
         option,
+        sequence.n if few else 0,
     )
 
 
@@ -340,7 +344,7 @@ def _action(gap: Gap) -> Action:
         return "small"
     if kl <= KL_LARGE:
         return "small" if kept >= KEPT_GOOD else "correct"
-    return "correct" if kept >= KEPT_LEAST else "lessen"
+    return "correct" if kept >= KEPT_LEAST and kl <= KL_DYING else "lessen"
 
 
 def _said(
@@ -358,7 +362,9 @@ def _said(
             look = ", and look for the cause: a KL over 0.01 is more than rounding explains"
         return f"worth correcting: {numbers}", f"use {best}{look}"
     weight = None if gap.sequence is None else gap.sequence.mean_weight
-    kept = "" if weight is None else f"; sequences capped at 2 keep a mean weight of {two(weight)}"
+    kept = (
+        "" if weight is None or weight >= KEPT_LEAST else f"; sequences capped at 2 keep a mean weight of {two(weight)}"
+    )
     if cause is None:
         first = "find the cause first"
     elif not cause.sure:
@@ -376,7 +382,8 @@ def _numbers(gap: Gap) -> str:
     if gap.effective is not None:
         sample = " in this sample" if gap.refusal else ""
         most = share(gap.effective) if gap.effective <= _NEARLY_ALL or gap.effective == 1 else f"over {_NEARLY_ALL:.2%}"
-        said.append(f"{most} of the responses effective{sample}")
+        whole = f"the {count(gap.few, 'response')} read, which are few," if gap.few else "the responses"
+        said.append(f"{most} of {whole} effective{sample}")
     return ", ".join(said)
 
 
