@@ -710,7 +710,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("engine_decode-position", "stale_weights-lag"),
     ("stale_kv-prompts", "placeholder_logprob-zero"),
 )
-"""Names of two faults that a run may well have at once, mostly of comparable size: dropout, packing leaks and temperatures
+"""Names of two faults that a run may have at once, mostly of comparable size: dropout, packing leaks and temperatures
 make gaps ten times as large as old weights or another prompt do, and hide them."""
 
 FAULTS: tuple[Fault, ...] = (*BOOKKEEPING, *NORMALISATION, *OTHER_POLICY, *OTHER_WEIGHTS)

@@ -258,7 +258,7 @@ def _looked_at(found: Scanned) -> Read:
         reasons = ", ".join(f"{v.rule} ({v.count:,} {v.counted})" for v in found.notes.values())
         raise ValueError(
             f"doctor: no token to look at in {read.whole.sequences} responses{reasons and f': {reasons}'}\n"
-            "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
+            f"hint: {next((f'{v.hint} ' for v in found.notes.values() if v.hint), '')}`reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
         )
     return read
 
