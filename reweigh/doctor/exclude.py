@@ -14,7 +14,7 @@ from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES,
 from reweigh.doctor.families.noise import size_of
 from reweigh.doctor.families.place import sizes_by_step
 from reweigh.doctor.families.responses import correlation_of, profile_of
-from reweigh.doctor.family import Case, counted, p_above
+from reweigh.doctor.family import Case, counted, once, p_above
 from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
@@ -55,6 +55,7 @@ _FLOAT32, _HALF = ("float32", "fp32", "f32"), ("bfloat16", "bf16", "float16", "f
 _RETURNS = 30.0  # times: between the steps of a gap that is always there
 
 
+@once
 def mean_excludes(case: Case) -> str:
     """Says why the mean ratio cannot be that of two proper policies, the first of which sampled; "" if it can."""
     m = case.identity
