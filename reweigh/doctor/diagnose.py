@@ -259,7 +259,7 @@ def _looked_at(found: Scanned) -> Read:
         hint = next((f"{v.hint} " for v in found.notes.values() if v.hint), "")
         raise ValueError(
             f"doctor: no token to look at in {read.whole.sequences} responses{reasons and f': {reasons}'}\n"
-            f"hint: {hint}`reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
+            f"hint: {hint}`reweigh records describe` says what files hold, `reweigh records validate` what is wrong."
         )
     return read
 
