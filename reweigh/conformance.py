@@ -14,7 +14,7 @@ from torch import Tensor
 from reweigh.estimators import Weights
 from reweigh.layout import Padded
 from reweigh.levels import GEOMETRIC
-from reweigh.losses import cispo, gspo, policy_gradient, ppo_clip
+from reweigh.losses import cispo, policy_gradient, ppo_clip
 from reweigh.rosetta.frameworks import profile_of
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.plan import Field, Loss, Outcome, Plan, Reading, RefusedError, Situation, Tensors, run
@@ -354,26 +354,36 @@ def loss_of(
         "sums_of_width": sequences * mask.shape[-1],
         "means": sequences * lengths,
         "row_means": len(counted) * lengths,
+        "row_sums": torch.tensor(float(len(counted))),
         "sum": torch.ones(()),
     }[loss.over]
     scaled = per_token / divisor
     top, below = live, centre
-    if loss.clamp is not None and "clamp_live" in plan.flags:
+    clamped = loss.clamp is not None and "clamp_live" in plan.flags
+    if loss.kind == "gspo" or loss.level == "sequence":
+        averaged = Padded(outcome.masked) if loss.mean_of_kept else layout
+        known = torch.isfinite(live) & torch.isfinite(centre) | torch.tensor("infinite_live" in plan.flags)
+        gap = torch.where(averaged.mask & known, live - centre, 0)
+        mean = averaged.spread(GEOMETRIC.fold(gap, averaged))
+        if loss.kind == "cispo":
+            below = live.detach() - mean.detach()
+        else:
+            top = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
+            top, below = torch.where(mean > loss.clamp, loss.clamp, top) if clamped else top, torch.zeros_like(centre)
+    elif clamped:
         gap = live - centre
         if loss.kind in ("ppo_clip", "ratio"):
             top, below = gap.clamp(-loss.clamp, loss.clamp), torch.zeros_like(centre)
         elif loss.kind == "cispo":
             below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
-        elif loss.kind == "gspo":  # the sequence's ratio, from above: all tokens lowered by what is over
-            gap = torch.where(mask, gap.detach(), 0)
-            over = (layout.spread(GEOMETRIC.fold(gap, layout)) - loss.clamp).clamp(min=0)
-            top, below = torch.where(over > 0, live.detach(), live), centre + over
     value = _value(loss, top, below, scaled, weights)
     if loss.penalty is not None:
         penalised = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
         gap = torch.where(penalised, live - centre, 0)
         value = value + loss.penalty * (gap.square() / divisor).sum()
     (grad,) = torch.autograd.grad(value + 0 * torch.where(torch.isfinite(live), live, 0).sum(), live)
+    if "mean_of_nothing" in plan.flags and loss.over != "sum" and not bool(counted.any()):
+        value = torch.full_like(value, torch.nan)
     if "infinity_times_zero" in plan.flags:
         lost = mask & ~keep & torch.isinf((live - centre).exp())
         value = torch.where(lost.any(), torch.nan, value)
@@ -391,11 +401,4 @@ def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights:
         return ppo_clip(live, centre, advantage, weights, 1.0, low=1.0, high=torch.inf)
     if loss.kind == "cispo":
         return cispo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
-    if loss.kind == "gspo" and loss.dual is not None:  # its value is the sequence's ratio, its slope each token's own
-        gap = torch.where(weights.layout.mask, (live - centre).detach(), 0)
-        mean = weights.layout.spread(GEOMETRIC.fold(gap, weights.layout))
-        top, bounds = mean + live - live.detach(), {"low": loss.low, "high": loss.high, "dual": loss.dual}
-        return ppo_clip(top, torch.zeros_like(mean), advantage, weights, 1.0, **bounds)
-    if loss.kind == "gspo":
-        return gspo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
     return ppo_clip(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high, dual=loss.dual)

@@ -23,7 +23,7 @@ from reweigh.rosetta.parts import (
 
 Mean = Literal["kept", "all", "rows"]
 Field = Literal["log_pi", "log_mu", "log_live"]
-Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "sum"]
+Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "row_sums", "sum"]
 _ONE = Estimator()  # weighs everything 1
 
 
@@ -240,9 +240,13 @@ class Loss:
         low: clip below 1.
         high: clip above 1.
         dual: dual clip, or None.
+        level: of the loss's own ratio, where the kind does not say: a token's, or the geometric mean of the sequence's.
+        slope: where the ratio of a sequence has its gradient: on each token `own`, by the token's weight, or through
+            the `mean`, so that a token that weighs nothing has the gradient of its sequence's others.
         over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens, or of sums
-            over the padded length), all rows (of means), or nothing.
+            over the padded length), all rows (of means or sums), or nothing.
         survivors: whether tokens and sequences are counted after screens.
+        mean_of_kept: whether the ratio of a sequence is the mean over the tokens that screens left.
         penalty: coefficient of a squared log ratio that is added, over all tokens of the mask; None if it has no such.
         clamp: the framework's own clamp of the live log ratio, nats; read by a quirk.
         scale: multiplies the advantage.
@@ -254,8 +258,11 @@ class Loss:
     low: float = 0.2
     high: float = 0.2
     dual: float | None = None
+    level: Literal["token", "sequence"] = "token"
+    slope: Literal["own", "mean"] = "own"
     over: Over = "tokens"
     survivors: bool = False
+    mean_of_kept: bool = False
     penalty: float | None = None
     clamp: float | None = None
     scale: float = 1.0

@@ -81,12 +81,13 @@ def _compose(o: Options) -> Reading:
     plan = _plan(o)
     if o["disable_ppo_ratio"] and not o["force_on_policy_ratio"]:
         note = "disable_ppo_ratio: the loss is -A log pi, with no ratio of its own, no clip; the weight multiplies"
-        return Reading(plan, loss=Loss("policy_gradient"), notes=(note,))
+        over = "tokens" if o["token_level_loss"] else "means"
+        return Reading(plan, loss=Loss("policy_gradient", over=over), notes=(note,))
     loss = Loss("ppo_clip", low=o["ratio_clip_min"], high=o["ratio_clip_max"], dual=o["ratio_clip_c"])
     if o["token_level_loss"] is False:
         loss = replace(loss, over="means")
     if o["sequence_level_importance_ratios"]:
-        loss = replace(loss, kind="gspo", over="means")
+        loss = replace(loss, kind="gspo", slope="mean", over="means")
     if o["use_cispo"]:
         loss = replace(loss, kind="cispo")
     if o["force_on_policy_ratio"]:

@@ -170,7 +170,7 @@ def _share_capped(view: View, name: str) -> Tensor:
     kind = "token" if "token" in name else "sequence"
     cap = log(view.options[f"{kind}_tis_ratio_clip_high"])
     if kind == "token":
-        return (ratio > cap)[mask].float().mean()
+        return (ratio > cap)[mask].sum() / mask.sum().clamp(min=1)
     rows = SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap
     return view.mean_over_rows((rows & ~_spoilt(view)).float(), view.batch())
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -25,20 +25,38 @@ _LEVELS = {"token": TOKEN, "sequence": SEQUENCE, "geometric": GEOMETRIC}
 def _helper(o: Options) -> Plan:
     if not o["use_tis"]:  # then it rejects nothing either
         return Plan()
-    high = float(o["tis_upper_bound"] or 2.0)
-    low = float(o["tis_lower_bound"] or 1 / high)
+    high = float(_or(o["tis_upper_bound"], 2.0))
+    low = float(_or(o["tis_lower_bound"], 1 / high))
     level, mode = _LEVELS[o.word("tis_level")], o.word("tis_mode")
-    transform = {"truncate": Truncate(high), "clip": Clip(low, max(low, high)), "mask": Reject(low, max(low, high))}
-    weights, screens = weigh(level, transform[mode]), naive()
+    if mode == "truncate":
+        weights, screens = weigh(level, Truncate(high)), naive()
+    else:
+        weights, screens = weigh(level, (Clip if mode == "clip" else Reject)(*_band(o, "tis", low, high))), naive()
     if o["use_rs"]:
         level = _LEVELS[o.word("rs_level")]
-        top = float(o["rs_upper_bound"] or high)
-        screens = weigh(level, Screen(float(o["rs_lower_bound"] or 1 / top), top))
+        top = float(_or(o["rs_upper_bound"], high))
+        bottom = float(_or(o["rs_lower_bound"], low))
+        screens = weigh(level, Screen(*_band(o, "rs", bottom, top)))
         if o["rs_veto_threshold"]:
             screens = screens * weigh(WORST, AtMost(-math.log(o["rs_veto_threshold"])), of=k1)
     if o["mis_veto_threshold"]:
         screens = screens * weigh(WORST, AtMost(-math.log(o["mis_veto_threshold"])), of=k1)
     return Plan(weights, screens, normalise="kept" if o["tis_batch_normalize"] else None)
+
+
+def _or(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _band(o: Options, of: str, low: float, high: float) -> tuple[float, float]:
+    if low >= high:
+        raise RefusedError(
+            f"{o.framework}: {of}_lower_bound must be under {of}_upper_bound, got {low:g} and {high:g}; the helper "
+            f"asserts it\nhint: bounds on pi/mu; {of}_lower_bound is "
+            + ("1 / tis_upper_bound" if of == "tis" else "tis_lower_bound")
+            + " where it is not given"
+        )
+    return low, high
 
 
 def _function(o: Options) -> str:
@@ -161,7 +179,7 @@ def _uncentred(o: Options) -> Reading:
     if o["use_rollout_logprobs"]:
         loss = replace(loss, centre="log_mu")
     if o["advantage_estimator"] in ("gspo", "cispo"):
-        loss = replace(loss, kind=o["advantage_estimator"])
+        loss = replace(loss, kind=o["advantage_estimator"], slope="mean")
     if o["use_opsm"]:
         plan = replace(plan, screens=plan.screens * opsm(o["opsm_delta"]))
         if not o["use_rollout_logprobs"]:

@@ -16,7 +16,7 @@ from reweigh.rosetta.plan import Loss, Options, Over, Plan, Reading, RefusedErro
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import Clip, Reject
 
-_OVER: dict[str, Over] = {"grpo": "row_means", "bnpo": "tokens", "dapo": "tokens", "cispo": "tokens", "vespo": "tokens"}
+_OVER: dict[str, Over] = {"grpo": "row_means", "dr_grpo": "row_sums", "luspo": "row_sums"}
 
 
 def _weights(o: Options) -> Plan:
@@ -53,9 +53,13 @@ def compose(o: Options) -> Reading:
         plan = replace(plan, screens=opsm(o["off_policy_mask_threshold"]))
     kind = o.word("loss_type")
     loss = Loss("ppo_clip", low=o.get("epsilon_low", o["epsilon"]), high=o.get("epsilon_high", 0.2))
-    loss = replace(loss, over=_OVER.get(kind, "tokens"), dual=o["delta"])
+    loss = replace(loss, over=_OVER.get(kind, "tokens"))
+    if o["delta"] is not None:  # it caps the ratio before the clip, for both signs of the advantage
+        loss = replace(loss, high=min(loss.high, o["delta"] - 1), dual=max(o["delta"], 1 + loss.high))
+    if kind == "dr_grpo":
+        loss = replace(loss, scale=1 / (o["max_completion_length"] or 1))
     if o["importance_sampling_level"] == "sequence":
-        loss = replace(loss, kind="gspo")
+        loss = replace(loss, kind="gspo", level="sequence", slope="mean")
     if kind == "cispo":
         loss = replace(loss, kind="cispo", low=1.0, high=o.get("epsilon_high", 5.0) - 1)
     if kind == "vespo":

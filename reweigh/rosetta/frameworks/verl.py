@@ -170,6 +170,8 @@ def _compose(o: Options) -> Reading:
         high=_or(o.get("clip_ratio_high", clip), clip),
         dual=o["clip_ratio_c"],
         over=_OVER.get(o["loss_agg_mode"], "tokens"),
+        survivors=True,  # a rejection changes the response mask itself
+        mean_of_kept=True,
         clamp=SAFE.nats,
     )
     if o["loss_agg_mode"] == "seq-mean-token-sum-norm" and o["loss_scale_factor"]:
@@ -247,7 +249,6 @@ def _bypass_v1(o: Options, mode: str, loss: Loss, told: tuple[str, ...]) -> Read
 
 
 def _bypass(o: Options, plan: Plan, loss: Loss, centre: Field, told: tuple[str, ...]) -> Reading:
-    loss = replace(loss, survivors=True)
     note = "bypass: the sampler's log-probs are the old policy's; the weight is of the live policy over it"
     if o["loss_type"] == "reinforce" or o["use_policy_gradient"] or o["use_pure_rollout_correction"]:
         loss = replace(loss, kind="policy_gradient")
@@ -331,6 +332,11 @@ def fails_without_tokens(plan: Plan, situation: Situation) -> Plan:
     return plan
 
 
+def mean_of_nothing(plan: Plan, _: Situation) -> Plan:
+    """Divide the loss by the number of what is left where nothing is."""
+    return plan.flagged("mean_of_nothing")
+
+
 # Metrics.
 
 
@@ -403,7 +409,7 @@ def _screened(view: View, name: str) -> Tensor:
 VERL = read_profile(
     "verl",
     _compose,
-    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens),
+    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens, mean_of_nothing),
     equals={
         "mean_weight_unnormalised": _mean_weight,
         "mean_weight_of_rows_unnormalised": _mean_weight_of_rows,
