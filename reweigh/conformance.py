@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,11 +28,20 @@ _NEEDED = ("id", "framework", "option", "batch", "outputs")
 
 @dataclass(frozen=True, eq=False)
 class RecordedBatch:
-    """One batch: three log-probs `[S, T]` in nats, the mask, and an advantage for each sequence."""
+    """One batch: three log-probs `[S, T]` in nats, the mask, and an advantage for each sequence.
+
+    `slots` are those that a sequence has, masked ones included, where its rows were cut to their lengths.
+    """
 
     fields: Mapping[Field, Tensor]
     mask: Tensor
     advantage: Tensor
+    slots: Tensor
+
+    def cut(self) -> "RecordedBatch":
+        """Take what stands beyond a sequence's end out."""
+        fields: dict[Field, Tensor] = {f: torch.where(self.slots, x, 0) for f, x in self.fields.items()}
+        return replace(self, fields=fields)
 
     def tensors(self, reading: Reading, mask: Tensor | None = None) -> Tensors:
         """Pick the two policies that a reading compares."""
@@ -43,6 +52,7 @@ class RecordedBatch:
             self.advantage,
             log_old=self.fields["log_pi"],
             log_pi_of_screens=None if reading.screen_pi is None else self.fields[reading.screen_pi],
+            slots=self.slots,
         )
 
 
@@ -127,7 +137,8 @@ def _batch(path: str, name: str, b: Any) -> RecordedBatch:
             )
     if advantage.shape != mask.shape[:1]:
         raise ValueError(f"{where}: {mask.shape[0]} sequences, {len(advantage)} advantages\nhint: one each")
-    return RecordedBatch(fields, mask, advantage)
+    lengths = torch.tensor(b.get("lengths", [mask.shape[1]] * mask.shape[0]))
+    return RecordedBatch(fields, mask, advantage, torch.arange(mask.shape[1]) < lengths[:, None])
 
 
 def _case(path: str, i: int, c: Any, batches: Mapping[str, RecordedBatch]) -> RecordedCase:
@@ -195,6 +206,10 @@ def check(recording: Recording, step: Callable[[int], None] = lambda n: None) ->
 def check_case(case: RecordedCase, batch: RecordedBatch) -> Recomputed:
     """Recompute one case, without quirks and with those that it takes."""
     profile = profile_of(case.framework)
+    if any("rows cut to lengths" in str(v) for v in case.inputs.values()):
+        batch = batch.cut()
+    else:
+        batch = replace(batch, slots=torch.ones_like(batch.mask))
     named = _Comparison(profile, case, batch)
     differing, compared = named.differences(())
     no_equal = tuple(named.no_equal())
@@ -264,8 +279,8 @@ class _Comparison:
             yield "loss", value, torch.tensor(scalar(out["loss"])), TOLERANCE
             if "grad_per_token" in out:
                 their_grad = matrix(out["grad_per_token"])
-                missing = torch.isnan(their_grad) & ~mask
-                yield "gradient", grad, torch.where(missing, 0, their_grad), TOLERANCE
+                ours, theirs = (torch.where(torch.isnan(g) & ~mask, 0, g) for g in (grad, their_grad))
+                yield "gradient", ours, theirs, TOLERANCE
         view = View(situation, plan, outcome)
         for name, value in _metrics(out).items():
             known = metric_of(self.profile, name)
@@ -357,6 +372,10 @@ def loss_of(
         "row_sums": torch.tensor(float(len(counted))),
         "sum": torch.ones(()),
     }[loss.over]
+    if "multiplied_out" in plan.flags:
+        value = _multiplied_out(loss, plan, outcome, mask, per_token, live, centre, divisor)
+        (grad,) = torch.autograd.grad(value, live)
+        return value.detach(), grad
     scaled = per_token / divisor
     top, below = live, centre
     clamped = loss.clamp is not None and "clamp_live" in plan.flags
@@ -384,14 +403,58 @@ def loss_of(
     (grad,) = torch.autograd.grad(value + 0 * torch.where(torch.isfinite(live), live, 0).sum(), live)
     if "mean_of_nothing" in plan.flags and loss.over != "sum" and not bool(counted.any()):
         value = torch.full_like(value, torch.nan)
-    if "infinity_times_zero" in plan.flags:
-        lost = mask & ~keep & torch.isinf((live - centre).exp())
-        value = torch.where(lost.any(), torch.nan, value)
-        grad = torch.where(lost, torch.nan, grad)
-    if "infinity_times_padding" in plan.flags and loss.kind == "gspo":
-        padded = ~mask.all(-1, keepdim=True) & torch.isinf(torch.where(mask, live - centre, 0).sum(-1, keepdim=True))
-        value = torch.where(padded.any(), torch.nan, value)
     return value.detach(), grad.detach()
+
+
+def _multiplied_out(
+    loss: Loss,
+    plan: Plan,
+    outcome: Outcome,
+    mask: Tensor,
+    advantage: Tensor,
+    live: Tensor,
+    centre: Tensor,
+    divisor: Tensor,
+) -> Tensor:
+    """Compute the loss in plain arithmetic, as frameworks write it: each term, times its weight, times the masks."""
+    averaged = (outcome.masked if loss.mean_of_kept else mask).to(live.dtype)
+    gap = live - centre
+    if loss.kind == "gspo" or loss.level == "sequence":
+        mean = (gap * averaged).sum(-1, keepdim=True) / averaged.sum(-1, keepdim=True).clamp(min=1)
+        # Through the mean there is one ratio a sequence, so that its gradient is summed before it meets an infinity.
+        gap = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
+        gap = gap if loss.clamp is None else gap.clamp(max=loss.clamp)
+        advantage = advantage[:, :1] if loss.slope == "mean" and loss.kind != "cispo" else advantage
+    elif loss.clamp is not None:
+        gap = gap.clamp(-loss.clamp, loss.clamp)
+    ratio, bounds = gap.exp(), (1 - loss.low, 1 + loss.high)
+    if "ratio_times_mask" in plan.flags and loss.kind == "gspo":
+        ratio = ratio * mask
+    if loss.kind == "policy_gradient":
+        term = -advantage * live
+    elif loss.kind == "ratio":
+        term = -advantage * ratio
+    elif loss.kind == "cispo":
+        term = -advantage * ratio.clamp(*bounds).detach() * live
+    else:
+        term = -torch.min(ratio * advantage, ratio.clamp(*bounds) * advantage)
+        if loss.dual is not None:
+            term = torch.where(advantage < 0, torch.min(term, -loss.dual * advantage), term)
+    # A weight stands on masked tokens too: a sequence's as on its others, a token's finite. What the weights drop is 0.
+    weight = torch.where(outcome.left, torch.where(outcome.keep | ~outcome.masked, outcome.alone, 0), 1)
+    if plan.weights.unit == "sequence":
+        weight = torch.where(outcome.left, weight, -torch.inf).amax(-1, keepdim=True)
+        weight = torch.where(outcome.left.any(-1, keepdim=True), weight, 1)
+        raw = outcome.batch.log_pi - outcome.batch.log_mu
+        lost = (~outcome.left & ~torch.isfinite(raw)).any(-1, keepdim=True)
+        weight = torch.where(lost & torch.tensor("folds_multiply" in plan.flags), torch.nan, weight)
+    if loss.kind == "ratio" or not plan.applied:
+        weight = outcome.keep
+    value = (term * weight * outcome.masked / divisor).sum()
+    if loss.penalty is not None:
+        value = value + loss.penalty * (mask * (live - centre).square() / divisor).sum()
+    empty = loss.survivors and loss.over != "sum" and not bool(outcome.masked.any())
+    return value + torch.nan if empty and "mean_of_nothing" in plan.flags else value
 
 
 def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights: Weights) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Factor, Statistic, Weights
 from reweigh.layout import Padded
-from reweigh.levels import prob_diff, signed_binary_kl
+from reweigh.levels import WORST, log_ratio, prob_diff, signed_binary_kl
 from reweigh.rosetta.parts import (
     Rule,
     as_it_comes,
+    log_ratio_or_nan,
     prob_diff_from_probs,
     prob_gap,
     prob_gap_from_probs,
@@ -142,8 +143,9 @@ class Plan:
 class Tensors:
     """Two log-probs of the same tokens `[S, T]`, a mask, and an advantage for each sequence.
 
-    `log_old` is the trainer's own log-prob from before the update where `log_pi` is another one, and
-    `log_pi_of_screens` the policy that screens look at where it is not `log_pi`.
+    `log_old` is the trainer's own log-prob from before the update where `log_pi` is another one,
+    `log_pi_of_screens` the policy that screens look at where it is not `log_pi`, and `slots` those that a framework of
+    rows without padding has, all if None.
     """
 
     log_pi: Tensor
@@ -152,6 +154,12 @@ class Tensors:
     advantage: Tensor
     log_old: Tensor | None = None
     log_pi_of_screens: Tensor | None = None
+    slots: Tensor | None = None
+
+    @property
+    def masked_slots(self) -> Tensor:
+        """Slots that are there and not of the mask."""
+        return ~self.mask if self.slots is None else self.slots & ~self.mask
 
     @property
     def log_ratio(self) -> Tensor:
@@ -323,18 +331,23 @@ def loss_clamps_ratio(plan: Plan, _: Situation) -> Plan:
 
 
 def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
-    """Multiply what the loss drops by 0."""
-    return plan.flagged("infinity_times_zero")
+    """Multiply by masks, in folds to sequences and in the loss: what is masked and infinite becomes NaN there."""
+
+    def change(f: Factor) -> Factor:
+        folds = f.level.unit == "sequence" and f.level is not WORST and f.of is log_ratio
+        return replace(f, of=log_ratio_or_nan) if folds else f
+
+    return multiplied_out(plan.mapped(change), _).flagged("folds_multiply")
 
 
-def infinity_times_padding(plan: Plan, _: Situation) -> Plan:
-    """Multiply values of a sequence by the mask."""
-    return plan.flagged("infinity_times_padding")
+def multiplied_out(plan: Plan, _: Situation) -> Plan:
+    """Compute the loss by multiplying with weights and masks, as it is written: 0 times infinity is NaN."""
+    return plan.flagged("multiplied_out")
 
 
 SWITCHES: Mapping[str, Apply] = {
     f.__name__: f
-    for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, infinity_times_padding)
+    for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, multiplied_out)
 }
 
 

@@ -36,7 +36,7 @@ def _plan(o: Options) -> Plan:
         raise RefusedError(f"areal: action=clamp is of the ratio only, got metric={metric}\nhint: action=mask")
     unit, own = _LEVELS["token" if level == "token" else agg], TOKEN if level == "token" else GEOMETRIC
     if action == "mask":
-        return Plan((weigh(own) if metric == "ratio" else token_is()) * _screened(unit, o))
+        return Plan(weigh(own) if metric == "ratio" else token_is(), _screened(unit, o))
     low, high = o["lower"] or 0.0, float(o["upper"])
     if unit is own:
         return Plan(weigh(own, Clip(low, high)))

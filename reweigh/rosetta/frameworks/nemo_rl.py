@@ -137,7 +137,10 @@ def sum_for_mean(plan: Plan, _: Situation) -> Plan:
 def _logged_weights(view: View) -> Estimator:
     """Weights that it logs: those that apply, or the raw ratio where the correction is off."""
     o = view.options
-    return view.plan.weights if o["use_importance_sampling_correction"] else weigh(_level(o))
+    if o["use_importance_sampling_correction"]:
+        return view.plan.weights
+    raw = Identity() if "overflow_is_zero" not in view.plan.flags else ZeroIfOverflow(Identity())
+    return weigh(_level(o), raw)
 
 
 def _sampling_ratio(view: View, _: str) -> Tensor:

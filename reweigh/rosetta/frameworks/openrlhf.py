@@ -85,7 +85,7 @@ def _compose(o: Options) -> Reading:
 
 def infinite_kept(plan: Plan, situation: Situation) -> Plan:
     """Keep infinite ratios, in the loss as well."""
-    return _infinite_kept(plan, situation).flagged("infinite_live", "infinity_times_padding")
+    return _infinite_kept(plan, situation).flagged("infinite_live", "ratio_times_mask")
 
 
 def probabilities_clamped(plan: Plan, _: Situation) -> Plan:

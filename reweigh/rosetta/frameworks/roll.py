@@ -100,8 +100,8 @@ def _mean_of_level(view: View, name: str) -> Tensor:
     x = level.fold(statistic(batch), batch.layout)
     x = x.exp() if kind == "ratio" else x
     if level.unit == "sequence":
-        padded = ~view.tensors.mask.all(-1)
-        lost = torch.isinf(x) & padded & torch.tensor("infinity_times_padding" in view.plan.flags)
+        padded = view.tensors.masked_slots.any(-1)
+        lost = torch.isinf(x) & padded & torch.tensor("multiplied_out" in view.plan.flags)
         x = batch.layout.spread(torch.where(lost, torch.nan, x))
     return view.mean_of_row_means(x, batch)
 

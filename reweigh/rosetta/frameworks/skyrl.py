@@ -154,7 +154,7 @@ def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
         return replace(f, of=log_ratio_or_nan, transform=NanPasses(f.transform))
 
     changed = replace(plan, screens=naive()).mapped(change)
-    return replace(changed, screens=plan.screens).flagged("infinity_times_zero_row")
+    return replace(changed, screens=plan.screens).flagged("folds_multiply", "multiplied_out")
 
 
 # Metrics.
@@ -178,7 +178,7 @@ def _share_capped(view: View, name: str) -> Tensor:
 def _spoilt(view: View) -> Tensor:
     """Sequences that a masked token of infinite ratio has made NaN, if that quirk is on."""
     lost = ~_left(view) & ~torch.isfinite(view.tensors.log_ratio)
-    return lost.any(-1) & torch.tensor("infinity_times_zero_row" in view.plan.flags)
+    return lost.any(-1) & torch.tensor("folds_multiply" in view.plan.flags)
 
 
 def _share_of_rows(view: View, name: str) -> Tensor:

@@ -234,7 +234,11 @@ class _Spread:
         batch = view.batch(self.rule)
         x = self.level.fold(self.of(batch), batch.layout)
         x = self.then(self.fold_rule(x) if view.plan.metrics_as_they else x)
-        return _rows(batch.layout.spread(x) if self.level.unit == "sequence" else x, view)
+        if self.level.unit != "sequence":
+            return _rows(x, view)
+        # It stands on each slot of its row and is multiplied by the mask.
+        lost = torch.isinf(x) & view.tensors.masked_slots.any(-1) & torch.tensor("folds_multiply" in view.plan.flags)
+        return _rows(batch.layout.spread(torch.where(lost, torch.nan, x)), view)
 
 
 def _unbounded(view: View, factor: Factor) -> Tensor:

@@ -13,7 +13,7 @@ from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k2, k3,
 from reweigh.named import dppo_tv, naive
 from reweigh.rosetta.metrics import SAFE, Extreme, View, mean_weight, mean_weight_of_rows, share_beyond
 from reweigh.rosetta.parts import geometric_of_clamped, signed_binary_kl_rounded, two_sided_kl
-from reweigh.rosetta.plan import Field, Loss, Options, Over, Plan, Reading, RefusedError, Situation, unknown_word
+from reweigh.rosetta.plan import Field, Loss, Options, Over, Plan, Reading, RefusedError, Situation, run, unknown_word
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Reject, Screen, Truncate
 
@@ -332,6 +332,14 @@ def fails_without_tokens(plan: Plan, situation: Situation) -> Plan:
     return plan
 
 
+def fails_if_all_weigh_zero(plan: Plan, situation: Situation) -> Plan:
+    """Refuse a batch of which a band drops every unit."""
+    weights = run(replace(plan, normalise=None), situation.tensors).alone
+    if plan.weights.factors and bool(situation.tensors.mask.any()) and not bool(weights.any()):
+        raise RefusedError("verl: the effective sample size divides by a mean weight of 0")
+    return plan
+
+
 def mean_of_nothing(plan: Plan, _: Situation) -> Plan:
     """Divide the loss by the number of what is left where nothing is."""
     return plan.flagged("mean_of_nothing")
@@ -409,7 +417,7 @@ def _screened(view: View, name: str) -> Tensor:
 VERL = read_profile(
     "verl",
     _compose,
-    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens, mean_of_nothing),
+    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens, fails_if_all_weigh_zero, mean_of_nothing),
     equals={
         "mean_weight_unnormalised": _mean_weight,
         "mean_weight_of_rows_unnormalised": _mean_weight_of_rows,
