@@ -165,6 +165,7 @@ Status = Literal["agrees", "explained", "differs"]
 # Float32 throughout, in sums of another order. A sum of log ratios rounds with its largest partial sum, so that where
 # +60 and -60 nats cancel, a weight is good to 1e-5 only: both grow by that rounding.
 WEIGHT_TOLERANCE, TOLERANCE = 3e-6, 2e-5
+_NOTHING = 1e-8  # of a weight: e^-20, where frameworks clamp, is under it
 
 
 @dataclass(frozen=True)
@@ -270,9 +271,11 @@ class _Comparison:
         outcome, out, mask = run(plan, situation.tensors), self.case.outputs, situation.tensors.mask
         theirs = their_weights(out, mask)
         if theirs is not None and not reading.inside:
-            if "weight_per_token" in out or "weight_per_sequence" in out or "loss" not in out:
+            if _weighs(out) or "loss" not in out:
                 yield "weights", torch.where(outcome.keep, outcome.per_token, 0), theirs[0], WEIGHT_TOLERANCE
-            yield "mask", outcome.keep.float(), theirs[1].float(), 0.0
+            # A weight that no comparison of weights would tell from 0 takes part or not.
+            light = (outcome.per_token < _NOTHING) & torch.tensor(_weighs(out))
+            yield "mask", (outcome.keep & ~light).float(), theirs[1].float(), 0.0
         if reading.loss is not None and "loss" in out:
             live, centre = self.batch.fields[live_of(self.case, reading)], self.batch.fields[reading.loss.centre]
             value, grad = loss_of(reading.loss, plan, outcome, mask, self.batch.advantage, live, centre)
@@ -317,8 +320,12 @@ def their_weights(out: Any, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     for name in ("keep_per_sequence", "sample_mask"):
         if out.get(name) is not None:
             keep &= vector(out[name])[:, None] > 0
-    keep &= weight != 0
+    keep &= ~(weight.abs() < _NOTHING)
     return torch.where(keep, weight, 0), keep
+
+
+def _weighs(out: Any) -> bool:
+    return out.get("weight_per_token") is not None or out.get("weight_per_sequence") is not None
 
 
 def _metrics(out: Any) -> dict[str, Any]:

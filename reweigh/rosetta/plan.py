@@ -11,11 +11,13 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Factor, Statistic, Weights
 from reweigh.layout import Padded
-from reweigh.levels import WORST, log_ratio, prob_diff, signed_binary_kl
+from reweigh.levels import WORST, k1, log_ratio, prob_diff, signed_binary_kl
 from reweigh.rosetta.parts import (
+    NanPasses,
+    OrNan,
     Rule,
     as_it_comes,
-    log_ratio_or_nan,
+    fold_of_ratio,
     prob_diff_from_probs,
     prob_gap,
     prob_gap_from_probs,
@@ -334,8 +336,10 @@ def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
     """Multiply by masks, in folds to sequences and in the loss: what is masked and infinite becomes NaN there."""
 
     def change(f: Factor) -> Factor:
-        folds = f.level.unit == "sequence" and f.level is not WORST and f.of is log_ratio
-        return replace(f, of=log_ratio_or_nan) if folds else f
+        if f.level.unit != "sequence" or f.level is WORST or f.of not in (log_ratio, k1, fold_of_ratio):
+            return f
+        # A mean of k1 is asked whether it is over a bound, which NaN is not.
+        return replace(f, of=OrNan(f.of), transform=NanPasses(f.transform) if f.of is k1 else f.transform)
 
     return multiplied_out(plan.mapped(change), _).flagged("folds_multiply")
 
@@ -346,8 +350,7 @@ def multiplied_out(plan: Plan, _: Situation) -> Plan:
 
 
 SWITCHES: Mapping[str, Apply] = {
-    f.__name__: f
-    for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, multiplied_out)
+    f.__name__: f for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, multiplied_out)
 }
 
 

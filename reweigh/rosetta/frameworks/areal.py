@@ -91,7 +91,7 @@ def not_finite_is_one(plan: Plan, situation: Situation) -> Plan:
     """Take a ratio that cannot be computed for 1, or as it comes where a divergence is bounded."""
     o = situation.options
     rule = one_if_not_finite if o["metric"] == "ratio" and "m2_threshold" not in o else as_it_comes
-    return replace(plan, rule=rule, screen_rule=rule, metrics_as_they=True)
+    return replace(plan, rule=rule, screen_rule=rule, metrics_as_they=True).flagged("infinite_live")
 
 
 def m2po_keeps_one(plan: Plan, situation: Situation) -> Plan:

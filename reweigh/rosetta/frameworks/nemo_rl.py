@@ -165,7 +165,7 @@ def _share_outside(view: View, _: str) -> Tensor:
     level = _level(o)
     x = level.fold(batch.log_ratio, batch.layout)
     if "overflow_is_zero" in view.plan.flags:
-        x = torch.where(torch.isinf(x.exp()), -torch.inf, x)
+        x = torch.where(torch.isinf(x.exp()) | torch.isnan(x), -torch.inf, x)
     outside = (x > log(high)) | (x < log(low))
     if level is TOKEN or "sum_for_mean" in view.plan.flags:
         outside = batch.layout.spread(outside) if level is SEQUENCE else outside
@@ -176,6 +176,7 @@ def _share_outside(view: View, _: str) -> Tensor:
 def _sequence_error(view: View, name: str) -> Tensor:
     batch = view.batch()
     rows, live = GEOMETRIC.fold(fold_of_ratio(batch), batch.layout), batch.layout.lengths > 0
+    rows = torch.where(view.spoilt(fold_of_ratio), torch.nan, rows)
     if name.endswith("_after_mask"):
         live = live & view.outcome.masked.any(-1)
     if not bool(live.any()):

@@ -233,9 +233,11 @@ class _Spread:
     def __call__(self, view: View, _: str) -> Tensor:
         batch = view.batch(self.rule)
         x = self.level.fold(self.of(batch), batch.layout)
-        x = self.then(self.fold_rule(x) if view.plan.metrics_as_they else x)
+        spoilt = view.spoilt(self.of, rule=self.rule)
         if self.level.unit != "sequence":
-            return _rows(x, view)
+            return _rows(torch.where(spoilt[:, None], torch.nan, self.then(x)), view)
+        x = torch.where(spoilt, torch.nan, x)
+        x = self.then(self.fold_rule(x) if view.plan.metrics_as_they else x)
         # It stands on each slot of its row and is multiplied by the mask.
         lost = torch.isinf(x) & view.tensors.masked_slots.any(-1) & torch.tensor("folds_multiply" in view.plan.flags)
         return _rows(batch.layout.spread(torch.where(lost, torch.nan, x)), view)
@@ -244,17 +246,17 @@ class _Spread:
 def _unbounded(view: View, factor: Factor) -> Tensor:
     """Log ratio of the factor's level on each token."""
     batch = view.batch()
-    x = factor.level.fold(batch.log_ratio, batch.layout)
+    x = factor.level.fold(factor.of(batch), batch.layout)
     x = batch.layout.spread(x) if factor.level.unit == "sequence" else x
     return SAFE(x) if view.plan.metrics_as_they and "built_in" not in view.plan.flags else x
 
 
 def _first(view: View) -> Factor:
-    return view.situation.reading.plan.weights.factors[0]
+    return view.plan.weights.factors[0]
 
 
 def _share_outside(view: View, name: str) -> Tensor:
-    plan = view.situation.reading.plan
+    plan = view.plan
     factor = (plan.screens if "rs_mask" in name else plan.weights).factors[0]
     x, t = _unbounded(view, factor), factor.transform
     low, high = (m.log(getattr(t, b)) for b in ("low", "high"))
@@ -283,15 +285,22 @@ def _share_under_veto(view: View, name: str) -> Tensor:
 
 
 def _weight_before_bounds(view: View, _: str) -> Tensor:
-    return _rows(_unbounded(view, _first(view)).exp(), view)
+    spoilt = view.spoilt(log_ratio, torch.exp)[:, None] & torch.tensor("built_in" in view.plan.flags)
+    return _rows(torch.where(spoilt, torch.nan, _unbounded(view, _first(view)).exp()), view)
 
 
 def _mean_distance(view: View, _: str) -> Tensor:
-    return _rows(torch.expm1(view.batch().log_ratio).abs(), view)
+    spoilt = view.spoilt(log_ratio, torch.exp)[:, None]
+    return _rows(torch.where(spoilt, torch.nan, torch.expm1(view.batch().log_ratio).abs()), view)
 
 
 def _share_clipped(view: View, _: str) -> Tensor:
-    return _share_outside(view, "high") + _share_outside(view, "low")
+    share = _share_outside(view, "high") + _share_outside(view, "low")
+    if not view.plan.metrics_as_they:
+        return share
+    # Counted is where the weight is not the ratio: a ratio of 0 that a band drops is the same, NaN is not.
+    x, w = _unbounded(view, _first(view)).exp(), view.outcome.alone
+    return _rows((x != w).float(), view)
 
 
 EQUALS = {

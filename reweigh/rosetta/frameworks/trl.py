@@ -13,6 +13,7 @@ from reweigh.named import opsm, vespo
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.parts import clamped_level
 from reweigh.rosetta.plan import Loss, Options, Over, Plan, Reading, RefusedError, Situation, Tensors, run
+from reweigh.rosetta.plan import infinite_kept as _infinite_kept
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import Clip, Reject
 
@@ -82,6 +83,15 @@ def compose(o: Options) -> Reading:
 # Quirks.
 
 
+def infinite_kept(plan: Plan, situation: Situation) -> Plan:
+    """Keep infinite log ratios, and take one that is NaN for 0, in weights and in OPSM."""
+    return replace(_infinite_kept(plan, situation), rule=_nan_is_zero, screen_rule=_nan_is_zero)
+
+
+def _nan_is_zero(log_ratio: Tensor) -> Tensor:
+    return torch.where(torch.isnan(log_ratio), 0, log_ratio)
+
+
 _SMALLEST, _LARGEST = math.log(1e-8), 20.0  # nats, of its kernel
 
 
@@ -123,9 +133,16 @@ def logged_ratio(view: View, name: str) -> Tensor:
     return {"min": x.min, "max": x.max, "mean": x.mean}[name.rpartition("/")[2]]()
 
 
+def known_distance(view: View, name: str) -> Tensor:
+    """Give the mean or largest `|log r|` of tokens, those left out that are NaN."""
+    batch = view.batch()
+    x = batch.log_ratio.abs()[batch.layout.mask & ~torch.isnan(batch.log_ratio)]
+    return torch.zeros(()) if not len(x) else x.max() if name.endswith("max") else x.mean()
+
+
 TRL = read_profile(
     "trl",
     compose,
-    quirks=(kernel_of_bounded_ratios,),
-    equals={"logged_ratio": logged_ratio},
+    quirks=(infinite_kept, kernel_of_bounded_ratios),
+    equals={"logged_ratio": logged_ratio, "known_distance": known_distance},
 )

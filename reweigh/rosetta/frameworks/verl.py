@@ -400,7 +400,7 @@ def _screen_share(view: View, name: str) -> Tensor:
     x, units, (option, threshold), batch = _screen_values(view, name)
     low, high = map(math.log, _band(threshold)) if option.endswith("k1") else (-math.inf, float(threshold))
     over, under = x > high, x < low
-    outside = over if name.endswith("high") else under if name.endswith("low") else over | under
+    outside = over if name.endswith("high") else under if name.endswith("low") else ~((x >= low) & (x <= high))
     if name.endswith("masked_fraction") and not option.startswith("token"):
         return batch.layout.spread(outside)[batch.layout.mask].float().mean()
     return outside[units].float().mean()
@@ -417,7 +417,14 @@ def _screened(view: View, name: str) -> Tensor:
 VERL = read_profile(
     "verl",
     _compose,
-    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens, fails_if_all_weigh_zero, mean_of_nothing),
+    quirks=(
+        screens_clamp_tokens,
+        kl_rounded,
+        mean_of_all,
+        fails_without_tokens,
+        fails_if_all_weigh_zero,
+        mean_of_nothing,
+    ),
     equals={
         "mean_weight_unnormalised": _mean_weight,
         "mean_weight_of_rows_unnormalised": _mean_weight_of_rows,
