@@ -12,7 +12,7 @@ from reweigh.records.files import Formats, Paths, cut
 from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
-from reweigh.scan.measure import BATCH_TOKENS, Family, Job
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job, measure_next
 from reweigh.scan.state import Keeper, Merged, StateFile
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
@@ -200,6 +200,7 @@ def _merge(
     try:
         with closing(engine(rest, job)) as results:
             for task, found in zip(rest, results, strict=True):
+                found = measure_next(merged.total, found, task.part, job, task.before)
                 merged = merged.then(task.part, found)
                 keeper = keeper.keep(merged)
                 if report is not None:
