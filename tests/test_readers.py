@@ -11,10 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from reweigh.__main__ import main
+from reweigh.audit import audit
 from reweigh.dumps import (
     FORMATS,
     RECORDS,
@@ -1543,3 +1546,41 @@ def test_rescore_skips_what_it_cannot_score(capsys, model, tmp_path):
     assert "1 tokens have no finite log-prob of the sampler and are out of the mask" in err
     [part] = read_batches(tmp_path / "a.parquet")
     assert part.batch.layout.lengths.tolist() == [3, 1, 4]
+
+
+@pytest.mark.parametrize("where", ["", "ranks"], ids=["beside", "below"])
+def test_a_foreign_file_does_not_end_a_folder_of_records(tmp_path, where):
+    """Metrics, a data set, rewards by response, an empty file: each is left out, and said."""
+    home = tmp_path / where
+    home.mkdir(exist_ok=True)
+    for name in ("step_10.parquet", "step_9.parquet", "step_9.jsonl"):
+        with RecordWriter(home / name) as writer:
+            writer.write([{"sequence_id": name, "log_mu": [-1.0, -2.0], "log_pi": [-1.0, -2.1]}])
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), tmp_path / "data.parquet")
+    pq.write_table(pa.table({"sequence_id": ["step_9.parquet"], "reward": [1.0]}), tmp_path / "rewards.parquet")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "_temporary").mkdir()
+    pq.write_table(pa.table({"log_mu": [1]}), tmp_path / "_temporary" / "part.parquet")
+    found = find(tmp_path)
+    assert [path.name for path in found.paths] == ["step_9.jsonl", "step_9.parquet", "step_10.parquet"]
+    assert {path.name for path in found.ignored} == {"metrics.jsonl", "data.parquet", "rewards.parquet", "empty.jsonl"}
+    audited = audit(tmp_path)
+    assert [file.rows for file in audited.files] == [1, 1, 1]
+    assert "4 files left out: files of no format that is read, first in " in " ".join(audited.notes)
+
+
+def test_a_foreign_file_alone_is_told_why(tmp_path):
+    pq.write_table(pa.table({"sequence_id": ["a"], "reward": [1.0]}), tmp_path / "rewards.parquet")
+    with pytest.raises(ValueError, match=r"rewards\.parquet"):
+        audit(tmp_path)
+    with pytest.raises(ValueError, match="column log_mu is missing"):
+        audit(tmp_path / "rewards.parquet")
+
+
+def test_a_damaged_file_among_records_is_no_foreign_one(tmp_path):
+    with RecordWriter(tmp_path / "a.parquet") as writer:
+        writer.write([{"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0]}])
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"b\.parquet: truncated or not closed"):
+        audit(tmp_path)

@@ -18,6 +18,9 @@ from reweigh.scan.state import Keeper, Merged, StateFile
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
 
 
+FOREIGN = "files of no format that is read"
+
+
 @dataclass(frozen=True)
 class FileRead:
     """One file: how many rows and counted tokens it had, and what it says about its run."""
@@ -188,7 +191,17 @@ def scan(
     merged = _merge(known, job, engine, kept, resume, on_progress)
     counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
     files = tuple(FileRead(path, *n, known.formats.source(path).info()) for path, n in counts.items())
-    return Scanned(merged.total.sums, files, merged.total.notes, kept)
+    notes = dict(merged.total.notes)
+    if foreign := known.formats.ignored():
+        notes[FOREIGN] = Violation(
+            FOREIGN,
+            str(foreign[0]),
+            "it has no log-probs that a reader knows",
+            "name it alone to hear why; move it elsewhere if it is no dump.",
+            len(foreign),
+            "files",
+        )
+    return Scanned(merged.total.sums, files, notes, kept)
 
 
 def _merge(

@@ -11,7 +11,7 @@ from reweigh.dumps import formats
 from reweigh.dumps.form import itself
 from reweigh.dumps.open import FORMATS, UnknownFormatError, named, recognise
 from reweigh.records import RunInfo, read_info
-from reweigh.records.files import FilePart, cut
+from reweigh.records.files import FilePart, cut, is_hidden
 from reweigh.scan import Engine, FileRead, Job, Measured, Scanned, Workers
 from reweigh.scan.engines import Task
 from reweigh.scan.measure import measure_next, pack, types_of, unpack
@@ -362,8 +362,7 @@ def files_of(folder: Path) -> dict[str, Stamp]:
         raise FileNotFoundError(f"{folder}: no such folder\nhint: name the folder that the run writes its dumps to.")
     files: dict[str, Stamp] = {}
     for path in folder.rglob("*"):
-        inner = path.relative_to(folder).parts
-        if not path.name.endswith(_ENDINGS) or any(part.startswith((".", "_")) for part in inner):
+        if not path.name.endswith(_ENDINGS) or is_hidden(path, folder):
             continue
         try:
             if path.is_file():
