@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from reweigh import naive
 from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.dumps import (
@@ -1095,7 +1096,11 @@ def test_text_only_dumps_say_so(tmp_path):
             "ROLL's rollout",
             "trainers",
         ),
-        ({"step": [1], "prompt": ["a"], "completion": ["b"], "advantages": [0.5]}, "(TRL, ms-swift)", "hook for TRL"),
+        (
+            {"step": [1], "prompt": ["a"], "completion": ["b"], "advantages": [0.5]},
+            "(TRL, ms-swift)",
+            "CorrectedGRPOTrainer",
+        ),
         ({"example_id": 1, "prompt": [], "completion": [], "reward": 1.0}, "verifiers' results", "traces.jsonl"),
         ({"steps": [], "total_reward": 1.0, "final_ob_len": 3}, "tinker-cookbook's summary", "tinker_rows"),
         ({"seqlen": 3, "prompt_len": 1, "completion": "b"}, "AReaL's rollout dump", "docs/trainers.md"),
@@ -1107,6 +1112,35 @@ def test_dumps_of_text_say_what_to_turn_on(tmp_path, record, what, remedy):
     assert what in message
     assert "has text and no log-probs" in message
     assert remedy in message.partition("hint: ")[2]
+
+
+def hook(tmp_path, record):
+    """The lines of code of the error, by the comment that they stand under."""
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    return [line.strip() for line in message.split("\n") if line.startswith("    ")]
+
+
+def test_the_lines_that_make_records_in_openrlhf_do(tmp_path, monkeypatch):
+    lines = hook(tmp_path, {"input": "a", "output": "b", "reward": 1.0})
+    top, inside = lines[1:3], lines[4:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    file = {"torch": torch}
+    exec("\n".join(top), file)
+    for _ in range(2):  # each call of the loss is a file of its own
+        old, rollout = -torch.rand(3, 5) - 0.1, -torch.rand(3, 5) - 0.1
+        given = {"old_log_probs": old, "rollout_log_probs": rollout, "action_mask": torch.ones(3, 5)}
+        exec("\n".join(inside), {**file, **given})
+    assert sum(file.rows for file in audit(tmp_path / "records").files) == 6
+
+
+def test_the_lines_that_make_records_in_verl_name_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = hook(tmp_path, {"input": "a", "output": "b", "score": 1.0})
+    written = {}
+    exec("\n".join(lines), written)
+    assert written["correction"].capture.folder == "records"
+    assert written["correction"].estimator == naive()
 
 
 def test_completions_of_trl_in_parquet(tmp_path):

@@ -59,16 +59,21 @@ def explain(
         _explain_words(words, form, quiet)
         return
     _misspelled(words)
-    from reweigh.rosetta.config import detect, nearest, parse_pairs, read_source, translate
+    from reweigh.rosetta.config import detect, mistaken, nearest, parse_pairs, read_source, translate
     from reweigh.rosetta.frameworks import profile_of
     from reweigh.rosetta.sources import Source, merged
 
     read = Source({}) if config is None else read_source(config)
     values = merged(read.values, parse_pairs(words))
-    framework = source or detect(replace(read, values=values)).name
+    given = replace(read, values=values)
+    framework = source or detect(given).name
+    other = None if source is None else mistaken(given, source)
     try:
         told = translate(framework, values, read.environment)
     except ValueError as e:
+        if other is not None:
+            what, _, _ = str(e).partition("\nhint: ")
+            raise ValueError(f"{what}\nhint: these are options of {other}: --from {other}, or no --from") from None
         if not read.absent:
             raise
         base = f"it inherits from {', '.join(read.absent)}, which is not beside it and may say more"
@@ -77,6 +82,8 @@ def explain(
     under = [k for k in read.conditional if k.rpartition(".")[2].replace("-", "_") in mine]
     said = f"set under a condition, taken as set: {', '.join(under)}"
     cautions = (*read.cautions, said) if under else read.cautions
+    if other is not None:
+        cautions = (f"these seem to be options of {other}, read as of {framework}; --from {other}?", *cautions)
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
     if form == "json":

@@ -86,6 +86,25 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 )
 _OUR_OWN = {"reweigh", "log_mu", "log_pi", "sequence_id"}
 _HOOK = "record them while training: docs/trainers.md has a hook for {}, docs/records.md the writer for anything else."
+# The lines that make records of a run, where its framework's own files have no log-probs.
+_VERL = """
+    # corrections.py, where every process of the run can import it; weights stay 1
+    from reweigh import naive
+    from reweigh.trainers.capture import Capture
+    from reweigh.trainers.verl import Correction
+    correction = Correction(naive(), capture=Capture("records"))"""
+_TRL = """
+    from reweigh.trainers.capture import Capture
+    from reweigh.trainers.trl import CorrectedGRPOTrainer  # in place of GRPOTrainer, with all of its arguments
+    trainer = CorrectedGRPOTrainer(..., correction=None, capture=Capture("records"))"""
+_OPENRLHF = """
+    # openrlhf/models/loss.py, at the top
+    from itertools import count; from reweigh import Batch; from reweigh.trainers.capture import Capture
+    RECORDS, CALLS = Capture("records"), count()
+    # and as the first lines of PolicyLoss.forward
+    batch = Batch.padded(old_log_probs, rollout_log_probs, action_mask)
+    RECORDS.write(batch, next(CALLS), rank=torch.distributed.get_rank())"""
+_THEN = "\nthen `reweigh audit records`; docs/trainers.md has more."
 _LOG_PROBS = {"logprobs", "log_probs", "rollout_log_probs", "completion_logprobs", "sampling_logprobs"}
 # What other files of these frameworks have: text, or one side's log-probs without the other's. By the names that stand
 # in them, what that is, and what to do.
@@ -93,8 +112,8 @@ _NO_LOG_PROBS = (
     (
         {"input", "output", "score"},
         "verl's rollout dump",
-        "set actor_rollout_ref.rollout.calculate_log_probs=True, and run `reweigh doctor-install verl`: "
-        + _HOOK.format("verl"),
+        "set actor_rollout_ref.rollout.calculate_log_probs=True and REWEIGH_CORRECTION=corrections:correction; write:"
+        f"{_VERL}{_THEN} `REWEIGH_CORRECTION=corrections:correction reweigh doctor-install verl` checks it.",
     ),
     ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump", _HOOK.format("trainers")),
     (
@@ -108,7 +127,12 @@ _NO_LOG_PROBS = (
         "set trainer.dump_data_batch=true, whose dumps have both sides.",
     ),
     ({"responses", "scores", "sampling_params"}, "ROLL's rollout dump", _HOOK.format("trainers")),
-    ({"input", "output", "reward"}, "OpenRLHF's batch inference", _HOOK.format("trainers")),
+    (
+        {"input", "output", "reward"},
+        "OpenRLHF's batch inference",
+        "set --algo.advantage.is_correction_level token, with which the engine's log-probs are kept (before 0.11.1: "
+        f"--algo.advantage.is_correction_enable), and write in the loss:{_OPENRLHF}{_THEN}",
+    ),
     (
         {"example_id", "prompt", "completion"},
         "verifiers' results of before 0.4",
@@ -122,7 +146,7 @@ _NO_LOG_PROBS = (
     (
         {"prompt", "completion"},
         "completions that a trainer logged (TRL, ms-swift)",
-        "set use_vllm=True with vllm_importance_sampling_correction=True, and " + _HOOK.format("TRL"),
+        "set use_vllm=True with vllm_importance_sampling_correction=True, and write:" + _TRL + _THEN,
     ),
 )
 # Names that people give to columns of records.
