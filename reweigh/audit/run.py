@@ -30,7 +30,7 @@ from reweigh.records.schema import Violation
 from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
-from reweigh.scan.run import FileRead, Report, Scanned, scan
+from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, scan
 from reweigh.scan.tokens import Part
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.sums import RatioStats
@@ -186,7 +186,8 @@ def answer(found: Scanned) -> Audit:
         ValueError: nothing in it counts.
     """
     sums: AuditSums = found.sums.get("audit", AuditSums())
-    return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))
+    left_out = [*found.left_out((*OF_BATCH, *COLUMNS)), *(v for k, v in found.notes.items() if k == FOREIGN)]
+    return conclude(sums, found.files, tuple(left_out))
 
 
 def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
@@ -244,7 +245,8 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
 
 
 def _left_out(rule: Violation) -> str:
-    return f"{rule.count:,} row{'' if rule.count == 1 else 's'} left out: {rule.rule}, first in {rule.place}"
+    what = rule.counted if rule.count != 1 else rule.counted.removesuffix("s")
+    return f"{rule.count:,} {what} left out: {rule.rule}, first in {rule.place}"
 
 
 def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Violation, ...]) -> str:

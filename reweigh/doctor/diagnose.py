@@ -260,9 +260,10 @@ def _looked_at(found: Scanned) -> Read:
     read: Read = found.sums.get("doctor", Read())
     if read.whole.tokens == 0:
         reasons = ", ".join(f"{v.rule} ({v.count:,} {v.counted})" for v in found.notes.values())
+        hint = next((f"{v.hint} " for v in found.notes.values() if v.hint), "")
         raise ValueError(
             f"doctor: no token to look at in {read.whole.sequences} responses{reasons and f': {reasons}'}\n"
-            "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
+            f"hint: {hint}`reweigh records describe` says what files hold, `reweigh records validate` what is wrong."
         )
     return read
 
