@@ -1,5 +1,6 @@
 """Audit record files: one family of sums over a scan, and what they say."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,10 +33,12 @@ from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
 from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, scan
 from reweigh.scan.tokens import Part
+from reweigh.stats.numerals import count
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.sums import RatioStats
 
 COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
+_VALUES = 3  # of a field in which files differ, the most common ones
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 
 
@@ -268,9 +271,16 @@ def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Viola
 
 def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:
     notes: dict[str, None] = {}
+    known, differ = files[0].info, dict[str, None]()
     for file in files[1:]:
-        for name, (a, b) in files[0].info.disagreements(file.info).items():
-            notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+        differ |= dict.fromkeys(known.disagreements(file.info))
+        known = replace(known, **{name: x for name, x in vars(file.info).items() if getattr(known, name) is None})
+    for name in differ:
+        said = Counter(str(getattr(file.info, name)) for file in files if getattr(file.info, name) is not None)
+        (first, n), *others = said.most_common()
+        some = [f"{first} in {count(n, 'file')}", *(f"{value} in {k}" for value, k in others[: _VALUES - 1])]
+        more = f" and {count(len(others) - _VALUES + 1, 'more value')}" if len(others) >= _VALUES else ""
+        notes[f"the files differ in {name}: {', '.join(some)}{more}"] = None
     for decimals in dict.fromkeys(file.info.decimals for file in files if file.info.decimals is not None):
         # both sides rounded: the sum of two uniform errors, each of variance 1/12 of a unit in the last place
         sd = (2 / 12) ** 0.5 * 10.0**-decimals
