@@ -34,7 +34,6 @@ from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, scan
 from reweigh.scan.tokens import Part
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.sums import RatioStats
-from reweigh.stats.verdict import Finding, Verdict, judge
 
 COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
@@ -204,7 +203,7 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
         summary = summarise(stats)
         if summary.n:
             levels[name] = summary
-    wrong = not all(summary.identity for summary in levels.values())
+    wrong = not all(levels[name].identity for name in ("token", "sequence"))
     for name, summary in levels.items():
         cut = excess(sums.levels[name], SHOWN_CAP)
         if wrong:  # it is what is missing from a mean of 1
@@ -228,13 +227,9 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
                 high=trial.range.high,
             )
         )
-    verdict = judge(*levels.values())
-    if sums.positive:
-        verdict = _with_positive(verdict, sums.positive, levels["token"].tokens)
     # A cut is shown if the records say of any token in which part it is.
     told = (sums.strata[x] for x in CUTS if x in sums.strata and any(key is not None for key in sums.strata[x].token))
     return Audit(
-        verdict,
         files,
         levels,
         tuple(trials),
@@ -269,17 +264,6 @@ def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Viola
         what = f"nothing to judge: no token of {rows} rows counts{why}"
         hint = "the mask is true on response tokens that mu sampled, false on tool output and padding."
     return f"{where}: {what}\nhint: {hint}"
-
-
-def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
-    finding = Finding(
-        "warn",
-        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0: left out",
-        "compute the log-softmax in float32, and check that these are not logits",
-    )
-    if verdict.level == "ok":
-        return Verdict(finding.severity, finding.reason, finding.hint, (finding, *verdict.findings))
-    return replace(verdict, findings=(*verdict.findings, finding))
 
 
 def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:

@@ -111,7 +111,9 @@ def doctor(
     if form == "json":
         print_json(found.to_dict())
     elif quiet:
-        to_terminal([replace(verdict(found), wrap=False)], stdout())
+        told = "" if found.advice is None else f"; {found.advice.level}: {found.advice.order or 'nothing to do'}"
+        said = verdict(found)
+        to_terminal([replace(said, parts=(*said.parts, (told, "")), wrap=False)], stdout())
     else:
         terminal(found, stdout())
     if fail_on == "cause" and found.decided and not found.benign:

@@ -96,7 +96,7 @@ def plan(
         print_json(found.to_dict())
     elif quiet:
         for one in found.at:
-            stdout().print(one.advice.sentence, markup=False, soft_wrap=True)
+            stdout().print(f"{one.advice.level}: {one.advice.sentence}", markup=False, soft_wrap=True)
     else:
         terminal(found, stdout())
 

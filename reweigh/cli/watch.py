@@ -77,6 +77,7 @@ def watch(
     form = "json" if as_json else form
     from rich.live import Live
 
+    from reweigh import doctor as diagnosing
     from reweigh import watch as watching
     from reweigh.audit import question
     from reweigh.cli.scans import asked, engine_of
@@ -86,7 +87,8 @@ def watch(
     single_threaded()  # a second thread of one small operation mostly waits for the first
     tried = None if estimators is None else asked(estimators)
     cuts: list[Slicing] = ["step", *(one.value for one in by or [])]
-    job = Job((question(None if tried is None else tried.estimators, cuts),), keep_going, reader=reader)
+    asked_for = question(None if tried is None else tried.estimators, cuts)
+    job = Job((asked_for, diagnosing.question()), keep_going, reader=reader)
     kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
     runs = engine_of("watch", engine, workers, ray_address)
     memory = watching.Memory.of(kept, folder, job)
@@ -156,7 +158,7 @@ def _summary(
 
     files, rows, tokens = len(watched.files), watched.total.rows, watched.total.tokens
     counts = f"{count(files, 'file')}, {count(rows, 'row')}, {count(tokens, 'token')}"
-    verdict = "no token counted" if audit is None else f"{audit.verdict.level}: {audit.verdict.reason}"
+    verdict = "no token counted" if audit is None else f"{audit.verdict.level}: {audit.headline.sentence}"
     lines = [f"{counts} read; {verdict}", f"the same command goes on from {kept}"]
     lines += [f"still being written: {name}" for name in waiting]
     lines += [f"bad: {name}: {one.reason}" for name, one in watched.troubles.items()]

@@ -33,6 +33,7 @@ from reweigh.records.table import (
 from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
+ENGINE_STANDS_IN = "the engine's prefill stands in for log_pi"  # a rule of the notes
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
 
 
@@ -330,7 +331,7 @@ def _prefill_for_pi(table: pa.Table, origin: Origin, report: Report) -> pa.Table
         return table
     report(
         Violation(
-            "the engine's prefill stands in for log_pi",
+            ENGINE_STANDS_IN,
             origin.place(0),
             "log_pi is missing and log_mu_prefill is there",
             "only the engine is looked at: its decoding against its own prefill.",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reweigh import __version__
+from reweigh import doctor as diagnosing
 from reweigh.audit import Audit, answer
 from reweigh.dumps import formats
 from reweigh.dumps.form import itself
@@ -100,7 +101,8 @@ class Watched:
         files = [
             FileRead(Path(name), one.rows, one.tokens, RunInfo.from_dict(one.info)) for name, one in self.files.items()
         ]
-        return answer(Scanned(self.total.sums, tuple(files), self.total.notes))
+        found = Scanned(self.total.sums, tuple(files), self.total.notes)
+        return replace(answer(found), diagnosis=diagnosing.answer(found) if "doctor" in found.sums else None)
 
     def then(self, name: str, found: Measured, one: ReadSoFar) -> "Watched":
         """Add more of a file."""
