@@ -184,6 +184,18 @@ def sums(
     return (out, odd.value) if _done(lib.rw_fold(*call)) else None
 
 
+def counts(mask: Tensor, offsets: Tensor | None) -> Tensor | None:
+    """Count each sequence's tokens: `[S]` int64."""
+    lib = library()
+    request = None if lib is None else _request(None, None, None, mask, offsets)
+    if lib is None or request is None:
+        return None
+    out = torch.empty(request[0].sequences, dtype=torch.int64)
+    if not _plain(out):
+        return None
+    return out if _done(lib.rw_count(ctypes.byref(request[0]), ctypes.c_void_p(out.data_ptr()))) else None
+
+
 def spread(weights: Tensor, mask: Tensor, offsets: Tensor | None) -> Tensor | None:
     """Give each token of the mask its sequence's value, and the other slots 0.
 

@@ -9,6 +9,7 @@
 #define DECLARE(S)                                                         \
   extern "C" int32_t rw_stats##S(const Input*, double*, double*, double*); \
   extern "C" int32_t rw_fold##S(const Input*, int32_t, double*, int64_t*); \
+  extern "C" int32_t rw_count##S(const Input*, int64_t*);                  \
   extern "C" int32_t rw_spread##S(const Input*, const void*, void*);
 
 DECLARE(_base)
@@ -61,4 +62,5 @@ API int32_t rw_stats(const Input* in, double* token, double* sequence, double* t
   return CALL(rw_stats, in, token, sequence, turn);
 }
 API int32_t rw_fold(const Input* in, int32_t all, double* out, int64_t* odd) { return CALL(rw_fold, in, all, out, odd); }
+API int32_t rw_count(const Input* in, int64_t* out) { return CALL(rw_count, in, out); }
 API int32_t rw_spread(const Input* in, const void* weights, void* out) { return CALL(rw_spread, in, weights, out); }

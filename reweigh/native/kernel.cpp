@@ -290,7 +290,7 @@ struct Far {
   }
 };
 
-double finite(double x) { return x - x == 0 ? x : 0; }
+template <class X> X finite(X x) { return x - x == 0 ? x : 0; }
 
 // Near tokens of a sequence, in the order in which they are summed; powers as sums of r^k - 1.
 struct Near {
@@ -299,11 +299,25 @@ struct Near {
   float low = 0, high = 0;       // smallest and largest l, and 0
 };
 
-template <class T, bool MASKED> int64_t live_slots(const Slots<T, MASKED>& s) {
+// Counts the tokens, and leaves out the padding behind the last of them.
+template <class T, bool MASKED> int64_t trimmed(Slots<T, MASKED>& s) {
   if (!MASKED) return s.size;
-  int64_t n = 0;
-  for (int64_t v = 0; v < s.vectors(); v++) n += count(s.live(v));
-  return n;
+  typedef uint8_t Wide __attribute__((vector_size(64)));
+  int64_t tokens = 0, end = 0;
+  const int64_t in_place = s.whole * LANES;
+  for (int64_t i = 0; i < in_place; i += 64) {
+    Wide flags = Wide{};
+    memcpy(&flags, s.mask + i, (size_t)(in_place - i < 64 ? in_place - i : 64));
+    const Wide ones = (Wide)(flags != 0) & 1;
+    const int here = __builtin_reduce_add(ones);  // at most 64
+    if (here) tokens += here, end = i + 64;
+  }
+  if (s.size > in_place) {
+    const int64_t here = count(read_mask(s.last_mask));
+    if (here) return tokens + here;
+  }
+  if (end < s.size) s.size = end, s.whole = end / LANES;
+  return tokens;
 }
 
 // Walks a sequence: near tokens sixteen at a time, far ones through the list.
@@ -332,23 +346,27 @@ __attribute__((noinline)) Near tokens_of(Walk& w, const Slots<T, MASKED>& s, Sum
       Floats l = kept(live, log_ratio<GIVEN>(s, v));
       Floats mu = kept(live, read(s.part(s.mu, s.last_mu, v)));
       const bool full = !any(~live);
+      w.small.at[v] = -INF;
       // A NaN fails every comparison, so that it is looked at, too. (In `larger` the log ratio comes second: it stays.)
       Ints plain = (larger(mu, absolute(l)) < NEAR) & (l <= least);
       if (__builtin_expect(any(live & ~plain), 0)) {
-        for (int i = 0; i < LANES; i++) {
-          if (!live[i] || plain[i]) continue;
-          mu[i] = (float)finite(mu[i]);
-          if (!(l[i] - l[i] == 0)) l[i] = 0;  // as `tame` in batch.py has it
-          if (__builtin_fabsf(l[i]) < NEAR && mu[i] < NEAR) w.token.largest.push(l[i]);
+        float ratios[LANES], others[LANES];
+        int32_t near[LANES];
+        memcpy(ratios, &l, sizeof l), memcpy(others, &mu, sizeof mu), memcpy(near, &live, sizeof live);
+        for (uint32_t left = lanes_of(live & ~plain); left; left &= left - 1) {
+          const int i = __builtin_ctz(left);
+          others[i] = finite(others[i]), ratios[i] = finite(ratios[i]);  // as `tame` in batch.py has it
+          if (__builtin_fabsf(ratios[i]) < NEAR && others[i] < NEAR) w.token.largest.push(ratios[i]);
           else {
-            far.push(l[i], mu[i], w.token, sums, bin, &w.ratios);
-            live[i] = 0;
+            far.push(ratios[i], others[i], w.token, sums, bin, &w.ratios);
+            near[i] = 0;
           }
         }
-        w.small.at[v] = full ? (double)sum(l) : -INF;
+        if (full) w.small.at[v] = sum(read(ratios));
         least = (float)w.token.largest.least;
-        l = kept(live, l), mu = kept(live, mu);
-      } else w.small.at[v] = full ? (double)sum(l) : -INF;
+        live = read(near);
+        l = kept(live, read(ratios)), mu = kept(live, read(others));
+      } else if (full) w.small.at[v] = sum(l);
       if (GIVEN) mu = kept((mu - mu) == 0.0f, mu);  // here a NaN need not show in the log ratio
       alive -= live;
       low = smaller(low, l), high = larger(high, l);
@@ -529,8 +547,8 @@ enum Levels { TOKENS_AND_SEQUENCES = 1, TURNS = 2 };
 
 template <class T, bool MASKED, bool GIVEN> void walk(Walk& w, const Input& in, int levels) {
   for (int64_t i = 0; i < in.sequences && !w.failed(); i++) {
-    const Slots<T, MASKED> s(in, i);
-    const int64_t tokens = live_slots(s);
+    Slots<T, MASKED> s(in, i);
+    const int64_t tokens = trimmed(s);
     if (!tokens) continue;
     const int bucket = bucket_of(in.group, i), bin = bin_of(tokens);
     if (levels & TURNS)
@@ -566,6 +584,11 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
       const int64_t v1 = v0 + TILE < vectors ? v0 + TILE : vectors;
       Ints alive = Ints{};
       Floats part = Floats{};
+      if (MASKED) {  // of padding the mask alone is read
+        Ints some = Ints{};
+        for (int64_t v = v0; v < v1; v++) some |= s.live(v);
+        if (!any(some)) continue;
+      }
       for (int64_t v = v0; v < v1; v++) {
         Ints live = s.live(v);
         if constexpr (sizeof(T) == 8 || ALL) {
@@ -702,6 +725,16 @@ ENTRY(int32_t rw_fold)(const Input* in, int32_t all, double* out, int64_t* odd) 
     case FLOAT64: *odd = FOLD(double); break;
     case BFLOAT16: *odd = FOLD(BFloat16); break;
     default: *odd = FOLD(Float16);
+  }
+  return DONE;
+}
+
+// The number of tokens of each sequence.
+ENTRY(int32_t rw_count)(const Input* in, int64_t* out) {
+  if (!sound(*in)) return BAD_OFFSETS;
+  for (int64_t i = 0; i < in->sequences; i++) {
+    Slots<float, true> s(*in, i);
+    out[i] = trimmed(s);
   }
   return DONE;
 }

@@ -34,6 +34,10 @@ inline Doubles absolute(Doubles x) { return x > -x ? x : -x; }
 template <class V> inline V larger(V a, V b) { return a > b ? a : b; }
 template <class V> inline V smaller(V a, V b) { return a < b ? a : b; }
 inline bool any(Ints x) { return __builtin_reduce_or(x) != 0; }
+inline uint32_t lanes_of(Ints where) {  // a bit a lane
+  typedef bool Flags __attribute__((ext_vector_type(LANES)));
+  return bits_of<uint16_t>(__builtin_convertvector(where, Flags));
+}
 
 inline float sum(Floats x) {
   typedef float F8 __attribute__((vector_size(32)));
@@ -178,6 +182,11 @@ inline Floats read(const Float16* p) {
   Ints value = (Ints)((Floats)(size << 13) * 0x1p112f);
   value = size >= 0x7c00 ? value | 0x7f800000 : value;  // infinite, or not a number
   return (Floats)(value | ((h & 0x8000) << 16));
+}
+inline Ints read(const int32_t* p) {
+  Ints x;
+  memcpy(&x, p, sizeof x);
+  return x;
 }
 inline Ints read_mask(const uint8_t* p) {
   Bytes x;

@@ -339,8 +339,7 @@ def _compiled(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...] |
     if not may_look(batch.log_pi):
         return None
     layout, names = batch.layout, [level.name for level in levels]
-    offsets = layout.offsets if isinstance(layout, Packed) else None
-    own = batch.log_pi, batch.log_mu, batch.given, layout.mask, offsets, layout.turn if "turn" in names else None
+    own = batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, layout.turn if "turn" in names else None
     fields = native.statistics(*own, batch.group, list(dict.fromkeys(names)))
     if fields is None:
         return None
@@ -764,8 +763,7 @@ def _in_one_call(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...
     What is fast here, to look at values and to leave work out, a compiler cannot do.
     """
     layout = batch.layout
-    offsets = layout.offsets if isinstance(layout, Packed) else None
-    own = (batch.log_pi.detach(), batch.log_mu.detach(), layout.mask, offsets)
+    own = (batch.log_pi.detach(), batch.log_mu.detach(), layout.mask, layout.runs)
     names = ",".join(level.name for level in levels)
     flat = _stats_op(*own, layout.turn, batch.group, batch.dropped, batch.given, names)
     each = len(flat) // len(levels)
