@@ -39,7 +39,7 @@ SOURCE = Path("reweigh", "native")
 FLAGS = [
     *(
         "-O3",
-        "-std=c++17",
+        "-std=c++20",
         "-ffp-contract=off",
         "-fno-math-errno",
         "-fno-exceptions",

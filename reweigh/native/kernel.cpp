@@ -201,7 +201,7 @@ template <class T, bool MASKED> struct Slots {
   Slots(const Input& in, int64_t i) {
     const int64_t first = in.offsets ? in.offsets[i] : 0, row = in.offsets ? 0 : i;
     size = in.offsets ? in.offsets[i + 1] - first : in.slots;
-    pi = in.given ? nullptr : (const T*)in.pi + first + row * in.pi_row;
+    pi = in.pi && !in.given ? (const T*)in.pi + first + row * in.pi_row : nullptr;
     mu = in.mu ? (const T*)in.mu + first + row * in.mu_row : nullptr;
     given = in.given ? (const T*)in.given + first + row * in.given_row : nullptr;
     mask = MASKED ? in.mask + first + row * in.mask_row : nullptr;
@@ -269,7 +269,7 @@ struct Far {
     const Doubles gap = absolute(p - m);
     sums.at[L2] += sum(x * x), sums.at[ABS] += sum(absolute(x)), sums.at[BELOW] += sum(f);
     sums.at[BELOW2] += sum(f * f), sums.at[GAP] += sum(gap * unit), sums.at[LOST] += sum(lost * unit);
-    sums.at[HALF] += sum(__builtin_elementwise_sqrt(scaled)), sums.at[FIRST] += sum(scaled);
+    sums.at[HALF] += sum(root(scaled)), sums.at[FIRST] += sum(scaled);
     sums.at[SECOND] += sum(squared), sums.at[THIRD] += sum(scaled * squared), sums.at[FOURTH] += sum(squared * squared);
     for (int i = 0; i < size; i++) {
       sums.at[UNITS] += 1, sums.at[L] += l[i];
@@ -302,14 +302,12 @@ struct Near {
 // Counts the tokens, and leaves out the padding behind the last of them.
 template <class T, bool MASKED> int64_t trimmed(Slots<T, MASKED>& s) {
   if (!MASKED) return s.size;
-  typedef uint8_t Wide __attribute__((vector_size(64)));
   int64_t tokens = 0, end = 0;
   const int64_t in_place = s.whole * LANES;
   for (int64_t i = 0; i < in_place; i += 64) {
-    Wide flags = Wide{};
+    Flags flags = Flags{};
     memcpy(&flags, s.mask + i, (size_t)(in_place - i < 64 ? in_place - i : 64));
-    const Wide ones = (Wide)(flags != 0) & 1;
-    const int here = __builtin_reduce_add(ones);  // at most 64
+    const int64_t here = count(flags);
     if (here) tokens += here, end = i + 64;
   }
   if (s.size > in_place) {
@@ -490,7 +488,7 @@ void blocks_of(Walk& w, int64_t whole) {
       memcpy(&l, w.small.at + i, (size_t)(blocks - i < LANES ? blocks - i : LANES) * sizeof(double));
       const Longs there = (Longs)(l > -INF);
       const Doubles squares = power_of_e(2.0 * (l - sums.shift));  // of -inf: 0
-      sums.number += -(double)__builtin_reduce_add(there);
+      sums.number += (double)count(there);
       sums.squares += sum(squares), sums.fourths += sum(squares * squares);
     }
   }
@@ -600,7 +598,7 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
             for (int j = 0; j < LANES; j++) x[j] = GIVEN ? given[j] : pi[j] - mu[j];
           } else x = widened(log_ratio<GIVEN>(s, v));
           const Longs here = __builtin_convertvector(live, Longs), there = here & (Longs)((x - x) == 0.0);
-          odd += -__builtin_reduce_add(here & ~there);
+          odd += count(here & ~there);
           const Doubles l = (Doubles)(there & (Longs)x);
           total += l;
           if (ALL) {
@@ -638,30 +636,17 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
 }
 
 // out[slot] = w[sequence] where there is a token, else 0.
-template <class W> void spread(const Input& in, const W* weights, W* out) {
-  typedef W Vector __attribute__((vector_size(64)));
-  constexpr int EACH = 64 / sizeof(W);
-  typedef uint8_t Flags __attribute__((vector_size(EACH)));
-  typedef typename Whole<double>::type Long;
+template <class W, class V> void spread(const Input& in, const W* weights, W* out) {
   for (int64_t i = 0; i < in.sequences; i++) {
     const int64_t first = in.offsets ? in.offsets[i] : i * in.slots;
     const int64_t size = in.offsets ? in.offsets[i + 1] - first : in.slots;
     const uint8_t* mask = in.mask ? in.mask + (in.offsets ? first : i * in.mask_row) : nullptr;
     W* to = out + first;
-    const Vector all = Vector{} + weights[i];
+    const V all = V{} + weights[i];
     int64_t j = 0;
-    for (; j + EACH <= size; j += EACH) {
-      Vector x = all;
-      if (mask) {
-        Flags flags;
-        memcpy(&flags, mask + j, EACH);
-        if constexpr (sizeof(W) == 4) x = (Vector)((Ints)all & (__builtin_convertvector(flags, Ints) != 0));
-        else {
-          typedef Long L8 __attribute__((vector_size(64)));
-          x = (Vector)((L8)all & (__builtin_convertvector(flags, L8) != 0));
-        }
-      }
-      memcpy(to + j, &x, 64);
+    for (; j + LANES <= size; j += LANES) {
+      const V x = mask ? kept(read_mask(mask + j), all) : all;
+      memcpy(to + j, &x, sizeof x);
     }
     for (; j < size; j++) to[j] = !mask || mask[j] ? weights[i] : 0;
   }
@@ -732,8 +717,10 @@ ENTRY(int32_t rw_fold)(const Input* in, int32_t all, double* out, int64_t* odd) 
 // The number of tokens of each sequence.
 ENTRY(int32_t rw_count)(const Input* in, int64_t* out) {
   if (!sound(*in)) return BAD_OFFSETS;
+  Input masks = *in;
+  masks.pi = masks.mu = masks.given = nullptr;  // of whatever kind: they are not read
   for (int64_t i = 0; i < in->sequences; i++) {
-    Slots<float, true> s(*in, i);
+    Slots<float, true> s(masks, i);
     out[i] = trimmed(s);
   }
   return DONE;
@@ -741,7 +728,7 @@ ENTRY(int32_t rw_count)(const Input* in, int64_t* out) {
 
 ENTRY(int32_t rw_spread)(const Input* in, const void* weights, void* out) {
   if (!sound(*in)) return BAD_OFFSETS;
-  if (in->kind == FLOAT64) spread(*in, (const double*)weights, (double*)out);
-  else spread(*in, (const float*)weights, (float*)out);
+  if (in->kind == FLOAT64) spread<double, Doubles>(*in, (const double*)weights, (double*)out);
+  else spread<float, Floats>(*in, (const float*)weights, (float*)out);
   return DONE;
 }

@@ -9,6 +9,7 @@ constexpr int LANES = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint8_t Flags __attribute__((vector_size(64)));  // of 64 slots
 typedef uint16_t Shorts __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(128)));
 typedef int64_t Longs __attribute__((vector_size(128)));
@@ -28,16 +29,41 @@ inline Ints ints(int32_t x) { return Ints{} + x; }
 inline Doubles doubles(double x) { return Doubles{} + x; }
 inline Doubles widened(Floats x) { return __builtin_convertvector(x, Doubles); }
 inline Floats kept(Ints where, Floats x) { return (Floats)(where & (Ints)x); }  // 0 elsewhere
+inline Doubles kept(Ints where, Doubles x) { return (Doubles)(__builtin_convertvector(where, Longs) & (Longs)x); }
 inline Floats absolute(Floats x) { return (Floats)((Ints)x & ints(0x7fffffff)); }
 inline Doubles absolute(Doubles x) { return x > -x ? x : -x; }
 // Of a NaN and a number the second is taken.
 template <class V> inline V larger(V a, V b) { return a > b ? a : b; }
 template <class V> inline V smaller(V a, V b) { return a < b ? a : b; }
+#if defined(__clang__)
 inline bool any(Ints x) { return __builtin_reduce_or(x) != 0; }
 inline uint32_t lanes_of(Ints where) {  // a bit a lane
-  typedef bool Flags __attribute__((ext_vector_type(LANES)));
-  return bits_of<uint16_t>(__builtin_convertvector(where, Flags));
+  typedef bool Bits __attribute__((ext_vector_type(LANES)));
+  return bits_of<uint16_t>(__builtin_convertvector(where, Bits));
 }
+inline int64_t count(Ints where) { return -(int64_t)__builtin_reduce_add(where); }  // True is -1
+inline int64_t count(Longs where) { return -__builtin_reduce_add(where); }
+inline int64_t count(Flags x) { return __builtin_reduce_add((Flags)(x != 0) & 1); }  // at most 64
+inline Doubles root(Doubles x) { return __builtin_elementwise_sqrt(x); }
+#else  // g++, whose sanitizers the tests use
+inline uint32_t lanes_of(Ints where) {
+  uint32_t lanes = 0;
+  for (int i = 0; i < LANES; i++) lanes |= (uint32_t)(where[i] != 0) << i;
+  return lanes;
+}
+inline bool any(Ints x) { return lanes_of(x) != 0; }
+inline int64_t count(Ints where) { return __builtin_popcount(lanes_of(where)); }
+inline int64_t count(Longs where) { return count(__builtin_convertvector(where, Ints)); }
+inline int64_t count(Flags x) {
+  int64_t n = 0;
+  for (int i = 0; i < 64; i++) n += x[i] != 0;
+  return n;
+}
+inline Doubles root(Doubles x) {
+  for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrt(x[i]);
+  return x;
+}
+#endif
 
 inline float sum(Floats x) {
   typedef float F8 __attribute__((vector_size(32)));
@@ -61,7 +87,6 @@ template <class V> inline auto largest(V x) {
   return m;
 }
 template <class V> inline auto smallest(V x) { return -largest(-x); }
-inline int64_t count(Ints where) { return -(int64_t)__builtin_reduce_add(where); }  // True is -1
 
 // e^x = scale + scale * rest, where scale is a power of two and rest is e^y - 1 for a y in [-log(2)/2, log(2)/2]. So
 // e^x - 1 = (scale - 1) + scale * rest loses no digits: near x = 0 the scale is 1 and it is the rest.
