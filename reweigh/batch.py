@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reweigh import native
 from reweigh.layout import CHUNK_SLOTS, Layout, Packed, Padded, in_a_graph, may_look, ones_of, operator
+from reweigh.native import walk
 
 # Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
 POSITIVE_TOLERANCE = 1e-4  # nats
@@ -373,7 +374,7 @@ class Seen:
         of = log_pi, log_mu, layout.mask
         if not may_look(log_pi) or any(x.is_inference() for x in of):  # those have no version
             return None
-        found = native.sums(log_pi, log_mu, None, layout.mask, layout.runs, native.FEW)
+        found = walk.sums(log_pi, log_mu, None, layout.mask, layout.runs, native.FEW)
         if found is None or found[1]:
             return None
         return cls(found[0][:, 1], of, tuple(x._version for x in of))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from reweigh import native
+from reweigh.native import walk
 
 Differentiate = Callable[..., tuple[Tensor | None, ...]]
 Keep = Callable[[Any, tuple[Any, ...], Any], None]
@@ -254,7 +254,7 @@ class Layout(ABC):
 
     def spread_zeroed(self, s: Tensor) -> Tensor:
         """Give each token of the mask its sequence's value, and the other slots 0."""
-        made = native.spread(s, self.mask, self.runs) if may_look(s) else None
+        made = walk.spread(s, self.mask, self.runs) if may_look(s) else None
         return self.spread_by_torch(s) if made is None else made
 
     @abstractmethod
@@ -321,7 +321,7 @@ class Padded(Layout):
 
     def __post_init__(self) -> None:
         """Count the tokens once."""
-        lengths = native.counts(self.mask, None) if may_look(self.mask) else None
+        lengths = walk.counts(self.mask, None) if may_look(self.mask) else None
         if lengths is None:
             # float32 counts exactly up to 2^24 tokens in one sequence.
             seen = may_look(self.mask)
@@ -413,7 +413,7 @@ class Packed(Layout):
         ends = inner.new_full((1,), num_tokens)
         offsets = torch.cat([torch.zeros_like(ends), inner, ends]) if self.num_seqs else torch.zeros_like(ends)
         object.__setattr__(self, "offsets", offsets)
-        if may_look(self.mask) and (counted := native.counts(self.mask, offsets)) is not None:
+        if may_look(self.mask) and (counted := walk.counts(self.mask, offsets)) is not None:
             object.__setattr__(self, "lengths", counted)
             return
         tiles, count = self.tiles

@@ -11,6 +11,7 @@ from torch import Tensor
 from reweigh import native
 from reweigh.batch import Batch
 from reweigh.layout import Layout, may_look
+from reweigh.native import walk
 
 # Each statistic is a module-level function of a Batch, so that an estimator that holds one pickles and prints.
 # All are 0 off the mask, detached, and in float32 or better.
@@ -183,7 +184,7 @@ def folded(batch: Batch, of: Callable[[Batch], Tensor], level: Level, scale: flo
     if level == WORST:
         if not plain and scale < 0:  # the smallest of l^2 or k3 is not at the smallest or the largest l
             return None
-        found = native.sums(batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, native.ALL)
+        found = walk.sums(batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, native.ALL)
         if found is None:
             return None
         ends = [torch.where(layout.lengths > 0, found[0][:, i], 0).to(batch.dtype) for i in (4, 5)]
@@ -196,7 +197,7 @@ def folded(batch: Batch, of: Callable[[Batch], Tensor], level: Level, scale: flo
         total = batch.seen.log_ratio
     else:
         columns = native.FEW if plain else native.ALL
-        found = native.sums(batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, columns)
+        found = walk.sums(batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, columns)
         if found is None:
             return None
         total = found[0][:, 1 if plain else 2 if of is k2 else 3]

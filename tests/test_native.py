@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, WORST, Batch, RatioStats, native, seq_tis, weigh
 from reweigh.levels import k1, k2, k3, log_ratio, prob_diff
 from reweigh.named import NAMED
+from reweigh.native import walk
 from reweigh.stats import sums
 from reweigh.transforms import ParetoSmooth
 
@@ -72,7 +74,7 @@ def test_it_computes_statistics_and_weights(monkeypatch):
 def test_it_is_not_used_where_it_may_not_be(monkeypatch):
     batch = random_batch(1)
     calls = []
-    monkeypatch.setattr(native, "_request", lambda *x: calls.append(x))
+    monkeypatch.setattr(walk, "_request", lambda *x: calls.append(x))
     monkeypatch.setattr(native, "library", lambda: None)
     RatioStats.of_levels(batch, LEVELS)
     seq_tis(2.0)(batch).per_token.sum()
@@ -249,8 +251,8 @@ def test_spread_puts_a_value_on_tokens_alone(value, dtype):
     mask = torch.rand(3, 50) < 0.5
     w = torch.tensor([1.0, value, 3.0], dtype=dtype)
     expected = torch.where(mask, w[:, None], 0)
-    torch.testing.assert_close(native.spread(w, mask, None), expected, rtol=0, atol=0, equal_nan=True)
-    flat = native.spread(w, mask.flatten(), torch.tensor([0, 50, 100, 150]))
+    torch.testing.assert_close(walk.spread(w, mask, None), expected, rtol=0, atol=0, equal_nan=True)
+    flat = walk.spread(w, mask.flatten(), torch.tensor([0, 50, 100, 150]))
     torch.testing.assert_close(flat, expected.flatten(), rtol=0, atol=0, equal_nan=True)
 
 
@@ -267,10 +269,10 @@ def test_offsets_that_reach_outside_are_refused_before_anything_is_read():
         offsets = torch.tensor(sorted(some) if source.random() < 0.7 else some)
         sound = some[0] >= 0 and offsets[-1] <= 40 and bool((offsets.diff() >= 0).all()) and bool((offsets >= 0).all())
         got = [
-            native.statistics(x, x, None, mask, offsets, None, None, ["token"]),
-            native.sums(x, x, None, mask, offsets, native.ALL),
-            native.counts(mask, offsets),
-            native.spread(torch.ones(size - 1), mask, offsets) if size > 1 else sound or None,
+            walk.statistics(x, x, None, mask, offsets, None, None, ["token"]),
+            walk.sums(x, x, None, mask, offsets, native.ALL),
+            walk.counts(mask, offsets),
+            walk.spread(torch.ones(size - 1), mask, offsets) if size > 1 else sound or None,
         ]
         assert [g is not None for g in got] == [sound] * 4, offsets
         refused += not sound
@@ -310,7 +312,7 @@ def test_no_byte_beside_the_tensors_is_read(kernel, end):
         turn = guarded(source.randbytes(8 * n))
         group = guarded(source.randbytes(8 * rows))
         given = pi if source.random() < 0.3 else None
-        request = native._Input(pi, mu, given, mask, None, turn, group, rows, slots, slots, slots, slots, slots, kind)
+        request = native.Input(pi, mu, given, mask, None, turn, group, rows, slots, slots, slots, slots, slots, kind)
         places = [ctypes.c_void_p(out + 8 * i * sum(native.SIZES)) for i in range(3)]
         assert kernel.rw_stats(ctypes.byref(request), *places) == 0
         by_seq = guarded(bytes(8 * 6 * rows))
@@ -344,3 +346,37 @@ def test_sanitizers_find_nothing(tmp_path):
     done = subprocess.run([str(program), "5000"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "5000 inputs\n"
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_kernel_and_one_without_compiler_has_none(tmp_path):
+    """From the sources as a release has them, in an environment of its own; then from the same with no compiler."""
+    source, wheels = tmp_path / "source", tmp_path / "wheels"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "reweigh"], cwd=ROOT, capture_output=True)
+    names = listed.stdout.decode().split() or [str(p.relative_to(ROOT)) for p in ROOT.glob("reweigh/**/*.*")]
+    for name in ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", *names]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "build", "--wheel", "-o", str(wheels), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = wheels.glob("*.whl")
+    assert wheel.name.startswith("reweigh-")
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+    assert f"reweigh/native/{native.NAME}" in zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "there")
+    code = "from reweigh import native; print(native.__file__, native.status())"
+    env = {k: v for k, v in os.environ.items() if k != native.OFF} | {"PYTHONPATH": str(tmp_path / "there")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(str(tmp_path))
+    assert " compiled, " in done.stdout
+    # A compiler that fails, as one that is not there: an installation goes on without.
+    wheel.unlink()
+    (source / "reweigh" / "native" / "kernel.h").write_text("#error no compiler\n")
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = wheels.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert f"reweigh/native/{native.NAME}" not in zipfile.ZipFile(wheel).namelist()

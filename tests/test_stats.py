@@ -227,6 +227,21 @@ def test_a_ratio_that_float64_cannot_hold_is_summed_too():
     assert got["tv"].value == 0
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_small_gaps_keep_their_digits(kernel, monkeypatch):
+    """1 - e^l of a log ratio of 1e-4 nats, as a difference of float32 numbers, would have three digits."""
+    if not kernel:
+        monkeypatch.setattr(native, "library", lambda: None)
+    g = torch.Generator().manual_seed(0)
+    log_mu = -3 * torch.rand(50, 200, generator=g) - 0.1
+    batch = Batch.padded(log_mu + 1e-4 * torch.randn(50, 200, generator=g), log_mu, torch.ones(50, 200))
+    exact = replace(batch, log_mu=log_mu.double(), given=batch.log_ratio.double())
+    for level in (TOKEN, SEQUENCE):
+        a, b = RatioStats.of(batch, level), RatioStats.of(exact, level)
+        for name, x, y in zip(MOMENTS, a.moments.sum(1).tolist(), b.moments.sum(1).tolist(), strict=True):
+            assert x == pytest.approx(y, rel=1e-6, abs=1e-8 if name == "l" else 1e-12), (level, name)
+
+
 def test_bfloat16_input_is_summed_at_float32_precision():
     batch = random_batch(7, 0.05, size=(8, 600), dtype=torch.bfloat16)
     expected = reference.numbers(reference.rows(batch), "sequence")

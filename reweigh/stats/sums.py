@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweigh import native
 from reweigh.batch import Batch, log_ratio_of, tame
 from reweigh.layout import CHUNK_ROWS, WIDTH, Packed, Padded, Tiles, in_a_graph, may_look, ones_of, operator
 from reweigh.levels import SEQUENCE, TOKEN, TURN, Level, heads
+from reweigh.native import walk
 from reweigh.stats.intervals import Interval, bounded, design_effect
 from reweigh.transforms import MIN_TAIL, smoothed_tail, tail_length, tail_over
 
@@ -340,7 +340,7 @@ def _compiled(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...] |
         return None
     layout, names = batch.layout, [level.name for level in levels]
     own = batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, layout.turn if "turn" in names else None
-    fields = native.statistics(*own, batch.group, list(dict.fromkeys(names)))
+    fields = walk.statistics(*own, batch.group, list(dict.fromkeys(names)))
     if fields is None:
         return None
     dropped = {"dropped": _dropped(batch)}
