@@ -460,7 +460,7 @@ def psis() -> Estimator:
     """`w = min(Pareto(r), max r)`: the sequence ratio, its largest values replaced by those of a fitted Pareto tail.
 
     When: some tens of sequences or more, a tail index below 0.7 (see `khat`). The fit is over the batch. Cost: a sort
-    and a fit on the host; needs `pip install "reweigh[audit]"`; not for `torch.compile`.
+    and a fit on the host; not for `torch.compile`.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
     """

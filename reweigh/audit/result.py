@@ -14,7 +14,7 @@ from reweigh.records import RunInfo
 from reweigh.scan.cuts import By
 from reweigh.scan.run import FileRead
 from reweigh.stats.summary import Summary
-from reweigh.stats.verdict import Verdict
+from reweigh.stats.verdict import Verdict, judge
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,6 @@ class Audit:
     """The result of `audit`; `reweigh.report` prints it.
 
     Attributes:
-        verdict: how bad it is, why, and what to look at first.
         files: what was read.
         levels: numbers by name of the level: "token", "sequence", and "turn" if the records have turns.
         trials: what each estimator would do.
@@ -40,7 +39,6 @@ class Audit:
         batch: responses averaged in one step, for the recommendation; those of the records if not given.
     """
 
-    verdict: Verdict
     files: tuple[FileRead, ...]
     levels: Mapping[str, Summary]
     trials: tuple[TrialRow, ...]
@@ -56,15 +54,25 @@ class Audit:
     asked: Asked | None = None
     batch: float | None = None
 
+    @property
+    def verdict(self) -> Verdict:
+        """Say how bad it is, why, and the one thing to do; worked out once, with the cause if a doctor was asked."""
+        return self._judged
+
+    @cached_property
+    def _judged(self) -> Verdict:
+        cause = None if self.diagnosis is None else self.diagnosis.cause
+        return judge(self.levels["token"], self.levels["sequence"], cause=cause, positive=self.positive)
+
     @cached_property
     def recommendation(self) -> Recommendation:
-        """Say which estimator to use and why; worked out once."""
+        """Rank what was tried, beside the estimator that the verdict says to use; worked out once."""
         return recommend(self, self.asked, self.batch)
 
     @cached_property
     def headline(self) -> Headline:
         """Say it in one sentence, with what to do and why; worked out once."""
-        return headline(self, self.recommendation.use)
+        return headline(self.verdict, self.diagnosis)
 
     @property
     def info(self) -> RunInfo:

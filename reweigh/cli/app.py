@@ -226,8 +226,6 @@ def _near(error: Any, message: str) -> str:
         return ""
     if isinstance(error, Errors.NO_OPTION):
         known = [name for one in ctx.command.get_params(ctx) for name in (*one.opts, *one.secondary_opts)]
-        if error.option_name == "--json" and "--format" in known:
-            return "did you mean --format json? "
         return _did_you_mean(error.option_name, [name for name in known if name.startswith("--")])
     if isinstance(error, Errors.MISSING):
         example = re.search(rf"^\s*({re.escape(ctx.command_path)} .*)$", ctx.command.help or "", re.M)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,7 +73,7 @@ def expand(paths: Paths) -> list[Path]:
     """List the record files, in the order given; a folder's or glob's files by name, and each file once.
 
     Args:
-        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`) or globs.
+        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`, in subfolders too) or globs.
 
     Raises:
         FileNotFoundError: nothing is there; a folder has no record file; a glob matches none.
@@ -91,11 +92,11 @@ def expand(paths: Paths) -> list[Path]:
 
 def _expand_one(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.name.endswith(_IN_FOLDERS) and p.is_file())
+        files = list(files_in(path, _IN_FOLDERS))
         if not files:
             raise FileNotFoundError(
                 f"{path}: the folder has no record file ({', '.join('*' + e for e in _IN_FOLDERS)})\n"
-                "hint: subfolders are not searched; name the folder that holds the files, or use a glob."
+                "hint: subfolders are searched too, but for those whose name starts with . or _"
             )
         return files
     if path.exists():
@@ -107,6 +108,23 @@ def _expand_one(path: Path) -> list[Path]:
             raise FileNotFoundError(f"{path}: no file matches\nhint: quote the glob, and check it with ls.")
         return files
     raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """List a folder's files of these names' endings, in subfolders too, by name with numbers in it as numbers; without
+    those that are hidden or whose writer has not finished: their name, or a subfolder's, starts with . or _."""
+    found = (path for path in folder.rglob("*") if path.name.endswith(endings) and not is_hidden(path, folder))
+    yield from sorted((path for path in found if path.is_file()), key=natural)
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a name in a folder says that it is not for others to read."""
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Order names so that step_9 comes before step_10."""
+    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"([0-9]+)", str(path))]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -231,10 +249,12 @@ class Formats:
     Attributes:
         expand: from what a user names (files, folders, globs) to the files, each once, in the order to read them.
         source: one of them.
+        ignored: files of the folders that were named which are none of these, by now.
     """
 
     expand: Callable[[Paths], list[Path]]
     source: Callable[[Path], Source]
+    ignored: Callable[[], tuple[Path, ...]] = tuple
 
 
 _MAGIC = b"PAR1"

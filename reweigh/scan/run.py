@@ -12,10 +12,13 @@ from reweigh.records.files import Formats, Paths, cut
 from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
-from reweigh.scan.measure import BATCH_TOKENS, Family, Job
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job, measure_next
 from reweigh.scan.state import Keeper, Merged, StateFile
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
+
+
+FOREIGN = "files of no format that is read"
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,17 @@ def scan(
     merged = _merge(known, job, engine, kept, resume, on_progress)
     counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
     files = tuple(FileRead(path, *n, known.formats.source(path).info()) for path, n in counts.items())
-    return Scanned(merged.total.sums, files, merged.total.notes, kept)
+    notes = dict(merged.total.notes)
+    if foreign := known.formats.ignored():
+        notes[FOREIGN] = Violation(
+            FOREIGN,
+            str(foreign[0]),
+            "it has no log-probs that a reader knows",
+            "name it alone to hear why; move it elsewhere if it is no dump.",
+            len(foreign),
+            "files",
+        )
+    return Scanned(merged.total.sums, files, notes, kept)
 
 
 def _merge(
@@ -200,6 +213,7 @@ def _merge(
     try:
         with closing(engine(rest, job)) as results:
             for task, found in zip(rest, results, strict=True):
+                found = measure_next(merged.total, found, task.part, job, task.before)
                 merged = merged.then(task.part, found)
                 keeper = keeper.keep(merged)
                 if report is not None:

@@ -74,7 +74,7 @@ class StateFile:
         """Write it whole or not at all: to a file beside it, then by renaming."""
         files = {name: list(counts) for name, counts in merged.files.items()}
         total = merged.total
-        found = [total.rows, total.tokens, total.sums, total.notes]
+        found = [total.rows, total.tokens, total.sums, total.notes, total.names]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, pack([self.identity, merged.parts, files, found], self.types))
 
