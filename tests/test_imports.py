@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "reweigh"
 # From the bottom to the command line. A room is a package, or a file of the core or of `stats`; it imports from lines
 # above its own, or from itself. What stands on one line never imports each other.
 FLOORS = (
+    ("native",),
     ("layout",),
     ("batch", "transforms"),
     ("levels", "logits"),
