@@ -162,7 +162,7 @@ def convert(
     quiet: Quiet = False,
     reader: Reader = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Of a dump: leave out records that are no good, and list them.")
+        bool, typer.Option("--skip-bad", help="Leave out records and files that are no good, and list them.")
     ] = False,
 ) -> None:
     """Convert between Parquet and JSON lines, merge many files into one, or turn a framework's dump into records.

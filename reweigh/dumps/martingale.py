@@ -1,6 +1,6 @@
 """martingale: tokens.db, an SQLite ledger of each token's log-prob and of every later score of it by the trainer."""
 
-import json
+import os
 import sqlite3
 import struct
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 
 from reweigh.dumps.form import BadRecordError, Format, Head, Item, Row, itself, whole
 from reweigh.records.files import FilePart
+from reweigh.records.guard import LINE_BYTES, loads, opened_regular
 from reweigh.records.schema import LogprobsMode, RunInfo, UnreadableFileError
 
 _FLOATS = {"f32": (">f", 8), "f64": (">d", 16)}
@@ -31,8 +32,29 @@ def _recognises(head: Head) -> bool:
 
 def _opened(path: Path) -> sqlite3.Connection:
     # Without a writer's log beside it nobody writes, and the file is read without leaving anything beside it.
+    os.close(opened_regular(path))
     still = not path.with_name(path.name + "-wal").exists()
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}", uri=True)
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}", uri=True)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LINE_BYTES)  # of one value
+    _query_all(db, path, "PRAGMA trusted_schema = OFF")
+    views = _query_all(db, path, "SELECT name FROM sqlite_master WHERE type != 'table' AND type != 'index'")
+    named = {name for (name,) in views}
+    text = " ".join(sql or "" for (sql,) in _query_all(db, path, "SELECT sql FROM sqlite_master WHERE type = 'table'"))
+    if named & _TABLES or "generated" in text.lower() or "virtual" in text.lower():
+        db.close()
+        raise UnreadableFileError(
+            f"{path}: is a database that computes what it holds (a view, a virtual table or a generated column)\n"
+            "hint: no recorder writes such a one; copy its tables into a database of plain tables."
+        )
+    return db
+
+
+def _query_all(db: sqlite3.Connection, path: Path, sql: str) -> list[tuple[Any, ...]]:
+    try:
+        return list(_query(db, path, sql))
+    except UnreadableFileError:
+        db.close()
+        raise
 
 
 def _query(db: sqlite3.Connection, path: Path, sql: str, *values: Any) -> Generator[tuple[Any, ...], None, None]:
@@ -96,7 +118,7 @@ def _rows(text: str, scores: Sequence[tuple[str, int, str]], steps: Mapping[str,
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError as e:
         raise BadRecordError(
             "record_json: not JSON", f"record_json is not JSON: {e}", "the database is damaged."

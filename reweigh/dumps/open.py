@@ -38,8 +38,10 @@ from reweigh.dumps.form import (
     check_row,
     first_object,
 )
+from reweigh.dumps.skip import unreadable, without_bad
 from reweigh.dumps.tensors import load_torch
 from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, format_of, parquet_names, source_of
+from reweigh.records.guard import shown
 from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
@@ -209,7 +211,7 @@ def _broken_lines(head: Head) -> bool:
 
 
 def _unknown(head: Head) -> UnknownFormatError:
-    fields = ", ".join(list(map(str, head.first))[:12])
+    fields = ", ".join(shown(str(x), one_line=True)[:40] for x in list(head.first)[:12])
     looks = {"json": "JSON", "torch": "a torch file", "pickle": "a pickle", "sqlite": "an SQLite database"}
     seen = looks.get(head.kind, head.kind if head.kind == "parquet" else f"a file that starts with {head.start[:8]!r}")
     if fields:
@@ -247,14 +249,17 @@ def _unknown(head: Head) -> UnknownFormatError:
     )
 
 
-_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError)  # of fields that are something else
+# Of fields that are something else than a reader takes them for.
+_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 
 
 def _is_of(one: Format, head: Head) -> bool:
     """Whether a file is of a format, by its beginning; one whose fields are something else is of none."""
     try:
         return head.kind == one.kind and one.recognises(head)
-    except _SHAPE_ERRORS:
+    except (*_SHAPE_ERRORS, ValueError) as e:
+        if isinstance(e, UnreadableFileError):
+            raise
         return False
 
 
@@ -330,7 +335,7 @@ def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]
 
 def _natural(path: Path) -> list[Any]:
     """Order of names in which step_9 comes before step_10."""
-    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", str(path))]
+    return [(int(x), "") if i % 2 else (-1, x) for i, x in enumerate(re.split(r"([0-9]+)", str(path)))]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -401,6 +406,8 @@ class _Known:
     def source(self, path: Path) -> Source:
         """Know how to read one of them."""
         one = self._format_of(path)
+        if one is None and self._skipped is not None:
+            return without_bad(self._opened(path), self._skipped)
         if one is None:
             return source_of(self._opened(path))
         return Source(
@@ -435,7 +442,13 @@ class _Known:
                     raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
                 matches = [path for path in matches if path.is_file()]
             for path in matches:
-                one = self._format_of(path)
+                try:
+                    one = self._format_of(path)
+                except UnreadableFileError as e:
+                    if self._skipped is None or isinstance(e, UnknownFormatError):
+                        raise
+                    self._skipped(unreadable(path, e))
+                    continue
                 if one is None:
                     format_of(path)  # refuses a name that no record file has
                 else:
@@ -551,22 +564,20 @@ def read(
         except UnreadableFileError as e:
             if report is fail:
                 raise
-            report(_of_file(path, e))
-
-
-def _of_file(path: Path, error: UnreadableFileError) -> Violation:
-    detail, _, hint = str(error).partition("\nhint: ")
-    return Violation("file: unreadable", str(path), detail.removeprefix(f"{path}: "), hint, counted="files")
+            report(unreadable(path, e))
 
 
 def _shape(one: Format, error: Exception) -> str:
-    return f"not as {one.name} writes it: {type(error).__name__}: {error}"
+    told = shown(" ".join(str(error).split()))
+    return f"not as {one.name} writes it: {type(error).__name__}: {told if len(told) <= 120 else told[:117] + '...'}"
 
 
 def _items(one: Format, part: FilePart) -> Iterator[Item]:
     try:
         yield from one.items(part)
-    except _SHAPE_ERRORS as e:
+    except UnreadableFileError:
+        raise
+    except (*_SHAPE_ERRORS, ValueError) as e:
         raise UnreadableFileError(f"{part.path}: {_shape(one, e)}\nhint: {_SHAPE_HINT}") from e
 
 
@@ -595,6 +606,10 @@ def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
                 check_row(row, one.option)
         except BadRecordError as e:
             report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
+            continue
+        except UnreadableFileError as e:  # of a file beside it
+            detail, _, hint = str(e).partition("\nhint: ")
+            report(Violation("record: unreadable", item.place(part.path), detail, hint))
             continue
         except (*_SHAPE_ERRORS, ValueError) as e:
             report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
@@ -648,6 +663,6 @@ def _tables(
     except UnreadableFileError as e:
         if skipped is None:
             raise
-        skipped(_of_file(part.path, e))
+        skipped(unreadable(part.path, e))
     if rows:
         yield table()

@@ -190,6 +190,10 @@ def convert(
     """
     files = formats.expand(inputs)
     format_of(output)
+    if not files:
+        raise ValueError(
+            "convert: no file is left that can be read\nhint: the same command without --skip-bad says why."
+        )
     if output.exists():
         if any(output.samefile(path) for path in files):
             raise ValueError(f"convert: {output} is an input and the output\nhint: give the output another name.")
