@@ -249,6 +249,10 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
 
 
 def _left_out(rule: Violation) -> str:
+    if rule.counted == "files":
+        return f"{rule.count:,} file{'' if rule.count == 1 else 's'} left out: {rule.detail}: {rule.place}"
+    if rule.counted == "responses":
+        return f"{rule.count:,} responses have a sequence_id that was used before, with other log-probs: {rule.hint}"
     return f"{rule.count:,} row{'' if rule.count == 1 else 's'} left out: {rule.rule}, first in {rule.place}"
 
 

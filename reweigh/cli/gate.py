@@ -8,10 +8,11 @@ import typer
 
 from reweigh import gate as gating
 from reweigh.cli.options import By, CutBy, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
 from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
 from reweigh.gate.check import GATE_VERSION
 from reweigh.gate.policy import HISTORICAL
+from reweigh.records.guard import check_output
 from reweigh.report import junit as to_junit
 from reweigh.report import markdown, terminal
 from reweigh.report.gate import verdict
@@ -75,6 +76,13 @@ def gate(
         raise ValueError(
             f"{target}: there is no policy\nhint: `reweigh gate --init RECORDS` writes one from a good run."
         )
+    for path, option, mark in (
+        (save_baseline, "--save-baseline", b'"reweigh_gate_baseline"'),
+        (junit, "--junit", b'<testsuites name="reweigh gate"'),
+        (summary, "--summary", b" reweigh gate: "),
+    ):
+        if path is not None:
+            check_output(path, option, (mark,))
     asked = gating.read_policy(target) if gates else None
     _refuse_missing_baseline(asked, baseline, save_baseline)
     base = None if baseline is None else gating.read_baseline(baseline)
@@ -91,8 +99,8 @@ def gate(
                 resume=resume,
                 on_progress=reporting(bar),
             )
-    except KeyboardInterrupt:
-        say_interrupted(kept)
+    except KeyboardInterrupt as e:
+        say_interrupted(e)
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:
@@ -169,6 +177,5 @@ def _reports(found: gating.Gate, junit: Path | None, summary: Path | None, said:
 
 
 def _write(path: Path, text: str, said: _Said) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_output(path, text)
     said(f"wrote {path}")

@@ -195,6 +195,6 @@ def convert(
         for line in skipped.lines():
             say(f"  {line}", quiet)
     for line in _broken(tally.by_rule.values()):
-        say(f"as it was in the input: {line}", quiet)
+        say(f"{'left out' if line.startswith('file: ') else 'as it was in the input'}: {line}", quiet)
     say(f"wrote {rows:,} rows to {output}", quiet)
     print_written(output, "json" if as_json else form, rows=rows, left_out=skipped.count if skipped else 0)

@@ -27,14 +27,14 @@ from reweigh.cli.options import (
     Workers,
 )
 from reweigh.cli.options import TextOption as Text
-from reweigh.cli.output import progress, say, stdout
+from reweigh.cli.output import progress, say, stdout, write_output
 from reweigh.cli.scans import asked, engine_of
-from reweigh.report import page
+from reweigh.records.guard import check_output
+from reweigh.report import PAGE_MARKS, page
 from reweigh.report.watch import dashboard, in_a_line, update
 from reweigh.scan import By as Slicing
 from reweigh.scan import Job
 from reweigh.scan.engines import single_threaded
-from reweigh.scan.state import write_whole
 from reweigh.stats.numerals import count
 
 DEFAULT_STATE = Path("reweigh-watch.state")
@@ -83,6 +83,9 @@ def watch(
     kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
     runs = engine_of("watch", engine, workers, ray_address)
     memory = watching.Memory.of(kept, folder, job)
+    memory.check()
+    if html is not None:
+        check_output(html, "--html", PAGE_MARKS)
     watched = watching.Watched() if fresh else memory.load()
     live = Live(console=stdout(), auto_refresh=False)
     shows_live = form == "text" and not quiet and stdout().is_terminal
@@ -135,8 +138,7 @@ def _shown(
 def _write_page(html: Path | None, audit: Audit | None, text: bool) -> None:
     if html is None or audit is None:
         return
-    html.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(html, page(audit if text else without_text(audit)).encode())
+    write_output(html, page(audit if text else without_text(audit)))
 
 
 def _summary(

@@ -1,8 +1,10 @@
 """martingale: tokens.db, an SQLite ledger of each token's log-prob and of every later score of it by the trainer."""
 
 import os
+import re
 import sqlite3
 import struct
+import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -24,6 +26,9 @@ _COUNTS = ("SELECT COUNT(*) FROM sequences", "SELECT COUNT(DISTINCT sequence_dig
 _MODES: Mapping[str, LogprobsMode] = {"raw_logprobs": "raw", "processed_logprobs": "processed"}
 
 
+_COMPUTED = re.compile(r"\bvirtual\s+table\b|\bas\s*\(", re.IGNORECASE)  # of the statement that makes a table
+
+
 def _recognises(head: Head) -> bool:
     with closing(_opened(head.path)) as db:
         tables = _query(db, head.path, "SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -35,12 +40,13 @@ def _opened(path: Path) -> sqlite3.Connection:
     os.close(opened_regular(path))
     still = not path.with_name(path.name + "-wal").exists()
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}", uri=True)
-    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LINE_BYTES)  # of one value
+    if sys.version_info >= (3, 11):
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LINE_BYTES)  # of one value
     _query_all(db, path, "PRAGMA trusted_schema = OFF")
     views = _query_all(db, path, "SELECT name FROM sqlite_master WHERE type != 'table' AND type != 'index'")
     named = {name for (name,) in views}
-    text = " ".join(sql or "" for (sql,) in _query_all(db, path, "SELECT sql FROM sqlite_master WHERE type = 'table'"))
-    if named & _TABLES or "generated" in text.lower() or "virtual" in text.lower():
+    made = _query_all(db, path, "SELECT sql FROM sqlite_master WHERE type = 'table'")
+    if named & _TABLES or any(_COMPUTED.search(sql or "") for (sql,) in made):
         db.close()
         raise UnreadableFileError(
             f"{path}: is a database that computes what it holds (a view, a virtual table or a generated column)\n"

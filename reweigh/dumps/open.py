@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import glob, has_magic
+from glob import has_magic
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,20 @@ from reweigh.dumps.form import (
 )
 from reweigh.dumps.skip import unreadable, without_bad
 from reweigh.dumps.tensors import load_torch
-from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, format_of, parquet_names, source_of
-from reweigh.records.guard import shown
-from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
+from reweigh.records.files import (
+    FilePart,
+    Formats,
+    Opened,
+    Paths,
+    Source,
+    expand,
+    format_of,
+    matching,
+    parquet_names,
+    source_of,
+)
+from reweigh.records.guard import is_unfinished, shown
+from reweigh.records.schema import Origin, Report, RunInfo, Tally, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
 FORMATS: Mapping[str, Format] = {
@@ -198,6 +209,10 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
         head = replace(head, first=dict.fromkeys(parquet_names(file)))
     if _broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
         return None  # what is broken is told by the reader of records
+    if not head.start:
+        raise UnknownFormatError(
+            f"{head.path}: the file is empty (0 bytes)\nhint: its writer was stopped before it wrote, or had nothing to."
+        )
     raise _unknown(head)
 
 
@@ -321,9 +336,11 @@ def _may_be(one: Format, path: Path) -> bool:
     return _is_of(one, head) or _broken_lines(head)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> list[Path]:
+    """List the files that may be dumps, in subfolders too, but for hidden ones and those of hidden folders."""
     files = (p for p in folder.rglob("*") if p.name.endswith((*_ENDINGS, ".parquet")) and p.is_file())
-    yield from sorted(files, key=_natural)
+    shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(shown, key=_natural)
 
 
 def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]:
@@ -381,7 +398,7 @@ def formats(reader: str | None = None, skipped: Skipped | None = None) -> Format
         skipped: where to list records that are no good; without it the first of them is an error.
     """
     known = _Known(reader, skipped)
-    return Formats(known.expand, known.source)
+    return Formats(known.expand, known.source, known.left_out)
 
 
 _MOST_OPEN = 64  # files; of more, those that were not asked for longest are closed, and opened again when they are
@@ -394,6 +411,7 @@ class _Known:
         self._reader, self._skipped = reader, skipped
         self._open: dict[Path, Opened] = {}
         self._formats: dict[Path, Format | None] = {}
+        self._left_out: dict[Path, Violation] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process, which has to look for itself."""
@@ -437,10 +455,9 @@ class _Known:
             elif not has_magic(str(item)):
                 raise FileNotFoundError(f"{item}: no such file or folder")
             else:
-                matches = sorted(map(Path, glob(str(item), recursive=True)), key=_natural)
+                matches = self._told_empty(sorted(matching(item), key=_natural))
                 if not matches:
                     raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
-                matches = [path for path in matches if path.is_file()]
             for path in matches:
                 try:
                     one = self._format_of(path)
@@ -460,18 +477,22 @@ class _Known:
         if self._reader is not None:
             one = named(self._reader)
             if one is None:
-                return Found(tuple(expand(folder)))
-            files = [path for path in _files(folder) if path.name.endswith(one.endings)]
+                return Found(tuple(self._told(expand(folder))))
+            files = self._told([path for path in _files(folder) if path.name.endswith(one.endings)])
             likely = [path for path in files if _may_be(one, path)]
             return Found(_leads(likely or files, one, folder))
         kinds: dict[str, list[Path]] = {}
         beside: dict[str, list[Path]] = {}  # what is read together with others, if these are there
         unknown: list[Path] = []
         broken: list[Path] = []
-        for path in _files(folder):
+        empty: list[Path] = []
+        for path in self._told(_files(folder), empty=False):
             try:
+                if not path.stat().st_size:
+                    empty.append(path)
+                    continue
                 if _broken_lines(_look(self._opened(path))):
-                    (broken if path.stat().st_size else unknown).append(path)
+                    broken.append(path)
                     continue
                 one = self._format_of(path)
             except UnknownFormatError:
@@ -492,16 +513,58 @@ class _Known:
                 f"{folder}: files of several formats are in one folder: {listed}\n"
                 "hint: name the subfolder or files of one of them, or choose with --reader."
             )
-        if not kinds and (broken or unknown):
-            self._format_of([*broken, *unknown][0])  # raises, unless it is broken lines
+        if not kinds and (broken or unknown or empty):
+            self._format_of([*broken, *unknown, *empty][0])  # raises, unless it is broken lines
         if not kinds or RECORDS in kinds:
-            return Found(tuple(expand(folder)))
+            return Found(tuple(self._told(expand(folder))))
         [(name, files)] = kinds.items()
+        self._told([path for path in empty if path.name.endswith(FORMATS[name].endings)], alone=False)
         # a file that cannot be read, among those that can, is one of them: reading it says what is wrong with it
         homes = {(path.parent, path.suffix) for path in files}
         files += [path for path in broken if (path.parent, path.suffix) in homes]
-        ignored = [path for path in (*unknown, *broken) if path not in files]
+        for path in broken:
+            if path not in files:
+                self._leave_out("file: unreadable", path, "cannot be read, and is not like the dumps beside it")
+        ignored = [path for path in (*unknown, *broken, *empty) if path not in files]
         return Found(_leads(sorted(files, key=_natural), FORMATS[name], folder), tuple(ignored))
+
+    def _told(self, files: list[Path], *, empty: bool = True, alone: bool = True) -> list[Path]:
+        """Leave out, and say so, parts of files that a writer left behind, and empty files unless all are.
+
+        Args:
+            files: of one folder.
+            empty: whether to look for those.
+            alone: whether they are all that there is.
+        """
+        whole: list[Path] = []
+        for path in files:
+            if is_unfinished(path):
+                self._leave_out(
+                    "file: unfinished", path, "the part of a file whose writer was stopped, or still writes"
+                )
+            else:
+                whole.append(path)
+        return self._told_empty(whole, alone) if empty else whole
+
+    def _told_empty(self, files: list[Path], alone: bool = True) -> list[Path]:
+        some = [path for path in files if path.stat().st_size]
+        if alone and not some:
+            return files
+        for path in files:
+            if not path.stat().st_size:
+                self._leave_out("file: empty", path, "the file is empty (0 bytes)")
+        return some
+
+    def _leave_out(self, rule: str, path: Path, why: str) -> None:
+        hint = "what its writer would have written is not in the numbers; delete the file if that is as it should be."
+        self._left_out.setdefault(path, Violation(rule, str(path), why, hint, counted="files"))
+
+    def left_out(self) -> tuple[Violation, ...]:
+        """Say which files were not taken, one violation a rule."""
+        tally = Tally()
+        for one in self._left_out.values():
+            tally(one)
+        return tuple(tally.by_rule.values())
 
     def _format_of(self, path: Path) -> Format | None:
         if self._reader is not None:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -246,7 +246,7 @@ class _Storage:
 
     kind: str
     data: "memoryview | None"
-    order: str = "<"
+    order: Literal["<", ">"] = "<"
 
     def values(self, kind: str) -> np.ndarray:
         """Give them, numbers of bfloat16 as the integers that they are written as."""
@@ -637,7 +637,9 @@ def _of_zip(view: memoryview, budget: _Budget) -> Any:
             members[name] = one
     if "data.pkl" not in members:
         raise ValueError("no data.pkl in the archive: not a file of torch, or not all of it")
-    order = ">" if "byteorder" in members and bytes(_member(view, members["byteorder"])) == b"big" else "<"
+    order: Literal["<", ">"] = (
+        ">" if "byteorder" in members and bytes(_member(view, members["byteorder"])) == b"big" else "<"
+    )
     held: dict[str, _Storage] = {}
 
     def storage(kind: str, key: str, count: int) -> _Storage:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from reweigh.batch import Batch
 from reweigh.records.arrays import numbers, valid
-from reweigh.records.guard import LimitError, limited_lines, loads, open_regular, opened_regular
+from reweigh.records.guard import LimitError, is_unfinished, limited_lines, loads, open_regular, opened_regular
 from reweigh.records.schema import (
     BY_NAME,
     COLUMNS,
@@ -94,7 +94,9 @@ def expand(paths: Paths) -> list[Path]:
 
 def _expand_one(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.name.endswith(_IN_FOLDERS) and p.is_file())
+        files = sorted(
+            p for p in path.iterdir() if p.name.endswith(_IN_FOLDERS) and not is_unfinished(p) and p.is_file()
+        )
         if not files:
             raise FileNotFoundError(
                 f"{path}: the folder has no record file ({', '.join('*' + e for e in _IN_FOLDERS)})\n"
@@ -104,12 +106,26 @@ def _expand_one(path: Path) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(str(path)):
-        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-        files = [p for p in matches if p.is_file()]
+        files = sorted(matching(path))
         if not files:
             raise FileNotFoundError(f"{path}: no file matches\nhint: quote the glob, and check it with ls.")
         return files
     raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def matching(pattern: Path) -> list[Path]:
+    """List the files that a glob means, without hidden ones and parts of files whose writer was stopped.
+
+    `**` does not follow links, which may lead round and round.
+    """
+    text = str(pattern)
+    if "**" in text:
+        top = Path(pattern.anchor) if pattern.is_absolute() else Path()
+        inner = str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern)
+        found = top.glob(f"{inner}/*" if inner.endswith("**") else inner)
+    else:
+        found = map(Path, glob.glob(text))
+    return [path for path in dict.fromkeys(found) if path.is_file() and not is_unfinished(path)]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -234,10 +250,12 @@ class Formats:
     Attributes:
         expand: from what a user names (files, folders, globs) to the files, each once, in the order to read them.
         source: one of them.
+        left_out: files that `expand` did not list though their names are as of those that it did, and why.
     """
 
     expand: Callable[[Paths], list[Path]]
     source: Callable[[Path], Source]
+    left_out: Callable[[], tuple[Violation, ...]] = tuple
 
 
 _MAGIC = b"PAR1"

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -175,3 +175,78 @@ def read_packed(file: IO[bytes], path: Path, most: int) -> bytes:
     if len(text) > most:
         _refuse(path, f"one JSON value of more than {most >> 20} MB" + f" in {size:,} bytes" * packed)
     return text
+
+
+PARTIAL = re.compile(
+    r"partial-\d+-.+|.+\.partial\.[a-z.]+|\..+"
+)  # names of what a writer has not finished, or does not show
+_HEAD = 1 << 16  # bytes of a file in which a mark of ours stands
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file's name says that it is hidden, or the part of a file whose writer was stopped."""
+    return PARTIAL.fullmatch(path.name) is not None
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all: a reader sees what was there before, or all of it, also on a full disk.
+
+    Args:
+        path: the file, or a pipe or device, which is written to as it is; what a link leads to is written, and the
+            link stays.
+        data: bytes, or text to be UTF-8.
+    """
+    data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            file.write(data)
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
+        os.replace(beside, path)
+    except OSError as e:
+        e.filename = str(path)  # not the name of a part that nobody asked for
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_output(path: Path, option: str, marks: tuple[bytes, ...], inputs: Iterable[Path] = ()) -> None:
+    """Refuse to write where something stands that this command did not make.
+
+    Args:
+        path: where it is to write.
+        option: that named it.
+        marks: what the beginning of such a file has if one of ours wrote it; any of them.
+        inputs: files that are read.
+
+    Raises:
+        ValueError: it is an input, or another file, or a folder.
+    """
+    if not path.exists():
+        return
+    another = f"hint: give {option} another name."
+    if path.is_dir():
+        raise ValueError(f"{path}: {option} must name a file, and this is a folder\n{another}")
+    if not path.is_file():  # a pipe or a device
+        return
+    if any(_same(path, one) for one in inputs):
+        raise ValueError(f"{path}: is an input, and {option} would replace it\n{another}")
+    with open_regular(path) as file:
+        head = file.read(_HEAD)
+    if head.strip() and not any(mark in head for mark in marks):
+        raise ValueError(f"{path}: is there, and was not written by {option} of an earlier command\n{another}")
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False

@@ -365,13 +365,17 @@ def to_numpy(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    if isinstance(value, list | tuple) and not _SCALARS_OF_LISTS.issuperset(kinds := set(map(type, value))):
+    if isinstance(value, list | tuple) and not _SCALARS_OF_LISTS.issuperset(kinds := _kinds(value)):
         # before NumPy looks into it: lists that hold one another may stand for any number of numbers
         if any(issubclass(kind, list | tuple) for kind in kinds):
             raise ValueError("a list of lists")
         if any(issubclass(kind, dict | set | str | bytes) for kind in kinds):
             raise TypeError("a list of what is no number")
     return np.asarray(value)
+
+
+def _kinds(values: Sequence[Any]) -> set[type]:
+    return set(map(type, values))
 
 
 _SCALARS_OF_LISTS = frozenset((int, float, bool, type(None), np.float32, np.float64, np.int32, np.int64, np.bool_))

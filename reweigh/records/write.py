@@ -200,7 +200,10 @@ def convert(
         if not force:
             raise FileExistsError(f"convert: {output} exists\nhint: --force replaces it.")
     info = merged_info(files, force=force, formats=formats)
-    partial = output.with_name(f"partial-{os.getpid()}-{output.name}")
+    for one in formats.left_out():
+        if report is not None:
+            report(one)
+    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")  # hidden: nobody reads it
     try:
         with RecordWriter(partial, info) as writer:
             tables = read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,24 @@ import torch
 
 from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
-from reweigh.records.arrays import arrow
+from reweigh.records.arrays import arrow, numbers
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
 from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
-from reweigh.records.table import aligned, check_counts, check_names, check_values, conform, lengths_of, single
+from reweigh.records.table import (
+    aligned,
+    check_counts,
+    check_names,
+    check_values,
+    conform,
+    lengths_of,
+    single,
+    stable_hashes,
+    token_values,
+)
 from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
+COPY = "sequence_id: read twice"  # the rule of rows that were read before
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
 
 
@@ -87,6 +98,11 @@ class Job:
         return tuple(dict.fromkeys((*OF_BATCH, *(c for one in self.families for c in one.columns or ()))))
 
 
+def no_keys() -> "np.ndarray[Any, Any]":
+    """Make an empty table of keys."""
+    return np.empty((0, 2), np.uint64)
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """The sums of some records; `a + b` is of both.
@@ -96,12 +112,14 @@ class Measured:
         tokens: tokens that count.
         sums: by name of the family.
         notes: rules that do not hold, by rule.
+        keys: two numbers a row, which tell it from others, see `keys_of`.
     """
 
     rows: int = 0
     tokens: int = 0
     sums: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: Mapping[str, Violation] = field(default_factory=dict[str, Violation])
+    keys: "np.ndarray[Any, Any]" = field(default_factory=no_keys)
 
     def __add__(self, other: "Measured") -> "Measured":
         """Add up both."""
@@ -111,11 +129,12 @@ class Measured:
         tally = Tally(dict(self.notes))
         for violation in other.notes.values():
             tally(violation)
-        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule)
+        keys = np.concatenate([self.keys, other.keys]) if len(other.keys) else self.keys
+        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule, keys)
 
     def to_bytes(self, job: Job) -> bytes:
         """Write them for another process."""
-        return pack([self.rows, self.tokens, self.sums, self.notes], types_of(job))
+        return pack([self.rows, self.tokens, self.sums, self.notes, self.keys], types_of(job))
 
     @classmethod
     def from_bytes(cls, data: bytes, job: Job) -> "Measured":
@@ -123,22 +142,89 @@ class Measured:
         return cls(*unpack(data, types_of(job)))
 
 
-def measure(part: FilePart, job: Job, before: int = 0) -> Measured:
+def measure(part: FilePart, job: Job, before: int = 0, copies: Sequence[int] = ()) -> Measured:
     """Read one part and add it up.
 
     Args:
         part: some rows of a file.
         job: what is done with them.
         before: about how many tokens stand before the part.
+        copies: keys of rows that were counted before, in another part: they are left out.
     """
     total, tally = Measured(), Tally()
-    for one in read(part, job, tally, before):
+    known = Copies(set(copies), tally)
+    for one in read(part, job, tally, before, known):
         sums = {family.name: family.measure(one) for family in job.families}
         total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums)
-    return total + Measured(notes=tally.by_rule)
+    return total + Measured(notes=tally.by_rule, keys=known.keys)
 
 
-def read(part: FilePart, job: Job, tally: Tally, before: int = 0) -> Iterator[Part]:
+def keys_of(table: pa.Table) -> "np.ndarray[Any, Any]":
+    """Make two numbers a row: of its name, and of its name with its length and all its log-probs.
+
+    A copy of a row has both; another response under the same name has the first. The numbers are the same in every
+    process, and whatever the file's format.
+    """
+    lengths = lengths_of(single(table, "log_mu"))
+    names = stable_hashes(single(table, "sequence_id"), "sequence").view(np.uint64)
+    ends = np.cumsum(lengths)
+    place = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.uint64) - np.repeat(
+        (ends - lengths).astype(np.uint64), lengths
+    )
+    word = np.zeros(len(place), np.uint64)
+    for name, odd in (("log_mu", 0x9E3779B97F4A7C15), ("log_pi", 0xC2B2AE3D27D4EB4F)):
+        if name in table.schema.names:
+            values = np.array(numbers(token_values(single(table, name), lengths)), np.float32) + np.float32(0)  # no -0
+            word += (values.view(np.uint32).astype(np.uint64) + np.uint64(1)) * np.uint64(odd)
+    word = (word ^ (word >> np.uint64(29))) * (2 * place + np.uint64(0xBF58476D1CE4E5B9))
+    some = lengths > 0
+    whole = names + lengths.astype(np.uint64) * np.uint64(0x94D049BB133111EB)
+    if some.any():
+        whole[some] += np.add.reduceat(word, (ends - lengths)[some])
+    whole = (whole ^ (whole >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+    return np.stack([names, whole], 1)
+
+
+@dataclass
+class Copies:
+    """Rows of one part, and which of them are copies of others.
+
+    Attributes:
+        known: keys of rows that were counted.
+        tally: told of copies.
+        keys: of the rows that are counted now.
+    """
+
+    known: set[int]
+    tally: Tally
+    keys: "np.ndarray[Any, Any]" = field(default_factory=no_keys)
+
+    def left_out(self, table: pa.Table, origin: Origin) -> "np.ndarray[Any, Any]":
+        """Tell which rows to count, as booleans."""
+        keys = keys_of(table)
+        whole = keys[:, 1].tolist()
+        good = np.ones(len(whole), bool)
+        for i, key in enumerate(whole):
+            if key in self.known:
+                good[i] = False
+            self.known.add(key)
+        if not good.all():
+            at = int(np.argmin(good))
+            name = single(table, "sequence_id")[at].as_py()
+            self.tally(
+                Violation(
+                    COPY,
+                    origin.place(at),
+                    f"{name!r} was read before, with the same log-probs",
+                    "each copy is left out; name the files of one run once, or delete the copy.",
+                    int((~good).sum()),
+                )
+            )
+        self.keys = np.concatenate([self.keys, keys[good]])
+        return good
+
+
+def read(part: FilePart, job: Job, tally: Tally, before: int = 0, copies: "Copies | None" = None) -> Iterator[Part]:
     """Read a part of a file, some rows at a time.
 
     Args:
@@ -146,6 +232,7 @@ def read(part: FilePart, job: Job, tally: Tally, before: int = 0) -> Iterator[Pa
         job: which columns, and what to do about bad values.
         tally: counts what is not as it should be.
         before: about how many tokens stand before the part.
+        copies: what was counted, so that nothing is counted twice; without it, all rows are.
 
     Raises:
         ValueError: a value that breaks a rule, unless such are left out, or a column is missing; with file, row and
@@ -156,6 +243,10 @@ def read(part: FilePart, job: Job, tally: Tally, before: int = 0) -> Iterator[Pa
     lenient = any(family.columns is None for family in job.families)
     for raw, origin in source.read(part, job.columns, job.batch_tokens, rule):
         table, origin, whole = _usable(raw, origin, job, rule)
+        good = np.ones(table.num_rows, bool) if copies is None else copies.left_out(table, origin)
+        if not good.all():
+            table, origin = _rows(table, origin, good)
+            whole = None if whole is None else whole[good]
         lengths = lengths_of(single(table, "log_mu"))
         for first, count in slices_of(lengths, job.batch_tokens):
             some, here = table.slice(first, count), origin.slice(first, count)
@@ -292,6 +383,23 @@ def unpack(data: bytes, types: Sequence[type] = ()) -> Any:
         raise ValueError(f"unpack: not sums of a scan, or cut short: {len(data)} bytes that start {data[:8]!r}")
     known = {_name(t): t for t in (*_TYPES, *types)}
     return _value(json.loads(data[start:end]), _Body(memoryview(data)[end:]), known)
+
+
+_MOST_HEAD = 1 << 28
+
+
+def head_of(file: IO[bytes]) -> Any:
+    """Read the first member of a list that `pack` wrote, if it is plain: None if it is not what `pack` writes."""
+    start = file.read(len(_MAGIC) + 8)
+    size = int.from_bytes(start[len(_MAGIC) :], "little")
+    if start[: len(_MAGIC)] != _MAGIC or not 0 < size < _MOST_HEAD:
+        return None
+    try:
+        tree = json.loads(file.read(size))
+        first = next(iter(tree.values()))[0]
+        return _value(first, _Body(memoryview(b"")), {})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError):
+        return None
 
 
 def _name(kind: type) -> str:

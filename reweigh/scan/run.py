@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +12,9 @@ from reweigh.records.files import Formats, Paths, cut
 from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
-from reweigh.scan.measure import BATCH_TOKENS, Family, Job
-from reweigh.scan.state import Keeper, Merged, StateFile
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured
+from reweigh.scan.once import Seen, once
+from reweigh.scan.state import Interrupted, Keeper, Merged, StateFile
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
 
@@ -107,9 +108,10 @@ class Scanned:
         return merged
 
     def left_out(self, columns: Collection[str]) -> Iterator[Violation]:
-        """Give the rules because of which rows were left out, of those on these columns."""
+        """Give the rules because of which rows were left out, of those on these columns, or files."""
         for one in self.notes.values():
-            if one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns:
+            rows = one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns
+            if rows or one.counted in ("files", "responses"):
                 yield one
 
     def done(self) -> None:
@@ -184,23 +186,26 @@ def scan(
         )
     known = paths if isinstance(paths, Known) else look(paths, reader)
     job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats)
-    kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job)
+    kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job).placed(resume)
     merged = _merge(known, job, engine, kept, resume, on_progress)
     counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
     files = tuple(FileRead(path, *n, known.formats.source(path).info()) for path, n in counts.items())
-    return Scanned(merged.total.sums, files, merged.total.notes, kept)
+    notes = dict(merged.total.notes)
+    for one in known.formats.left_out():
+        notes[one.rule] = one
+    return Scanned(merged.total.sums, files, notes, kept)
 
 
 def _merge(
     known: Known, job: Job, engine: Engine, kept: StateFile | None, resume: bool, report: Report | None
 ) -> Merged:
     merged = kept.load() if kept is not None and resume else Merged()
-    resumed, keeper = merged.total.tokens, Keeper.start(kept)
+    resumed, keeper, seen = merged.total.tokens, Keeper.start(kept), Seen.of(merged.total.keys)
     total, rest = known.rows, known.tasks[merged.parts :]
     try:
         with closing(engine(rest, job)) as results:
             for task, found in zip(rest, results, strict=True):
-                merged = merged.then(task.part, found)
+                merged = merged.then(task.part, once(found, seen, task, job))
                 keeper = keeper.keep(merged)
                 if report is not None:
                     report(Progress(merged.total.rows, merged.total.tokens, total, resumed))
@@ -208,8 +213,18 @@ def _merge(
         if kept is not None:
             kept.remove()
         raise
-    except BaseException:  # Ctrl-C, a dead worker: what was merged is not lost
+    except BaseException as e:  # Ctrl-C, a dead worker: what was merged is not lost
         if kept is not None and merged.parts:
-            kept.save(merged)
+            try:
+                kept.save(merged)
+            except OSError:  # then it goes on from what was saved before, if anything was
+                if not isinstance(e, KeyboardInterrupt):
+                    raise e from None
+        if isinstance(e, KeyboardInterrupt):
+            raise Interrupted(kept.path if kept is not None and kept.path.exists() else None) from None
         raise
+    if keeper.trouble:
+        hint = "the result is whole; --resume of an interrupted command would have begun anew."
+        lost = Violation("state: not saved", keeper.trouble, "the state could not be saved", hint, counted="files")
+        merged = replace(merged, total=merged.total + Measured(notes={lost.rule: lost}))
     return merged

@@ -12,11 +12,12 @@ from reweigh.dumps.form import itself
 from reweigh.dumps.open import FORMATS, UnknownFormatError, named, recognise
 from reweigh.records import RunInfo, read_info
 from reweigh.records.files import FilePart, cut
+from reweigh.records.guard import write_whole
 from reweigh.scan import Engine, FileRead, Job, Measured, Scanned, Workers
 from reweigh.scan.engines import Task
 from reweigh.scan.measure import pack, types_of, unpack
 from reweigh.scan.run import PART_TOKENS
-from reweigh.scan.state import write_whole
+from reweigh.scan.state import identity_at
 
 STATE_VERSION = 2
 
@@ -147,10 +148,22 @@ class Memory:
             for table in (watched.pending, watched.beside, watched.rewritten)
         ]
         total = watched.total
-        sums = [total.rows, total.tokens, total.sums, total.notes]
+        sums = [total.rows, total.tokens, total.sums, total.notes, total.keys]
         data = pack([dict(self.identity), sums, files, troubles, stamps, watched.looks], self.types)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, data)
+
+    def check(self) -> None:
+        """Refuse to stand where something else does.
+
+        Raises:
+            ValueError: the file is there, and is no state.
+        """
+        if self.path.exists() and identity_at(self.path) is None:
+            raise ValueError(
+                f"{self.path}: is there, and is not the state of a watch: it is neither read nor replaced\n"
+                "hint: name another file with --state."
+            )
 
     def load(self) -> Watched:
         """Read it; nothing known if there is no such file.
