@@ -114,7 +114,7 @@ def audit(
             found = replace(found if text else without_text(found), asked=tried, batch=batch)
             bar.stage("comparing estimators")
     except KeyboardInterrupt as e:
-        say_interrupted(e)
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     if as_json or form == "json":
         said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}

@@ -103,7 +103,7 @@ def doctor(
                     on_progress=reporting(bar, then),
                 )
         except KeyboardInterrupt as e:
-            say_interrupted(e)
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     if form == "json":
         print_json(found.to_dict())

@@ -100,7 +100,7 @@ def gate(
                 on_progress=reporting(bar),
             )
     except KeyboardInterrupt as e:
-        say_interrupted(e)
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:

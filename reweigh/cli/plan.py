@@ -80,7 +80,7 @@ def plan(
                     on_progress=reporting(bar, "planning"),
                 )
         except KeyboardInterrupt as e:
-            say_interrupted(e)
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     else:
         found = _of_model(kl, lengths, batch, keep, turns)

@@ -14,7 +14,7 @@ from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
 from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured
 from reweigh.scan.once import Seen, once
-from reweigh.scan.state import Interrupted, Keeper, Merged, StateFile
+from reweigh.scan.state import Keeper, Merged, StateFile, note_state
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
 
@@ -221,7 +221,7 @@ def _merge(
                 if not isinstance(e, KeyboardInterrupt):
                     raise e from None
         if isinstance(e, KeyboardInterrupt):
-            raise Interrupted(kept.path if kept is not None and kept.path.exists() else None) from None
+            note_state(e, kept)
         raise
     if keeper.trouble:
         hint = "the result is whole; --resume of an interrupted command would have begun anew."

@@ -86,7 +86,7 @@ class StateFile:
         was = identity_at(self.path)
         if was is None:
             raise ValueError(
-                f"{self.path}: is there, and is not the state of a scan: it is neither read nor replaced\n"
+                f"{self.path}: is there, and is not a state of this version of reweigh: it is neither read nor replaced\n"
                 "hint: name another file with --state."
             )
         beside = self.beside()
@@ -137,16 +137,19 @@ class StateFile:
             self.path.unlink(missing_ok=True)
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a scan.
+def note_state(interrupt: KeyboardInterrupt, kept: StateFile | None) -> None:
+    """Let Ctrl-C say which file the scan that it ended goes on from."""
+    interrupt.__dict__["state"] = kept.path if kept is not None and kept.path.exists() else None
 
-    Attributes:
-        state: the file that it goes on from; None if nothing was saved.
+
+def noted_state(interrupt: KeyboardInterrupt, kept: Path) -> Path | None:
+    """Tell which file a command that Ctrl-C ended goes on from; None if nothing was saved.
+
+    Args:
+        interrupt: that ended it.
+        kept: where the state is, if it was not the scan that was ended but what came after it.
     """
-
-    def __init__(self, state: Path | None) -> None:
-        super().__init__()
-        self.state = state
+    return interrupt.__dict__.get("state", kept if kept.exists() else None)
 
 
 def identity_at(path: Path) -> Any:
