@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ from torch import Tensor
 from reweigh.estimators import Weights
 from reweigh.layout import Padded
 from reweigh.levels import GEOMETRIC
-from reweigh.losses import cispo, gspo, policy_gradient, ppo_clip
+from reweigh.losses import cispo, policy_gradient, ppo_clip
 from reweigh.rosetta.frameworks import profile_of
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.plan import Field, Loss, Outcome, Plan, Reading, RefusedError, Situation, Tensors, run
@@ -28,11 +28,20 @@ _NEEDED = ("id", "framework", "option", "batch", "outputs")
 
 @dataclass(frozen=True, eq=False)
 class RecordedBatch:
-    """One batch: three log-probs `[S, T]` in nats, the mask, and an advantage for each sequence."""
+    """One batch: three log-probs `[S, T]` in nats, the mask, and an advantage for each sequence.
+
+    `slots` are those that a sequence has, masked ones included, where its rows were cut to their lengths.
+    """
 
     fields: Mapping[Field, Tensor]
     mask: Tensor
     advantage: Tensor
+    slots: Tensor
+
+    def cut(self) -> "RecordedBatch":
+        """Take what stands beyond a sequence's end out."""
+        fields: dict[Field, Tensor] = {f: torch.where(self.slots, x, 0) for f, x in self.fields.items()}
+        return replace(self, fields=fields)
 
     def tensors(self, reading: Reading, mask: Tensor | None = None) -> Tensors:
         """Pick the two policies that a reading compares."""
@@ -43,6 +52,7 @@ class RecordedBatch:
             self.advantage,
             log_old=self.fields["log_pi"],
             log_pi_of_screens=None if reading.screen_pi is None else self.fields[reading.screen_pi],
+            slots=self.slots,
         )
 
 
@@ -127,7 +137,8 @@ def _batch(path: str, name: str, b: Any) -> RecordedBatch:
             )
     if advantage.shape != mask.shape[:1]:
         raise ValueError(f"{where}: {mask.shape[0]} sequences, {len(advantage)} advantages\nhint: one each")
-    return RecordedBatch(fields, mask, advantage)
+    lengths = torch.tensor(b.get("lengths", [mask.shape[1]] * mask.shape[0]))
+    return RecordedBatch(fields, mask, advantage, torch.arange(mask.shape[1]) < lengths[:, None])
 
 
 def _case(path: str, i: int, c: Any, batches: Mapping[str, RecordedBatch]) -> RecordedCase:
@@ -154,6 +165,7 @@ Status = Literal["agrees", "explained", "differs"]
 # Float32 throughout, in sums of another order. A sum of log ratios rounds with its largest partial sum, so that where
 # +60 and -60 nats cancel, a weight is good to 1e-5 only: both grow by that rounding.
 WEIGHT_TOLERANCE, TOLERANCE = 3e-6, 2e-5
+_NOTHING = 1e-8  # of a weight: e^-20, where frameworks clamp, is under it
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,10 @@ def check(recording: Recording, step: Callable[[int], None] = lambda n: None) ->
 def check_case(case: RecordedCase, batch: RecordedBatch) -> Recomputed:
     """Recompute one case, without quirks and with those that it takes."""
     profile = profile_of(case.framework)
+    if any("rows cut to lengths" in str(v) for v in case.inputs.values()):
+        batch = batch.cut()
+    else:
+        batch = replace(batch, slots=torch.ones_like(batch.mask))
     named = _Comparison(profile, case, batch)
     differing, compared = named.differences(())
     no_equal = tuple(named.no_equal())
@@ -255,17 +271,19 @@ class _Comparison:
         outcome, out, mask = run(plan, situation.tensors), self.case.outputs, situation.tensors.mask
         theirs = their_weights(out, mask)
         if theirs is not None and not reading.inside:
-            if "weight_per_token" in out or "weight_per_sequence" in out or "loss" not in out:
+            if _weighs(out) or "loss" not in out:
                 yield "weights", torch.where(outcome.keep, outcome.per_token, 0), theirs[0], WEIGHT_TOLERANCE
-            yield "mask", outcome.keep.float(), theirs[1].float(), 0.0
+            # A weight that no comparison of weights would tell from 0 takes part or not.
+            light = (outcome.per_token < _NOTHING) & torch.tensor(_weighs(out))
+            yield "mask", (outcome.keep & ~light).float(), theirs[1].float(), 0.0
         if reading.loss is not None and "loss" in out:
             live, centre = self.batch.fields[live_of(self.case, reading)], self.batch.fields[reading.loss.centre]
             value, grad = loss_of(reading.loss, plan, outcome, mask, self.batch.advantage, live, centre)
             yield "loss", value, torch.tensor(scalar(out["loss"])), TOLERANCE
             if "grad_per_token" in out:
                 their_grad = matrix(out["grad_per_token"])
-                missing = torch.isnan(their_grad) & ~mask
-                yield "gradient", grad, torch.where(missing, 0, their_grad), TOLERANCE
+                ours, theirs = (torch.where(torch.isnan(g) & ~mask, 0, g) for g in (grad, their_grad))
+                yield "gradient", ours, theirs, TOLERANCE
         view = View(situation, plan, outcome)
         for name, value in _metrics(out).items():
             known = metric_of(self.profile, name)
@@ -302,8 +320,12 @@ def their_weights(out: Any, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     for name in ("keep_per_sequence", "sample_mask"):
         if out.get(name) is not None:
             keep &= vector(out[name])[:, None] > 0
-    keep &= weight != 0
+    keep &= ~(weight.abs() < _NOTHING)
     return torch.where(keep, weight, 0), keep
+
+
+def _weighs(out: Any) -> bool:
+    return out.get("weight_per_token") is not None or out.get("weight_per_sequence") is not None
 
 
 def _metrics(out: Any) -> dict[str, Any]:
@@ -354,34 +376,92 @@ def loss_of(
         "sums_of_width": sequences * mask.shape[-1],
         "means": sequences * lengths,
         "row_means": len(counted) * lengths,
+        "row_sums": torch.tensor(float(len(counted))),
         "sum": torch.ones(()),
     }[loss.over]
+    if "multiplied_out" in plan.flags:
+        value = _multiplied_out(loss, plan, outcome, mask, per_token, live, centre, divisor)
+        (grad,) = torch.autograd.grad(value, live)
+        return value.detach(), grad
     scaled = per_token / divisor
     top, below = live, centre
-    if loss.clamp is not None and "clamp_live" in plan.flags:
+    clamped = loss.clamp is not None and "clamp_live" in plan.flags
+    if loss.kind == "gspo" or loss.level == "sequence":
+        averaged = Padded(outcome.masked) if loss.mean_of_kept else layout
+        known = torch.isfinite(live) & torch.isfinite(centre) | torch.tensor("infinite_live" in plan.flags)
+        gap = torch.where(averaged.mask & known, live - centre, 0)
+        mean = averaged.spread(GEOMETRIC.fold(gap, averaged))
+        if loss.kind == "cispo":
+            below = live.detach() - mean.detach()
+        else:
+            top = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
+            top, below = torch.where(mean > loss.clamp, loss.clamp, top) if clamped else top, torch.zeros_like(centre)
+    elif clamped:
         gap = live - centre
         if loss.kind in ("ppo_clip", "ratio"):
             top, below = gap.clamp(-loss.clamp, loss.clamp), torch.zeros_like(centre)
         elif loss.kind == "cispo":
             below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
-        elif loss.kind == "gspo":  # the sequence's ratio, from above: all tokens lowered by what is over
-            gap = torch.where(mask, gap.detach(), 0)
-            over = (layout.spread(GEOMETRIC.fold(gap, layout)) - loss.clamp).clamp(min=0)
-            top, below = torch.where(over > 0, live.detach(), live), centre + over
     value = _value(loss, top, below, scaled, weights)
     if loss.penalty is not None:
         penalised = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
         gap = torch.where(penalised, live - centre, 0)
         value = value + loss.penalty * (gap.square() / divisor).sum()
     (grad,) = torch.autograd.grad(value + 0 * torch.where(torch.isfinite(live), live, 0).sum(), live)
-    if "infinity_times_zero" in plan.flags:
-        lost = mask & ~keep & torch.isinf((live - centre).exp())
-        value = torch.where(lost.any(), torch.nan, value)
-        grad = torch.where(lost, torch.nan, grad)
-    if "infinity_times_padding" in plan.flags and loss.kind == "gspo":
-        padded = ~mask.all(-1, keepdim=True) & torch.isinf(torch.where(mask, live - centre, 0).sum(-1, keepdim=True))
-        value = torch.where(padded.any(), torch.nan, value)
+    if "mean_of_nothing" in plan.flags and loss.over != "sum" and not bool(counted.any()):
+        value = torch.full_like(value, torch.nan)
     return value.detach(), grad.detach()
+
+
+def _multiplied_out(
+    loss: Loss,
+    plan: Plan,
+    outcome: Outcome,
+    mask: Tensor,
+    advantage: Tensor,
+    live: Tensor,
+    centre: Tensor,
+    divisor: Tensor,
+) -> Tensor:
+    """Compute the loss in plain arithmetic, as frameworks write it: each term, times its weight, times the masks."""
+    averaged = (outcome.masked if loss.mean_of_kept else mask).to(live.dtype)
+    gap = live - centre
+    if loss.kind == "gspo" or loss.level == "sequence":
+        mean = (gap * averaged).sum(-1, keepdim=True) / averaged.sum(-1, keepdim=True).clamp(min=1)
+        # Through the mean there is one ratio a sequence, so that its gradient is summed before it meets an infinity.
+        gap = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
+        gap = gap if loss.clamp is None else gap.clamp(max=loss.clamp)
+        advantage = advantage[:, :1] if loss.slope == "mean" and loss.kind != "cispo" else advantage
+    elif loss.clamp is not None:
+        gap = gap.clamp(-loss.clamp, loss.clamp)
+    ratio, bounds = gap.exp(), (1 - loss.low, 1 + loss.high)
+    if "ratio_times_mask" in plan.flags and loss.kind == "gspo":
+        ratio = ratio * mask
+    if loss.kind == "policy_gradient":
+        term = -advantage * live
+    elif loss.kind == "ratio":
+        term = -advantage * ratio
+    elif loss.kind == "cispo":
+        term = -advantage * ratio.clamp(*bounds).detach() * live
+    else:
+        term = -torch.min(ratio * advantage, ratio.clamp(*bounds) * advantage)
+        if loss.dual is not None:
+            term = torch.where(advantage < 0, torch.min(term, -loss.dual * advantage), term)
+    # A weight stands on masked tokens too: a sequence's as on its others, a token's finite. What the weights drop is 0.
+    weight = torch.where(outcome.left, torch.where(outcome.keep | ~outcome.masked, outcome.alone, 0), 1)
+    if plan.weights.unit == "sequence":
+        weight = torch.where(outcome.left, weight, -torch.inf).amax(-1, keepdim=True)
+        weight = torch.where(outcome.left.any(-1, keepdim=True), weight, 1)
+        raw = outcome.batch.log_pi - outcome.batch.log_mu
+        lost = (~outcome.left & ~torch.isfinite(raw)).any(-1, keepdim=True)
+        weight = torch.where(lost & torch.tensor("folds_multiply" in plan.flags), torch.nan, weight)
+    if loss.kind == "ratio" or not plan.applied:
+        weight = outcome.keep
+    value = (term * weight * outcome.masked / divisor).sum()
+    if loss.penalty is not None:
+        value = value + loss.penalty * (mask * (live - centre).square() / divisor).sum()
+    empty = loss.survivors and loss.over != "sum" and not bool(outcome.masked.any())
+    return value + torch.nan if empty and "mean_of_nothing" in plan.flags else value
 
 
 def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights: Weights) -> Tensor:
@@ -391,11 +471,4 @@ def _value(loss: Loss, live: Tensor, centre: Tensor, advantage: Tensor, weights:
         return ppo_clip(live, centre, advantage, weights, 1.0, low=1.0, high=torch.inf)
     if loss.kind == "cispo":
         return cispo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
-    if loss.kind == "gspo" and loss.dual is not None:  # its value is the sequence's ratio, its slope each token's own
-        gap = torch.where(weights.layout.mask, (live - centre).detach(), 0)
-        mean = weights.layout.spread(GEOMETRIC.fold(gap, weights.layout))
-        top, bounds = mean + live - live.detach(), {"low": loss.low, "high": loss.high, "dual": loss.dual}
-        return ppo_clip(top, torch.zeros_like(mean), advantage, weights, 1.0, **bounds)
-    if loss.kind == "gspo":
-        return gspo(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high)
     return ppo_clip(live, centre, advantage, weights, 1.0, low=loss.low, high=loss.high, dual=loss.dual)

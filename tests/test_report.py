@@ -193,6 +193,6 @@ def test_text_is_what_a_terminal_shows(records, found):
     held = gate(read_run(records), Policy((Bound("kl_k3", "token", "at_most", 0.01),)))
     assert report.text(held).startswith("OK    1 bound: all kept\n  pass  ")
     assert report.document(held) == held.to_dict()
-    assert report.text(plan(1e-3, [4096])).startswith("token: at KL 0.001 and 4,096 tokens")
+    assert report.text(plan(1e-3, [4096])).startswith("ok: small: at KL 0.001 and 4,096 tokens")
     assert report.text(found.diagnosis).startswith("verdict: ")
     assert report.document(found.diagnosis) == found.diagnosis.to_dict()

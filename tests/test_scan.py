@@ -280,3 +280,86 @@ def test_the_command_line_goes_on_too(tmp_path, small, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == doctor(path).to_dict()
     assert main(["plan", "--from", path, "--engine", "local", "--ray-address", "auto"]) == 2
     assert "--ray-address is of a Ray cluster" in capsys.readouterr().err
+
+
+# a response that stands in several files
+
+
+def without_files(found):
+    return {k: v for k, v in found.items() if k not in ("files", "notes", "rows", "tokens")}
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_merged_file_beside_its_pieces_counts_once(tmp_path, small, form):
+    pieces = [write(tmp_path / f"rank_{i}.parquet", ROWS[i::3], row_group=5) for i in range(3)]
+    alone = document(audit(pieces))
+    with RecordWriter(tmp_path / f"z.{form}") as writer:
+        writer.write(ROWS)
+    found = document(audit(tmp_path))
+    assert without_files(found) == without_files(alone)
+    assert [file["rows"] for file in found["files"]] == [*(file["rows"] for file in alone["files"]), 0]
+    [note] = [note for note in found["notes"] if "read before" in note]
+    assert note.startswith(f"{len(ROWS)} rows left out: ")
+    assert f"z.{form}" in note
+
+
+def test_what_is_new_in_a_file_counts_though_the_rest_was_read(tmp_path, small):
+    write(tmp_path / "a.parquet", ROWS[:30], row_group=7)
+    write(tmp_path / "b.parquet", ROWS[20:], row_group=7)
+    found = audit(tmp_path)
+    assert [file.rows for file in found.files] == [30, len(ROWS) - 30]
+    assert found.levels["sequence"].n == len(ROWS)
+
+
+def test_a_copy_in_one_file_counts_once(tmp_path, small):
+    path = write(tmp_path / "a.parquet", [*ROWS, *ROWS[:10]], row_group=9)
+    assert audit(path).files[0].rows == len(ROWS)
+    assert audit(write(tmp_path / "b.parquet", [ROWS[0], *ROWS, ROWS[5]], row_group=100)).files[0].rows == len(ROWS)
+
+
+def test_ids_that_begin_anew_at_each_step_are_of_other_responses(tmp_path, small):
+    for step in range(3):
+        rows = [{**row, "sequence_id": str(i)} for i, row in enumerate(world(step, prompts=4))]
+        write(tmp_path / f"step_{step}.parquet", rows, row_group=5)
+    found = audit(tmp_path)
+    assert sum(file.rows for file in found.files) == 3 * len(rows)
+    assert not [note for note in found.notes if "read before" in note]
+
+
+def test_equal_short_answers_are_told_by_their_ids(tmp_path):
+    one = {"prompt_id": "p", "log_mu": [-0.25], "log_pi": [-0.5]}
+    path = write(tmp_path / "a.parquet", [{**one, "sequence_id": str(i)} for i in range(8)], row_group=3)
+    assert audit(path).files[0].rows == 8
+
+
+@pytest.mark.slow
+def test_copies_are_found_by_processes_and_after_an_interruption(tmp_path, small):
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", ROWS, row_group=6)
+    alone = document(audit(tmp_path))
+    assert sum(file["rows"] for file in alone["files"]) == len(ROWS)
+    assert document(audit(tmp_path, engine=Workers(2))) == alone
+    state, after = tmp_path / "state", [0]
+
+    def stop(progress):
+        after[0] += 1
+        if after[0] == 9:  # in the second file
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(tmp_path, state=state, on_progress=stop)
+    assert document(audit(tmp_path, state=state, resume=True)) == alone
+
+
+def test_a_watch_counts_a_copy_once(tmp_path, small, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    write(dumps / "a.parquet", ROWS, row_group=6)
+    line = ["watch", "dumps", "--once", "--json"]
+    assert main(line) == 0
+    write(dumps / "b.parquet", ROWS, row_group=9)
+    write(dumps / "c.parquet", ROWS[:4], row_group=9)
+    capsys.readouterr()
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == len(ROWS)

@@ -385,7 +385,7 @@ def test_the_dashboard_has_verdict_numbers_steps_and_bad_files(seen):
         seen.watched.audit().verdict.reason,
         "KL(mu||pi), nats",
         "effective share",
-        "use seq_tis(2)",
+        "hint: a guard is enough: seq_tis(2) (mean weight ",
         "bad, tried 1 time:",
         "truncated or not closed",
     ):

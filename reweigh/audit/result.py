@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from reweigh.audit.known import Place, place
 from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence
 from reweigh.audit.recommend import Headline, Recommendation, headline, recommend
 from reweigh.audit.slices import SliceRow
@@ -14,7 +15,7 @@ from reweigh.records import RunInfo
 from reweigh.scan.cuts import By
 from reweigh.scan.run import FileRead
 from reweigh.stats.summary import Summary
-from reweigh.stats.verdict import Verdict
+from reweigh.stats.verdict import Verdict, judge
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,6 @@ class Audit:
     """The result of `audit`; `reweigh.report` prints it.
 
     Attributes:
-        verdict: how bad it is, why, and what to look at first.
         files: what was read.
         levels: numbers by name of the level: "token", "sequence", and "turn" if the records have turns.
         trials: what each estimator would do.
@@ -40,7 +40,6 @@ class Audit:
         batch: responses averaged in one step, for the recommendation; those of the records if not given.
     """
 
-    verdict: Verdict
     files: tuple[FileRead, ...]
     levels: Mapping[str, Summary]
     trials: tuple[TrialRow, ...]
@@ -56,15 +55,31 @@ class Audit:
     asked: Asked | None = None
     batch: float | None = None
 
+    @property
+    def verdict(self) -> Verdict:
+        """Say how bad it is, why, and the one thing to do; worked out once, with the cause if a doctor was asked."""
+        return self._judged
+
+    @cached_property
+    def _judged(self) -> Verdict:
+        cause = None if self.diagnosis is None else self.diagnosis.cause
+        return judge(self.levels["token"], self.levels["sequence"], cause=cause, positive=self.positive)
+
     @cached_property
     def recommendation(self) -> Recommendation:
-        """Say which estimator to use and why; worked out once."""
+        """Rank what was tried, beside the estimator that the verdict says to use; worked out once."""
         return recommend(self, self.asked, self.batch)
 
     @cached_property
     def headline(self) -> Headline:
         """Say it in one sentence, with what to do and why; worked out once."""
-        return headline(self, self.recommendation.use)
+        return headline(self.verdict, self.diagnosis, self.place)
+
+    @cached_property
+    def place(self) -> Place:
+        """Say where the gap stands among levels that were measured or reported; worked out once."""
+        token = self.levels["token"]
+        return place(max(0.0, token["kl_k3"].sample or 0.0), token["mean_abs"].sample or 0.0, self.info)
 
     @property
     def info(self) -> RunInfo:

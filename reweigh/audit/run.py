@@ -30,11 +30,10 @@ from reweigh.records.schema import Violation
 from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
-from reweigh.scan.run import FileRead, Report, Scanned, scan
+from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, scan
 from reweigh.scan.tokens import Part
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.sums import RatioStats
-from reweigh.stats.verdict import Finding, Verdict, judge
 
 COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
@@ -187,7 +186,8 @@ def answer(found: Scanned) -> Audit:
         ValueError: nothing in it counts.
     """
     sums: AuditSums = found.sums.get("audit", AuditSums())
-    return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))
+    left_out = [*found.left_out((*OF_BATCH, *COLUMNS)), *(v for k, v in found.notes.items() if k == FOREIGN)]
+    return conclude(sums, found.files, tuple(left_out))
 
 
 def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
@@ -203,7 +203,7 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
         summary = summarise(stats)
         if summary.n:
             levels[name] = summary
-    wrong = not all(summary.identity for summary in levels.values())
+    wrong = not all(levels[name].identity for name in ("token", "sequence"))
     for name, summary in levels.items():
         cut = excess(sums.levels[name], SHOWN_CAP)
         if wrong:  # it is what is missing from a mean of 1
@@ -227,13 +227,9 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
                 high=trial.range.high,
             )
         )
-    verdict = judge(*levels.values())
-    if sums.positive:
-        verdict = _with_positive(verdict, sums.positive, levels["token"].tokens)
     # A cut is shown if the records say of any token in which part it is.
     told = (sums.strata[x] for x in CUTS if x in sums.strata and any(key is not None for key in sums.strata[x].token))
     return Audit(
-        verdict,
         files,
         levels,
         tuple(trials),
@@ -249,11 +245,9 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
 
 
 def _left_out(rule: Violation) -> str:
-    if rule.counted == "files":
-        return f"{rule.count:,} file{'' if rule.count == 1 else 's'} left out: {rule.detail}: {rule.place}"
-    if rule.counted == "responses":
-        return f"{rule.count:,} responses have a sequence_id that was used before, with other log-probs: {rule.hint}"
-    return f"{rule.count:,} row{'' if rule.count == 1 else 's'} left out: {rule.rule}, first in {rule.place}"
+    what = rule.counted if rule.count != 1 else rule.counted.removesuffix("s")
+    where = f"{rule.detail}: {rule.place}" if rule.rule.startswith("file: ") else f"{rule.rule}, first in {rule.place}"
+    return f"{rule.count:,} {what} left out: {where}"
 
 
 def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Violation, ...]) -> str:
@@ -271,17 +265,6 @@ def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Viola
         what = f"nothing to judge: no token of {rows} rows counts{why}"
         hint = "the mask is true on response tokens that mu sampled, false on tool output and padding."
     return f"{where}: {what}\nhint: {hint}"
-
-
-def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
-    finding = Finding(
-        "warn",
-        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0: left out",
-        "compute the log-softmax in float32, and check that these are not logits",
-    )
-    if verdict.level == "ok":
-        return Verdict(finding.severity, finding.reason, finding.hint, (finding, *verdict.findings))
-    return replace(verdict, findings=(*verdict.findings, finding))
 
 
 def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:

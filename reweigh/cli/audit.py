@@ -1,14 +1,10 @@
 """`reweigh audit`: how large the gap between sampler and trainer is, in records, and what estimators would do."""
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reweigh import audit as auditing
-from reweigh import doctor as diagnosing
-from reweigh import report
-from reweigh.audit import Audit
 from reweigh.cli.options import (
     By,
     Estimators,
@@ -26,13 +22,9 @@ from reweigh.cli.options import (
 )
 from reweigh.cli.options import TextOption as Text
 from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
-from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
-from reweigh.records.guard import check_output
-from reweigh.report.audit import of_trial
-from reweigh.report.document import recommendation
-from reweigh.report.tables import WIDE, to_terminal
-from reweigh.scan import look, scan
-from reweigh.scan.engines import single_threaded
+
+if TYPE_CHECKING:
+    from reweigh.audit import Audit
 
 FailOn = Literal["warn", "fail", "never"]
 _SAMPLE = 4_000_000  # tokens that the cause is looked for in: seconds
@@ -84,6 +76,17 @@ def audit(
       reweigh audit runs/ --estimators "seq_tis(2), geo_rs(0.99, 1.01) * token_tis(2)" --batch 512
       reweigh audit /data/runs/ --engine ray --ray-address auto
     """
+    from reweigh import audit as auditing
+    from reweigh import doctor as diagnosing
+    from reweigh import report
+    from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
+    from reweigh.guard import check_output
+    from reweigh.report.audit import of_trial
+    from reweigh.report.document import recommendation
+    from reweigh.report.tables import WIDE, to_terminal
+    from reweigh.scan import look, scan
+    from reweigh.scan.engines import single_threaded
+
     tried = None if estimators is None else asked(estimators)
     single_threaded()  # a second thread of one small operation mostly waits for the first
     kept = state_of("audit", state, html)
@@ -132,6 +135,6 @@ def audit(
         raise typer.Exit(1)
 
 
-def without_text(found: Audit) -> Audit:
+def without_text(found: "Audit") -> "Audit":
     """Leave out what the worst responses say: neither their text nor the ids that spell it."""
     return replace(found, worst=tuple(replace(one, text=None, token_ids=None) for one in found.worst))

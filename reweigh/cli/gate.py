@@ -2,22 +2,28 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reweigh import gate as gating
-from reweigh.cli.options import By, CutBy, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.options import (
+    By,
+    CutBy,
+    Form,
+    Json,
+    KeepGoing,
+    Quiet,
+    RayAddress,
+    Reader,
+    Resume,
+    Runs,
+    State,
+    Workers,
+)
 from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
-from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
-from reweigh.gate.check import GATE_VERSION
-from reweigh.gate.policy import HISTORICAL
-from reweigh.records.guard import check_output
-from reweigh.report import junit as to_junit
-from reweigh.report import markdown, terminal
-from reweigh.report.gate import verdict
-from reweigh.report.tables import to_terminal
-from reweigh.scan.engines import single_threaded
+
+if TYPE_CHECKING:
+    from reweigh.gate import Gate, Policy
 
 DEFAULT_POLICY = Path("gate.yaml")
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -45,6 +51,7 @@ def gate(
         typer.Option(metavar="FILE", help=f"Also write Markdown; without it ${_SUMMARY_VARIABLE} is added to, if set."),
     ] = None,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
     keep_going: KeepGoing = False,
     reader: Reader = None,
@@ -66,7 +73,17 @@ def gate(
       reweigh gate new/ --policy gate.yaml --baseline base.json
       reweigh gate new/ --policy gate.yaml --junit gate.xml --format json
     """
+    form = "json" if as_json else form
     _refuse_together(init, by, baseline, junit, summary, save_baseline)
+    from reweigh import gate as gating
+    from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
+    from reweigh.gate.check import GATE_VERSION
+    from reweigh.guard import check_output
+    from reweigh.report import terminal
+    from reweigh.report.gate import verdict
+    from reweigh.report.tables import to_terminal
+    from reweigh.scan.engines import single_threaded
+
     single_threaded()  # a second thread of one small operation mostly waits for the first
     target = policy or DEFAULT_POLICY
     if init and target.exists():
@@ -153,8 +170,10 @@ def _refuse_together(
         raise ValueError("gate: --by is for a baseline\nhint: add --save-baseline; the policy names its own slices.")
 
 
-def _refuse_missing_baseline(policy: gating.Policy | None, baseline: Path | None, save_baseline: Path | None) -> None:
+def _refuse_missing_baseline(policy: "Policy | None", baseline: Path | None, save_baseline: Path | None) -> None:
     """Before records are read, which may take minutes."""
+    from reweigh.gate.policy import HISTORICAL
+
     first = next((b for b in policy.bounds if b.rule in HISTORICAL), None) if policy and baseline is None else None
     if first is not None:
         before = " from an earlier run" if save_baseline is not None else ""
@@ -164,7 +183,10 @@ def _refuse_missing_baseline(policy: gating.Policy | None, baseline: Path | None
         )
 
 
-def _reports(found: gating.Gate, junit: Path | None, summary: Path | None, said: _Said) -> None:
+def _reports(found: "Gate", junit: Path | None, summary: Path | None, said: _Said) -> None:
+    from reweigh.report import junit as to_junit
+    from reweigh.report import markdown
+
     if junit is not None:
         _write(junit, to_junit(found), said)
     if summary is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from reweigh.records.guard import write_whole
+from reweigh.guard import write_whole
 
 INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
 _PIPED_WIDTH = 120  # columns of a table when no terminal says how wide it is

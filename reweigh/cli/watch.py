@@ -5,13 +5,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.live import Live
 
-from reweigh import watch as watching
-from reweigh.audit import Audit, question
 from reweigh.cli.audit import without_text
 from reweigh.cli.options import (
     By,
@@ -19,6 +16,7 @@ from reweigh.cli.options import (
     Form,
     FormName,
     Html,
+    Json,
     KeepGoing,
     Quiet,
     RayAddress,
@@ -28,14 +26,13 @@ from reweigh.cli.options import (
 )
 from reweigh.cli.options import TextOption as Text
 from reweigh.cli.output import progress, say, stdout, write_output
-from reweigh.cli.scans import asked, engine_of
-from reweigh.records.guard import check_output
-from reweigh.report import PAGE_MARKS, page
-from reweigh.report.watch import dashboard, in_a_line, update
-from reweigh.scan import By as Slicing
-from reweigh.scan import Job
-from reweigh.scan.engines import single_threaded
-from reweigh.stats.numerals import count
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from reweigh.audit import Audit
+    from reweigh.scan import By as Slicing
+    from reweigh.watch import Look, Watched
 
 DEFAULT_STATE = Path("reweigh-watch.state")
 
@@ -61,6 +58,7 @@ def watch(
     fresh: Annotated[bool, typer.Option("--fresh", help="Read everything anew, whatever the state says.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Read what is there, and end.")] = False,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Follow a folder of dumps that grows: every new file is read once, when it is whole, and added.
@@ -76,10 +74,23 @@ def watch(
       reweigh watch runs/dumps --html report.html --every 30
       reweigh watch runs/dumps --once --format json
     """
+    form = "json" if as_json else form
+    from rich.live import Live
+
+    from reweigh import doctor as diagnosing
+    from reweigh import watch as watching
+    from reweigh.audit import question
+    from reweigh.cli.scans import asked, engine_of
+    from reweigh.guard import check_output
+    from reweigh.report import PAGE_MARKS
+    from reweigh.scan import Job
+    from reweigh.scan.engines import single_threaded
+
     single_threaded()  # a second thread of one small operation mostly waits for the first
     tried = None if estimators is None else asked(estimators)
     cuts: list[Slicing] = ["step", *(one.value for one in by or [])]
-    job = Job((question(None if tried is None else tried.estimators, cuts),), keep_going, reader=reader)
+    asked_for = question(None if tried is None else tried.estimators, cuts)
+    job = Job((asked_for, diagnosing.question()), keep_going, reader=reader)
     kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
     runs = engine_of("watch", engine, workers, ray_address)
     memory = watching.Memory.of(kept, folder, job)
@@ -117,10 +128,10 @@ def watch(
         _summary(watched, audit, waiting, kept, html)
 
 
-def _shown(
-    folder: Path, form: FormName, every: float, live: Live | None
-) -> Callable[[watching.Look, Audit | None], None]:
-    def show(found: watching.Look, audit: Audit | None) -> None:
+def _shown(folder: Path, form: FormName, every: float, live: "Live | None") -> "Callable[[Look, Audit | None], None]":
+    from reweigh.report.watch import dashboard, in_a_line, update
+
+    def show(found: "Look", audit: "Audit | None") -> None:
         if live is not None:
             live.start()
             shown = dashboard(str(folder), found, audit, every, live.console.width)
@@ -135,18 +146,22 @@ def _shown(
     return show
 
 
-def _write_page(html: Path | None, audit: Audit | None, text: bool) -> None:
+def _write_page(html: Path | None, audit: "Audit | None", text: bool) -> None:
     if html is None or audit is None:
         return
+    from reweigh.report import page
+
     write_output(html, page(audit if text else without_text(audit)))
 
 
 def _summary(
-    watched: watching.Watched, audit: Audit | None, waiting: tuple[str, ...], kept: Path, html: Path | None
+    watched: "Watched", audit: "Audit | None", waiting: tuple[str, ...], kept: Path, html: Path | None
 ) -> None:
+    from reweigh.stats.numerals import count
+
     files, rows, tokens = len(watched.files), watched.total.rows, watched.total.tokens
     counts = f"{count(files, 'file')}, {count(rows, 'row')}, {count(tokens, 'token')}"
-    verdict = "no token counted" if audit is None else f"{audit.verdict.level}: {audit.verdict.reason}"
+    verdict = "no token counted" if audit is None else f"{audit.verdict.level}: {audit.headline.sentence}"
     lines = [f"{counts} read; {verdict}", f"the same command goes on from {kept}"]
     lines += [f"still being written: {name}" for name in waiting]
     lines += [f"bad: {name}: {one.reason}" for name, one in watched.troubles.items()]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from reweigh.guard import LimitError, limited_lines, loads, open_regular, read_packed
 from reweigh.records.files import FilePart, Opened, cut_at_lines, numbered_lines, open_lines
-from reweigh.records.guard import LimitError, limited_lines, loads, open_regular, read_packed
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
 from reweigh.records.table import other_base, short, to_numpy, wrong_unit
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from reweigh.dumps.form import BadRecordError, Format, Head, Item, Row, itself, whole
+from reweigh.guard import LINE_BYTES, loads, opened_regular
 from reweigh.records.files import FilePart
-from reweigh.records.guard import LINE_BYTES, loads, opened_regular
 from reweigh.records.schema import LogprobsMode, RunInfo, UnreadableFileError
 
 _FLOATS = {"f32": (">f", 8), "f64": (">d", 16)}

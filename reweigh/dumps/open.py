@@ -1,7 +1,6 @@
 """Dumps as tables of the record schema: which files are meant, who wrote them, and the loop that reads."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +39,7 @@ from reweigh.dumps.form import (
 )
 from reweigh.dumps.skip import unreadable, without_bad
 from reweigh.dumps.tensors import load_torch
+from reweigh.guard import is_unfinished, shown
 from reweigh.records.files import (
     FilePart,
     Formats,
@@ -47,12 +47,13 @@ from reweigh.records.files import (
     Paths,
     Source,
     expand,
+    files_in,
     format_of,
     matching,
+    natural,
     parquet_names,
     source_of,
 )
-from reweigh.records.guard import is_unfinished, shown
 from reweigh.records.schema import Origin, Report, RunInfo, Tally, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
@@ -88,6 +89,25 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 )
 _OUR_OWN = {"reweigh", "log_mu", "log_pi", "sequence_id"}
 _HOOK = "record them while training: docs/trainers.md has a hook for {}, docs/records.md the writer for anything else."
+# The lines that make records of a run, where its framework's own files have no log-probs.
+_VERL = """
+    # corrections.py, where every process of the run can import it; weights stay 1
+    from reweigh import naive
+    from reweigh.trainers.capture import Capture
+    from reweigh.trainers.verl import Correction
+    correction = Correction(naive(), capture=Capture("records"))"""
+_TRL = """
+    from reweigh.trainers.capture import Capture
+    from reweigh.trainers.trl import CorrectedGRPOTrainer  # in place of GRPOTrainer, with all of its arguments
+    trainer = CorrectedGRPOTrainer(..., correction=None, capture=Capture("records"))"""
+_OPENRLHF = """
+    # openrlhf/models/loss.py, at the top
+    from itertools import count; from reweigh import Batch; from reweigh.trainers.capture import Capture
+    RECORDS, CALLS = Capture("records"), count()
+    # and as the first lines of PolicyLoss.forward
+    batch = Batch.padded(old_log_probs, rollout_log_probs, action_mask)
+    RECORDS.write(batch, next(CALLS), rank=torch.distributed.get_rank())"""
+_THEN = "\nthen `reweigh audit records`; docs/trainers.md has more."
 _LOG_PROBS = {"logprobs", "log_probs", "rollout_log_probs", "completion_logprobs", "sampling_logprobs"}
 # What other files of these frameworks have: text, or one side's log-probs without the other's. By the names that stand
 # in them, what that is, and what to do.
@@ -95,8 +115,8 @@ _NO_LOG_PROBS = (
     (
         {"input", "output", "score"},
         "verl's rollout dump",
-        "set actor_rollout_ref.rollout.calculate_log_probs=True, and run `reweigh doctor-install verl`: "
-        + _HOOK.format("verl"),
+        "set actor_rollout_ref.rollout.calculate_log_probs=True and REWEIGH_CORRECTION=corrections:correction; write:"
+        f"{_VERL}{_THEN} `REWEIGH_CORRECTION=corrections:correction reweigh doctor-install verl` checks it.",
     ),
     ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump", _HOOK.format("trainers")),
     (
@@ -110,7 +130,12 @@ _NO_LOG_PROBS = (
         "set trainer.dump_data_batch=true, whose dumps have both sides.",
     ),
     ({"responses", "scores", "sampling_params"}, "ROLL's rollout dump", _HOOK.format("trainers")),
-    ({"input", "output", "reward"}, "OpenRLHF's batch inference", _HOOK.format("trainers")),
+    (
+        {"input", "output", "reward"},
+        "OpenRLHF's batch inference",
+        "set --algo.advantage.is_correction_level token, with which the engine's log-probs are kept (before 0.11.1: "
+        f"--algo.advantage.is_correction_enable), and write in the loss:{_OPENRLHF}{_THEN}",
+    ),
     (
         {"example_id", "prompt", "completion"},
         "verifiers' results of before 0.4",
@@ -124,7 +149,7 @@ _NO_LOG_PROBS = (
     (
         {"prompt", "completion"},
         "completions that a trainer logged (TRL, ms-swift)",
-        "set use_vllm=True with vllm_importance_sampling_correction=True, and " + _HOOK.format("TRL"),
+        "set use_vllm=True with vllm_importance_sampling_correction=True, and write:" + _TRL + _THEN,
     ),
 )
 # Names that people give to columns of records.
@@ -211,7 +236,7 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
         return None  # what is broken is told by the reader of records
     if not head.start:
         raise UnknownFormatError(
-            f"{head.path}: the file is empty (0 bytes)\nhint: its writer was stopped before it wrote, or had nothing to."
+            f"{head.path}: the file is empty (0 bytes)\nhint: its writer was stopped, or had nothing to write."
         )
     raise _unknown(head)
 
@@ -337,10 +362,7 @@ def _may_be(one: Format, path: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the files that may be dumps, in subfolders too, but for hidden ones and those of hidden folders."""
-    files = (p for p in folder.rglob("*") if p.name.endswith((*_ENDINGS, ".parquet")) and p.is_file())
-    shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(shown, key=_natural)
+    return list(files_in(folder, (*_ENDINGS, ".parquet")))
 
 
 def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]:
@@ -348,11 +370,6 @@ def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]
     if not leads:
         raise FileNotFoundError(f"{folder}: the folder has no file of {one.title}\nhint: name the files themselves.")
     return tuple(leads)
-
-
-def _natural(path: Path) -> list[Any]:
-    """Order of names in which step_9 comes before step_10."""
-    return [(int(x), "") if i % 2 else (-1, x) for i, x in enumerate(re.split(r"([0-9]+)", str(path)))]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -398,7 +415,7 @@ def formats(reader: str | None = None, skipped: Skipped | None = None) -> Format
         skipped: where to list records that are no good; without it the first of them is an error.
     """
     known = _Known(reader, skipped)
-    return Formats(known.expand, known.source, known.left_out)
+    return Formats(known.expand, known.source, known.ignored, known.left_out)
 
 
 _MOST_OPEN = 64  # files; of more, those that were not asked for longest are closed, and opened again when they are
@@ -409,6 +426,7 @@ class _Known:
 
     def __init__(self, reader: str | None, skipped: Skipped | None = None) -> None:
         self._reader, self._skipped = reader, skipped
+        self._ignored: dict[Path, None] = {}
         self._open: dict[Path, Opened] = {}
         self._formats: dict[Path, Format | None] = {}
         self._left_out: dict[Path, Violation] = {}
@@ -419,7 +437,13 @@ class _Known:
 
     def expand(self, paths: Paths) -> list[Path]:
         """List the files that are meant, see `find`."""
-        return list(self.find(paths).paths)
+        found = self.find(paths)
+        self._ignored.update(dict.fromkeys(found.ignored))
+        return list(found.paths)
+
+    def ignored(self) -> tuple[Path, ...]:
+        """List the files of folders that `expand` has left out, as no reader knows them."""
+        return tuple(self._ignored)
 
     def source(self, path: Path) -> Source:
         """Know how to read one of them."""
@@ -455,7 +479,7 @@ class _Known:
             elif not has_magic(str(item)):
                 raise FileNotFoundError(f"{item}: no such file or folder")
             else:
-                matches = self._told_empty(sorted(matching(item), key=_natural))
+                matches = self._told_empty(sorted(matching(item), key=natural))
                 if not matches:
                     raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
             for path in matches:
@@ -486,6 +510,7 @@ class _Known:
         unknown: list[Path] = []
         broken: list[Path] = []
         empty: list[Path] = []
+        below: list[Path] = []  # records of subfolders
         for path in self._told(_files(folder), empty=False):
             try:
                 if not path.stat().st_size:
@@ -500,12 +525,18 @@ class _Known:
             except UnreadableFileError:
                 broken.append(path)
             else:
-                if one is None and path.parent == folder:
-                    kinds.setdefault(RECORDS, []).append(path)
-                elif one is None:
-                    unknown.append(path)
+                if one is None:
+                    # with another file's ids, say rewards by response, it is none of records
+                    home = kinds.setdefault(RECORDS, []) if path.parent == folder else below
+                    (home if self._has_log_probs(path) else unknown).append(path)
                 else:
                     (kinds if one.lead(path) is not None else beside).setdefault(one.name, []).append(path)
+        if not kinds.get(RECORDS, True):
+            del kinds[RECORDS]
+        if kinds.keys() <= {RECORDS} and below and not beside:
+            kinds[RECORDS] = sorted([*kinds.get(RECORDS, []), *below], key=natural)
+        else:  # beside a dump, they are something else
+            unknown += below
         kinds = kinds or beside
         if len(kinds) > 1:
             listed = "; ".join(f"{name}: {len(files)}, such as {files[0]}" for name, files in kinds.items())
@@ -515,18 +546,26 @@ class _Known:
             )
         if not kinds and (broken or unknown or empty):
             self._format_of([*broken, *unknown, *empty][0])  # raises, unless it is broken lines
-        if not kinds or RECORDS in kinds:
+        if not kinds:
             return Found(tuple(self._told(expand(folder))))
         [(name, files)] = kinds.items()
-        self._told([path for path in empty if path.name.endswith(FORMATS[name].endings)], alone=False)
+        endings = (".parquet", *LINES) if name == RECORDS else FORMATS[name].endings
+        self._told_empty([path for path in empty if path.name.endswith(endings)], alone=False)
         # a file that cannot be read, among those that can, is one of them: reading it says what is wrong with it
         homes = {(path.parent, path.suffix) for path in files}
         files += [path for path in broken if (path.parent, path.suffix) in homes]
-        for path in broken:
-            if path not in files:
-                self._leave_out("file: unreadable", path, "cannot be read, and is not like the dumps beside it")
-        ignored = [path for path in (*unknown, *broken, *empty) if path not in files]
-        return Found(_leads(sorted(files, key=_natural), FORMATS[name], folder), tuple(ignored))
+        ignored = tuple(path for path in (*unknown, *broken) if path not in files)
+        if name == RECORDS:
+            return Found(tuple(sorted(files, key=natural)), ignored)
+        return Found(_leads(sorted(files, key=natural), FORMATS[name], folder), ignored)
+
+    def _has_log_probs(self, path: Path) -> bool:
+        """Whether a file with a name of records has any; one that cannot be read, or is empty, may have."""
+        try:
+            names = source_of(self._opened(path)).names()
+        except UnreadableFileError:
+            return True
+        return not names or bool({"log_mu", "log_pi"} & set(names))
 
     def _told(self, files: list[Path], *, empty: bool = True, alone: bool = True) -> list[Path]:
         """Leave out, and say so, parts of files that a writer left behind, and empty files unless all are.

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reweigh.records.guard import open_regular, shown
+from reweigh.guard import open_regular, shown
 from reweigh.records.schema import UnreadableFileError
 
 _SAFE = "a reader runs no code from a file; only tensors, NumPy arrays, numbers, strings and containers are read."

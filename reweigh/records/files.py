@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reweigh.batch import Batch
+from reweigh.guard import LimitError, is_unfinished, limited_lines, loads, open_regular, opened_regular
 from reweigh.records.arrays import numbers, valid
-from reweigh.records.guard import LimitError, is_unfinished, limited_lines, loads, open_regular, opened_regular
 from reweigh.records.schema import (
     BY_NAME,
     COLUMNS,
@@ -75,7 +76,7 @@ def expand(paths: Paths) -> list[Path]:
     """List the record files, in the order given; a folder's or glob's files by name, and each file once.
 
     Args:
-        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`) or globs.
+        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`, in subfolders too) or globs.
 
     Raises:
         FileNotFoundError: nothing is there; a folder has no record file; a glob matches none.
@@ -94,13 +95,11 @@ def expand(paths: Paths) -> list[Path]:
 
 def _expand_one(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(
-            p for p in path.iterdir() if p.name.endswith(_IN_FOLDERS) and not is_unfinished(p) and p.is_file()
-        )
+        files = [path for path in files_in(path, _IN_FOLDERS) if not is_unfinished(path)]
         if not files:
             raise FileNotFoundError(
                 f"{path}: the folder has no record file ({', '.join('*' + e for e in _IN_FOLDERS)})\n"
-                "hint: subfolders are not searched; name the folder that holds the files, or use a glob."
+                "hint: subfolders are searched too, but for those whose name starts with . or _"
             )
         return files
     if path.exists():
@@ -126,6 +125,23 @@ def matching(pattern: Path) -> list[Path]:
     else:
         found = map(Path, glob.glob(text))
     return [path for path in dict.fromkeys(found) if path.is_file() and not is_unfinished(path)]
+
+
+def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """List a folder's files of these names' endings, in subfolders too, by name with numbers in it as numbers; without
+    those that are hidden or whose writer has not finished: their name, or a subfolder's, starts with . or _."""
+    found = (path for path in folder.rglob("*") if path.name.endswith(endings) and not is_hidden(path, folder))
+    yield from sorted((path for path in found if path.is_file()), key=natural)
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a name in a folder says that it is not for others to read."""
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Order names so that step_9 comes before step_10."""
+    return [(int(x), "") if i % 2 else (-1, x) for i, x in enumerate(re.split(r"([0-9]+)", str(path)))]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -250,11 +266,13 @@ class Formats:
     Attributes:
         expand: from what a user names (files, folders, globs) to the files, each once, in the order to read them.
         source: one of them.
-        left_out: files that `expand` did not list though their names are as of those that it did, and why.
+        ignored: files of the folders that were named which are none of these, by now.
+        left_out: files that `expand` did not list though their names are as of those that it did, and why, by now.
     """
 
     expand: Callable[[Paths], list[Path]]
     source: Callable[[Path], Source]
+    ignored: Callable[[], tuple[Path, ...]] = tuple
     left_out: Callable[[], tuple[Violation, ...]] = tuple
 
 

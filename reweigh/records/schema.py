@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from reweigh.records.guard import UnreadableFileError as UnreadableFileError
-from reweigh.records.guard import loads
+from reweigh.guard import UnreadableFileError as UnreadableFileError
+from reweigh.guard import loads
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 

@@ -240,7 +240,7 @@ def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report)
         seen.add(key)
     if again:
         detail = f"sequence_id {ids[again[0]].as_py()!r} was used before"
-        hint = "a response that is read twice counts twice; drop the copy, or add the step or rank to the id."
+        hint = "commands count a response with equal log-probs once; drop the copy, or add the step or rank to the id."
         report(Violation("sequence_id: duplicated", origin.place(again[0]), detail, hint, len(again)))
 
 

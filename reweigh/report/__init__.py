@@ -33,7 +33,7 @@ def terminal(found: Result, console: "Console") -> None:
         >>> from rich.console import Console
         >>> from reweigh.plan import plan
         >>> terminal(plan(1e-3, [4096]), Console(width=100))  # doctest: +ELLIPSIS
-        token: ...
+        ok: ...
     """
     if isinstance(found, Audit):
         to_terminal(audits.on_terminal(found, console.width), console, WIDE)

@@ -254,8 +254,9 @@ def of_trial(audit: Audit) -> Iterator[Block]:
     order = {one.name: i for i, one in enumerate(found.ranked)}
     some = sorted(audit.trials, key=lambda trial: order.get(trial.name, len(order)))
     yield EMPTY
-    yield line(str(found), "bold")
-    yield EMPTY
+    if found.best is not None and found.best != found.use:
+        yield line(f"of those tried, {found.best} comes nearest: {_why_best(audit, found.best)}", "bold")
+        yield EMPTY
     yield limits(some, found)
     lengths, signs = length_parts(some, MAX_KEPT_LENGTHS), sign_parts(some, none=False)
     if len(lengths) > 1 or signs:
@@ -268,6 +269,12 @@ def of_trial(audit: Audit) -> Iterator[Block]:
     for reason, names in grouped(found.refused.items()).items():
         yield line(f"refused: {names}: {reason}", "dim")
     yield line(f"guaranteed progress: {found.progress}", "dim")
+
+
+def _why_best(audit: Audit, name: str) -> str:
+    trial = next(one for one in audit.trials if one.name == name)
+    effective = share(trial.all.effective_share)
+    return f"mean weight {of_log(trial.all.log_mean_weight)}, {effective} effective"
 
 
 def limits(some: Sequence[TrialRow], found: Recommendation) -> Table:

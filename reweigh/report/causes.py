@@ -75,6 +75,9 @@ def verdict(found: Diagnosis) -> Line:
 def on_terminal(found: Diagnosis) -> Iterator[Block]:
     """Show a diagnosis in full: the verdict, what to do, then why."""
     yield verdict(found)
+    if (told := found.advice) is not None:
+        yield Line(((f"{told.level.upper()}  ", f"bold {told.level}"), (told.reason, "")))
+        yield Line((("do    ", "bold"), (told.hint or "nothing", "")))
     if found.verdict == "not_decided":
         few = found.source == "records" and (found.tokens < FEWEST or found.sequences < CLUSTERS)
         read = f"{found.tokens:,} tokens of {found.sequences:,} responses are too few to tell causes apart."

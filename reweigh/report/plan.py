@@ -9,20 +9,14 @@ from reweigh.plan.run import FIGURES, AtLength, ModeRow, Plan, said, variance_ov
 from reweigh.report.tables import EMPTY, Block, Column, Line, Table, columns, line, unbroken
 
 _HEADINGS = ("dropped", "capped", "weight", "of kept", "effective")  # of `FIGURES`
-_MODE = {
-    "any": "any mode",
-    "sequence": "sequence",
-    "capped sequence": "sequence, capped",
-    "token": "token",
-    "none": "fix the cause",
-}
 _NAME = Column(align="left")
 
 
 def on_terminal(found: Plan) -> Iterator[Block]:
     """Show the verdict first; of one length everything, of several a line each."""
     for one in found.at:
-        yield Line(((_MODE[one.advice.mode], "bold"), (f": {one.advice.sentence}", "")), wrap=False)
+        told = one.advice
+        yield Line(((told.level, f"bold {told.level}"), (f": {told.sentence}", "")), wrap=False)
     if found.measured is not None:
         yield EMPTY
         yield from _records(found.measured)
@@ -135,6 +129,8 @@ def _sweep(found: Plan) -> Table:
         product, capped, narrow, wide = (at.row(name).figures() for name in names)
         cap = next(c for c in at.caps if c.rule == "tradeoff")
         shares = (product["ess"], capped["retained"], narrow["dropped"], wide["dropped"])
-        rows.append([f"{at.length:,.0f}", _MODE[at.advice.mode], *map(said, shares), _cap(cap), at.band.band.code])
-    first = (Column("tokens"), Column("sane", "left"))
+        rows.append(
+            [f"{at.length:,.0f}", at.advice.use or at.advice.action, *map(said, shares), _cap(cap), at.band.band.code]
+        )
+    first = (Column("tokens"), Column("use", "left"))
     return Table.of(columns(*of_modes, "tradeoff\ncap", keeps, first=first), rows, frame="none")

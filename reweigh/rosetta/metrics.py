@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -39,6 +39,15 @@ class View:
     def batch(self, rule: Rule = as_it_comes) -> Batch:
         """Give the batch: ours, or under a quirk the framework's, by the rule that it has for this metric."""
         return self.tensors.batch(rule if self.plan.metrics_as_they else None)
+
+    def spoilt(self, of: Statistic, then: Rule = as_it_comes, rule: Rule = as_it_comes) -> Tensor:
+        """Tell which sequences have a masked slot where a statistic is infinite or NaN, if the quirk is on that such a
+        slot is multiplied by 0 and so makes their sums NaN."""
+        slots = self.tensors.masked_slots
+        if "folds_multiply" not in self.plan.flags:
+            return torch.zeros(len(slots), dtype=torch.bool)
+        everywhere = replace(self.tensors, mask=self.tensors.mask | slots).batch(rule)
+        return (slots & ~torch.isfinite(then(of(everywhere)))).any(-1)
 
     def mean_over_rows(self, rows: Tensor, batch: Batch) -> Tensor:
         """Average `[S]` over sequences with a token; under a quirk over all rows, empty ones as they are."""
@@ -81,7 +90,8 @@ class OverTokens:
     def __call__(self, view: View, _: str) -> Tensor:
         """Compute the metric."""
         batch = view.batch(self.rule)
-        return self.then(self.of(batch))[batch.layout.mask].mean()
+        mean = self.then(self.of(batch))[batch.layout.mask].mean()
+        return torch.where(view.spoilt(self.of, self.then, self.rule).any(), torch.nan, mean)
 
 
 @final
@@ -98,6 +108,7 @@ class OverRows:
         """Compute the metric."""
         batch = view.batch()
         rows = self.level.fold(self.of(batch), batch.layout)
+        rows = torch.where(view.spoilt(self.of), torch.nan, rows)
         return view.mean_over_rows(self.then(self.fold_rule(rows) if view.plan.metrics_as_they else rows), batch)
 
 
@@ -116,6 +127,8 @@ class Extreme:
         """Compute the metric."""
         batch = view.batch(self.rule)
         x, units = self.level.fold(self.of(batch), batch.layout), self.level.valid(batch.layout)
+        spoilt = view.spoilt(self.of, rule=self.rule)
+        x = torch.where(spoilt, torch.nan, x) if self.level.unit == "sequence" else x
         x = self.then(x if self.level.unit == "sequence" and view.plan.empty_rows else x[units])
         return x.max() if self.sign > 0 else x.min()
 

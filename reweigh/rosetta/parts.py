@@ -101,11 +101,17 @@ def fold_of_ratio(batch: Batch) -> Tensor:
     return torch.where(batch.layout.mask, batch.log_ratio.abs().exp(), 0)
 
 
-def log_ratio_or_nan(batch: Batch) -> Tensor:
-    """The log ratio; NaN in a sequence with an infinite one off the mask, as infinity times 0 is."""
-    lost = ~batch.layout.mask & ~torch.isfinite(batch.log_pi.detach() - batch.log_mu.detach())
-    spoilt = lost.any(-1, keepdim=True)
-    return torch.where(batch.layout.mask & spoilt, torch.nan, batch.log_ratio)
+@final
+@dataclass(frozen=True)
+class OrNan:
+    """A statistic; NaN in a sequence with an infinite log ratio off the mask, as infinity times 0 is."""
+
+    of: Callable[[Batch], Tensor]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Compute the statistic."""
+        lost = ~batch.layout.mask & ~torch.isfinite(batch.log_pi.detach() - batch.log_mu.detach())
+        return torch.where(batch.layout.mask & lost.any(-1, keepdim=True), torch.nan, self.of(batch))
 
 
 def signed_binary_kl_rounded(batch: Batch) -> Tensor:
@@ -224,14 +230,14 @@ class BandAboveZero(Transform):
 @final
 @dataclass(frozen=True)
 class ZeroIfOverflow(Transform):
-    """A ratio that float32 cannot hold is 0 before the inner transform sees it."""
+    """A ratio that float32 cannot hold, or that is NaN, is 0 before the inner transform sees it."""
 
     inner: Transform
     moves_to_bound: ClassVar[bool] = False
 
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Lose it, then transform."""
-        return self.inner(torch.where(x > _OVERFLOW, -torch.inf, x), valid)
+        return self.inner(torch.where((x > _OVERFLOW) | torch.isnan(x), -torch.inf, x), valid)
 
 
 @final

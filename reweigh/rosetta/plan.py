@@ -11,10 +11,13 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Factor, Statistic, Weights
 from reweigh.layout import Padded
-from reweigh.levels import prob_diff, signed_binary_kl
+from reweigh.levels import WORST, k1, log_ratio, prob_diff, signed_binary_kl
 from reweigh.rosetta.parts import (
+    NanPasses,
+    OrNan,
     Rule,
     as_it_comes,
+    fold_of_ratio,
     prob_diff_from_probs,
     prob_gap,
     prob_gap_from_probs,
@@ -23,7 +26,7 @@ from reweigh.rosetta.parts import (
 
 Mean = Literal["kept", "all", "rows"]
 Field = Literal["log_pi", "log_mu", "log_live"]
-Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "sum"]
+Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "row_sums", "sum"]
 _ONE = Estimator()  # weighs everything 1
 
 
@@ -142,8 +145,9 @@ class Plan:
 class Tensors:
     """Two log-probs of the same tokens `[S, T]`, a mask, and an advantage for each sequence.
 
-    `log_old` is the trainer's own log-prob from before the update where `log_pi` is another one, and
-    `log_pi_of_screens` the policy that screens look at where it is not `log_pi`.
+    `log_old` is the trainer's own log-prob from before the update where `log_pi` is another one,
+    `log_pi_of_screens` the policy that screens look at where it is not `log_pi`, and `slots` those that a framework of
+    rows without padding has, all if None.
     """
 
     log_pi: Tensor
@@ -152,6 +156,12 @@ class Tensors:
     advantage: Tensor
     log_old: Tensor | None = None
     log_pi_of_screens: Tensor | None = None
+    slots: Tensor | None = None
+
+    @property
+    def masked_slots(self) -> Tensor:
+        """Slots that are there and not of the mask."""
+        return ~self.mask if self.slots is None else self.slots & ~self.mask
 
     @property
     def log_ratio(self) -> Tensor:
@@ -164,7 +174,7 @@ class Tensors:
         advantage = torch.where(self.advantage == 0, float(zero_advantage), self.advantage)
         turn = (~self.mask).cumsum(-1)  # a run of tokens of the mask is a turn, as far as a mask can tell
         if rule is None:
-            return Batch.padded(self.log_pi, self.log_mu, mask, advantage=advantage, turn=turn)
+            return Batch.padded(self.log_pi, self.log_mu, mask, advantage=advantage, turn=turn, check=False)
         raw = self.log_ratio
         spread = advantage[:, None].expand(raw.shape)
         lost = self.mask & ~mask & ~torch.isfinite(raw)
@@ -240,9 +250,13 @@ class Loss:
         low: clip below 1.
         high: clip above 1.
         dual: dual clip, or None.
+        level: of the loss's own ratio, where the kind does not say: a token's, or the geometric mean of the sequence's.
+        slope: where the ratio of a sequence has its gradient: on each token `own`, by the token's weight, or through
+            the `mean`, so that a token that weighs nothing has the gradient of its sequence's others.
         over: what the sum is divided by: tokens, sequences with a token (of means or sums over their tokens, or of sums
-            over the padded length), all rows (of means), or nothing.
+            over the padded length), all rows (of means or sums), or nothing.
         survivors: whether tokens and sequences are counted after screens.
+        mean_of_kept: whether the ratio of a sequence is the mean over the tokens that screens left.
         penalty: coefficient of a squared log ratio that is added, over all tokens of the mask; None if it has no such.
         clamp: the framework's own clamp of the live log ratio, nats; read by a quirk.
         scale: multiplies the advantage.
@@ -254,8 +268,11 @@ class Loss:
     low: float = 0.2
     high: float = 0.2
     dual: float | None = None
+    level: Literal["token", "sequence"] = "token"
+    slope: Literal["own", "mean"] = "own"
     over: Over = "tokens"
     survivors: bool = False
+    mean_of_kept: bool = False
     penalty: float | None = None
     clamp: float | None = None
     scale: float = 1.0
@@ -316,18 +333,24 @@ def loss_clamps_ratio(plan: Plan, _: Situation) -> Plan:
 
 
 def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
-    """Multiply what the loss drops by 0."""
-    return plan.flagged("infinity_times_zero")
+    """Multiply by masks, in folds to sequences and in the loss: what is masked and infinite becomes NaN there."""
+
+    def change(f: Factor) -> Factor:
+        if f.level.unit != "sequence" or f.level is WORST or f.of not in (log_ratio, k1, fold_of_ratio):
+            return f
+        # A mean of k1 is asked whether it is over a bound, which NaN is not.
+        return replace(f, of=OrNan(f.of), transform=NanPasses(f.transform) if f.of is k1 else f.transform)
+
+    return multiplied_out(plan.mapped(change), _).flagged("folds_multiply")
 
 
-def infinity_times_padding(plan: Plan, _: Situation) -> Plan:
-    """Multiply values of a sequence by the mask."""
-    return plan.flagged("infinity_times_padding")
+def multiplied_out(plan: Plan, _: Situation) -> Plan:
+    """Compute the loss by multiplying with weights and masks, as it is written: 0 times infinity is NaN."""
+    return plan.flagged("multiplied_out")
 
 
 SWITCHES: Mapping[str, Apply] = {
-    f.__name__: f
-    for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, infinity_times_padding)
+    f.__name__: f for f in (infinite_kept, empty_rows_count, loss_clamps_ratio, infinity_times_zero, multiplied_out)
 }
 
 

@@ -12,10 +12,11 @@ from typing import IO, Any, Protocol
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
-from reweigh.records.arrays import arrow, numbers
+from reweigh.records.arrays import arrow, numbers, valid
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
 from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import (
@@ -32,8 +33,11 @@ from reweigh.records.table import (
 from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
-COPY = "sequence_id: read twice"  # the rule of rows that were read before
+ENGINE_STANDS_IN = "the engine's prefill stands in for log_pi"  # a rule of the notes
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
+
+
+Names = NDArray[np.uint64]
 
 
 class Sums(Protocol):
@@ -98,11 +102,6 @@ class Job:
         return tuple(dict.fromkeys((*OF_BATCH, *(c for one in self.families for c in one.columns or ()))))
 
 
-def no_keys() -> "np.ndarray[Any, Any]":
-    """Make an empty table of keys."""
-    return np.empty((0, 2), np.uint64)
-
-
 @dataclass(frozen=True, eq=False)
 class Measured:
     """The sums of some records; `a + b` is of both.
@@ -112,14 +111,15 @@ class Measured:
         tokens: tokens that count.
         sums: by name of the family.
         notes: rules that do not hold, by rule.
-        keys: two numbers a row, which tell it from others, see `keys_of`.
+        names: fingerprints of the responses, see `fingerprints`; sorted, in arrays each of less than half of the one
+            before, so that adding up many files sorts no number often.
     """
 
     rows: int = 0
     tokens: int = 0
     sums: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: Mapping[str, Violation] = field(default_factory=dict[str, Violation])
-    keys: "np.ndarray[Any, Any]" = field(default_factory=no_keys)
+    names: tuple[Names, ...] = ()
 
     def __add__(self, other: "Measured") -> "Measured":
         """Add up both."""
@@ -129,12 +129,27 @@ class Measured:
         tally = Tally(dict(self.notes))
         for violation in other.notes.values():
             tally(violation)
-        keys = np.concatenate([self.keys, other.keys]) if len(other.keys) else self.keys
-        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule, keys)
+        names = list(self.names)
+        for more in other.names:
+            while names and 2 * len(more) > len(names[-1]):
+                more = np.sort(np.concatenate([names.pop(), more]), kind="stable")  # which merges what is sorted
+            names.append(more)
+        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule, tuple(names))
+
+    def has(self, names: Names) -> NDArray[np.bool_]:
+        """Tell which responses are among these."""
+        found = np.zeros(len(names), np.bool_)
+        for known in self.names:
+            found |= known[np.searchsorted(known, names).clip(max=len(known) - 1)] == names
+        return found
+
+    def shared(self, other: "Measured") -> Names:
+        """Give the responses that are in both."""
+        return np.concatenate([np.empty(0, np.uint64), *(names[self.has(names)] for names in other.names)])
 
     def to_bytes(self, job: Job) -> bytes:
         """Write them for another process."""
-        return pack([self.rows, self.tokens, self.sums, self.notes, self.keys], types_of(job))
+        return pack([self.rows, self.tokens, self.sums, self.notes, self.names], types_of(job))
 
     @classmethod
     def from_bytes(cls, data: bytes, job: Job) -> "Measured":
@@ -142,89 +157,94 @@ class Measured:
         return cls(*unpack(data, types_of(job)))
 
 
-def measure(part: FilePart, job: Job, before: int = 0, copies: Sequence[int] = ()) -> Measured:
-    """Read one part and add it up.
+def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = None) -> Measured:
+    """Read one part and add it up. A response that stands in it twice is counted once.
 
     Args:
         part: some rows of a file.
         job: what is done with them.
         before: about how many tokens stand before the part.
-        copies: keys of rows that were counted before, in another part: they are left out.
+        known: fingerprints of responses that were read before, in another part, and are left out.
     """
+    before_it = np.empty(0, np.uint64) if known is None else np.sort(known)
     total, tally = Measured(), Tally()
-    known = Copies(set(copies), tally)
-    for one in read(part, job, tally, before, known):
+    seen = Measured(names=(before_it,) if len(before_it) else ())
+
+    def has(names: Names) -> NDArray[np.bool_]:
+        return seen.has(names)  # as it is by then
+
+    for one in read(part, job, tally, before, has):
         sums = {family.name: family.measure(one) for family in job.families}
-        total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums)
-    return total + Measured(notes=tally.by_rule, keys=known.keys)
+        names = np.unique(fingerprints(one.table))
+        here = Measured(names=(names[names != 0],) if names.any() else ())
+        seen += here
+        total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums) + here
+    return total + Measured(notes=tally.by_rule)
 
 
-def keys_of(table: pa.Table) -> "np.ndarray[Any, Any]":
-    """Make two numbers a row: of its name, and of its name with its length and all its log-probs.
+def measure_next(before: Measured, found: Measured, part: FilePart, job: Job, tokens: int = 0) -> Measured:
+    """Give what a part adds to what was read before: what was found in it, or, if some of its responses were read
+    before, say because a folder holds a merged file beside its pieces, what is found without these.
 
-    A copy of a row has both; another response under the same name has the first. The numbers are the same in every
-    process, and whatever the file's format.
+    Args:
+        before: what was read before.
+        found: what was found in the part.
+        part: the part.
+        job: what is done with it.
+        tokens: about how many stand before the part.
     """
+    again = before.shared(found)
+    return measure(part, job, tokens, again) if len(again) else found
+
+
+_HEAD = 64  # tokens of a response that its fingerprint is of
+_ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))  # of xxHash: their bits look random
+
+
+def fingerprints(table: pa.Table) -> Names:
+    """Give a number for each response: of its id, its length and both log-probs of its first tokens, bit by bit.
+
+    Two rows that share one are the same response, read twice: ids that begin anew at each step do not make responses
+    equal, and equal short responses have different ids. 0 for a row without an id, which may be equal to another.
+    """
+    ids = single(table, "sequence_id")
     lengths = lengths_of(single(table, "log_mu"))
-    names = stable_hashes(single(table, "sequence_id"), "sequence").view(np.uint64)
-    ends = np.cumsum(lengths)
-    place = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.uint64) - np.repeat(
-        (ends - lengths).astype(np.uint64), lengths
-    )
-    word = np.zeros(len(place), np.uint64)
-    for name, odd in (("log_mu", 0x9E3779B97F4A7C15), ("log_pi", 0xC2B2AE3D27D4EB4F)):
-        if name in table.schema.names:
-            values = np.array(numbers(token_values(single(table, name), lengths)), np.float32) + np.float32(0)  # no -0
-            word += (values.view(np.uint32).astype(np.uint64) + np.uint64(1)) * np.uint64(odd)
-    word = (word ^ (word >> np.uint64(29))) * (2 * place + np.uint64(0xBF58476D1CE4E5B9))
-    some = lengths > 0
-    whole = names + lengths.astype(np.uint64) * np.uint64(0x94D049BB133111EB)
-    if some.any():
-        whole[some] += np.add.reduceat(word, (ends - lengths)[some])
-    whole = (whole ^ (whole >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    return np.stack([names, whole], 1)
+    if not len(lengths):
+        return np.empty(0, np.uint64)
+    starts = np.cumsum(lengths) - lengths
+    rows = np.repeat(np.arange(len(lengths)), np.minimum(lengths, _HEAD))
+    first = np.cumsum(np.minimum(lengths, _HEAD)) - np.minimum(lengths, _HEAD)
+    place = np.arange(len(rows)) - first[rows]
+    bits = np.zeros(len(rows), np.uint64)
+    for name, odd in zip(("log_mu", "log_pi"), _ODD, strict=True):
+        values = numbers(token_values(single(table, name), lengths)).astype(np.float32, copy=False)
+        bits = (bits ^ values[starts[rows] + place].view(np.uint32)) * odd
+        bits ^= bits >> np.uint64(29)
+    mixed = np.zeros(len(lengths), np.uint64)
+    np.add.at(mixed, rows, bits * (2 * place + 1).astype(np.uint64))
+    mixed ^= stable_hashes(ids, "sequence").view(np.uint64) + lengths.astype(np.uint64) * _ODD[0]
+    return np.where(valid(ids), np.maximum(mixed, 1), 0).astype(np.uint64)
 
 
-@dataclass
-class Copies:
-    """Rows of one part, and which of them are copies of others.
-
-    Attributes:
-        known: keys of rows that were counted.
-        tally: told of copies.
-        keys: of the rows that are counted now.
-    """
-
-    known: set[int]
-    tally: Tally
-    keys: "np.ndarray[Any, Any]" = field(default_factory=no_keys)
-
-    def left_out(self, table: pa.Table, origin: Origin) -> "np.ndarray[Any, Any]":
-        """Tell which rows to count, as booleans."""
-        keys = keys_of(table)
-        whole = keys[:, 1].tolist()
-        good = np.ones(len(whole), bool)
-        for i, key in enumerate(whole):
-            if key in self.known:
-                good[i] = False
-            self.known.add(key)
-        if not good.all():
-            at = int(np.argmin(good))
-            name = single(table, "sequence_id")[at].as_py()
-            self.tally(
-                Violation(
-                    COPY,
-                    origin.place(at),
-                    f"{name!r} was read before, with the same log-probs",
-                    "each copy is left out; name the files of one run once, or delete the copy.",
-                    int((~good).sum()),
-                )
-            )
-        self.keys = np.concatenate([self.keys, keys[good]])
-        return good
+def _once(table: pa.Table, known: Callable[[Names], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Which rows are read for the first time."""
+    names = fingerprints(table)
+    first = np.zeros(len(names), np.bool_)
+    first[np.unique(names, return_index=True)[1]] = True
+    return (first & ~known(names)) | (names == 0)
 
 
-def read(part: FilePart, job: Job, tally: Tally, before: int = 0, copies: "Copies | None" = None) -> Iterator[Part]:
+def _never(names: Names) -> NDArray[np.bool_]:
+    return np.zeros(len(names), np.bool_)
+
+
+def read(
+    part: FilePart,
+    job: Job,
+    tally: Tally,
+    before: int = 0,
+    known: Callable[[Names], NDArray[np.bool_]] = _never,
+) -> Iterator[Part]:
     """Read a part of a file, some rows at a time.
 
     Args:
@@ -232,7 +252,7 @@ def read(part: FilePart, job: Job, tally: Tally, before: int = 0, copies: "Copie
         job: which columns, and what to do about bad values.
         tally: counts what is not as it should be.
         before: about how many tokens stand before the part.
-        copies: what was counted, so that nothing is counted twice; without it, all rows are.
+        known: which responses were read before, by fingerprint: they are left out, and counted.
 
     Raises:
         ValueError: a value that breaks a rule, unless such are left out, or a column is missing; with file, row and
@@ -243,20 +263,38 @@ def read(part: FilePart, job: Job, tally: Tally, before: int = 0, copies: "Copie
     lenient = any(family.columns is None for family in job.families)
     for raw, origin in source.read(part, job.columns, job.batch_tokens, rule):
         table, origin, whole = _usable(raw, origin, job, rule)
-        good = np.ones(table.num_rows, bool) if copies is None else copies.left_out(table, origin)
-        if not good.all():
-            table, origin = _rows(table, origin, good)
-            whole = None if whole is None else whole[good]
         lengths = lengths_of(single(table, "log_mu"))
         for first, count in slices_of(lengths, job.batch_tokens):
             some, here = table.slice(first, count), origin.slice(first, count)
+            size = int(lengths[first : first + count].sum())
             kept = None if whole is None else whole[first : first + count]
+            once = _once(some, known)
+            if not once.all():
+                tally(_again(some, here, once))
+                kept = None if kept is None else kept[once]
+                some, here = _rows(some, here, once)
+                if not some.num_rows:
+                    before += size
+                    continue
             good, place = (some, here) if kept is None else _rows(some, here, kept)
             check_values(good, place, tally if job.keep_going else partial(_refuse, part.path, tally))
             if lenient:
                 check_counts(good, place, tally)
             yield Part(some, here, kept, before)
-            before += int(lengths[first : first + count].sum())
+            before += size
+
+
+def _again(table: pa.Table, origin: Origin, once: NDArray[np.bool_]) -> Violation:
+    row = int(np.flatnonzero(~once)[0])
+    name = single(table, "sequence_id")[row].as_py()
+    return Violation(
+        "sequence_id: a response that was read before, so that it stands here twice",
+        origin.place(row),
+        f"{name!r} has the same log-probs in a row before, of this file or another",
+        "each response is counted once; is a merged file, or a copy, in one folder with what it was made of?",
+        int((~once).sum()),
+        "rows",
+    )
 
 
 def _usable(
@@ -293,7 +331,7 @@ def _prefill_for_pi(table: pa.Table, origin: Origin, report: Report) -> pa.Table
         return table
     report(
         Violation(
-            "the engine's prefill stands in for log_pi",
+            ENGINE_STANDS_IN,
             origin.place(0),
             "log_pi is missing and log_mu_prefill is there",
             "only the engine is looked at: its decoding against its own prefill.",

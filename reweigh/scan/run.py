@@ -12,11 +12,13 @@ from reweigh.records.files import Formats, Paths, cut
 from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
-from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured
-from reweigh.scan.once import Seen, once
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured, measure_next
 from reweigh.scan.state import Keeper, Merged, StateFile, note_state
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
+
+
+FOREIGN = "files of no format that is read"
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,15 @@ def scan(
     notes = dict(merged.total.notes)
     for one in known.formats.left_out():
         notes[one.rule] = one
+    if foreign := known.formats.ignored():
+        notes[FOREIGN] = Violation(
+            FOREIGN,
+            str(foreign[0]),
+            "it has no log-probs that a reader knows",
+            "name it alone to hear why; move it elsewhere if it is no dump.",
+            len(foreign),
+            "files",
+        )
     return Scanned(merged.total.sums, files, notes, kept)
 
 
@@ -200,12 +211,13 @@ def _merge(
     known: Known, job: Job, engine: Engine, kept: StateFile | None, resume: bool, report: Report | None
 ) -> Merged:
     merged = kept.load() if kept is not None and resume else Merged()
-    resumed, keeper, seen = merged.total.tokens, Keeper.start(kept), Seen.of(merged.total.keys)
+    resumed, keeper = merged.total.tokens, Keeper.start(kept)
     total, rest = known.rows, known.tasks[merged.parts :]
     try:
         with closing(engine(rest, job)) as results:
             for task, found in zip(rest, results, strict=True):
-                merged = merged.then(task.part, once(found, seen, task, job))
+                found = measure_next(merged.total, found, task.part, job, task.before)
+                merged = merged.then(task.part, found)
                 keeper = keeper.keep(merged)
                 if report is not None:
                     report(Progress(merged.total.rows, merged.total.tokens, total, resumed))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from reweigh import __version__
+from reweigh.guard import open_regular, write_whole
 from reweigh.records.files import FilePart
-from reweigh.records.guard import open_regular, write_whole
 from reweigh.scan.measure import Job, Measured, head_of, pack, types_of, unpack
 
 SAVE_SECONDS = 10.0  # between two writings of the state: the most work that a killed process loses
@@ -86,7 +86,7 @@ class StateFile:
         was = identity_at(self.path)
         if was is None:
             raise ValueError(
-                f"{self.path}: is there, and is not a state of this version of reweigh: it is neither read nor replaced\n"
+                f"{self.path}: is there, and is not a state of this version of reweigh: it is not replaced\n"
                 "hint: name another file with --state."
             )
         beside = self.beside()
@@ -103,7 +103,7 @@ class StateFile:
         """Write it whole or not at all: to a file beside it, then by renaming."""
         files = {name: list(counts) for name, counts in merged.files.items()}
         total = merged.total
-        found = [total.rows, total.tokens, total.sums, total.notes, total.keys]
+        found = [total.rows, total.tokens, total.sums, total.notes, total.names]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, pack([self.identity, merged.parts, files, found], self.types))
 

@@ -20,6 +20,7 @@ from reweigh.stats.tail import (
     identity_holds,
     kl_pi_mu,
     mean_ratio,
+    mean_refusal,
     refusal_of,
     renyi2_by_blocks,
     renyi2_lower,
@@ -46,7 +47,7 @@ class Summary:
         tokens: tokens.
         dropped: tokens of the mask with a non-finite log-prob.
         numbers: by name, in reading order.
-        identity: whether the mean ratio can be 1, at a confidence of 99.9%.
+        identity: whether the mean ratio can be 1; False if it is off by what matters, and not by chance.
         refusal: why moments of the ratio are refused; empty if they are not.
         note: what kept a check from being made, or what two figures that disagree mean; empty as a rule.
     """
@@ -90,9 +91,9 @@ def summarise(stats: RatioStats) -> Summary:
     if h.n == 0:
         return replace(base, refusal="there are no units")
     khat = h.tail.khat
-    means = _means(h)
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
     identity = identity_holds(h, khat)
+    means = _means(h, mean_refusal(h, khat) if identity else "")
     refusal = refusal_of(h, khat, identity, blocks)
     what = "Pareto tail index of the ratio; its variance exists below 0.5."
     if h.tail.plateau and khat is not None:
@@ -102,7 +103,7 @@ def summarise(stats: RatioStats) -> Summary:
         what = "renyi2 extrapolated from shorter blocks of tokens: a model, as a check."
         value, error = blocks
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
-    numbers = means | _moments(h, refusal) | tail
+    numbers = means | _moments(h, refusal) | _capped(h) | tail
     numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
     return replace(base, numbers=numbers, identity=identity, refusal=refusal, note=drift_of(h, blocks))
 
@@ -111,15 +112,17 @@ def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tupl
     return clustered(combine(h.clusters), h.clusters["n"])
 
 
-def _means(h: HostSums) -> dict[str, Number]:
+def _means(h: HostSums, untold: str) -> dict[str, Number]:
     k1 = -h.total["l"] / h.n
     mean, low, high = mean_ratio(h)
     mean_abs = h.total["abs"] / h.n
     spread = math.sqrt(max(0.0, h.total["l2"] / h.n - k1 * k1))
     what = "Mean of pi/mu; 1 if the logged log-probs are those that were sampled from."
     out = {"mean_ratio": Number(mean, low, high, mean, "ratio", what)}
-    what = "pi's mass where mu has none: 1 - mean r; under a heavy tail also mass that this sample missed."
+    what = "pi's mass where mu has none: 1 - mean r."
     out["unseen"] = Number(1 - mean, 1 - high, 1 - low, 1 - mean, "", what)
+    if untold:
+        out = {name: replace(x, value=None, low=None, high=None, refused=untold) for name, x in out.items()}
     most = unseen_at_most(h)
     what = "An upper bound of pi's mass where mu has none, under any tail (95%)."
     out["unseen_at_most"] = Number(most, None, most, most, "", what)
@@ -168,6 +171,21 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
         "ess": Number(ess, None, None, ess, "units", "Effective number of units in this sample: (sum w)^2 / sum w^2."),
         "largest_share": Number(share, None, None, share, "", "Share of all weight that the largest unit carries."),
     }
+
+
+VERDICT_CAP = 2.0  # ratio; the field's most common cap: what it leaves of the weights decides which level serves
+
+
+def _capped(h: HostSums) -> dict[str, Number]:
+    """Say what truncation at 2 leaves: bounded means, and so honest under any tail."""
+    left = _truncated(h, VERDICT_CAP, 1)
+    mean, square = left.value / h.n, _truncated(h, VERDICT_CAP, 2).value / h.n
+    low, high = left.interval(h, "best")
+    effective = mean * mean / square if square > 0 else 0.0
+    what = "Mean weight that a cap of 2 leaves: what is missing from 1 is the most of a gradient that it can miss."
+    kept = Number(mean, min(low, mean), max(high, mean), mean, "", what)
+    what = "Effective share of the weights under a cap of 2."
+    return {"kept_2": kept, "effective_2": Number(effective, None, None, effective, "", what)}
 
 
 def _hybrid(h: HostSums, refusal: str) -> dict[str, Number]:

@@ -15,6 +15,7 @@ from reweigh.estimators import Estimator, Weights
 from reweigh.levels import SEQUENCE, TOKEN, heads, k3
 from reweigh.stats.summary import summarise
 from reweigh.stats.sums import RatioStats
+from reweigh.stats.verdict import SEVERITIES, Verdict, judge
 
 
 def wide(log_prob: Tensor) -> Tensor:
@@ -211,19 +212,27 @@ class Seen:
         both = None if self.weights is None or other.weights is None else self.weights + other.weights
         return Seen(self.token + other.token, self.sequence + other.sequence, both)
 
+    def verdict(self) -> Verdict:
+        """Judge the raw ratios, as `reweigh audit` judges those of records, but for the cause. One host sync."""
+        return judge(self.token, self.sequence)
+
     def flat(self, prefix: str = PREFIX, *, intervals: bool = False) -> dict[str, float]:
         """Names to finite floats: for `wandb.log`, `trackio.log`, `mlflow.log_metrics`, TensorBoard, a trainer's own.
 
         A number that the data cannot carry is left out, and `refused` of its level is 1; what the sample alone says
         stands under `..._in_sample` in any case. `identity` is 0 if the mean ratio cannot be 1: then the log-probs
-        are not those that were sampled from, and no correction is right. One host sync.
+        are not those that were sampled from, and no correction is right. `level` is 0, 1 or 2: the verdict is ok, warn
+        or fail, to alarm on. One host sync.
 
         Args:
             prefix: before every name.
             intervals: also `..._low` and `..._high`, the ends of each 95% interval.
         """
         out: dict[str, float] = {}
-        for summary in (summarise(self.token), summarise(self.sequence)):
+        levels = (summarise(self.token), summarise(self.sequence))
+        if all(summary.n for summary in levels):
+            out[f"{prefix}level"] = float(SEVERITIES.index(judge(*levels).level))
+        for summary in levels:
             at = f"{prefix}{summary.level}/"
             out |= {f"{at}n": float(summary.n), f"{at}dropped": float(summary.dropped)}
             if not summary.n:

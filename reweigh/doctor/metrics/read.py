@@ -308,7 +308,7 @@ def event_cells(path: Path) -> Iterator[Point]:
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
             "diagnose_metrics: reading event files needs the package tensorboard\n"
-            'hint: pip install "reweigh[tensorboard]", or export the history as CSV.'
+            "hint: pip install tensorboard, or export the history as CSV."
         ) from e
     by_run: dict[Path, list[Point]] = {}
     for home in [path] if path.is_file() else sorted({file.parent for file in files}):

@@ -1,18 +1,20 @@
 """AReaL's `actor.rejection_sampling`, M2PO, and its decoupled loss."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
-from reweigh.estimators import Estimator, Statistic, weigh
+from reweigh.estimators import Estimator, Factor, Statistic, weigh
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k2
 from reweigh.named import m2po, token_is
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.parts import Within, as_it_comes, bounded_geometric, k3_reversed, one_if_not_finite
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation
 from reweigh.rosetta.profile import read_profile
-from reweigh.transforms import AtMost, Clip, Screen
+from reweigh.transforms import AtMost, Clip, MeanAtMost, Screen, Transform
 
 _LEVELS: dict[str, Level] = {"token": TOKEN, "sum": SEQUENCE, "mean": GEOMETRIC, "max": WORST}
 _STATISTICS: dict[str, Statistic] = {"kl_k2": k2, "kl_k3": k3_reversed}
@@ -34,7 +36,7 @@ def _plan(o: Options) -> Plan:
         raise RefusedError(f"areal: action=clamp is of the ratio only, got metric={metric}\nhint: action=mask")
     unit, own = _LEVELS["token" if level == "token" else agg], TOKEN if level == "token" else GEOMETRIC
     if action == "mask":
-        return Plan((weigh(own) if metric == "ratio" else token_is()) * _screened(unit, o))
+        return Plan(weigh(own) if metric == "ratio" else token_is(), _screened(unit, o))
     low, high = o["lower"] or 0.0, float(o["upper"])
     if unit is own:
         return Plan(weigh(own, Clip(low, high)))
@@ -45,7 +47,7 @@ def _compose(o: Options) -> Reading:
     low = o["eps_clip"]
     loss = Loss("ppo_clip", low=low, high=o["eps_clip_higher"] or low, dual=o["c_clip"])
     if o["importance_sampling_level"] == "sequence":
-        loss = replace(loss, kind="gspo")
+        loss = replace(loss, kind="gspo", slope="mean", mean_of_kept=True)
     o = _former(o)
     # Its section is null by default: nothing is corrected unless something of it is given.
     asked = any(name in o for name in _ASKS)
@@ -89,7 +91,34 @@ def not_finite_is_one(plan: Plan, situation: Situation) -> Plan:
     """Take a ratio that cannot be computed for 1, or as it comes where a divergence is bounded."""
     o = situation.options
     rule = one_if_not_finite if o["metric"] == "ratio" and "m2_threshold" not in o else as_it_comes
-    return replace(plan, rule=rule, screen_rule=rule, metrics_as_they=True)
+    return replace(plan, rule=rule, screen_rule=rule, metrics_as_they=True).flagged("infinite_live")
+
+
+def m2po_keeps_one(plan: Plan, situation: Situation) -> Plan:
+    """Keep the token of the smallest squared log ratio where M2PO's bound would drop every one."""
+    if "m2_threshold" not in situation.options:
+        return plan
+
+    def change(f: Factor) -> Factor:
+        return replace(f, transform=_AllButOne(f.transform)) if isinstance(f.transform, MeanAtMost) else f
+
+    return plan.mapped(change)
+
+
+@final
+@dataclass(frozen=True)
+class _AllButOne(Transform):
+    """As the inner transform, and where that drops all, the smallest statistic stays, the last of equal ones."""
+
+    inner: MeanAtMost
+    reads_batch: ClassVar[bool] = True
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform, then keep one."""
+        log_w, keep = self.inner(x, valid)
+        smallest = valid & (x == torch.where(valid, x, torch.inf).min())
+        last = smallest & (smallest.flatten().cumsum(0).reshape(smallest.shape) == smallest.sum())
+        return torch.where(last, 0, log_w), torch.where(keep.any(), keep, last)
 
 
 def _share_filtered(view: View, _: str) -> Tensor:
@@ -104,6 +133,6 @@ def _share_filtered(view: View, _: str) -> Tensor:
 AREAL = read_profile(
     "areal",
     _compose,
-    quirks=(not_finite_is_one,),
+    quirks=(not_finite_is_one, m2po_keeps_one),
     equals={"share_filtered": _share_filtered},
 )

@@ -3,13 +3,15 @@
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from reweigh.estimators import weigh
-from reweigh.levels import GEOMETRIC, TOKEN
+from reweigh.levels import GEOMETRIC, TOKEN, log_ratio
 from reweigh.named import naive, opsm, token_is
-from reweigh.rosetta.metrics import SAFE, View
+from reweigh.rosetta.metrics import EQUALS, SAFE, View
 from reweigh.rosetta.plan import Options, Plan, Reading, Situation, infinite_kept
+from reweigh.rosetta.plan import infinity_times_zero as _infinity_times_zero
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import Reject, Screen, Truncate
 
@@ -37,6 +39,16 @@ def ratios_clamped(plan: Plan, situation: Situation) -> Plan:
     return replace(infinite_kept(plan, situation), rule=SAFE)
 
 
+def infinity_times_zero(plan: Plan, situation: Situation) -> Plan:
+    """Multiply by masks in OPSM and in metrics; ratios of weights are clamped before."""
+    return replace(_infinity_times_zero(plan, situation), weights=plan.weights)
+
+
+def _chi2(view: View, name: str) -> Tensor:
+    value = EQUALS["chi2_token"](view, name)
+    return torch.where(view.spoilt(log_ratio).any(), torch.nan, torch.as_tensor(value))
+
+
 def _share_over_cap(view: View, _: str) -> Tensor:
     o, batch = view.options, view.batch(SAFE)
     level = TOKEN if o["rollout_importance_sampling_mode"].startswith("token") else GEOMETRIC
@@ -48,6 +60,6 @@ def _share_over_cap(view: View, _: str) -> Tensor:
 MS_SWIFT = read_profile(
     "ms_swift",
     _compose,
-    quirks=(ratios_clamped,),
-    equals={"share_over_cap": _share_over_cap},
+    quirks=(ratios_clamped, infinity_times_zero),
+    equals={"share_over_cap": _share_over_cap, "chi2_token": _chi2},
 )

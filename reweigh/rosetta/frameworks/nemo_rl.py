@@ -81,12 +81,13 @@ def _compose(o: Options) -> Reading:
     plan = _plan(o)
     if o["disable_ppo_ratio"] and not o["force_on_policy_ratio"]:
         note = "disable_ppo_ratio: the loss is -A log pi, with no ratio of its own, no clip; the weight multiplies"
-        return Reading(plan, loss=Loss("policy_gradient"), notes=(note,))
+        over = "tokens" if o["token_level_loss"] else "means"
+        return Reading(plan, loss=Loss("policy_gradient", over=over), notes=(note,))
     loss = Loss("ppo_clip", low=o["ratio_clip_min"], high=o["ratio_clip_max"], dual=o["ratio_clip_c"])
     if o["token_level_loss"] is False:
         loss = replace(loss, over="means")
     if o["sequence_level_importance_ratios"]:
-        loss = replace(loss, kind="gspo", over="means")
+        loss = replace(loss, kind="gspo", slope="mean", over="means")
     if o["use_cispo"]:
         loss = replace(loss, kind="cispo")
     if o["force_on_policy_ratio"]:
@@ -136,7 +137,10 @@ def sum_for_mean(plan: Plan, _: Situation) -> Plan:
 def _logged_weights(view: View) -> Estimator:
     """Weights that it logs: those that apply, or the raw ratio where the correction is off."""
     o = view.options
-    return view.plan.weights if o["use_importance_sampling_correction"] else weigh(_level(o))
+    if o["use_importance_sampling_correction"]:
+        return view.plan.weights
+    raw = Identity() if "overflow_is_zero" not in view.plan.flags else ZeroIfOverflow(Identity())
+    return weigh(_level(o), raw)
 
 
 def _sampling_ratio(view: View, _: str) -> Tensor:
@@ -161,7 +165,7 @@ def _share_outside(view: View, _: str) -> Tensor:
     level = _level(o)
     x = level.fold(batch.log_ratio, batch.layout)
     if "overflow_is_zero" in view.plan.flags:
-        x = torch.where(torch.isinf(x.exp()), -torch.inf, x)
+        x = torch.where(torch.isinf(x.exp()) | torch.isnan(x), -torch.inf, x)
     outside = (x > log(high)) | (x < log(low))
     if level is TOKEN or "sum_for_mean" in view.plan.flags:
         outside = batch.layout.spread(outside) if level is SEQUENCE else outside
@@ -172,6 +176,7 @@ def _share_outside(view: View, _: str) -> Tensor:
 def _sequence_error(view: View, name: str) -> Tensor:
     batch = view.batch()
     rows, live = GEOMETRIC.fold(fold_of_ratio(batch), batch.layout), batch.layout.lengths > 0
+    rows = torch.where(view.spoilt(fold_of_ratio), torch.nan, rows)
     if name.endswith("_after_mask"):
         live = live & view.outcome.masked.any(-1)
     if not bool(live.any()):

@@ -11,11 +11,12 @@ from reweigh.estimators import for_advantage, weigh
 from reweigh.levels import GEOMETRIC, TOKEN, Level
 from reweigh.rosetta.metrics import Extreme, OverTokens, View, log
 from reweigh.rosetta.parts import BandAboveZero, Clamped, abs_log_ratio, signed_gap_of_sequence
-from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation
+from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, Tensors
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Clip, Screen
 
 _SAFE = Clamped(10.0)  # nats
+_UNKNOWN = 1.0  # nats, its INVALID_LOGPROB
 _LARGEST = Clamped(torch.finfo(torch.float32).max)
 
 
@@ -64,8 +65,14 @@ def _compose(o: Options) -> Reading:
 
 
 def ratios_clamped(plan: Plan, _: Situation) -> Plan:
-    """Clamp all log ratios token by token."""
-    return replace(plan, rule=_SAFE, screen_rule=_SAFE, metrics_as_they=True)
+    """Clamp all log ratios token by token, after a log-prob that is NaN is 1 and an infinite one the largest number."""
+    clamped = replace(plan, rule=_SAFE, screen_rule=_SAFE, metrics_as_they=True, ratio_of=_filled_ratio)
+    return clamped.flagged("infinite_live")
+
+
+def _filled_ratio(tensors: Tensors) -> Tensor:
+    log_pi, log_mu = (x.nan_to_num(nan=_UNKNOWN) for x in (tensors.log_pi, tensors.log_mu))
+    return _SAFE(log_pi - log_mu)
 
 
 def _share_dropped(view: View, name: str) -> Tensor:

@@ -73,8 +73,10 @@ def _compose(o: Options) -> Reading:
     plan = _plan(o)
     low, high = _clip(o)
     loss = Loss("ppo_clip", low=low, high=high, dual=o["dual_clip"], clamp=SAFE.nats)
+    if not o["token_level_loss"] or o["loss_agg_mode"] != "token-mean":
+        loss = replace(loss, over="means")
     if o["policy_loss_type"] == "gspo":
-        loss = replace(loss, kind="gspo", over="means", clamp=None)
+        loss = replace(loss, kind="gspo", slope="mean", over="means", clamp=None)
         if o["is_correction_level"] != "off":
             note = "with gspo the correction is the live policy's geometric ratio to the sampler; no gate is applied"
             return Reading(Plan(), loss=replace(loss, centre="log_mu"), notes=(note,))
@@ -83,7 +85,7 @@ def _compose(o: Options) -> Reading:
 
 def infinite_kept(plan: Plan, situation: Situation) -> Plan:
     """Keep infinite ratios, in the loss as well."""
-    return _infinite_kept(plan, situation).flagged("infinite_live", "infinity_times_padding")
+    return _infinite_kept(plan, situation).flagged("infinite_live", "ratio_times_mask")
 
 
 def probabilities_clamped(plan: Plan, _: Situation) -> Plan:

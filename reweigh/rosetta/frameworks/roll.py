@@ -11,7 +11,7 @@ from reweigh.estimators import Statistic, weigh
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, log_ratio, prob_diff
 from reweigh.named import naive
 from reweigh.rosetta.metrics import View
-from reweigh.rosetta.parts import TURN_GEOMETRIC, prob_diff_from_probs
+from reweigh.rosetta.parts import TURN_GEOMETRIC, as_it_comes, prob_diff_from_probs
 from reweigh.rosetta.plan import (
     Options,
     Plan,
@@ -98,10 +98,13 @@ def _mean_of_level(view: View, name: str) -> Tensor:
     if kind == "diff":
         statistic = prob_diff_from_probs if view.plan.metrics_as_they else prob_diff
     x = level.fold(statistic(batch), batch.layout)
+    if level in (TOKEN, GEOMETRIC, SEQUENCE):
+        spoilt = view.spoilt(statistic, torch.exp if kind == "ratio" and level is TOKEN else as_it_comes)
+        x = torch.where(spoilt if level.unit == "sequence" else spoilt[:, None], torch.nan, x)
     x = x.exp() if kind == "ratio" else x
     if level.unit == "sequence":
-        padded = ~view.tensors.mask.all(-1)
-        lost = torch.isinf(x) & padded & torch.tensor("infinity_times_padding" in view.plan.flags)
+        padded = view.tensors.masked_slots.any(-1)
+        lost = torch.isinf(x) & padded & torch.tensor("multiplied_out" in view.plan.flags)
         x = batch.layout.spread(torch.where(lost, torch.nan, x))
     return view.mean_of_row_means(x, batch)
 

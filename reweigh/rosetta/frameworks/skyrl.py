@@ -13,7 +13,7 @@ from reweigh.named import dppo_tv, naive, token_mis
 from reweigh.rosetta.metrics import SAFE, Extreme, OverTokens, View, log
 from reweigh.rosetta.parts import (
     NanPasses,
-    log_ratio_or_nan,
+    OrNan,
     signed_binary_kl_from_probs,
     signed_binary_kl_rounded,
     two_sided_kl,
@@ -132,7 +132,12 @@ def _twice(o: Options, reading: Reading) -> Reading:
 
 def infinite_kept(plan: Plan, situation: Situation) -> Plan:
     """Keep infinite ratios, in the loss as well."""
-    return probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
+    kept = probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
+
+    def change(f: Factor) -> Factor:  # an outlier is one that is over a bound, which NaN is not
+        return replace(f, transform=NanPasses(f.transform)) if f.level is WORST else f
+
+    return replace(kept, screens=replace(kept, weights=naive(), then=naive()).mapped(change).screens)
 
 
 def kl_rounded(plan: Plan, _: Situation) -> Plan:
@@ -151,10 +156,10 @@ def infinity_times_zero(plan: Plan, _: Situation) -> Plan:
     def change(f: Factor) -> Factor:
         if f.level.unit != "sequence" or f.of is not log_ratio:
             return f
-        return replace(f, of=log_ratio_or_nan, transform=NanPasses(f.transform))
+        return replace(f, of=OrNan(log_ratio), transform=NanPasses(f.transform))
 
     changed = replace(plan, screens=naive()).mapped(change)
-    return replace(changed, screens=plan.screens).flagged("infinity_times_zero_row")
+    return replace(changed, screens=plan.screens).flagged("folds_multiply", "multiplied_out")
 
 
 # Metrics.
@@ -170,7 +175,7 @@ def _share_capped(view: View, name: str) -> Tensor:
     kind = "token" if "token" in name else "sequence"
     cap = log(view.options[f"{kind}_tis_ratio_clip_high"])
     if kind == "token":
-        return (ratio > cap)[mask].float().mean()
+        return (ratio > cap)[mask].sum() / mask.sum().clamp(min=1)
     rows = SEQUENCE.fold(torch.where(mask, ratio, 0), Padded(mask)) > cap
     return view.mean_over_rows((rows & ~_spoilt(view)).float(), view.batch())
 
@@ -178,7 +183,7 @@ def _share_capped(view: View, name: str) -> Tensor:
 def _spoilt(view: View) -> Tensor:
     """Sequences that a masked token of infinite ratio has made NaN, if that quirk is on."""
     lost = ~_left(view) & ~torch.isfinite(view.tensors.log_ratio)
-    return lost.any(-1) & torch.tensor("infinity_times_zero_row" in view.plan.flags)
+    return lost.any(-1) & torch.tensor("folds_multiply" in view.plan.flags)
 
 
 def _share_of_rows(view: View, name: str) -> Tensor:
@@ -206,7 +211,7 @@ def _share_of_tokens(view: View, _: str) -> Tensor:
     """Share of tokens that the token mask drops."""
     o, mask, ratio = view.options, view.batch().layout.mask, view.batch(SAFE).log_ratio
     low, high = log(o["token_mask_is_threshold_low"]), log(o["token_mask_is_threshold_high"])
-    outside = ((ratio < low) | (ratio > high)) & mask
+    outside = ~((ratio >= low) & (ratio <= high)) & mask
     for f in view.plan.screens.factors:  # what the veto has dropped is no longer there
         if f.level is WORST:
             kept = Estimator((f,))(view.tensors.batch(view.plan.screen_rule)).keep_tokens

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -25,20 +25,38 @@ _LEVELS = {"token": TOKEN, "sequence": SEQUENCE, "geometric": GEOMETRIC}
 def _helper(o: Options) -> Plan:
     if not o["use_tis"]:  # then it rejects nothing either
         return Plan()
-    high = float(o["tis_upper_bound"] or 2.0)
-    low = float(o["tis_lower_bound"] or 1 / high)
+    high = float(_or(o["tis_upper_bound"], 2.0))
+    low = float(_or(o["tis_lower_bound"], 1 / high))
     level, mode = _LEVELS[o.word("tis_level")], o.word("tis_mode")
-    transform = {"truncate": Truncate(high), "clip": Clip(low, max(low, high)), "mask": Reject(low, max(low, high))}
-    weights, screens = weigh(level, transform[mode]), naive()
+    if mode == "truncate":
+        weights, screens = weigh(level, Truncate(high)), naive()
+    else:
+        weights, screens = weigh(level, (Clip if mode == "clip" else Reject)(*_band(o, "tis", low, high))), naive()
     if o["use_rs"]:
         level = _LEVELS[o.word("rs_level")]
-        top = float(o["rs_upper_bound"] or high)
-        screens = weigh(level, Screen(float(o["rs_lower_bound"] or 1 / top), top))
+        top = float(_or(o["rs_upper_bound"], high))
+        bottom = float(_or(o["rs_lower_bound"], low))
+        screens = weigh(level, Screen(*_band(o, "rs", bottom, top)))
         if o["rs_veto_threshold"]:
             screens = screens * weigh(WORST, AtMost(-math.log(o["rs_veto_threshold"])), of=k1)
     if o["mis_veto_threshold"]:
         screens = screens * weigh(WORST, AtMost(-math.log(o["mis_veto_threshold"])), of=k1)
     return Plan(weights, screens, normalise="kept" if o["tis_batch_normalize"] else None)
+
+
+def _or(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _band(o: Options, of: str, low: float, high: float) -> tuple[float, float]:
+    if low >= high:
+        raise RefusedError(
+            f"{o.framework}: {of}_lower_bound must be under {of}_upper_bound, got {low:g} and {high:g}; the helper "
+            f"asserts it\nhint: bounds on pi/mu; {of}_lower_bound is "
+            + ("1 / tis_upper_bound" if of == "tis" else "tis_lower_bound")
+            + " where it is not given"
+        )
+    return low, high
 
 
 def _function(o: Options) -> str:
@@ -161,7 +179,7 @@ def _uncentred(o: Options) -> Reading:
     if o["use_rollout_logprobs"]:
         loss = replace(loss, centre="log_mu")
     if o["advantage_estimator"] in ("gspo", "cispo"):
-        loss = replace(loss, kind=o["advantage_estimator"])
+        loss = replace(loss, kind=o["advantage_estimator"], slope="mean")
     if o["use_opsm"]:
         plan = replace(plan, screens=plan.screens * opsm(o["opsm_delta"]))
         if not o["use_rollout_logprobs"]:
@@ -215,24 +233,30 @@ class _Spread:
     def __call__(self, view: View, _: str) -> Tensor:
         batch = view.batch(self.rule)
         x = self.level.fold(self.of(batch), batch.layout)
+        spoilt = view.spoilt(self.of, rule=self.rule)
+        if self.level.unit != "sequence":
+            return _rows(torch.where(spoilt[:, None], torch.nan, self.then(x)), view)
+        x = torch.where(spoilt, torch.nan, x)
         x = self.then(self.fold_rule(x) if view.plan.metrics_as_they else x)
-        return _rows(batch.layout.spread(x) if self.level.unit == "sequence" else x, view)
+        # It stands on each slot of its row and is multiplied by the mask.
+        lost = torch.isinf(x) & view.tensors.masked_slots.any(-1) & torch.tensor("folds_multiply" in view.plan.flags)
+        return _rows(batch.layout.spread(torch.where(lost, torch.nan, x)), view)
 
 
 def _unbounded(view: View, factor: Factor) -> Tensor:
     """Log ratio of the factor's level on each token."""
     batch = view.batch()
-    x = factor.level.fold(batch.log_ratio, batch.layout)
+    x = factor.level.fold(factor.of(batch), batch.layout)
     x = batch.layout.spread(x) if factor.level.unit == "sequence" else x
     return SAFE(x) if view.plan.metrics_as_they and "built_in" not in view.plan.flags else x
 
 
 def _first(view: View) -> Factor:
-    return view.situation.reading.plan.weights.factors[0]
+    return view.plan.weights.factors[0]
 
 
 def _share_outside(view: View, name: str) -> Tensor:
-    plan = view.situation.reading.plan
+    plan = view.plan
     factor = (plan.screens if "rs_mask" in name else plan.weights).factors[0]
     x, t = _unbounded(view, factor), factor.transform
     low, high = (m.log(getattr(t, b)) for b in ("low", "high"))
@@ -261,15 +285,22 @@ def _share_under_veto(view: View, name: str) -> Tensor:
 
 
 def _weight_before_bounds(view: View, _: str) -> Tensor:
-    return _rows(_unbounded(view, _first(view)).exp(), view)
+    spoilt = view.spoilt(log_ratio, torch.exp)[:, None] & torch.tensor("built_in" in view.plan.flags)
+    return _rows(torch.where(spoilt, torch.nan, _unbounded(view, _first(view)).exp()), view)
 
 
 def _mean_distance(view: View, _: str) -> Tensor:
-    return _rows(torch.expm1(view.batch().log_ratio).abs(), view)
+    spoilt = view.spoilt(log_ratio, torch.exp)[:, None]
+    return _rows(torch.where(spoilt, torch.nan, torch.expm1(view.batch().log_ratio).abs()), view)
 
 
 def _share_clipped(view: View, _: str) -> Tensor:
-    return _share_outside(view, "high") + _share_outside(view, "low")
+    share = _share_outside(view, "high") + _share_outside(view, "low")
+    if not view.plan.metrics_as_they:
+        return share
+    # Counted is where the weight is not the ratio: a ratio of 0 that a band drops is the same, NaN is not.
+    x, w = _unbounded(view, _first(view)).exp(), view.outcome.alone
+    return _rows((x != w).float(), view)
 
 
 EQUALS = {

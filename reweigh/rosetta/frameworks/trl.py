@@ -13,10 +13,11 @@ from reweigh.named import opsm, vespo
 from reweigh.rosetta.metrics import View
 from reweigh.rosetta.parts import clamped_level
 from reweigh.rosetta.plan import Loss, Options, Over, Plan, Reading, RefusedError, Situation, Tensors, run
+from reweigh.rosetta.plan import infinite_kept as _infinite_kept
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import Clip, Reject
 
-_OVER: dict[str, Over] = {"grpo": "row_means", "bnpo": "tokens", "dapo": "tokens", "cispo": "tokens", "vespo": "tokens"}
+_OVER: dict[str, Over] = {"grpo": "row_means", "dr_grpo": "row_sums", "luspo": "row_sums"}
 
 
 def _weights(o: Options) -> Plan:
@@ -53,9 +54,13 @@ def compose(o: Options) -> Reading:
         plan = replace(plan, screens=opsm(o["off_policy_mask_threshold"]))
     kind = o.word("loss_type")
     loss = Loss("ppo_clip", low=o.get("epsilon_low", o["epsilon"]), high=o.get("epsilon_high", 0.2))
-    loss = replace(loss, over=_OVER.get(kind, "tokens"), dual=o["delta"])
+    loss = replace(loss, over=_OVER.get(kind, "tokens"))
+    if o["delta"] is not None:  # it caps the ratio before the clip, for both signs of the advantage
+        loss = replace(loss, high=min(loss.high, o["delta"] - 1), dual=max(o["delta"], 1 + loss.high))
+    if kind == "dr_grpo":
+        loss = replace(loss, scale=1 / (o["max_completion_length"] or 1))
     if o["importance_sampling_level"] == "sequence":
-        loss = replace(loss, kind="gspo")
+        loss = replace(loss, kind="gspo", level="sequence", slope="mean")
     if kind == "cispo":
         loss = replace(loss, kind="cispo", low=1.0, high=o.get("epsilon_high", 5.0) - 1)
     if kind == "vespo":
@@ -76,6 +81,15 @@ def compose(o: Options) -> Reading:
 
 
 # Quirks.
+
+
+def infinite_kept(plan: Plan, situation: Situation) -> Plan:
+    """Keep infinite log ratios, and take one that is NaN for 0, in weights and in OPSM."""
+    return replace(_infinite_kept(plan, situation), rule=_nan_is_zero, screen_rule=_nan_is_zero)
+
+
+def _nan_is_zero(log_ratio: Tensor) -> Tensor:
+    return torch.where(torch.isnan(log_ratio), 0, log_ratio)
 
 
 _SMALLEST, _LARGEST = math.log(1e-8), 20.0  # nats, of its kernel
@@ -119,9 +133,16 @@ def logged_ratio(view: View, name: str) -> Tensor:
     return {"min": x.min, "max": x.max, "mean": x.mean}[name.rpartition("/")[2]]()
 
 
+def known_distance(view: View, name: str) -> Tensor:
+    """Give the mean or largest `|log r|` of tokens, those left out that are NaN."""
+    batch = view.batch()
+    x = batch.log_ratio.abs()[batch.layout.mask & ~torch.isnan(batch.log_ratio)]
+    return torch.zeros(()) if not len(x) else x.max() if name.endswith("max") else x.mean()
+
+
 TRL = read_profile(
     "trl",
     compose,
-    quirks=(kernel_of_bounded_ratios,),
-    equals={"logged_ratio": logged_ratio},
+    quirks=(infinite_kept, kernel_of_bounded_ratios),
+    equals={"logged_ratio": logged_ratio, "known_distance": known_distance},
 )

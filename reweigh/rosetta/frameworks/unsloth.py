@@ -6,7 +6,7 @@ from typing import Any
 
 from reweigh.estimators import weigh
 from reweigh.levels import GEOMETRIC
-from reweigh.rosetta.frameworks.trl import compose, kernel_of_bounded_ratios, logged_ratio
+from reweigh.rosetta.frameworks.trl import compose, kernel_of_bounded_ratios, known_distance, logged_ratio
 from reweigh.rosetta.frameworks.verl import VERL
 from reweigh.rosetta.plan import Options, Plan, Reading, RefusedError
 from reweigh.rosetta.profile import read_profile
@@ -101,4 +101,9 @@ def _as_old(o: Options, reading: Reading) -> Reading:
     return replace(reading, loss=loss, notes=(*reading.notes, f"{note} is all there is beside the screens"))
 
 
-UNSLOTH = read_profile("unsloth", _compose, quirks=(kernel_of_bounded_ratios,), equals={"logged_ratio": logged_ratio})
+UNSLOTH = read_profile(
+    "unsloth",
+    _compose,
+    quirks=(kernel_of_bounded_ratios,),
+    equals={"logged_ratio": logged_ratio, "known_distance": known_distance},
+)

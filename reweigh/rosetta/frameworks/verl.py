@@ -13,7 +13,7 @@ from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, Level, k1, k2, k3,
 from reweigh.named import dppo_tv, naive
 from reweigh.rosetta.metrics import SAFE, Extreme, View, mean_weight, mean_weight_of_rows, share_beyond
 from reweigh.rosetta.parts import geometric_of_clamped, signed_binary_kl_rounded, two_sided_kl
-from reweigh.rosetta.plan import Field, Loss, Options, Over, Plan, Reading, RefusedError, Situation, unknown_word
+from reweigh.rosetta.plan import Field, Loss, Options, Over, Plan, Reading, RefusedError, Situation, run, unknown_word
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Reject, Screen, Truncate
 
@@ -170,6 +170,8 @@ def _compose(o: Options) -> Reading:
         high=_or(o.get("clip_ratio_high", clip), clip),
         dual=o["clip_ratio_c"],
         over=_OVER.get(o["loss_agg_mode"], "tokens"),
+        survivors=True,  # a rejection changes the response mask itself
+        mean_of_kept=True,
         clamp=SAFE.nats,
     )
     if o["loss_agg_mode"] == "seq-mean-token-sum-norm" and o["loss_scale_factor"]:
@@ -247,7 +249,6 @@ def _bypass_v1(o: Options, mode: str, loss: Loss, told: tuple[str, ...]) -> Read
 
 
 def _bypass(o: Options, plan: Plan, loss: Loss, centre: Field, told: tuple[str, ...]) -> Reading:
-    loss = replace(loss, survivors=True)
     note = "bypass: the sampler's log-probs are the old policy's; the weight is of the live policy over it"
     if o["loss_type"] == "reinforce" or o["use_policy_gradient"] or o["use_pure_rollout_correction"]:
         loss = replace(loss, kind="policy_gradient")
@@ -331,6 +332,19 @@ def fails_without_tokens(plan: Plan, situation: Situation) -> Plan:
     return plan
 
 
+def fails_if_all_weigh_zero(plan: Plan, situation: Situation) -> Plan:
+    """Refuse a batch of which a band drops every unit."""
+    weights = run(replace(plan, normalise=None), situation.tensors).alone
+    if plan.weights.factors and bool(situation.tensors.mask.any()) and not bool(weights.any()):
+        raise RefusedError("verl: the effective sample size divides by a mean weight of 0")
+    return plan
+
+
+def mean_of_nothing(plan: Plan, _: Situation) -> Plan:
+    """Divide the loss by the number of what is left where nothing is."""
+    return plan.flagged("mean_of_nothing")
+
+
 # Metrics.
 
 
@@ -386,7 +400,7 @@ def _screen_share(view: View, name: str) -> Tensor:
     x, units, (option, threshold), batch = _screen_values(view, name)
     low, high = map(math.log, _band(threshold)) if option.endswith("k1") else (-math.inf, float(threshold))
     over, under = x > high, x < low
-    outside = over if name.endswith("high") else under if name.endswith("low") else over | under
+    outside = over if name.endswith("high") else under if name.endswith("low") else ~((x >= low) & (x <= high))
     if name.endswith("masked_fraction") and not option.startswith("token"):
         return batch.layout.spread(outside)[batch.layout.mask].float().mean()
     return outside[units].float().mean()
@@ -403,7 +417,14 @@ def _screened(view: View, name: str) -> Tensor:
 VERL = read_profile(
     "verl",
     _compose,
-    quirks=(screens_clamp_tokens, kl_rounded, mean_of_all, fails_without_tokens),
+    quirks=(
+        screens_clamp_tokens,
+        kl_rounded,
+        mean_of_all,
+        fails_without_tokens,
+        fails_if_all_weigh_zero,
+        mean_of_nothing,
+    ),
     equals={
         "mean_weight_unnormalised": _mean_weight,
         "mean_weight_of_rows_unnormalised": _mean_weight_of_rows,
