@@ -246,7 +246,8 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
 
 def _left_out(rule: Violation) -> str:
     what = rule.counted if rule.count != 1 else rule.counted.removesuffix("s")
-    return f"{rule.count:,} {what} left out: {rule.rule}, first in {rule.place}"
+    where = f"{rule.detail}: {rule.place}" if rule.rule.startswith("file: ") else f"{rule.rule}, first in {rule.place}"
+    return f"{rule.count:,} {what} left out: {where}"
 
 
 def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Violation, ...]) -> str:
