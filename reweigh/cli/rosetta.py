@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -13,6 +14,7 @@ from reweigh.cli.options import Form, FormName, Quiet
 from reweigh.cli.output import print_json, stderr, stdout
 from reweigh.rosetta.config import Nearest, Translated, detect, nearest, parse_pairs, read_source, translate
 from reweigh.rosetta.frameworks import PROFILES, profile_of
+from reweigh.rosetta.offline import refuse_offline
 from reweigh.rosetta.sources import Source, merged
 from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of
 
@@ -50,6 +52,8 @@ def explain(
       reweigh explain --config ppo.yaml --to trl
     """
     words = words or []
+    for file in (w for w in words if config is None and "=" not in w and Path(w).is_file()):
+        raise ValueError(f"explain: {file} is a file, not a word\nhint: `reweigh explain --config {file}`")
     if source is None and config is None and not any("=" in w or w.startswith("-") for w in words):
         if target is not None:
             raise ValueError("explain: --to needs options\nhint: --from verl, say, or --config FILE")
@@ -58,6 +62,7 @@ def explain(
     _misspelled(words)
     read = Source({}) if config is None else read_source(config)
     values = merged(read.values, parse_pairs(words))
+    refuse_offline(replace(read, values=values))
     framework = source or detect(replace(read, values=values)).name
     try:
         told = translate(framework, values, read.environment)
