@@ -12,12 +12,15 @@ from reweigh.cli.options import (
     Html,
     Json,
     KeepGoing,
+    Limit,
     Quiet,
     RayAddress,
     Reader,
     Resume,
     Runs,
+    Sample,
     State,
+    Where,
     Workers,
 )
 from reweigh.cli.options import TextOption as Text
@@ -52,6 +55,9 @@ def audit(
         ),
     ] = True,
     fail_on: Annotated[FailOn, typer.Option(help="The verdict from which on the exit code is 1.")] = "fail",
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -79,7 +85,7 @@ def audit(
     from reweigh import audit as auditing
     from reweigh import doctor as diagnosing
     from reweigh import report
-    from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import asked, engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.guard import check_output
     from reweigh.report.audit import of_trial
     from reweigh.report.document import recommendation
@@ -94,7 +100,7 @@ def audit(
         check_output(html, "--html", report.PAGE_MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            known = look(paths, reader)
+            known = look(paths, reader, rows=rows_of(where, limit, sample))
             if html is not None:
                 check_output(html, "--html", report.PAGE_MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
