@@ -42,6 +42,7 @@ def packed(rows, advantages=True, turns=True):
         mask,
         advantage=advantage if advantages else None,
         turn=turn if turns else None,
+        check=False,  # ratios that no log-probs have
     )
 
 

@@ -79,7 +79,7 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
         return "the tail index is not finite"
     if khat is not None and khat > limit:
         return f"tail index {two(khat)} is over {two(limit)}"
-    share = math.exp(h.top[0] - h.log_power(1.0))
+    share = exp(float(h.top[0]) - h.log_power(1.0))
     if share > MAX_SHARE:
         return f"one unit carries {share:.0%} of the weight"
     if khat is None and h.tail.unfit:

@@ -208,6 +208,11 @@ def judge(*stats: RatioStats | Summary, cause: Cause | None = None, positive: in
     """
     levels: dict[str, Summary] = {}
     for s in stats:
+        if not isinstance(s, RatioStats | Summary):  # type: ignore[reportUnnecessaryIsInstance] - of a caller without types
+            raise ValueError(
+                f"judge: takes RatioStats or Summaries, got {type(s).__name__}\n"
+                "hint: judge(*RatioStats.of_levels(batch, (TOKEN, SEQUENCE)))"
+            )
         summary = s if isinstance(s, Summary) else summarise(s)
         if summary.level in levels:
             raise ValueError(f"judge: {summary.level} stats were given twice; add them first")
