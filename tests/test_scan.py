@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,17 @@ def together(path, **options):
 @pytest.mark.parametrize("name", ["transformers_int8", "vllm_bfloat16"])
 def test_an_audit_with_a_diagnosis_is_both_to_the_last_bit(name):
     path = EXAMPLES / f"{name}.parquet"
-    assert together(path) == (document(audit(path)), doctor(path).to_dict())
+    apart = replace(doctor(path), advice=None)  # which is the audit's own verdict there
+    assert together(path) == (document(audit(path)), apart.to_dict())
 
 
 @pytest.mark.slow
 def test_every_cut_together_is_every_cut_alone(tmp_path, small):
     path = write(tmp_path / "a.parquet", ROWS, row_group=5)
-    assert together(path, by=BYS) == (document(audit(path, by=BYS)), doctor(path, by=BYS).to_dict())
+    assert together(path, by=BYS) == (
+        document(audit(path, by=BYS)),
+        replace(doctor(path, by=BYS), advice=None).to_dict(),
+    )
 
 
 @pytest.mark.slow

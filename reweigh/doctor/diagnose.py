@@ -253,7 +253,7 @@ def answer(found: Scanned, baseline: Scanned | None = None, programs: Collection
         of, place = f"of {rows:,} rows", str(found.files[0].path)
         notes.append(InputNote("looked at a sample", read.whole.sequences, of, place, hint))
     advice = None
-    if levels.NAME in found.sums and ENGINE_STANDS_IN not in found.notes:  # of the engine alone there is no verdict
+    if levels.holds(found) and ENGINE_STANDS_IN not in found.notes:  # of the engine alone there is no verdict
         advice = levels.answer(found, whole.cause)
     return replace(whole, slices=slices, notes=tuple(notes), advice=advice)
 

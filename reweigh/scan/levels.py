@@ -42,6 +42,12 @@ def question() -> Family:
     return Family(NAME, Levels.of, (), (Levels,), without_pi=True)
 
 
+def holds(found: Scanned) -> bool:
+    """Tell whether the sums are there and are numbers: a log-prob of -3e38 on one side adds up to none."""
+    sums: Levels | None = found.sums.get(NAME)
+    return sums is not None and all(bool(x.moments.isfinite().all()) for x in (sums.token, sums.sequence))
+
+
 def answer(found: Scanned, cause: Cause | None = None) -> Verdict:
     """Judge what was scanned.
 

@@ -197,7 +197,7 @@ def clustered(total: Array, count: Array, alpha: float = 0.05) -> Interval:
         return -math.inf, math.inf
     n = count.sum()
     mean = total.sum() / n
-    with np.errstate(over="ignore"):  # of ratios of e^400: the interval is then all there is
+    with np.errstate(over="ignore", invalid="ignore"):  # of ratios of e^400: the interval is then all there is
         variance = np.square(total - mean * count).sum() * groups / (groups - 1) / n**2
     half = t_quantile(1 - alpha / 2, groups - 1) * math.sqrt(variance)
     return float(mean - half), float(mean + half)
