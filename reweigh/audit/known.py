@@ -16,7 +16,7 @@ from reweigh.stats.verdict import KL_LARGE
 State = Literal["measured", "reported", "fault"]
 _ALIKE = 2.0  # times: a gap that is not further off is one of the same size
 _TOY = 0.01  # billions of parameters: a model below it is no measure of others
-_FEW = 2  # runs to name beside the engine's own, and a fault
+_FEW = 1  # of runs to name beside the engine's own, and as many faults
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def place(kl: float, mean_abs: float, info: RunInfo) -> Place:
     if kl <= KL_LARGE:  # so small a gap is usual, whatever a fault may have made as well
         others = [one for one in others if one.state != "fault"]
     engine = (info.engine or "").lower()
-    others.sort(key=lambda one: (one.engine != engine, abs(math.log(one.times(kl, mean_abs)))))
+    others.sort(key=lambda one: (bool(engine) and one.engine != engine, abs(math.log(one.times(kl, mean_abs)))))
     healthy = [one for one in others if one.state != "fault"]
     near = (*healthy[:_FEW], *[one for one in others if one.state == "fault"][:1])
     who = f"{info.engine} in {info.dtype_mu}" if info.engine and info.dtype_mu else "this engine"

@@ -12,12 +12,15 @@ from reweigh.cli.options import (
     Html,
     Json,
     KeepGoing,
+    Limit,
     Quiet,
     RayAddress,
     Reader,
     Resume,
     Runs,
+    Sample,
     State,
+    Where,
     Workers,
 )
 from reweigh.cli.options import TextOption as Text
@@ -51,7 +54,11 @@ def audit(
             help=f"Also name the likely cause, from {_SAMPLE // 10**6} million tokens at most (`reweigh doctor`)."
         ),
     ] = True,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, and not some 25 lines.")] = False,
     fail_on: Annotated[FailOn, typer.Option(help="The verdict from which on the exit code is 1.")] = "fail",
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -63,13 +70,14 @@ def audit(
 ) -> None:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
-    Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first; numbers have 95%
-    intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is fail (see
-    --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
+    Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first and last; numbers
+    have 95% intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is
+    fail (see --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
 
     \b
     Examples:
       reweigh audit report/records.parquet
+      reweigh audit runs/ --full
       reweigh audit runs/ --by step --by lag --html report.html
       reweigh audit 'runs/step_*.parquet' --json --fail-on warn
       reweigh audit runs/ --estimators all
@@ -79,7 +87,7 @@ def audit(
     from reweigh import audit as auditing
     from reweigh import doctor as diagnosing
     from reweigh import report
-    from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import asked, engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.guard import check_output
     from reweigh.report.audit import of_trial
     from reweigh.report.document import recommendation
@@ -94,7 +102,7 @@ def audit(
         check_output(html, "--html", report.PAGE_MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            known = look(paths, reader)
+            known = look(paths, reader, rows=rows_of(where, limit, sample))
             if html is not None:
                 check_output(html, "--html", report.PAGE_MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
@@ -125,7 +133,7 @@ def audit(
     elif quiet:
         stdout().print(f"{found.verdict.level}: {found.headline.sentence}", markup=False, soft_wrap=True)
     else:
-        report.terminal(found, stdout())
+        report.terminal(found, stdout(), full)
         if tried is not None:
             to_terminal(of_trial(found), stdout(), WIDE)
     if html is not None:  # last: what it was for is on the screen, whatever the disk says

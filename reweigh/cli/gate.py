@@ -12,12 +12,15 @@ from reweigh.cli.options import (
     Form,
     Json,
     KeepGoing,
+    Limit,
     Quiet,
     RayAddress,
     Reader,
     Resume,
     Runs,
+    Sample,
     State,
+    Where,
     Workers,
 )
 from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
@@ -53,6 +56,9 @@ def gate(
     form: Form = "text",
     as_json: Json = False,
     quiet: Quiet = False,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -76,7 +82,7 @@ def gate(
     form = "json" if as_json else form
     _refuse_together(init, by, baseline, junit, summary, save_baseline)
     from reweigh import gate as gating
-    from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.gate.check import GATE_VERSION
     from reweigh.guard import check_output
     from reweigh.report import terminal
@@ -111,6 +117,7 @@ def gate(
                 [*(asked.by if asked else ()), *(one.value for one in by or ())],
                 keep_going=keep_going,
                 reader=reader,
+                rows=rows_of(where, limit, sample),
                 engine=engine_of("gate", engine, workers, ray_address),
                 state=kept,
                 resume=resume,

@@ -10,6 +10,7 @@ from reweigh.cli.options import EngineName
 from reweigh.cli.output import Bar, say
 from reweigh.estimators import Estimator
 from reweigh.scan import Engine, OnRay, Progress, Report, Workers
+from reweigh.scan.rows import Rows
 from reweigh.scan.state import noted_state
 from reweigh.spec import TEXT_HINT, from_dict, parse
 
@@ -28,6 +29,15 @@ def engine_of(command: str, name: EngineName, workers: int | None, ray_address: 
     if ray_address is not None:
         raise ValueError(f"{command}: --ray-address is of a Ray cluster\nhint: add --engine ray, or leave it out.")
     return Workers(workers)
+
+
+def rows_of(where: list[str] | None, limit: int | None, sample: float | None) -> Rows:
+    """Choose the rows that a scan reads.
+
+    Raises:
+        ValueError: a condition that is none, or a share that is none.
+    """
+    return Rows.of(where or (), 1.0 if sample is None else sample, limit)
 
 
 def state_of(command: str, state: Path | None, html: Path | None = None) -> Path:

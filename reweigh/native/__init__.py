@@ -36,7 +36,7 @@ SIZES = [math.prod(shape) for shape in FIELDS.values()]
 FEW, ALL = 2, 6
 NO_MEMORY = 1
 # BLAKE2 of what the self-test gives, the same on every processor; `tests/test_native.py` prints it if it changes.
-SELF_TEST = "93796f61175596888720df7fed26d8d4"
+SELF_TEST = "5f120b710c810c4168fed74eded05649"
 
 
 class Input(ctypes.Structure):

@@ -27,8 +27,11 @@ constexpr int FIRST_EDGE = 4, LAST_EDGE = 16;   // length bins: edges are 2^4 to
 constexpr int CELL_OF_ONE = 9;                  // a ratio of 1 begins it
 constexpr double GRID_TOP = 20 * LOG2;          // log of the largest cap
 constexpr float NEAR = 0.3465733f;              // log(2) / 2 = 0.34657359, and a little less
+constexpr double TOP_OF_GRID = 1048576;         // 2^20, the largest cap
 constexpr double SHIFT_STEP = 16;
+constexpr double SAFE = 300;                    // nats: e^300 times e^-300 is far from both ends of a double
 constexpr int TILE = 16;                        // vectors that are summed in float32 before double takes over
+constexpr int AHEAD = 48;                       // vectors
 constexpr int64_t BLOCK_SIZES[3] = {1, 8, 64};  // in vectors: 16, 128 and 1,024 slots
 
 // One level's result: doubles, in the order of RatioStats's fields.
@@ -132,13 +135,15 @@ struct Level {
 
   // The grid's cells are half octaves, so that the exponent of r^2 counts them. In the cell over the top only the number
   // is kept.
-  void to_grid(int bin, double r) {
-    double r2 = r * r;
-    int64_t cell = (int64_t)(bits_of<uint64_t>(r2) >> 52) - 1023 + CELL_OF_ONE;
-    cell = cell < 0 ? 0 : cell > CELLS - 1 ? CELLS - 1 : cell;
-    double* at = out + GRID + bin * CELLS + cell;
-    at[0] += 1;
-    if (cell < CELLS - 1) at[BINS * CELLS] += r, at[2 * BINS * CELLS] += r2;
+  void to_grid(int bin, Doubles ratios, int size) {
+    const Longs first = Longs{}, last = Longs{} + (CELLS - 1);
+    Longs cells = (Longs)(((Longs)(ratios * ratios) >> 52) - (1023 - CELL_OF_ONE));
+    cells = smaller(larger(cells, first), last);
+    for (int i = 0; i < size; i++) {
+      double* at = out + GRID + bin * CELLS + cells[i];
+      at[0] += 1;
+      if (cells[i] < CELLS - 1) at[BINS * CELLS] += ratios[i], at[2 * BINS * CELLS] += ratios[i] * ratios[i];
+    }
   }
 
   // The grid from sums. r = e^l of near tokens lies in (2^-1/2, 2^1/2), which is the cell that ends at 1 and the one that
@@ -230,6 +235,14 @@ __attribute__((always_inline)) inline Floats log_ratio(const Slots<T, MASKED>& s
   return read(s.part(s.pi, s.last_pi, v)) - read(s.part(s.mu, s.last_mu, v));
 }
 
+// Asks for what is read some vectors later: several streams at once are more than the processor sees coming.
+template <bool GIVEN, class T, bool MASKED>
+__attribute__((always_inline)) inline void ahead_of(const Slots<T, MASKED>& s, int64_t v) {
+  if (v + AHEAD >= s.whole) return;
+  __builtin_prefetch((GIVEN ? s.given : s.pi) + (v + AHEAD) * LANES);
+  if (s.mu) __builtin_prefetch(s.mu + (v + AHEAD) * LANES);
+}
+
 struct Walk {
   Level token, sequence, turn;
   Blocks blocks[3];
@@ -257,30 +270,33 @@ struct Far {
   // Adds them to a level and to the sums of their sequence, and keeps their ratios if there is a place for them.
   void flush(Level& level, Sums& sums, int bin, Buffer<double>* ratios) {
     if (!size) return;
-    double most = 0, on[LANES] = {};
-    for (int i = 0; i < size; i++) on[i] = 1, most = l[i] > most ? l[i] : most;
-    for (int i = size; i < LANES; i++) l[i] = 0, mu[i] = 0;
-    const bool shifted = (sums.raise(shift_below(most)), sums.shift > 0);
+    double on[LANES] = {};
+    for (int i = 0; i < size; i++) on[i] = 1;
+    for (int i = size; i < LANES; i++) l[i] = mu[i] = 0;
     const Doubles x = read(l), y = read(mu), unit = read(on), zero = Doubles{};
+    const double most = largest(x), least = smallest(x);
+    sums.raise(shift_below(most));
     const auto e = exponential(x);
-    const Doubles r = e.value(), f = larger(-exponential(smaller(x, zero)).less_one(), zero);  // (1 - r)_+
-    const Doubles scaled = (shifted ? power_of_e(x - sums.shift) : r) * unit, squared = scaled * scaled;
-    const Doubles m = power_of_e(y), p = shifted ? power_of_e(x + y) : m * r, lost = 1.0 - smaller(p, m);
-    const Doubles gap = absolute(p - m);
-    sums.at[L2] += sum(x * x), sums.at[ABS] += sum(absolute(x)), sums.at[BELOW] += sum(f);
-    sums.at[BELOW2] += sum(f * f), sums.at[GAP] += sum(gap * unit), sums.at[LOST] += sum(lost * unit);
-    sums.at[HALF] += sum(root(scaled)), sums.at[FIRST] += sum(scaled);
-    sums.at[SECOND] += sum(squared), sums.at[THIRD] += sum(scaled * squared), sums.at[FOURTH] += sum(squared * squared);
-    for (int i = 0; i < size; i++) {
-      sums.at[UNITS] += 1, sums.at[L] += l[i];
-      level.to_grid(bin, r[i]);
-      level.largest.push(l[i]);
-      level.low = l[i] < level.low ? l[i] : level.low;
-      level.largest_gap = gap[i] > level.largest_gap ? gap[i] : level.largest_gap;
-    }
+    const Doubles r = e.value(), m = power_of_e(y), f = larger(-e.less_one(), zero);  // (1 - r)_+
+    Doubles p = m * r, scaled = r;
+    if (most > SAFE || smallest(y) < -SAFE) p = power_of_e(x + y);  // a factor of it may be infinite, or 0
+    if (sums.shift > 0) scaled = most > SAFE ? power_of_e(x - sums.shift) : r * power_of_e(-sums.shift);
+    scaled *= unit;
+    const Doubles squared = scaled * scaled, gap = absolute(p - m) * unit, lost = (1.0 - smaller(p, m)) * unit;
+    sums.at[UNITS] += size, sums.at[L] += sum(x), sums.at[L2] += sum(x * x), sums.at[ABS] += sum(absolute(x));
+    sums.at[BELOW] += sum(f), sums.at[BELOW2] += sum(f * f), sums.at[GAP] += sum(gap), sums.at[LOST] += sum(lost);
+    sums.at[HALF] += sum(root(scaled)), sums.at[FIRST] += sum(scaled), sums.at[SECOND] += sum(squared);
+    sums.at[THIRD] += sum(scaled * squared), sums.at[FOURTH] += sum(squared * squared);
+    level.to_grid(bin, r, size);
+    level.low = least < level.low ? least : level.low;
+    const double widest = largest(gap);
+    level.largest_gap = widest > level.largest_gap ? widest : level.largest_gap;
+    if (most > level.largest.least || level.largest.least < 0)  // 0 stands where there is no unit
+      for (int i = 0; i < size; i++) level.largest.push(l[i]);
     if (ratios && ratios->make_room(ratios->size + size)) {
-      const double cap = power_of_e(GRID_TOP);
-      for (int i = 0; i < size; i++) ratios->at[ratios->size++] = r[i] < cap ? r[i] : cap;
+      const Doubles capped = smaller(r, doubles(TOP_OF_GRID));
+      memcpy(ratios->at + ratios->size, &capped, (size_t)size * sizeof(double));
+      ratios->size += size;
     }
     size = 0;
   }
@@ -341,6 +357,7 @@ __attribute__((noinline)) Near tokens_of(Walk& w, const Slots<T, MASKED>& s, Sum
         w.small.at[v] = -INF;
         continue;
       }
+      ahead_of<GIVEN>(s, v);
       Floats l = kept(live, log_ratio<GIVEN>(s, v));
       Floats mu = kept(live, read(s.part(s.mu, s.last_mu, v)));
       const bool full = !any(~live);
@@ -501,7 +518,7 @@ void add_sequence(Level& level, double l, double over, int64_t tokens, int bucke
   const double squared = scaled * scaled;
   const double sums[SUMS] = {1, l, l * l, l < 0 ? -l : l, f, f * f, 0, 0,
                              __builtin_sqrt(scaled), scaled, squared, squared * scaled, squared * squared};
-  level.to_grid(bin_of(tokens), r);
+  level.to_grid(bin_of(tokens), doubles(r), 1);
   level.largest.push(l);
   level.low = l < level.low ? l : level.low;
   level.add(sums, shift, over, exponential(cut).less_one() * (double)tokens, tokens, bucket);
@@ -608,6 +625,7 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
             low = here ? smaller(low, l) : low, high = here ? larger(high, l) : high;
           }
         } else {
+          ahead_of<GIVEN>(s, v);
           const Floats x = log_ratio<GIVEN>(s, v), l = kept(live, x);
           part += l;
         }

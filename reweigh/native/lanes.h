@@ -146,8 +146,9 @@ template <class D> struct DoubleExponential {
     D p = 1.0 + rest;
     return p * bits_of<D>((half + 1023) << 52) * bits_of<D>((n - half + 1023) << 52) * under * over;
   }
-  D less_one() const {  // of x <= 700
+  D less_one() const {  // of x over 700 some large number
     I m = n < -1022 ? I{} - 1022 : n;
+    m = m > 1010 ? I{} + 1010 : m;
     D scale = bits_of<D>((m + 1023) << 52);
     return (scale - 1.0) + scale * rest;
   }

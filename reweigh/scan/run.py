@@ -13,6 +13,7 @@ from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
 from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured, measure_next
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.state import Keeper, Merged, StateFile, note_state
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
@@ -62,12 +63,14 @@ class Known:
         tasks: their parts, in order.
         reader: name of the files' format; recognised by their content if None.
         formats: how to read them, with what is known of each.
+        chosen: which rows are read.
     """
 
     files: tuple[Path, ...]
     tasks: tuple[Task, ...]
     reader: str | None
     formats: Formats
+    chosen: Rows = EVERY
 
     @property
     def tokens(self) -> int:
@@ -122,13 +125,14 @@ class Scanned:
             self.state.remove()
 
 
-def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQUIRED) -> Known:
+def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQUIRED, rows: Rows = EVERY) -> Known:
     """Find files and cut them into parts, before anything is read but their footers or first lines; see `scan`.
 
     Args:
         paths: see `scan`.
         reader: see `scan`.
         required: columns that each file must have.
+        rows: which rows are read.
     """
     how = formats(reader)
     files = how.expand(paths)
@@ -137,7 +141,7 @@ def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQU
     for part in cut(files, PART_TOKENS, required=required, formats=how):
         tasks.append(Task(part, before))
         before += part.tokens or 0
-    return Known(tuple(files), tuple(tasks), reader, how)
+    return Known(tuple(files), tuple(tasks), reader, how, rows)
 
 
 def scan(
@@ -187,7 +191,7 @@ def scan(
             f"{name}: resume needs the state file to go on from\nhint: {name}(..., state=path, resume=True)"
         )
     known = paths if isinstance(paths, Known) else look(paths, reader)
-    job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats)
+    job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats, known.chosen)
     kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job).placed(resume)
     merged = _merge(known, job, engine, kept, resume, on_progress)
     counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
@@ -221,6 +225,8 @@ def _merge(
                 keeper = keeper.keep(merged)
                 if report is not None:
                     report(Progress(merged.total.rows, merged.total.tokens, total, resumed))
+                if job.rows.limit is not None and merged.total.rows >= job.rows.limit:
+                    break
     except ValueError:  # of the records: once they are mended, what was merged is of other files
         if kept is not None:
             kept.remove()

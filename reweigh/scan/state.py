@@ -60,6 +60,7 @@ class StateFile:
             "families": [one.name for one in job.families],
             **{name: value for one in job.families for name, value in one.identity.items()},
             "--keep-going": job.keep_going,
+            **job.rows.identity,
             "--reader": job.reader,
             "tokens of a batch": job.batch_tokens,
             "files": [str(p) for p in dict.fromkeys(part.path for part in parts)],
