@@ -14,7 +14,7 @@ from reweigh.cli.options import Form, FormName, Quiet
 from reweigh.cli.output import print_json, stderr, stdout
 from reweigh.rosetta.config import Nearest, Translated, detect, nearest, parse_pairs, read_source, translate
 from reweigh.rosetta.frameworks import PROFILES, profile_of
-from reweigh.rosetta.offline import refuse_offline
+from reweigh.rosetta.others import other_program, refuse_others
 from reweigh.rosetta.sources import Source, merged
 from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of
 
@@ -62,7 +62,7 @@ def explain(
     _misspelled(words)
     read = Source({}) if config is None else read_source(config)
     values = merged(read.values, parse_pairs(words))
-    refuse_offline(replace(read, values=values))
+    refuse_others(replace(read, values=values))
     framework = source or detect(replace(read, values=values)).name
     try:
         told = translate(framework, values, read.environment)
@@ -75,6 +75,8 @@ def explain(
     under = [k for k in read.conditional if k.rpartition(".")[2].replace("-", "_") in mine]
     said = f"set under a condition, taken as set: {', '.join(under)}"
     cautions = (*read.cautions, said) if under else read.cautions
+    program = other_program(read.text) if told.profile.name == "verl" else ""
+    cautions = (*cautions, program) if program else cautions
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
     if form == "json":
