@@ -15,7 +15,8 @@ import typer
 from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 
 from reweigh.__main__ import main
-from reweigh.cli import plan, probe
+from reweigh.audit.table import Of
+from reweigh.cli import plan, probe, table
 from reweigh.cli.app import app
 from reweigh.cli.options import CutBy
 from reweigh.plan import run as planning
@@ -61,6 +62,8 @@ def arguments(path, tmp_path, model):
             return [dump, "--model", model, "--temperature", 1, "--out", tmp_path / "r.jsonl"]
         case ("audit",) | ("doctor",) | ("records", "describe" | "validate"):
             return [RECORDS]
+        case ("table",):
+            return [RECORDS, "--worst", 3]
         case ("compare",):
             return [RECORDS, RECORDS]
         case ("plan",):
@@ -168,6 +171,7 @@ def test_what_the_command_line_repeats_is_what_the_library_has():
     """Defaults and names that `--help` shows without loading what they are of."""
     assert (plan.BATCH, plan.KEEP) == (planning.BATCH, planning.KEEP)
     assert list(get_args(probe.EngineName)) == [one.value for one in EngineName]
+    assert get_args(table.Of) == get_args(Of)
 
 
 def test_every_command_cuts_by_the_same():
