@@ -21,6 +21,7 @@ from reweigh.cli.app import app
 from reweigh.cli.options import CutBy
 from reweigh.plan import run as planning
 from reweigh.probe.run import EngineName
+from reweigh.records import RecordWriter
 from reweigh.scan import BYS
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,11 @@ def arguments(path, tmp_path, model):
             return [RECORDS]
         case ("table",):
             return [RECORDS, "--worst", 3]
+        case ("timeline",):
+            for step in range(3):
+                with RecordWriter(tmp_path / f"step_{step}.parquet") as writer:
+                    writer.write([{"sequence_id": str(step), "step": step, "log_mu": [-1.0], "log_pi": [-1.1]}])
+            return [tmp_path / "step_*.parquet"]
         case ("compare",):
             return [RECORDS, RECORDS]
         case ("plan",):
