@@ -26,7 +26,7 @@ from reweigh.scan.engines import in_order, single_threaded
 P = TypeVar("P")
 R = TypeVar("R")
 TOKENS = 50_000
-MODELS = 2  # worlds of one kind, made from seeds 0 and 1: a run's seed chooses one
+MODELS = 2  # worlds of one kind, made and trained from seeds 0 and 1: a run's seed chooses one
 MINIMAL = ("sequence_id", "prompt_id", "log_mu", "log_pi", "mask")
 SECOND_LOOK = ("log_pi_repeat", "log_mu_prefill")
 LEVEL_ORDER: tuple[Level, ...] = ("medium", "strong", "weak")
@@ -134,7 +134,8 @@ def make(run: Run, folder: Path) -> float:
     if others:
         case = pair((first, run.level), (others[0], run.level), world, run.tokens, run.seed, **with_looks)
     else:
-        case = commit(first, world, run.level, run.tokens, run.seed, **with_looks)
+        trained_by = run.seed % MODELS
+        case = commit(first, world, run.level, run.tokens, run.seed, training_seed=trained_by, **with_looks)
     path = folder / run.file
     # RecordWriter goes by the end of the name
     handle, part = tempfile.mkstemp(dir=folder, prefix=".making-", suffix=".parquet")

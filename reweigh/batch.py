@@ -2,14 +2,16 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reweigh import native
 from reweigh.layout import CHUNK_SLOTS, Layout, Packed, Padded, in_a_graph, may_look, ones_of, operator
+from reweigh.native import walk
 
 # Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
 POSITIVE_TOLERANCE = 1e-4  # nats
@@ -56,6 +58,7 @@ class Batch:
         group: `[S]`, an integer a prompt: the unit of clustering, and of self-normalisation by prompt.
         dropped: token-shaped, True where a token of the given mask had a non-finite log-prob; None if there is none.
         given: token-shaped, a log ratio to take in place of the difference, 0 off the mask; None as a rule.
+        seen: what was summed when the tokens were looked at for numbers that are not finite; None if they were not.
     """
 
     log_pi: Float[Tensor, "*tok"]
@@ -65,6 +68,7 @@ class Batch:
     group: Int[Tensor, " S"] | None = None
     dropped: Bool[Tensor, "*tok"] | None = field(default=None, repr=False)
     given: Float[Tensor, "*tok"] | None = field(default=None, repr=False)
+    seen: "Seen | None" = field(default=None, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,11 +158,10 @@ class Batch:
         _check_shapes("Batch.padded", log_pi, others, log_pi.shape[0], advantage, group)
         if check and may_look(log_pi):
             _look("Batch.padded", log_pi, log_mu, mask)
-        live, dropped = _live_of(log_pi, log_mu, mask)
-        layout = Padded(live, turn)
+        layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Padded(live, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
-        return cls(log_pi, log_mu, layout, advantage, group, dropped)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen)
 
     @classmethod
     def packed(
@@ -211,11 +214,10 @@ class Batch:
         if check and may_look(log_pi):
             _check_offsets(cu_seqlens, log_pi.shape[0])
             _look("Batch.packed", log_pi, log_mu, mask)
-        live, dropped = _live_of(log_pi, log_mu, mask)
-        layout = Packed(live, cu_seqlens, turn)
+        layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Packed(live, cu_seqlens, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
-        return cls(log_pi, log_mu, layout, advantage, group, dropped)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen)
 
     @classmethod
     def from_lists(
@@ -476,9 +478,62 @@ def _check_log_probs(name: str, log_p: Tensor, mask: Tensor) -> None:
             )
 
 
-def _live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tell tokens that count from those that would if their log-probs were finite: None if there are none of these."""
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The log ratio of each sequence, summed in the one walk that found all log-probs finite; and of which tensors.
+
+    A batch that is made of other tensors with `replace` has no use for it, nor has one whose tensors were written to.
+
+    Attributes:
+        log_ratio: `[S]`, nats, float64.
+        of: log_pi, log_mu and the mask.
+        versions: theirs, which torch counts up when they are written to.
+    """
+
+    log_ratio: Float[Tensor, " S"]
+    of: tuple[Tensor, Tensor, Tensor]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of_tokens(cls, log_pi: Tensor, log_mu: Tensor, layout: Layout) -> "Seen | None":
+        """Look at the tokens; None without the compiled kernel, and if a log ratio is not finite."""
+        of = log_pi, log_mu, layout.mask
+        if not may_look(log_pi) or any(x.is_inference() for x in of):  # those have no version
+            return None
+        found = walk.sums(log_pi, log_mu, None, layout.mask, layout.runs, native.FEW)
+        if found is None or found[1]:
+            return None
+        return cls(found[0][:, 1], of, tuple(x._version for x in of))
+
+    def is_of(self, batch: Batch) -> bool:
+        """Whether the batch's tokens are those that were looked at."""
+        own = batch.log_pi, batch.log_mu, batch.layout.mask
+        same = batch.given is None and all(a is b for a, b in zip(self.of, own, strict=True))
+        return same and self.versions == tuple(x._version for x in own)
+
+
+def _looked_at(
+    log_pi: Tensor, log_mu: Tensor, mask: Tensor | None, lay_out: Callable[[Tensor], Layout]
+) -> tuple[Layout, Tensor | None, Seen | None]:
+    """Lay tokens out without those whose log-probs are not finite; tell which these are, and what was summed.
+
+    Args:
+        log_pi: nats.
+        log_mu: nats.
+        mask: what counts; None if all tokens do.
+        lay_out: makes the layout of a mask.
+    """
     given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
+    if may_look(log_pi) and native.library() is not None:
+        layout = lay_out(given)
+        if (seen := Seen.of_tokens(log_pi, log_mu, layout)) is not None:
+            return layout, None, seen
+    live, dropped = _live_of(log_pi, log_mu, given)
+    return lay_out(live), dropped, None
+
+
+def _live_of(log_pi: Tensor, log_mu: Tensor, given: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Tell tokens that count from those that would if their log-probs were finite: None if there are none of these."""
     log_pi, log_mu = log_pi.detach(), log_mu.detach()
     if in_a_graph(log_pi):
         return _finite_op(log_pi, log_mu, given)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.layout import Layout, may_look
-from reweigh.levels import Level, Unit, heads, log_ratio
+from reweigh.levels import Level, Unit, folded, heads, log_ratio
 from reweigh.transforms import Identity, Transform
 
 Statistic = Callable[[Batch], Tensor]
@@ -125,7 +125,8 @@ class Estimator:
 
     def _units(self, batch: Batch) -> list[Tensor]:
         """Fold each factor's statistic to the factor's level."""
-        whole = [i for i, f in enumerate(self.factors) if f.level.unit == "sequence"]
+        made = [folded(batch, f.of, f.level, f.scale) for f in self.factors]
+        whole = [i for i, f in enumerate(self.factors) if f.level.unit == "sequence" and made[i] is None]
         others = [i for i, f in enumerate(self.factors) if f.level.unit != "sequence"]
         if others:  # values of the tokens' size come of it in any case, so the ratio is made once for all factors
             batch = batch.with_ratio()
@@ -142,7 +143,8 @@ class Estimator:
                         values[f.of] = f.of(part)
                     x = values[f.of]
                     units[i].append(f.level.fold(x if f.scale == 1 else x * f.scale, part.layout))
-        return [values[0] if len(values) == 1 else torch.cat(values) for values in units]
+        rest = [values[0] if len(values) == 1 else torch.cat(values) if values else None for values in units]
+        return [x for pair in zip(made, rest, strict=True) for x in pair if x is not None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from reweigh import native
 from reweigh.__main__ import how_to_install, main
 from reweigh.records import RecordWriter, RunInfo, read_info
 
@@ -37,7 +38,9 @@ def run(capsys, *args):
 
 def test_version_and_help(capsys):
     code, out, _ = run(capsys, "--version")
-    assert (code, out.split()[0], len(out.split())) == (0, "reweigh", 2)
+    first, second = out.splitlines()
+    assert (code, first.split()[0], len(first.split())) == (0, "reweigh", 2)
+    assert second == f"sums on a CPU: {native.status()}"
     code, out, _ = run(capsys, "--help")
     assert code == 0
     for name in ("probe Sample with", "audit Measure the gap", "records Look into"):

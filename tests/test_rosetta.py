@@ -196,9 +196,9 @@ MISTAKES = [
     ("trl", "kernel_of_bounded_ratios =", "infinity_times_zero =", "nothing names 'kernel_of_bounded_ratios'"),
     (
         "trl",
-        'equal = "mean_abs_log',
-        'equal = "mean_abs_lg',
-        "difference/mean.equal: nothing computes 'mean_abs_lg_ratio'",
+        'equal = "known_dist',
+        'equal = "known_dst',
+        "difference/mean.equal: nothing computes 'known_dstance'",
     ),
     ("trl", '"logged_ratio"', '"mean_weight"', "trl.toml: metrics: nothing names 'logged_ratio', which the module has"),
     ("trl", '"<bound>"', '"<bond>"', "templates[1].options: no slot '<bond>'\nhint: <low>, <high>"),

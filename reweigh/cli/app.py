@@ -127,9 +127,9 @@ def _at_once(option: typer.CallbackParam, wanted: bool) -> None:
     from reweigh.cli.output import say, stdout
 
     if option.name == "version":
-        from reweigh import __version__
+        from reweigh import __version__, native
 
-        stdout().print(f"reweigh {__version__}")
+        stdout().print(f"reweigh {__version__}\nsums on a CPU: {native.status()}", markup=False, soft_wrap=True)
     elif option.name == "show_completion":
         script = completion.get_completion_script(prog_name="reweigh", complete_var=COMPLETE, shell=_shell())
         stdout().print(script, markup=False, soft_wrap=True)

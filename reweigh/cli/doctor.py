@@ -124,8 +124,8 @@ def doctor(
                     resume=resume,
                     on_progress=reporting(bar, then),
                 )
-        except KeyboardInterrupt:
-            say_interrupted(kept)
+        except KeyboardInterrupt as e:
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     if form == "json":
         print_json(found.to_dict())

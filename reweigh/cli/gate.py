@@ -23,7 +23,7 @@ from reweigh.cli.options import (
     Where,
     Workers,
 )
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
 
 if TYPE_CHECKING:
     from reweigh.gate import Gate, Policy
@@ -84,6 +84,7 @@ def gate(
     from reweigh import gate as gating
     from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.gate.check import GATE_VERSION
+    from reweigh.guard import check_output
     from reweigh.report import terminal
     from reweigh.report.gate import verdict
     from reweigh.report.tables import to_terminal
@@ -98,6 +99,13 @@ def gate(
         raise ValueError(
             f"{target}: there is no policy\nhint: `reweigh gate --init RECORDS` writes one from a good run."
         )
+    for path, option, mark in (
+        (save_baseline, "--save-baseline", b'"reweigh_gate_baseline"'),
+        (junit, "--junit", b'<testsuites name="reweigh gate"'),
+        (summary, "--summary", b" reweigh gate: "),
+    ):
+        if path is not None:
+            check_output(path, option, (mark,))
     asked = gating.read_policy(target) if gates else None
     _refuse_missing_baseline(asked, baseline, save_baseline)
     base = None if baseline is None else gating.read_baseline(baseline)
@@ -115,8 +123,8 @@ def gate(
                 resume=resume,
                 on_progress=reporting(bar),
             )
-    except KeyboardInterrupt:
-        say_interrupted(kept)
+    except KeyboardInterrupt as e:
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:
@@ -198,6 +206,5 @@ def _reports(found: "Gate", junit: Path | None, summary: Path | None, said: _Sai
 
 
 def _write(path: Path, text: str, said: _Said) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_output(path, text)
     said(f"wrote {path}")

@@ -105,8 +105,8 @@ def plan(
                     resume=resume,
                     on_progress=reporting(bar, "planning"),
                 )
-        except KeyboardInterrupt:
-            say_interrupted(kept)
+        except KeyboardInterrupt as e:
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     else:
         found = _of_model(kl, lengths, batch, keep, turns)

@@ -11,6 +11,7 @@ from reweigh.cli.output import Bar, say
 from reweigh.estimators import Estimator
 from reweigh.scan import Engine, OnRay, Progress, Report, Workers
 from reweigh.scan.rows import Rows
+from reweigh.scan.state import noted_state
 from reweigh.spec import TEXT_HINT, from_dict, parse
 
 ALL = "all"
@@ -44,9 +45,10 @@ def state_of(command: str, state: Path | None, html: Path | None = None) -> Path
     return state or (Path(f"reweigh-{command}.state") if html is None else html.with_name(f"{html.name}.state"))
 
 
-def say_interrupted(kept: Path) -> None:
+def say_interrupted(error: KeyboardInterrupt, kept: Path) -> None:
     """Say what to do after Ctrl-C."""
-    after = f"the same command with --resume goes on from {kept}" if kept.exists() else "nothing had been saved yet"
+    saved = noted_state(error, kept)
+    after = "nothing had been saved yet" if saved is None else f"the same command with --resume goes on from {saved}"
     say(f"interrupted: {after}")
 
 

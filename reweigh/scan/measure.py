@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -314,7 +314,7 @@ def _again(table: pa.Table, origin: Origin, once: NDArray[np.bool_]) -> Violatio
     row = int(np.flatnonzero(~once)[0])
     name = single(table, "sequence_id")[row].as_py()
     return Violation(
-        "sequence_id: a response that was read before",
+        "sequence_id: a response that was read before, so that it stands here twice",
         origin.place(row),
         f"{name!r} has the same log-probs in a row before, of this file or another",
         "each response is counted once; is a merged file, or a copy, in one folder with what it was made of?",
@@ -447,6 +447,23 @@ def unpack(data: bytes, types: Sequence[type] = ()) -> Any:
         raise ValueError(f"unpack: not sums of a scan, or cut short: {len(data)} bytes that start {data[:8]!r}")
     known = {_name(t): t for t in (*_TYPES, *types)}
     return _value(json.loads(data[start:end]), _Body(memoryview(data)[end:]), known)
+
+
+_MOST_HEAD = 1 << 28
+
+
+def head_of(file: IO[bytes]) -> Any:
+    """Read the first member of a list that `pack` wrote, if it is plain: None if it is not what `pack` writes."""
+    start = file.read(len(_MAGIC) + 8)
+    size = int.from_bytes(start[len(_MAGIC) :], "little")
+    if start[: len(_MAGIC)] != _MAGIC or not 0 < size < _MOST_HEAD:
+        return None
+    try:
+        tree = json.loads(file.read(size))
+        first = next(iter(tree.values()))[0]
+        return _value(first, _Body(memoryview(b"")), {})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError):
+        return None
 
 
 def _name(kind: type) -> str:
