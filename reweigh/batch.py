@@ -1,5 +1,6 @@
 """Batches: the log-probs that two policies gave the same sampled tokens, and which of them count."""
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ class Batch:
         advantage: Tensor | None = None,
         group: Tensor | None = None,
         turn: Tensor | None = None,
+        check: bool = True,
     ) -> "Batch":
         """Batch from `[S, T]` tensors with a mask, as verl, TRL and SkyRL hold them.
 
@@ -132,9 +134,12 @@ class Batch:
             advantage: `[S, T]`, or `[S]` or `[S, 1]` for one value a sequence.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: `[S, T]` integers; a turn is a run of equal values.
+            check: on a CPU, outside of a compiled graph: look at the first 65,536 slots, and refuse what are plainly no
+                log-probs (probabilities, logits), and a mask that is not of 0 and 1. `check()` reads everything.
 
         Raises:
-            ValueError: if shapes disagree; the message names both.
+            ValueError: if something is no tensor, or has another type, or shapes disagree; the message names both. With
+                `check`, if the values cannot be meant.
 
         Example:
             >>> import torch
@@ -143,10 +148,16 @@ class Batch:
             >>> batch.log_ratio.tolist()
             [[0.5, 0.5, 0.5], [0.5, 0.0, 0.0]]
         """
+        if mask is None:  # type: ignore[reportUnnecessaryComparison] - of a caller without types
+            raise ValueError("Batch.padded: mask must be a tensor, got None\nhint: torch.ones_like(log_pi) counts all.")
+        _check_kinds("Batch.padded", log_pi, log_mu, mask=mask, advantage=advantage, group=group, turn=turn)
         if log_pi.dim() != 2:
-            raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
+            hint = "\nhint: Batch.packed takes sequences end to end." if log_pi.dim() == 1 else ""
+            raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}{hint}")
         others = {"log_mu": log_mu, "mask": mask, "turn": turn}
         _check_shapes("Batch.padded", log_pi, others, log_pi.shape[0], advantage, group)
+        if check and may_look(log_pi):
+            _look("Batch.padded", log_pi, log_mu, mask)
         layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Padded(live, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
@@ -163,6 +174,7 @@ class Batch:
         advantage: Tensor | None = None,
         group: Tensor | None = None,
         turn: Tensor | None = None,
+        check: bool = True,
     ) -> "Batch":
         """Batch from `[N]` tensors, sequences end to end, as AReaL, prime-rl and slime hold them.
 
@@ -174,9 +186,10 @@ class Batch:
             advantage: `[N]`, or `[S]` for one value a sequence.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: `[N]` integers; a turn is a run of equal values within a sequence.
+            check: as of `padded`; and that offsets rise from 0 to N.
 
         Raises:
-            ValueError: if shapes disagree. Offsets are values, so they are for `check()` to read.
+            ValueError: as of `padded`.
 
         Example:
             >>> import torch
@@ -184,14 +197,23 @@ class Batch:
             >>> batch.layout.sum(batch.log_ratio).tolist()
             [1.5, 0.5]
         """
+        _check_kinds(
+            "Batch.packed",
+            *(log_pi, log_mu),
+            **{"cu_seqlens": cu_seqlens, "mask": mask, "advantage": advantage, "group": group, "turn": turn},
+        )
         if log_pi.dim() != 1:
-            raise ValueError(f"Batch.packed: log_pi must be [N], got shape {tuple(log_pi.shape)}")
+            hint = "\nhint: Batch.padded takes rows of one length with a mask." if log_pi.dim() == 2 else ""
+            raise ValueError(f"Batch.packed: log_pi must be [N], got shape {tuple(log_pi.shape)}{hint}")
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.is_floating_point():
             raise ValueError(
                 f"Batch.packed: cu_seqlens must be integers [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
             )
         others = {"log_mu": log_mu, "mask": mask, "turn": turn}
         _check_shapes("Batch.packed", log_pi, others, cu_seqlens.shape[0] - 1, advantage, group)
+        if check and may_look(log_pi):
+            _check_offsets(cu_seqlens, log_pi.shape[0])
+            _look("Batch.packed", log_pi, log_mu, mask)
         layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Packed(live, cu_seqlens, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
@@ -207,6 +229,7 @@ class Batch:
         advantage: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
         turn: Sequence[Tensor] | None = None,
+        check: bool = True,
     ) -> "Batch":
         """Batch from one 1-D tensor a sequence, as slime, prime-rl and tinker hand them to a loss.
 
@@ -217,9 +240,10 @@ class Batch:
             advantage: the same, token by token.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: the same as masks, integers.
+            check: as of `padded`.
 
         Raises:
-            ValueError: if a sequence's lengths disagree; the message names the sequence.
+            ValueError: if a sequence's lengths disagree; the message names the sequence. As of `padded`.
 
         Example:
             >>> import torch
@@ -228,9 +252,14 @@ class Batch:
             [3, 1]
         """
         others = {"log_mu": log_mu, "masks": masks, "advantage": advantage, "turn": turn}
-        for name, parts in others.items():
+        for name, parts in {"log_pi": log_pi, **others}.items():
             if parts is None:
                 continue
+            if isinstance(parts, Tensor) or not all(_is_row(x) for x in parts):
+                hint = _hint_of(parts) or "one tensor [len_i] a sequence; Batch.padded takes a tensor [S, T]."
+                raise ValueError(
+                    f"Batch.from_lists: {name} must be a list of 1-D tensors, got {_kind(parts)}\nhint: {hint}"
+                )
             if len(parts) != len(log_pi):
                 raise ValueError(f"Batch.from_lists: {name} has {len(parts)} sequences, log_pi has {len(log_pi)}")
             for i, (a, b) in enumerate(zip(log_pi, parts, strict=True)):
@@ -247,7 +276,29 @@ class Batch:
             advantage=None if advantage is None else _cat(advantage),
             group=group,
             turn=None if turn is None else _cat(turn, torch.int64),
+            check=check,
         )
+
+    def __repr__(self) -> str:
+        """Say what is in it in a line; values are read on a CPU alone."""
+        packed = isinstance(self.layout, Packed)
+        shape = f"{self.layout.num_seqs} sequences, " + (
+            f"packed, {self.log_pi.shape[0]:,} slots" if packed else f"padded to {self.log_pi.shape[1]:,}"
+        )
+        said = [shape]
+        if may_look(self.log_pi):
+            said.append(f"{int(self.layout.mask.sum()):,} tokens count")
+            if self.dropped is not None and (left := int(self.dropped.sum())):
+                said.append(f"{left:,} left out for their log-probs")
+        said.append(f"{str(self.log_pi.dtype).removeprefix('torch.')} on {self.log_pi.device}")
+        held = {"advantage": self.advantage, "group": self.group, "turn": self.layout.turn}
+        if any(x is not None for x in held.values()):
+            said.append("with " + ", ".join(name for name, x in held.items() if x is not None))
+        return f"Batch({'; '.join(said)})"
+
+    def _repr_html_(self) -> str:
+        """Say the same in a notebook."""
+        return f"<code>{html.escape(repr(self))}</code>"
 
     def check(self) -> "Batch":
         """Read the values once (a host sync) and raise if they cannot be log-probs of these sequences.
@@ -270,6 +321,81 @@ class Batch:
                 "hint: is the mask 1 for response tokens and 0 for prompt and padding?"
             )
         return self
+
+
+def _is_row(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 1
+
+
+def _kind(x: object) -> str:
+    """Say what something is, in a few words."""
+    shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{type(x).__module__.partition('.')[0]}.{type(x).__name__} {dtype} {tuple(shape)}"
+    if isinstance(x, list | tuple):
+        of = f" of {_kind(x[0])}" if x else ""  # type: ignore[reportUnknownArgumentType]
+        return f"a {type(x).__name__}{of}"
+    return type(x).__name__
+
+
+def _hint_of(x: object) -> str:
+    """Say how to make a tensor of it; nothing if it is far from one."""
+    if isinstance(x, list | tuple):
+        return _hint_of(x[0]) if x and not isinstance(x[0], list | Tensor) else ""  # type: ignore[reportUnknownArgumentType]
+    if type(x).__module__.partition(".")[0] == "numpy":
+        return "torch.from_numpy(x) makes a tensor of an array of NumPy."
+    return "torch.tensor(x) makes a tensor of numbers." if isinstance(x, int | float) else ""
+
+
+def _check_kinds(where: str, log_pi: object, log_mu: object, **others: object) -> None:
+    """Refuse what is no tensor, and log-probs that are no floats."""
+    for name, x in {"log_pi": log_pi, "log_mu": log_mu, **others}.items():
+        if x is None and name in others:
+            continue
+        if not isinstance(x, Tensor):
+            lists = "torch.tensor(x), or Batch.from_lists for sequences of unequal lengths."
+            hint = _hint_of(x) if not isinstance(x, list | tuple) else lists
+            told = f"{where}: {name} must be a tensor, got {_kind(x)}"
+            raise ValueError(f"{told}\nhint: {hint}" if hint else told)
+        if name.startswith("log_") and not x.is_floating_point():
+            raise ValueError(
+                f"{where}: {name} must be log-probs of a floating type, got {x.dtype}\n"
+                "hint: are these token ids? log_pi and log_mu are what the two policies say of them, in nats."
+            )
+
+
+_LOOKED_AT = 1 << 16  # slots that are looked at when a batch is made: some ten microseconds
+_MANY = 0.25  # share of tokens with a log-prob over 0 from which on none of them is taken for one
+
+
+def _look(where: str, log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> None:
+    """Refuse values that are plainly no log-probs, and a mask that is none, by the first slots."""
+    live = None
+    if mask is not None:
+        given = mask.detach().flatten()[:_LOOKED_AT]
+        live = given.bool()
+        if given.dtype != torch.bool and not bool((given == live).all()):
+            wrong = given[given != live][0]
+            raise ValueError(
+                f"{where}: mask must be 0 or 1, got {float(wrong):g}\n"
+                "hint: 1 for response tokens that count, 0 for prompt, padding and tools; weights belong in the loss."
+            )
+    for name, log_p in (("log_pi", log_pi), ("log_mu", log_mu)):
+        some = log_p.detach().flatten()[:_LOOKED_AT]
+        some = some if live is None else some[live]
+        if not len(some) or not float(some.amax()) > POSITIVE_TOLERANCE:  # a NaN is for the audit to count
+            continue
+        over = float((some > POSITIVE_TOLERANCE).double().mean())
+        if over < _MANY:
+            continue
+        low, high = (float(x) for x in (some.amin(), some.amax()))
+        what, hint = "no log-probs", "a log-prob is at most 0: take log_softmax of logits; is the sign turned?"
+        if 0 <= low <= high <= 1 + POSITIVE_TOLERANCE:
+            what, hint = "probabilities", f"take their logarithm: {name}.log()"
+        raise ValueError(
+            f"{where}: {name} looks like {what}: {over:.0%} of the tokens are over 0, from {low:.3g} to {high:.3g}\n"
+            f"hint: {hint}."
+        )
 
 
 def _check_shapes(

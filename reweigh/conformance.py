@@ -425,14 +425,15 @@ def _multiplied_out(
 ) -> Tensor:
     """Compute the loss in plain arithmetic, as frameworks write it: each term, times its weight, times the masks."""
     averaged = (outcome.masked if loss.mean_of_kept else mask).to(live.dtype)
+    clamped = loss.clamp is not None and "clamp_live" in plan.flags
     gap = live - centre
     if loss.kind == "gspo" or loss.level == "sequence":
         mean = (gap * averaged).sum(-1, keepdim=True) / averaged.sum(-1, keepdim=True).clamp(min=1)
         # Through the mean there is one ratio a sequence, so that its gradient is summed before it meets an infinity.
         gap = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
-        gap = gap if loss.clamp is None else gap.clamp(max=loss.clamp)
+        gap = gap.clamp(max=loss.clamp) if clamped else gap
         advantage = advantage[:, :1] if loss.slope == "mean" and loss.kind != "cispo" else advantage
-    elif loss.clamp is not None:
+    elif clamped:
         gap = gap.clamp(-loss.clamp, loss.clamp)
     ratio, bounds = gap.exp(), (1 - loss.low, 1 + loss.high)
     if "ratio_times_mask" in plan.flags and loss.kind == "gspo":
@@ -460,6 +461,8 @@ def _multiplied_out(
     value = (term * weight * outcome.masked / divisor).sum()
     if loss.penalty is not None:
         value = value + loss.penalty * (mask * (live - centre).square() / divisor).sum()
+    if "starts_at_zero_times" in plan.flags:
+        value = value + 0 * live[0].sum()
     empty = loss.survivors and loss.over != "sum" and not bool(outcome.masked.any())
     return value + torch.nan if empty and "mean_of_nothing" in plan.flags else value
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.estimators import Weights
+from reweigh.estimators import Weights, check_weights
 from reweigh.layout import Layout
 from reweigh.levels import GEOMETRIC
 
@@ -47,6 +47,7 @@ def policy_gradient(
 
     Source: Williams (1992); with truncated weights, Yao et al. (2025) and Liu and Li (2025).
     """
+    check_weights("policy_gradient", weights)
     gain = _advantage(weights.layout, advantage) * _live(weights.keep_tokens, log_pi)
     return -(weights.per_token * gain).sum() / denominator
 
@@ -86,6 +87,7 @@ def ppo_clip(
     """
     if dual is not None and not dual > 1:
         raise ValueError(f"ppo_clip: dual must be > 1, got {dual}")
+    check_weights("ppo_clip", weights)
     _check_clip("ppo_clip", low, high)
     keep = weights.keep_tokens
     log_ratio = _live(keep, log_pi) - _live(keep, log_old.detach())
@@ -117,6 +119,7 @@ def cispo(
 
     Source: MiniMax (2025), MiniMax-M1, the CISPO objective.
     """
+    check_weights("cispo", weights)
     _check_clip("cispo", low, high)
     keep = weights.keep_tokens
     live = _live(keep, log_pi)
@@ -151,6 +154,7 @@ def gspo(
     Also called: `importance_sampling_level="sequence"` in TRL, `gspo` in verl, slime and SkyRL.
     Source: Zheng et al. (2025), Group sequence policy optimization.
     """
+    check_weights("gspo", weights)
     _check_clip("gspo", low, high)
     layout, keep = weights.layout, weights.keep_tokens
     live = _live(keep, log_pi)

@@ -250,7 +250,7 @@ def test_document_schema(found):
     document = report.document(found)
     assert document["reweigh_audit"] == 2
     of_version_1 = {"verdict", "files", "notes", "left_out", "levels", "estimators", "slices"}
-    new = {"summary", "diagnosis", "estimator_meanings", "where", "histograms", "density", "tails", "worst"}
+    new = {"summary", "normal", "diagnosis", "estimator_meanings", "where", "histograms", "density", "tails", "worst"}
     assert set(document) == {"reweigh_audit"} | of_version_1 | new
     advice = {"action", "use", "deciding", "choice", "runner_up"}
     assert set(document["verdict"]) == {"level", "reason", "hint", "findings"} | advice

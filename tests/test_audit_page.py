@@ -303,7 +303,7 @@ def test_json_and_terminal_say_the_same(found):
     assert sum(document["histograms"]["token"]["counts"]) == document["levels"]["token"]["n"]
     assert document["worst"][0]["text"] == f"say {EVIL}"
     console = Console(width=100, record=True, file=io.StringIO())
-    report.terminal(found, console)
+    report.terminal(found, console, full=True)
     text = re.sub(r"\s+", " ", console.export_text())
     assert f"In short: {found.headline.sentence}." in text
     for said in (

@@ -61,6 +61,8 @@ def arguments(path, tmp_path, model):
             return [dump, "--model", model, "--temperature", 1, "--out", tmp_path / "r.jsonl"]
         case ("audit",) | ("doctor",) | ("records", "describe" | "validate"):
             return [RECORDS]
+        case ("compare",):
+            return [RECORDS, RECORDS]
         case ("plan",):
             return ["--kl", 1e-3, "--length", 4096]
         case ("watch",):
@@ -117,7 +119,7 @@ def test_help_of_groups_has_examples(path, capsys):
 
 SHARED = (
     *("--format", "--json", "--quiet", "--reader", "--workers", "--keep-going", "--html", "--estimators", "--by"),
-    *("--ray-address", "--resume"),
+    *("--ray-address", "--resume", "--where", "--limit", "--sample"),
 )
 
 
@@ -171,7 +173,7 @@ def test_what_the_command_line_repeats_is_what_the_library_has():
 def test_every_command_cuts_by_the_same():
     assert tuple(one.value for one in CutBy) == BYS
     cut = {path[0] for path, command in COMMANDS.items() for option in command.params if "--by" in option.opts}
-    assert cut == {"audit", "doctor", "gate", "watch"}
+    assert cut == {"audit", "compare", "doctor", "gate", "watch"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)

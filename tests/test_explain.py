@@ -591,3 +591,92 @@ def test_no_public_configuration_is_taken_for_another_framework():
     configs = json.loads((DATA / "public_configs.json").read_text())
     for one in configs:
         assert mistaken(Source(dict(one["options"])), one["framework"]) is None, one["from"]
+
+
+# What a run that samples nothing looks like: the file's ending, its text, which of it is named, and what is said.
+OFFLINE = {
+    "openrlhf_dpo": ("sh", "deepspeed --module openrlhf.cli.train_dpo --beta 0.1", "train_dpo", "a preference run"),
+    "openrlhf_sft": ("sh", "deepspeed --module openrlhf.cli.train_sft \\\n --max_len 2048", "train_sft", "an SFT run"),
+    "openrlhf_rm": ("sh", "deepspeed --module openrlhf.cli.train_rm", "train_rm", "a reward model's run"),
+    "verl_sft": ("sh", "torchrun -m verl.trainer.fsdp_sft_trainer optim.lr=1e-4", "fsdp_sft_trainer", "an SFT run"),
+    "open_instruct_dpo": ("sh", "accelerate launch open_instruct/dpo_tune_cache.py --dpo_beta 5", "dpo_tune", "a pref"),
+    "open_instruct_sft": ("sh", "accelerate launch open_instruct/finetune.py --seed 8", "finetune", "an SFT run"),
+    "swift_kto": ("sh", "swift rlhf --model a --rlhf_type kto --beta 0.1", "rlhf_type kto", "a preference run"),
+    "swift_pt": ("sh", "CUDA_VISIBLE_DEVICES=0 swift pt --model a", "swift pt", "a run of pretraining"),
+    "slime_sft": (
+        "sh",
+        "A=(--loss-type sft_loss --debug-train-only)\npython3 train_async.py ${A[@]}",
+        "sft_loss",
+        "SFT",
+    ),
+    "trl_dpo_cli": ("sh", "trl dpo --model_name_or_path a --beta 0.1", "trl dpo", "a preference run"),
+    "trl_dpo": (
+        "py",
+        "from trl import DPOConfig\nargs = DPOConfig(loss_type='ipo')\n",
+        "DPOConfig",
+        "a preference run",
+    ),
+    "trl_sft": ("py", "from trl import SFTTrainer\nt = SFTTrainer('m', train_dataset=d)\n", "SFTTrainer", "an SFT run"),
+    "trl_reward": (
+        "py",
+        "from trl import RewardConfig\na = RewardConfig(output_dir='x')\n",
+        "RewardConfig",
+        "a reward",
+    ),
+    "trl_dpo_yaml": ("yaml", "beta: 0.1\nloss_type: sigmoid\n", "loss_type=sigmoid", "a preference run"),
+    "llama_factory_dpo": ("yaml", "stage: dpo\npref_beta: 0.1\n", "stage=dpo", "a preference run"),
+    "llama_factory_sft": ("yaml", "stage: sft\ntemplate: llama3\n", "stage=sft", "an SFT run"),
+    "axolotl_dpo": ("yaml", "base_model: a\nrl: dpo\ndatasets:\n - path: b\n", "rl=dpo", "a preference run"),
+    "axolotl_sft": ("yaml", "base_model: a\ndatasets:\n - path: b\n   type: alpaca\n", "without rl", "an SFT run"),
+    "nemo_dpo": ("yaml", "dpo:\n  reference_policy_kl_penalty: 0.05\n", "a section dpo", "a preference run"),
+    "nemo_sft": ("yaml", "sft:\n  max_num_steps: 60\n", "a section sft", "an SFT run"),
+    "roll_dpo": ("yaml", "pipeline_cls: roll.pipeline.dpo.dpo_pipeline.DPOPipeline\n", "DPOPipeline", "a preference"),
+    "areal_sft": ("yaml", "model:\n  path: a\ntrain_dataset:\n  type: sft\n", "train_dataset.type=sft", "an SFT run"),
+    "verl_sft_yaml": ("yaml", "data:\n  prompt_key: q\n  response_key: a\n", "prompt_key and response_key", "an SFT"),
+}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("framework", [None, "trl"])
+def test_a_run_that_samples_nothing_is_refused_by_name(name, framework, tmp_path, capsys):
+    ending, text, evidence, kind = OFFLINE[name]
+    path = tmp_path / f"run.{ending}"
+    path.write_text(text)
+    assert main(["explain", "--config", str(path), *([] if framework is None else ["--from", framework])]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    first = said.err.splitlines()[0]
+    assert evidence in first
+    assert kind in first
+    assert "no importance ratio" in first
+
+
+SAMPLED = {
+    "both": (
+        "sh",
+        "trl sft --model_name_or_path a\ntrl grpo --use_vllm true --vllm_importance_sampling_mode token_mask",
+    ),
+    "a comment": (
+        "sh",
+        "# after trl sft\npython3 -m verl.trainer.main_ppo algorithm.rollout_correction.rollout_is=token",
+    ),
+    "online dpo": ("py", "from trl import OnlineDPOConfig, GRPOConfig\na = GRPOConfig(loss_type='dapo')\n"),
+    "a name": ("yaml", "loss_type: dapo\nvllm_importance_sampling_mode: token_mask\nrun_name: sft-dpo\n"),
+    "a part": ("yaml", "grpo:\n  seq_logprob_error_threshold: 1.5\nsft:\n  weight: 0.1\n"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_run_that_samples_is_not_taken_for_one_that_does_not(name, tmp_path, capsys):
+    ending, text = SAMPLED[name]
+    path = tmp_path / f"run.{ending}"
+    path.write_text(text)
+    assert main(["explain", "--config", str(path)]) == 0
+    assert "w =" in capsys.readouterr().out
+
+
+def test_a_file_in_the_place_of_a_word_is_told_where_it_goes(tmp_path, capsys):
+    path = tmp_path / "ppo.yaml"
+    path.write_text("loss_type: dapo\n")
+    assert main(["explain", str(path)]) == 2
+    assert f"hint: `reweigh explain --config {path}`" in capsys.readouterr().err

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "reweigh"
 # above its own, or from itself. What stands on one line never imports each other.
 FLOORS = (
     ("native",),
-    ("layout",),
+    ("layout", "guard"),
     ("batch", "transforms"),
     ("levels", "logits"),
     ("estimators",),

@@ -174,9 +174,9 @@ def test_examples(path, tmp_path, run):
     assert (told["action"], told["use"]) == {
         "llama_cpp_q4_1": ("correct", "seq_tis(2)"),
         "transformers_bfloat16": ("small", "seq_tis(2)"),
-        "transformers_int8": ("lessen", "token_tis(2)"),
+        "transformers_int8": ("reduce", "token_tis(2)"),
         "vllm_bfloat16": ("small", "seq_tis(2)"),
-        "vllm_fp8_kv": ("lessen", "token_tis(2)"),
+        "vllm_fp8_kv": ("reduce", "token_tis(2)"),
     }[path.stem]
 
 
@@ -186,9 +186,9 @@ def test_made_up_pairs(kind, tmp_path, run):
     expected = {
         "same": ("nothing", "small"),
         "rounding": ("small",),
-        "8 bits": ("correct", "lessen"),
-        "4 bits": ("lessen",),
-        "stale": ("correct", "lessen"),
+        "8 bits": ("correct", "reduce"),
+        "4 bits": ("reduce",),
+        "stale": ("correct", "reduce"),
         **dict.fromkeys(("raw", "top-p", "shift", "base 10"), ("fix",)),
     }
     if kind in expected:

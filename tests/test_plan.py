@@ -179,7 +179,7 @@ def test_the_model_is_judged_as_records_are():
         ("ok", "small", "token_tis(2)"),
         ("warn", "correct", "token_tis(2)"),
         ("warn", "correct", "seq_tis(2)"),
-        ("fail", "lessen", "token_tis(2)"),
+        ("fail", "reduce", "token_tis(2)"),
     ]
     (at,) = plan(1e-3, [4096]).at
     assert "keeps ~0.03% effective" in at.advice.reason
@@ -361,7 +361,7 @@ def test_json_of_records(capsys):
     assert document["records"]["sequences"] == 64
     assert document["records"]["length"]["most"] == 128
     assert document["lengths"][0]["modes"][0]["on_data"]["retained"] == pytest.approx(0.993, abs=0.001)
-    assert document["lengths"][0]["advice"]["action"] == "lessen"
+    assert document["lengths"][0]["advice"]["action"] == "reduce"
 
 
 def test_records_at_another_length(capsys):

@@ -16,8 +16,11 @@ from reweigh.doctor import doctor
 from reweigh.plan import plan_records
 from reweigh.records import RecordWriter
 from reweigh.records.files import cut
+from reweigh.records.schema import Tally
 from reweigh.report import document
 from reweigh.scan import BYS, Job, Measured, Workers, look, measure, scan
+from reweigh.scan.measure import read
+from reweigh.scan.rows import Rows
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "records"
@@ -363,3 +366,89 @@ def test_a_watch_counts_a_copy_once(tmp_path, small, capsys, monkeypatch):
     capsys.readouterr()
     assert main(line) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == len(ROWS)
+
+
+# which rows are read
+
+
+def ids(path, **choice):
+    """The responses that are read, by their id."""
+    job = Job((question(),), rows=Rows.of(**choice))
+    found = []
+    for part in cut(path, 10**9):
+        for one in read(part, job, Tally()):
+            found += one.column("sequence_id").tolist()
+    return found
+
+
+def test_conditions_choose_rows(tmp_path):
+    rows = [{**row, "reward": i / 4} for i, row in enumerate(ROWS)]
+    path = write(tmp_path / "a.parquet", rows, row_group=7)
+    named = [row["sequence_id"] for row in rows]
+    length = sorted(len(row["log_mu"]) for row in rows)[20]
+    assert ids(path) == named
+    for text, keep in (
+        ("reward >= 2.5", lambda row: row["reward"] >= 2.5),
+        ("reward < 1 and reward != .25", lambda row: row["reward"] < 1 and row["reward"] != 0.25),
+        (f"length <= {length}", lambda row: len(row["log_mu"]) <= length),
+        (f"prompt_id = {rows[3]['prompt_id']}", lambda row: row["prompt_id"] == rows[3]["prompt_id"]),
+        ("source ~ a.parq", lambda row: True),
+        ("source != a.parquet and finish_reason = none", lambda row: False),
+    ):
+        assert ids(path, where=[text]) == [name for name, row in zip(named, rows, strict=True) if keep(row)], text
+    assert ids(path, where=["reward > 1", "reward < 2"]) == ids(path, where=["reward > 1 and reward < 2"])
+
+
+def test_a_sample_is_of_whole_prompts_and_the_same_in_every_file(tmp_path):
+    path = write(tmp_path / "a.parquet", ROWS, row_group=7)
+    some = ids(path, share=0.5)
+    prompts = {row["prompt_id"] for row in ROWS if row["sequence_id"] in some}
+    assert 0 < len(prompts) < len({row["prompt_id"] for row in ROWS})
+    assert some == [row["sequence_id"] for row in ROWS if row["prompt_id"] in prompts]
+    again = write(tmp_path / "b.parquet", ROWS[::-1], row_group=11)
+    assert ids(again, share=0.5) == some[::-1]
+
+
+@pytest.mark.parametrize("engine", [Workers(1), pytest.param(Workers(2), marks=pytest.mark.slow)])
+def test_a_limit_is_of_the_first_that_are_chosen(tmp_path, small, engine):
+    for name, rows in (("a", ROWS[:20]), ("b", ROWS[20:])):
+        write(tmp_path / f"{name}.parquet", rows, row_group=6)
+    (tmp_path / "_first").mkdir()
+    for limit in (1, 13, 20, 31, 1000):
+        found = audit(tmp_path, rows=Rows(limit=limit), engine=engine)
+        first = write(tmp_path / "_first" / "c.parquet", ROWS[:limit], row_group=6)
+        assert sum(file.rows for file in found.files) == min(limit, len(ROWS))
+        assert found.levels["sequence"].numbers["tv"] == audit(first).levels["sequence"].numbers["tv"]
+        Path(first).unlink()
+
+
+def test_what_was_not_asked_for_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "a.parquet", ROWS, row_group=7)
+    middle = sorted(len(row["log_mu"]) for row in ROWS)[len(ROWS) // 2]
+    assert main(["audit", path, "--where", f"length >= {middle}", "--json", "--no-doctor"]) in (0, 1)
+    told = json.loads(capsys.readouterr().out)
+    short = sum(len(row["log_mu"]) < middle for row in ROWS)
+    assert any(f"{short} rows left out: rows that were not asked for" in note for note in told["notes"])
+    assert main(["audit", path, "--where", "step > 10000"]) == 2
+    err = capsys.readouterr().err
+    assert f"nothing to judge: {len(ROWS)} rows left out" in err
+    assert "--where and --sample say which rows are read" in err
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ({"where": ["stepp > 3"]}, "no column of one value a row is called 'stepp'\nhint: did you mean step?"),
+        ({"where": ["log_mu < -3"]}, "no column of one value a row is called 'log_mu'"),
+        ({"where": ["step"]}, "must be COLUMN =, .* got 'step'"),
+        ({"where": ["step > many"]}, "step must be compared with a number, got 'many'"),
+        ({"where": ["env < b"]}, "env is a text, and has no order"),
+        ({"where": ["step ~ 3"]}, "step is a number, and contains nothing"),
+        ({"share": 0.0}, "--sample: must be a share"),
+        ({"limit": 0}, "--limit: must be at least 1"),
+    ],
+)
+def test_a_choice_of_rows_that_is_none_is_refused(choice, text):
+    with pytest.raises(ValueError, match=text):
+        Rows.of(**choice)

@@ -50,25 +50,25 @@ def test_a_gap_that_matters_is_corrected_by_sequences_while_a_cap_leaves_enough_
     assert "at worst it misses" in verdict.hint
 
 
-def test_a_large_gap_fails_and_leaves_tokens_until_it_is_lessened():
+def test_a_large_gap_fails_and_leaves_tokens_until_it_is_reduced():
     verdict = judge(*stats(normal(0.25)))
-    assert (verdict.level, verdict.action, verdict.use) == ("fail", "lessen", "token_tis(2)")
+    assert (verdict.level, verdict.action, verdict.use) == ("fail", "reduce", "token_tis(2)")
     assert verdict.reason.startswith("too large to correct: KL(mu||pi) is 0.031 nats a token")
     assert verdict.hint.startswith("find the cause first; until then use token_tis(2) (mean weight 1.0")
     assert verdict.choice.mean_weight > verdict.runner_up.mean_weight
     assert verdict.choice.effective > verdict.runner_up.effective
     named = judge(*stats(normal(0.25)), cause=Cause("the sampler is late", "Wait for it.", "policy"))
-    assert named.hint.startswith("lessen it first: wait for it; until then use token_tis(2)")
+    assert named.hint.startswith("reduce it first: wait for it; until then use token_tis(2)")
     assert (named.action, named.use) == (verdict.action, verdict.use)
 
 
 def test_tokens_alone_are_judged_by_their_kl():
     actions = [judge(stats(normal(sd))[0]).action for sd in (0.01, 0.06, 0.2)]
-    assert actions == ["small", "correct", "lessen"]
+    assert actions == ["small", "correct", "reduce"]
     assert judge(stats(normal(0.06))[0]).use == "token_tis(2)"
 
 
-STEPS = ("nothing", "small", "correct", "lessen")
+STEPS = ("nothing", "small", "correct", "reduce")
 
 
 @pytest.mark.parametrize("length", [1, 8, 64, 512])

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh.audit.known import Place
 from reweigh.audit.trial import Asked, Limits, TrialRow, needs
 from reweigh.batch import Batch
 from reweigh.doctor.causes import ABOUT, BENIGN
@@ -286,14 +287,21 @@ class Headline:
     use: str
 
 
-def headline(verdict: Verdict, diagnosis: Diagnosis | None) -> Headline:
-    """Puts a verdict, with or without a diagnosis, in one sentence, and says what to do and why."""
+def headline(verdict: Verdict, diagnosis: Diagnosis | None, place: Place | None = None) -> Headline:
+    """Puts a verdict, with or without a diagnosis, in one sentence, and says what to do and why.
+
+    Args:
+        verdict: on the records.
+        diagnosis: of them; None if none was asked.
+        place: of their gap among those that are known.
+    """
     told = cause_sentence(diagnosis) if diagnosis is not None else ""
     first = first_cause(diagnosis)
     if first is not None and ABOUT[first.id].title in verdict.reason:
         told = ""
     parts = (verdict.reason, told, verdict.order)
     why = [_capital(one.reason) for one in verdict.findings]
+    why += [] if place is None else [_capital(place.sentence)]
     why += [evidence_sentence(one) for one in first.evidence[:3]] if first is not None else []
     todo = _capital(verdict.hint or "nothing")
     return Headline("; ".join(x for x in parts if x), (todo,), tuple(why), verdict.use)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from reweigh.audit.known import Place, place
 from reweigh.audit.pictures import Density, Histogram, Tail, WorstSequence
 from reweigh.audit.recommend import Headline, Recommendation, headline, recommend
 from reweigh.audit.slices import SliceRow
@@ -72,7 +73,13 @@ class Audit:
     @cached_property
     def headline(self) -> Headline:
         """Say it in one sentence, with what to do and why; worked out once."""
-        return headline(self.verdict, self.diagnosis)
+        return headline(self.verdict, self.diagnosis, self.place)
+
+    @cached_property
+    def place(self) -> Place:
+        """Say where the gap stands among levels that were measured or reported; worked out once."""
+        token = self.levels["token"]
+        return place(max(0.0, token["kl_k3"].sample or 0.0), token["mean_abs"].sample or 0.0, self.info)
 
     @property
     def info(self) -> RunInfo:

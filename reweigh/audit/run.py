@@ -1,5 +1,6 @@
 """Audit record files: one family of sums over a scan, and what they say."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,16 +27,19 @@ from reweigh.audit.where import CUTS, Cut, Strata, TokenRows, all_strata
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
 from reweigh.records.files import OF_BATCH, Paths
-from reweigh.records.schema import Violation
+from reweigh.records.schema import RunInfo, Violation
 from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
-from reweigh.scan.measure import Family
-from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, scan
+from reweigh.scan.measure import NOT_CHOSEN, Family
+from reweigh.scan.rows import EVERY, Rows
+from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, look, scan
 from reweigh.scan.tokens import Part
+from reweigh.stats.numerals import count
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.sums import RatioStats
 
 COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
+_VALUES = 3  # of a field in which files differ, the most common ones
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 
 
@@ -115,6 +119,7 @@ def audit(
     state: str | PathLike[str] | None = None,
     resume: bool = False,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Audit:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
@@ -132,6 +137,7 @@ def audit(
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
         resume: go on from `state`; from the beginning if there is no such file.
         on_progress: called after each part.
+        rows: which rows are read: `Rows.of(["step >= 100"], share=0.1, limit=1000)`.
 
     Raises:
         ValueError: a value that breaks a rule, a missing column, or nothing to judge; with file, row and remedy. A
@@ -144,10 +150,9 @@ def audit(
         >>> print(found.verdict)  # doctest: +SKIP
     """
     found = scan(
-        paths,
+        look(paths, reader, rows=rows),
         [question(estimators, by)],
         keep_going=keep_going,
-        reader=reader,
         engine=engine,
         state=state,
         resume=resume,
@@ -186,8 +191,8 @@ def answer(found: Scanned) -> Audit:
         ValueError: nothing in it counts.
     """
     sums: AuditSums = found.sums.get("audit", AuditSums())
-    left_out = [*found.left_out((*OF_BATCH, *COLUMNS)), *(v for k, v in found.notes.items() if k == FOREIGN)]
-    return conclude(sums, found.files, tuple(left_out))
+    others = (rule for name, rule in found.notes.items() if name in (FOREIGN, NOT_CHOSEN))
+    return conclude(sums, found.files, (*found.left_out((*OF_BATCH, *COLUMNS)), *others))
 
 
 def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
@@ -246,7 +251,8 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
 
 def _left_out(rule: Violation) -> str:
     what = rule.counted if rule.count != 1 else rule.counted.removesuffix("s")
-    return f"{rule.count:,} {what} left out: {rule.rule}, first in {rule.place}"
+    where = f"{rule.detail}: {rule.place}" if rule.rule.startswith("file: ") else f"{rule.rule}, first in {rule.place}"
+    return f"{rule.count:,} {what} left out: {where}"
 
 
 def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Violation, ...]) -> str:
@@ -268,9 +274,17 @@ def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Viola
 
 def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:
     notes: dict[str, None] = {}
-    for file in files[1:]:
-        for name, (a, b) in files[0].info.disagreements(file.info).items():
-            notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+    read = [file for file in files if file.rows]
+    known, differ = RunInfo(), dict[str, None]()
+    for file in read:
+        differ |= dict.fromkeys(known.disagreements(file.info))
+        known = replace(known, **{name: x for name, x in vars(file.info).items() if getattr(known, name) is None})
+    for name in differ:
+        said = Counter(str(getattr(file.info, name)) for file in read if getattr(file.info, name) is not None)
+        (first, n), *others = said.most_common()
+        some = [f"{first} in {count(n, 'file')}", *(f"{value} in {k}" for value, k in others[: _VALUES - 1])]
+        more = f" and {count(len(others) - _VALUES + 1, 'more value')}" if len(others) >= _VALUES else ""
+        notes[f"the files differ in {name}: {', '.join(some)}{more}"] = None
     for decimals in dict.fromkeys(file.info.decimals for file in files if file.info.decimals is not None):
         # both sides rounded: the sum of two uniform errors, each of variance 1/12 of a unit in the last place
         sd = (2 / 12) ** 0.5 * 10.0**-decimals

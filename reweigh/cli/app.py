@@ -38,6 +38,7 @@ _COMMANDS = (
     _Lazy("probe", "Sample with an engine, rescore with a trainer's forward.", "reweigh.cli.probe"),
     _Lazy("rescore", "Add the trainer's log-probs to rollouts without them.", "reweigh.cli.rescore"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
+    _Lazy("compare", "Hold two sets of records side by side.", "reweigh.cli.compare"),
     _Lazy("plan", "What modes and thresholds would do at a KL and a length.", "reweigh.cli.plan"),
     _Lazy("watch", "Follow a folder of dumps while the run writes them.", "reweigh.cli.watch"),
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),

@@ -12,16 +12,19 @@ from reweigh.cli.options import (
     Html,
     Json,
     KeepGoing,
+    Limit,
     Quiet,
     RayAddress,
     Reader,
     Resume,
     Runs,
+    Sample,
     State,
+    Where,
     Workers,
 )
 from reweigh.cli.options import TextOption as Text
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
 
 if TYPE_CHECKING:
     from reweigh.audit import Audit
@@ -51,7 +54,11 @@ def audit(
             help=f"Also name the likely cause, from {_SAMPLE // 10**6} million tokens at most (`reweigh doctor`)."
         ),
     ] = True,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, and not some 25 lines.")] = False,
     fail_on: Annotated[FailOn, typer.Option(help="The verdict from which on the exit code is 1.")] = "fail",
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -63,13 +70,14 @@ def audit(
 ) -> None:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
-    Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first; numbers have 95%
-    intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is fail (see
-    --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
+    Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first and last; numbers
+    have 95% intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is
+    fail (see --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
 
     \b
     Examples:
       reweigh audit report/records.parquet
+      reweigh audit runs/ --full
       reweigh audit runs/ --by step --by lag --html report.html
       reweigh audit 'runs/step_*.parquet' --json --fail-on warn
       reweigh audit runs/ --estimators all
@@ -79,7 +87,8 @@ def audit(
     from reweigh import audit as auditing
     from reweigh import doctor as diagnosing
     from reweigh import report
-    from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import asked, engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.guard import check_output
     from reweigh.report.audit import of_trial
     from reweigh.report.document import recommendation
     from reweigh.report.tables import WIDE, to_terminal
@@ -89,9 +98,13 @@ def audit(
     tried = None if estimators is None else asked(estimators)
     single_threaded()  # a second thread of one small operation mostly waits for the first
     kept = state_of("audit", state, html)
+    if html is not None:  # before minutes of work
+        check_output(html, "--html", report.PAGE_MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            known = look(paths, reader)
+            known = look(paths, reader, rows=rows_of(where, limit, sample))
+            if html is not None:
+                check_output(html, "--html", report.PAGE_MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
             if doctor:
                 families.append(diagnosing.question(known, most=_SAMPLE))
@@ -110,12 +123,9 @@ def audit(
                 found = replace(found, diagnosis=diagnosing.answer(scanned))
             scanned.done()
             found = replace(found if text else without_text(found), asked=tried, batch=batch)
-            bar.stage("writing the page" if html is not None else "comparing estimators")
-            if html is not None:
-                html.parent.mkdir(parents=True, exist_ok=True)
-                html.write_text(report.page(found), encoding="utf-8")
-    except KeyboardInterrupt:
-        say_interrupted(kept)
+            bar.stage("comparing estimators")
+    except KeyboardInterrupt as e:
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     if as_json or form == "json":
         said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}
@@ -123,10 +133,11 @@ def audit(
     elif quiet:
         stdout().print(f"{found.verdict.level}: {found.headline.sentence}", markup=False, soft_wrap=True)
     else:
-        report.terminal(found, stdout())
+        report.terminal(found, stdout(), full)
         if tried is not None:
             to_terminal(of_trial(found), stdout(), WIDE)
-    if html is not None:
+    if html is not None:  # last: what it was for is on the screen, whatever the disk says
+        write_output(html, report.page(found))
         say(f"wrote {html}", quiet)
     if found.verdict.level in _FAILING[fail_on]:
         raise typer.Exit(1)

@@ -6,7 +6,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.options import By, Form, Json, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.options import (
+    By,
+    Form,
+    Json,
+    KeepGoing,
+    Limit,
+    Quiet,
+    RayAddress,
+    Reader,
+    Resume,
+    Runs,
+    Sample,
+    State,
+    Where,
+    Workers,
+)
 from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
 
 FailOn = Literal["cause", "never"]
@@ -48,6 +63,9 @@ def doctor(
             help="`cause`: exit code 1 if a cause is named that calls for something; not if nothing is decided."
         ),
     ] = "never",
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = True,
     reader: Reader = None,
     workers: Workers = None,
@@ -73,7 +91,7 @@ def doctor(
     form = "json" if as_json else form
     if (paths is None or not paths) == (metrics is None):
         raise ValueError("doctor: give records or --metrics, one of them\nhint: reweigh doctor runs/step_10.parquet")
-    from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.report import terminal
     from reweigh.report.causes import verdict
     from reweigh.report.tables import to_terminal
@@ -100,13 +118,14 @@ def doctor(
                     programs=program,
                     keep_going=keep_going,
                     reader=reader,
+                    rows=rows_of(where, limit, sample),
                     engine=engine_of("doctor", engine, workers, ray_address),
                     state=kept,
                     resume=resume,
                     on_progress=reporting(bar, then),
                 )
-        except KeyboardInterrupt:
-            say_interrupted(kept)
+        except KeyboardInterrupt as e:
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     if form == "json":
         print_json(found.to_dict())

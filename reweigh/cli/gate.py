@@ -12,15 +12,18 @@ from reweigh.cli.options import (
     Form,
     Json,
     KeepGoing,
+    Limit,
     Quiet,
     RayAddress,
     Reader,
     Resume,
     Runs,
+    Sample,
     State,
+    Where,
     Workers,
 )
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
 
 if TYPE_CHECKING:
     from reweigh.gate import Gate, Policy
@@ -53,6 +56,9 @@ def gate(
     form: Form = "text",
     as_json: Json = False,
     quiet: Quiet = False,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -76,8 +82,9 @@ def gate(
     form = "json" if as_json else form
     _refuse_together(init, by, baseline, junit, summary, save_baseline)
     from reweigh import gate as gating
-    from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.gate.check import GATE_VERSION
+    from reweigh.guard import check_output
     from reweigh.report import terminal
     from reweigh.report.gate import verdict
     from reweigh.report.tables import to_terminal
@@ -92,6 +99,13 @@ def gate(
         raise ValueError(
             f"{target}: there is no policy\nhint: `reweigh gate --init RECORDS` writes one from a good run."
         )
+    for path, option, mark in (
+        (save_baseline, "--save-baseline", b'"reweigh_gate_baseline"'),
+        (junit, "--junit", b'<testsuites name="reweigh gate"'),
+        (summary, "--summary", b" reweigh gate: "),
+    ):
+        if path is not None:
+            check_output(path, option, (mark,))
     asked = gating.read_policy(target) if gates else None
     _refuse_missing_baseline(asked, baseline, save_baseline)
     base = None if baseline is None else gating.read_baseline(baseline)
@@ -103,13 +117,14 @@ def gate(
                 [*(asked.by if asked else ()), *(one.value for one in by or ())],
                 keep_going=keep_going,
                 reader=reader,
+                rows=rows_of(where, limit, sample),
                 engine=engine_of("gate", engine, workers, ray_address),
                 state=kept,
                 resume=resume,
                 on_progress=reporting(bar),
             )
-    except KeyboardInterrupt:
-        say_interrupted(kept)
+    except KeyboardInterrupt as e:
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:
@@ -191,6 +206,5 @@ def _reports(found: "Gate", junit: Path | None, summary: Path | None, said: _Sai
 
 
 def _write(path: Path, text: str, said: _Said) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_output(path, text)
     said(f"wrote {path}")

@@ -4,7 +4,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reweigh.cli.options import Form, Json, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.options import (
+    Form,
+    Json,
+    KeepGoing,
+    Limit,
+    Quiet,
+    RayAddress,
+    Reader,
+    Resume,
+    Runs,
+    Sample,
+    State,
+    Where,
+    Workers,
+)
 from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
 
 if TYPE_CHECKING:
@@ -33,6 +47,9 @@ def plan(
     turns: Annotated[
         float | None, typer.Option(metavar="N", help="Turns of a response: plans for weights of turns, too.")
     ] = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -59,7 +76,7 @@ def plan(
       reweigh plan --from report/records.parquet --length 8192 --quiet
     """
     form = "json" if as_json else form
-    from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.plan import plan_records
     from reweigh.report import terminal
     from reweigh.scan.engines import single_threaded
@@ -82,13 +99,14 @@ def plan(
                     keep=keep,
                     keep_going=keep_going,
                     reader=reader,
+                    rows=rows_of(where, limit, sample),
                     engine=engine_of("plan", engine, workers, ray_address),
                     state=kept,
                     resume=resume,
                     on_progress=reporting(bar, "planning"),
                 )
-        except KeyboardInterrupt:
-            say_interrupted(kept)
+        except KeyboardInterrupt as e:
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     else:
         found = _of_model(kl, lengths, batch, keep, turns)

@@ -174,7 +174,7 @@ def convert(
     quiet: Quiet = False,
     reader: Reader = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Of a dump: leave out records that are no good, and list them.")
+        bool, typer.Option("--skip-bad", help="Leave out records and files that are no good, and list them.")
     ] = False,
 ) -> None:
     """Convert between Parquet and JSON lines, merge many files into one, or turn a framework's dump into records.
@@ -211,6 +211,6 @@ def convert(
         for line in skipped.lines():
             say(f"  {line}", quiet)
     for line in _broken(tally.by_rule.values()):
-        say(f"as it was in the input: {line}", quiet)
+        say(f"{'left out' if line.startswith('file: ') else 'as it was in the input'}: {line}", quiet)
     say(f"wrote {rows:,} rows to {output}", quiet)
     print_written(output, "json" if as_json else form, rows=rows, left_out=skipped.count if skipped else 0)

@@ -5,6 +5,7 @@ import math
 import pkgutil
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -53,6 +54,8 @@ def explain(
     """
     form = "json" if as_json else form
     words = words or []
+    for file in (w for w in words if config is None and "=" not in w and Path(w).is_file()):
+        raise ValueError(f"explain: {file} is a file, not a word\nhint: `reweigh explain --config {file}`")
     if source is None and config is None and not any("=" in w or w.startswith("-") for w in words):
         if target is not None:
             raise ValueError("explain: --to needs options\nhint: --from verl, say, or --config FILE")
@@ -61,11 +64,13 @@ def explain(
     _misspelled(words)
     from reweigh.rosetta.config import detect, mistaken, nearest, parse_pairs, read_source, translate
     from reweigh.rosetta.frameworks import profile_of
+    from reweigh.rosetta.offline import refuse_offline
     from reweigh.rosetta.sources import Source, merged
 
     read = Source({}) if config is None else read_source(config)
     values = merged(read.values, parse_pairs(words))
     given = replace(read, values=values)
+    refuse_offline(given)
     framework = source or detect(given).name
     other = None if source is None else mistaken(given, source)
     try:

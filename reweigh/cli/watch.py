@@ -25,7 +25,7 @@ from reweigh.cli.options import (
     Workers,
 )
 from reweigh.cli.options import TextOption as Text
-from reweigh.cli.output import progress, say, stdout
+from reweigh.cli.output import progress, say, stdout, write_output
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -81,6 +81,8 @@ def watch(
     from reweigh import watch as watching
     from reweigh.audit import question
     from reweigh.cli.scans import asked, engine_of
+    from reweigh.guard import check_output
+    from reweigh.report import PAGE_MARKS
     from reweigh.scan import Job
     from reweigh.scan.engines import single_threaded
 
@@ -92,6 +94,9 @@ def watch(
     kept = state or (DEFAULT_STATE if html is None else html.with_name(f"{html.name}.state"))
     runs = engine_of("watch", engine, workers, ray_address)
     memory = watching.Memory.of(kept, folder, job)
+    memory.check()
+    if html is not None:
+        check_output(html, "--html", PAGE_MARKS)
     watched = watching.Watched() if fresh else memory.load()
     live = Live(console=stdout(), auto_refresh=False)
     shows_live = form == "text" and not quiet and stdout().is_terminal
@@ -145,10 +150,8 @@ def _write_page(html: Path | None, audit: "Audit | None", text: bool) -> None:
     if html is None or audit is None:
         return
     from reweigh.report import page
-    from reweigh.scan.state import write_whole
 
-    html.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(html, page(audit if text else without_text(audit)).encode())
+    write_output(html, page(audit if text else without_text(audit)))
 
 
 def _summary(

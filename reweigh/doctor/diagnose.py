@@ -36,6 +36,7 @@ from reweigh.scan.cuts import (
 )
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import ENGINE_STANDS_IN, Family
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.run import Known, Report, Scanned, look, scan
 from reweigh.scan.tokens import MISSING, Ints, Part, Tokens
 from reweigh.stats.sums import length_bin
@@ -145,6 +146,7 @@ def doctor(
     resume: bool = False,
     most: int | None = None,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Diagnosis:
     """Name the causes of the gap between sampler and trainer in records, ranked, with what speaks for each.
 
@@ -167,6 +169,7 @@ def doctor(
         resume: go on from `state`; from the beginning if there is no such file.
         most: look at about so many tokens only, in pieces spread evenly over the files, and say so in the notes.
         on_progress: called after each part.
+        rows: which rows are read, of the records and the baseline.
 
     Raises:
         ValueError: a file cannot be read or has no log_pi or log_mu, or there is nothing to look at.
@@ -180,8 +183,8 @@ def doctor(
     """
     by = refuse_other_cuts("doctor", by)
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
-    known = _known(paths, reader)
-    before = None if baseline is None else look(baseline, reader)
+    known = _known(paths, reader, rows)
+    before = None if baseline is None else look(baseline, reader, rows=rows)
     scanned = scan(
         known,
         [question(known, by, most), levels.question()],
@@ -199,15 +202,15 @@ def doctor(
     return result
 
 
-def _known(paths: Paths, reader: str | None) -> Known:
+def _known(paths: Paths, reader: str | None, rows: Rows) -> Known:
     """Find the files; those without a log_pi are looked at too if the engine's prefill can stand in for it."""
     try:
-        return look(paths, reader)
+        return look(paths, reader, rows=rows)
     except ValueError as missing:
         if "column log_pi is missing" not in str(missing):
             raise
         try:
-            return look(paths, reader, (*ROLLOUT_REQUIRED, "log_mu_prefill"))
+            return look(paths, reader, (*ROLLOUT_REQUIRED, "log_mu_prefill"), rows)
         except ValueError:
             raise missing from None
 

@@ -17,6 +17,7 @@ from reweigh.audit.slices import Slices
 from reweigh.records import RunInfo
 from reweigh.records.files import Paths
 from reweigh.scan import By, Engine, Report, Workers, look, scan
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.stats.intervals import Number, bernoulli_kl
 from reweigh.stats.numerals import plain
 from reweigh.stats.summary import Summary, bootstrap, excess, summarise
@@ -247,6 +248,7 @@ def read_run(
     state: str | PathLike[str] | None = None,
     resume: bool = False,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Run:
     """Measure records, once, in parts; see `reweigh.audit.audit` for the arguments and errors.
 
@@ -255,7 +257,7 @@ def read_run(
         >>> run = read_run("examples/records/vllm_bfloat16.parquet")  # doctest: +SKIP
         >>> run.find("token", None, None).numbers["kl_k3"]  # doctest: +SKIP
     """
-    known = look(records, reader)
+    known = look(records, reader, rows=rows)
     scanned = scan(
         known,
         [question({}, by), diagnosing.question(known, most=_SAMPLE)],

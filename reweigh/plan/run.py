@@ -15,6 +15,7 @@ from reweigh.records.files import Paths
 from reweigh.rosetta.frameworks import profile_of
 from reweigh.rosetta.words import formula
 from reweigh.scan import Engine, Report, Workers, look, scan
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.stats.numerals import plain
 from reweigh.stats.summary import VERDICT_CAP
 from reweigh.stats.verdict import SEQUENCE_CAP, TOKEN_CAP, Gap, Option, Verdict, advise, judge, wrong_of
@@ -354,6 +355,7 @@ def plan_records(
     state: str | PathLike[str] | None = None,
     resume: bool = False,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Plan:
     """The same with KL, lengths and spread of records, and beside the model what each mode did to these very sequences.
 
@@ -368,6 +370,7 @@ def plan_records(
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
         resume: go on from `state`; from the beginning if there is no such file.
         on_progress: called after each part.
+        rows: which rows are read.
 
     Raises:
         ValueError: a value out of its range, or of the records, with file, row and remedy; no token at all.
@@ -375,7 +378,7 @@ def plan_records(
     """
     _check(0.0, lengths or (1,), batch, keep, None)
     wanted = {mode.key: mode.estimator for mode in (*modes(turns=1), *defaults()) if not mode.estimator.normalise}
-    known = look(paths, reader)
+    known = look(paths, reader, rows=rows)
     scanned = scan(
         known,
         [family(wanted), diagnosing.question(known, most=MOST)],

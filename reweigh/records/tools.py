@@ -126,6 +126,8 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
         if on_rows is not None:
             on_rows(table.num_rows)
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    for one in formats.left_out():
+        tally(one)
     return Described(
         files=tuple(files),
         infos=tuple(read_info(path, formats) for path in files),
@@ -222,6 +224,8 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
                     on_rows(raw.num_rows)
         except UnreadableFileError as e:
             unreadable.append(str(e))
+    for one in formats.left_out():
+        tally(one)
     return Validation(tuple(files), rows, tuple(tally.by_rule.values()), tuple(notes), tuple(unreadable))
 
 

@@ -33,6 +33,7 @@ def document_of(audit: Audit) -> dict[str, Any]:
         "reweigh_audit": DOCUMENT_VERSION,
         "summary": {"sentence": top.sentence, "todo": list(top.todo), "why": list(top.why), "use": top.use or None},
         "verdict": verdict.to_dict(),
+        "normal": audit.place.to_dict(),
         "diagnosis": None if audit.diagnosis is None else replace(audit.diagnosis, advice=verdict).to_dict(),
         "files": [
             {"path": str(file.path), "rows": file.rows, "tokens": file.tokens, "run": file.info.to_dict()}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.estimators import Statistic
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, Level, k1, k3, log_ratio
-from reweigh.rosetta.parts import Clamped, Rule, abs_log_ratio, as_it_comes
+from reweigh.levels import GEOMETRIC, SEQUENCE, Level, k1, k3, log_ratio
+from reweigh.rosetta.parts import Clamped, Rule, as_it_comes
 from reweigh.rosetta.plan import Options, Outcome, Plan, Situation, Tensors
 
 SAFE = Clamped(20.0)
@@ -157,8 +157,6 @@ EQUALS: Mapping[str, Equal] = {
     "mean_weight_of_rows": mean_weight_of_rows,
     "mean_k1": OverTokens(k1),
     "mean_k3": OverTokens(k3),
-    "mean_abs_log_ratio": OverTokens(abs_log_ratio),
-    "max_abs_log_ratio": Extreme(TOKEN, abs_log_ratio, +1),
     "log_ppl_pi": OverRows(GEOMETRIC, surprise_pi),
     "ppl_pi": OverRows(GEOMETRIC, surprise_pi, torch.exp),
     "log_ppl_mu": OverRows(GEOMETRIC, surprise_mu),

@@ -27,6 +27,7 @@ from reweigh.rosetta.parts import (
 Mean = Literal["kept", "all", "rows"]
 Field = Literal["log_pi", "log_mu", "log_live"]
 Over = Literal["tokens", "means", "sums", "sums_of_width", "row_means", "row_sums", "sum"]
+_ABOUT_ZERO = 1e-8  # of verl and of slime's helper
 _ONE = Estimator()  # weighs everything 1
 
 
@@ -174,7 +175,7 @@ class Tensors:
         advantage = torch.where(self.advantage == 0, float(zero_advantage), self.advantage)
         turn = (~self.mask).cumsum(-1)  # a run of tokens of the mask is a turn, as far as a mask can tell
         if rule is None:
-            return Batch.padded(self.log_pi, self.log_mu, mask, advantage=advantage, turn=turn)
+            return Batch.padded(self.log_pi, self.log_mu, mask, advantage=advantage, turn=turn, check=False)
         raw = self.log_ratio
         spread = advantage[:, None].expand(raw.shape)
         lost = self.mask & ~mask & ~torch.isfinite(raw)
@@ -219,6 +220,8 @@ def run(plan: Plan, tensors: Tensors) -> Outcome:
     if plan.normalise is not None:
         of = weights if plan.mean_of is None else plan.mean_of(batch)
         mean = _mean(of, of.per_token, plan.normalise)
+        if plan.normalise != "kept":  # as frameworks have it: by a mean of about 0, or of NaN, nothing is divided
+            mean = torch.where(mean > _ABOUT_ZERO, mean, 1)
         alone = alone / mean
     masked = screened.keep_tokens & last.keep_tokens
     if not plan.applied:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from reweigh.records.table import (
     stable_hashes,
     token_values,
 )
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
@@ -81,6 +82,7 @@ class Job:
         batch_tokens: tokens that are worked on at a time.
         reader: name of the files' format; recognised by their content if None.
         formats: what files may be, with what is known of them already; made of `reader` if not given.
+        rows: which rows are read.
     """
 
     families: tuple[Family, ...]
@@ -88,6 +90,7 @@ class Job:
     batch_tokens: int = BATCH_TOKENS
     reader: str | None = None
     formats: Formats | None = None
+    rows: Rows = EVERY
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -99,7 +102,8 @@ class Job:
     @property
     def strict_columns(self) -> tuple[str, ...]:
         """Columns in which nothing may be of another type or length, unless that is left out."""
-        return tuple(dict.fromkeys((*OF_BATCH, *(c for one in self.families for c in one.columns or ()))))
+        asked = (c for one in self.families for c in one.columns or ())
+        return tuple(dict.fromkeys((*OF_BATCH, *asked, *self.rows.columns)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +161,7 @@ class Measured:
         return cls(*unpack(data, types_of(job)))
 
 
-def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = None) -> Measured:
+def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = None, most: int | None = None) -> Measured:
     """Read one part and add it up. A response that stands in it twice is counted once.
 
     Args:
@@ -165,6 +169,7 @@ def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = Non
         job: what is done with them.
         before: about how many tokens stand before the part.
         known: fingerprints of responses that were read before, in another part, and are left out.
+        most: responses that are read at most.
     """
     before_it = np.empty(0, np.uint64) if known is None else np.sort(known)
     total, tally = Measured(), Tally()
@@ -173,7 +178,7 @@ def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = Non
     def has(names: Names) -> NDArray[np.bool_]:
         return seen.has(names)  # as it is by then
 
-    for one in read(part, job, tally, before, has):
+    for one in read(part, job, tally, before, has, most):
         sums = {family.name: family.measure(one) for family in job.families}
         names = np.unique(fingerprints(one.table))
         here = Measured(names=(names[names != 0],) if names.any() else ())
@@ -184,7 +189,8 @@ def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = Non
 
 def measure_next(before: Measured, found: Measured, part: FilePart, job: Job, tokens: int = 0) -> Measured:
     """Give what a part adds to what was read before: what was found in it, or, if some of its responses were read
-    before, say because a folder holds a merged file beside its pieces, what is found without these.
+    before, say because a folder holds a merged file beside its pieces, what is found without these; and no more
+    responses than the job's limit has left.
 
     Args:
         before: what was read before.
@@ -194,7 +200,8 @@ def measure_next(before: Measured, found: Measured, part: FilePart, job: Job, to
         tokens: about how many stand before the part.
     """
     again = before.shared(found)
-    return measure(part, job, tokens, again) if len(again) else found
+    most = None if job.rows.limit is None else job.rows.limit - before.rows
+    return measure(part, job, tokens, again, most) if len(again) or (most or found.rows) < found.rows else found
 
 
 _HEAD = 64  # tokens of a response that its fingerprint is of
@@ -244,6 +251,7 @@ def read(
     tally: Tally,
     before: int = 0,
     known: Callable[[Names], NDArray[np.bool_]] = _never,
+    most: int | None = None,
 ) -> Iterator[Part]:
     """Read a part of a file, some rows at a time.
 
@@ -253,6 +261,7 @@ def read(
         tally: counts what is not as it should be.
         before: about how many tokens stand before the part.
         known: which responses were read before, by fingerprint: they are left out, and counted.
+        most: rows that are read at most.
 
     Raises:
         ValueError: a value that breaks a rule, unless such are left out, or a column is missing; with file, row and
@@ -268,11 +277,19 @@ def read(
             some, here = table.slice(first, count), origin.slice(first, count)
             size = int(lengths[first : first + count].sum())
             kept = None if whole is None else whole[first : first + count]
-            once = _once(some, known)
+            wanted = job.rows.chosen(some, part.path)
+            if not wanted.all():
+                tally(_not_chosen(job.rows, here, wanted))
+            once = _once(some, known) | ~wanted
             if not once.all():
                 tally(_again(some, here, once))
-                kept = None if kept is None else kept[once]
-                some, here = _rows(some, here, once)
+            wanted &= once
+            if most is not None:
+                wanted &= np.cumsum(wanted) <= most
+                most -= int(wanted.sum())
+            if not wanted.all():
+                kept = None if kept is None else kept[wanted]
+                some, here = _rows(some, here, wanted)
                 if not some.num_rows:
                     before += size
                     continue
@@ -284,11 +301,20 @@ def read(
             before += size
 
 
+NOT_CHOSEN = "rows that were not asked for"
+
+
+def _not_chosen(rows: Rows, origin: Origin, chosen: NDArray[np.bool_]) -> Violation:
+    row = int(np.flatnonzero(~chosen)[0])
+    hint = "--where and --sample say which rows are read."
+    return Violation(NOT_CHOSEN, origin.place(row), f"it is not of: {rows}", hint, int((~chosen).sum()), "rows")
+
+
 def _again(table: pa.Table, origin: Origin, once: NDArray[np.bool_]) -> Violation:
     row = int(np.flatnonzero(~once)[0])
     name = single(table, "sequence_id")[row].as_py()
     return Violation(
-        "sequence_id: a response that was read before",
+        "sequence_id: a response that was read before, so that it stands here twice",
         origin.place(row),
         f"{name!r} has the same log-probs in a row before, of this file or another",
         "each response is counted once; is a merged file, or a copy, in one folder with what it was made of?",
@@ -421,6 +447,23 @@ def unpack(data: bytes, types: Sequence[type] = ()) -> Any:
         raise ValueError(f"unpack: not sums of a scan, or cut short: {len(data)} bytes that start {data[:8]!r}")
     known = {_name(t): t for t in (*_TYPES, *types)}
     return _value(json.loads(data[start:end]), _Body(memoryview(data)[end:]), known)
+
+
+_MOST_HEAD = 1 << 28
+
+
+def head_of(file: IO[bytes]) -> Any:
+    """Read the first member of a list that `pack` wrote, if it is plain: None if it is not what `pack` writes."""
+    start = file.read(len(_MAGIC) + 8)
+    size = int.from_bytes(start[len(_MAGIC) :], "little")
+    if start[: len(_MAGIC)] != _MAGIC or not 0 < size < _MOST_HEAD:
+        return None
+    try:
+        tree = json.loads(file.read(size))
+        first = next(iter(tree.values()))[0]
+        return _value(first, _Body(memoryview(b"")), {})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError):
+        return None
 
 
 def _name(kind: type) -> str:

@@ -356,7 +356,7 @@ def take_sequences(batch: Batch, chosen: NDArray[np.bool_]) -> Batch:
 def _gathered(batch: Batch, places: Tensor, offsets: Tensor, group: Tensor | None) -> Batch:
     mask = batch.layout.mask if batch.dropped is None else batch.layout.mask | batch.dropped
     log_pi, log_mu, mask = (x.index_select(0, places) for x in (batch.log_pi, batch.log_mu, mask))
-    return Batch.packed(log_pi, log_mu, offsets, mask, group=group)
+    return Batch.packed(log_pi, log_mu, offsets, mask, group=group, check=False)  # bad values are counted elsewhere
 
 
 FLOOR = 1e-3  # of 1 - p: below it a gap is all rounding of the float32 that it came in

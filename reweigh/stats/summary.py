@@ -140,7 +140,7 @@ def _means(h: HostSums, untold: str) -> dict[str, Number]:
     out["sd"] = Number(spread, sample=spread, unit="nats", meaning="Standard deviation of the log ratio.")
     tv = h.total["tv"] / h.n
     series = -(h.total["l"] / 2 + h.total["l2"] / 8) / h.n
-    hellinger = max(0.0, series if h.tiny else 1 - math.exp(h.log_power(0.5) - math.log(h.n)))
+    hellinger = max(0.0, series if h.tiny else 1 - exp(h.log_power(0.5) - math.log(h.n)))
     what = "Total variation between pi and mu: E (1 - r)_+, bounded, so honest under any tail."
     # Two upper bounds, each at 97.5%: the squared Hellinger distance is at most the total variation.
     low, high = root_mean(1 - hellinger, h.effective_n, 0.025)
@@ -153,7 +153,7 @@ def _means(h: HostSums, untold: str) -> dict[str, Number]:
 
 def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
     log1, log2 = h.log_power(1.0), h.log_power(2.0)
-    ess, share = math.exp(2 * log1 - log2), math.exp(h.top[0] - log1)
+    ess, share = exp(2 * log1 - log2), exp(float(h.top[0]) - log1)
     least, reverse = renyi2_lower(h), kl_pi_mu(h)
 
     def told(value: float, unit: str, meaning: str) -> Number:

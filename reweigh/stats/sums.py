@@ -145,7 +145,16 @@ class RatioStats:
             >>> token.moments[0].sum().item(), sequence.moments[0].sum().item()
             (120.0, 30.0)
         """
+        if not isinstance(batch, Batch):  # type: ignore[reportUnnecessaryIsInstance] - of a caller without types
+            raise ValueError(
+                f"RatioStats.of: takes a Batch, got {type(batch).__name__}\n"
+                "hint: RatioStats.of(Batch.padded(log_pi, log_mu, mask), TOKEN), or .packed, or .from_lists."
+            )
         for level in levels:
+            if not isinstance(level, Level):  # type: ignore[reportUnnecessaryIsInstance]
+                raise ValueError(
+                    f"RatioStats.of: level must be a Level, got {level!r}\nhint: reweigh.TOKEN, SEQUENCE or TURN"
+                )
             if level.name not in ("token", "turn", "sequence"):
                 raise ValueError(f"RatioStats.of: level must be TOKEN, TURN or SEQUENCE, got {level.name.upper()}")
         if in_a_graph(batch.log_pi):

@@ -41,13 +41,18 @@ def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[fl
         return f"the mean ratio {value:.4g} is not 1, so mu is not what was sampled from, or pi's support is wider"
     needed = log_needed_by_kl(h)
     if needed > math.log(h.n):
-        return f"{h.n:.0f} units are fewer than exp({needed:.1f}), what the sample's own KL(pi||mu) needs"
+        return f"{h.n:,.0f} units are too few for a KL(pi||mu) like this sample's: it takes over {_many(needed)}"
     least = 0.0 if blocks is None else blocks[0] - 2 * blocks[1]
     if blocks is not None and least > 2 * h.renyi2 and least > MIN_BLOCK_RENYI2:
         return (
             f"log(1 + chi2) is {h.renyi2:.2g} in the sample but {blocks[0]:.2g} by blocks of tokens: its tail is unseen"
         )
     return ""
+
+
+def _many(nats: float) -> str:
+    """`e^nats` units, in words that can be read."""
+    return f"{math.exp(nats):,.0f}" if nats < math.log(1e6) else "a million" if nats < math.log(1e9) else "a billion"
 
 
 def drift_of(h: HostSums, blocks: tuple[float, float] | None) -> str:
@@ -74,14 +79,14 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
         return "the tail index is not finite"
     if khat is not None and khat > limit:
         return f"tail index {two(khat)} is over {two(limit)}"
-    share = math.exp(h.top[0] - h.log_power(1.0))
+    share = exp(float(h.top[0]) - h.log_power(1.0))
     if share > MAX_SHARE:
         return f"one unit carries {share:.0%} of the weight"
     if khat is None and h.tail.unfit:
         return h.tail.unfit
     spread = max(h.variance, twice_kl)
     if spread > math.log(n):
-        return f"{n:.0f} units are fewer than exp({spread:.1f}), what a log-ratio spread like this one needs"
+        return f"{n:,.0f} units are too few for log ratios that spread so widely: it takes over {_many(spread)}"
     renyi2 = max(h.renyi2, twice_kl)
     if n * units_behind(renyi2) < MIN_BEHIND:
         return f"fewer than {MIN_BEHIND} of {n:.0f} units can be where a log(1 + chi2) of {renyi2:.2g} comes from"

@@ -9,13 +9,13 @@ from reweigh.stats.summary import VERDICT_CAP, Summary, summarise
 from reweigh.stats.sums import MIN_UNITS, RatioStats
 
 Severity = Literal["ok", "warn", "fail"]
-Action = Literal["nothing", "small", "correct", "lessen", "fix"]
+Action = Literal["nothing", "small", "correct", "reduce", "fix"]
 SEVERITIES: tuple[Severity, ...] = ("ok", "warn", "fail")
 _OF_ACTION: dict[Action, Severity] = {
     "nothing": "ok",
     "small": "ok",
     "correct": "warn",
-    "lessen": "fail",
+    "reduce": "fail",
     "fix": "fail",
 }
 
@@ -127,7 +127,7 @@ class Verdict:
     Attributes:
         level: "ok", "warn" or "fail": fail means that no correction helps before something is changed, or that there is
             nothing to judge; warn that the correction matters.
-        action: "nothing" to do; "small": a guard is enough; "correct" it; "lessen" it, as no weight makes up for it;
+        action: "nothing" to do; "small": a guard is enough; "correct" it; "reduce" it, as no weight makes up for it;
             "fix" what makes the log-probs wrong.
         reason: one sentence with its numbers.
         hint: what to do; empty if nothing.
@@ -164,7 +164,7 @@ class Verdict:
             "nothing": "",
             "small": f"a guard is enough: {self.use}",
             "correct": f"use {self.use}",
-            "lessen": f"lessen it; until then use {self.use}",
+            "reduce": f"reduce it; until then use {self.use}",
         }
         return words[self.action] if self.use else ""
 
@@ -208,6 +208,11 @@ def judge(*stats: RatioStats | Summary, cause: Cause | None = None, positive: in
     """
     levels: dict[str, Summary] = {}
     for s in stats:
+        if not isinstance(s, RatioStats | Summary):  # type: ignore[reportUnnecessaryIsInstance] - of a caller without types
+            raise ValueError(
+                f"judge: takes RatioStats or Summaries, got {type(s).__name__}\n"
+                "hint: judge(*RatioStats.of_levels(batch, (TOKEN, SEQUENCE)))"
+            )
         summary = s if isinstance(s, Summary) else summarise(s)
         if summary.level in levels:
             raise ValueError(f"judge: {summary.level} stats were given twice; add them first")
@@ -230,8 +235,8 @@ def gap_of(token: Summary | None, sequence: Summary | None) -> Gap:
     option = None
     if token is not None:
         k1, k3 = token["kl_k1"].sample or 0.0, token["kl_k3"].sample or 0.0
-        # Where the mean ratio tells nothing, neither does k3, which it is part of.
-        kl = max(0.0, k3 if token["mean_ratio"].value is not None else max(k1, k3))
+        # Where the mean ratio drifts, so does k3, which it is part of.
+        kl = max(0.0, k1 if token["mean_ratio"].value is None and k3 < k1 / 2 else k3)
         option = _option(TOKEN_CAP, token)
     if sequence is None:
         return Gap(kl, None, None, "", None, option)
@@ -296,7 +301,7 @@ def _deciding(choice: Option, other: Option | None) -> str:
 def advise(
     gap: Gap, wrong: Finding | None = None, cause: Cause | None = None, left_out: Sequence[Finding] = ()
 ) -> Verdict:
-    """Decide what to do about a gap. As it grows, with all else equal, it is nothing, small, to correct, to lessen.
+    """Decide what to do about a gap. As it grows, with all else equal, it is nothing, small, to correct, to reduce.
 
     Args:
         gap: its numbers.
@@ -317,7 +322,7 @@ def advise(
     if named is not None and action != "nothing":
         reason = f"likely cause: {named.title}; {_numbers(gap)}"
         hint = f"{FIX_FIRST}{': ' + _small(named.remedy) if named.remedy else ''}"
-        level: Severity = "fail" if action == "lessen" else "warn"
+        level: Severity = "fail" if action == "reduce" else "warn"
         found = [Finding(level, reason, hint), *found]
         return Verdict(level, "fix", reason, hint, findings=_worst_first(found))
     best = None if action == "nothing" else options(gap)
@@ -336,15 +341,18 @@ def _action(gap: Gap) -> Action:
     kl = 0.0 if gap.kl is None else gap.kl
     kept = None if gap.sequence is None else gap.sequence.mean_weight
     if kept is None:  # tokens alone
-        return "small" if kl <= KL_NOTICEABLE else "correct" if kl <= KL_LARGE else "lessen"
-    even = gap.effective is not None and gap.effective >= NOTHING_ESS and not gap.refusal
+        return "small" if kl <= KL_NOTICEABLE else "correct" if kl <= KL_LARGE else "reduce"
+    effective = 0.0 if gap.effective is None else gap.effective
+    even = effective >= NOTHING_ESS and (
+        not gap.refusal or effective > _NEARLY_ALL
+    )  # no tail of ratios next to 1 is heavy
     if kl <= KL_NOTICEABLE and even and (gap.tv or 0.0) <= NOTHING_TV:
         return "nothing"
     if gap.kl is not None and kl <= KL_NOTICEABLE:
         return "small"
     if kl <= KL_LARGE:
         return "small" if kept >= KEPT_GOOD else "correct"
-    return "correct" if kept >= KEPT_LEAST and kl <= KL_DYING else "lessen"
+    return "correct" if kept >= KEPT_LEAST and kl <= KL_DYING else "reduce"
 
 
 def _said(
@@ -370,7 +378,7 @@ def _said(
     elif not cause.sure:
         first = f"find the cause first, perhaps that {_small(cause.title)}" if cause.title else "find the cause first"
     else:
-        first = f"lessen it first{': ' + _small(cause.remedy) if cause.remedy else ''}"
+        first = f"reduce it first{': ' + _small(cause.remedy) if cause.remedy else ''}"
     return f"too large to correct: {numbers}{kept}", f"{first}; until then use {best}"
 
 

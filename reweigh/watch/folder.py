@@ -11,13 +11,14 @@ from reweigh.audit import Audit, answer
 from reweigh.dumps import formats
 from reweigh.dumps.form import itself
 from reweigh.dumps.open import FORMATS, UnknownFormatError, named, recognise
+from reweigh.guard import write_whole
 from reweigh.records import RunInfo, read_info
 from reweigh.records.files import FilePart, cut, is_hidden
 from reweigh.scan import Engine, FileRead, Job, Measured, Scanned, Workers
 from reweigh.scan.engines import Task
 from reweigh.scan.measure import measure_next, pack, types_of, unpack
 from reweigh.scan.run import PART_TOKENS
-from reweigh.scan.state import write_whole
+from reweigh.scan.state import identity_at
 
 STATE_VERSION = 3
 
@@ -153,6 +154,18 @@ class Memory:
         data = pack([dict(self.identity), sums, files, troubles, stamps, watched.looks], self.types)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, data)
+
+    def check(self) -> None:
+        """Refuse to stand where something else does.
+
+        Raises:
+            ValueError: the file is there, and is no state.
+        """
+        if self.path.exists() and identity_at(self.path) is None:
+            raise ValueError(
+                f"{self.path}: is there, and is not the state of a watch: it is neither read nor replaced\n"
+                "hint: name another file with --state."
+            )
 
     def load(self) -> Watched:
         """Read it; nothing known if there is no such file.

@@ -94,7 +94,7 @@ def json_cells(path: Path) -> Iterator[Point]:
 
 
 def _is_step(name: str) -> bool:
-    return name.isdigit()
+    return name.isdecimal() and len(name) < 20
 
 
 def parquet_cells(path: Path) -> Iterator[Point]:

@@ -90,8 +90,9 @@ def _former(o: Options) -> Options:
 def not_finite_is_one(plan: Plan, situation: Situation) -> Plan:
     """Take a ratio that cannot be computed for 1, or as it comes where a divergence is bounded."""
     o = situation.options
-    rule = one_if_not_finite if o["metric"] == "ratio" and "m2_threshold" not in o else as_it_comes
-    return replace(plan, rule=rule, screen_rule=rule, metrics_as_they=True).flagged("infinite_live")
+    rule = as_it_comes if "m2_threshold" in o else one_if_not_finite
+    screen_rule = rule if o["metric"] == "ratio" else as_it_comes
+    return replace(plan, rule=rule, screen_rule=screen_rule, metrics_as_they=True).flagged("infinite_live")
 
 
 def m2po_keeps_one(plan: Plan, situation: Situation) -> Plan:

@@ -53,7 +53,9 @@ def _share_over_cap(view: View, _: str) -> Tensor:
     o, batch = view.options, view.batch(SAFE)
     level = TOKEN if o["rollout_importance_sampling_mode"].startswith("token") else GEOMETRIC
     cap = math.log(o["rollout_importance_sampling_threshold"])
-    over = (level.fold(batch.log_ratio, batch.layout) > cap).float()
+    x = level.fold(batch.log_ratio, batch.layout)
+    # token_mask counts what it zeroed, NaN too.
+    over = (~(x <= cap) if o["rollout_importance_sampling_mode"] == "token_mask" else x > cap).float()
     return over[batch.layout.mask].mean() if level is TOKEN else view.mean_over_rows(over, batch)
 
 

@@ -3,21 +3,19 @@
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.estimators import for_advantage, weigh
 from reweigh.levels import GEOMETRIC, TOKEN, Level
-from reweigh.rosetta.metrics import Extreme, OverTokens, View, log
-from reweigh.rosetta.parts import BandAboveZero, Clamped, abs_log_ratio, signed_gap_of_sequence
+from reweigh.rosetta.metrics import View, log
+from reweigh.rosetta.parts import BandAboveZero, Clamped, signed_gap_of_sequence
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, Tensors
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Clip, Screen
 
 _SAFE = Clamped(10.0)  # nats
 _UNKNOWN = 1.0  # nats, its INVALID_LOGPROB
-_LARGEST = Clamped(torch.finfo(torch.float32).max)
 
 
 def _clamp(o: Options) -> Clip:
@@ -71,8 +69,23 @@ def ratios_clamped(plan: Plan, _: Situation) -> Plan:
 
 
 def _filled_ratio(tensors: Tensors) -> Tensor:
-    log_pi, log_mu = (x.nan_to_num(nan=_UNKNOWN) for x in (tensors.log_pi, tensors.log_mu))
+    log_pi, log_mu = _filled(tensors)
     return _SAFE(log_pi - log_mu)
+
+
+def _filled(tensors: Tensors) -> tuple[Tensor, Tensor]:
+    return tensors.log_pi.nan_to_num(nan=_UNKNOWN), tensors.log_mu.nan_to_num(nan=_UNKNOWN)
+
+
+def _distance(view: View, name: str) -> Tensor:
+    """Mean or largest distance of the log-probs, filled where the framework fills them."""
+    batch = view.batch()
+    x = batch.log_ratio
+    if view.plan.metrics_as_they:
+        log_pi, log_mu = _filled(view.tensors)
+        x = log_pi - log_mu
+    x = x.abs()[batch.layout.mask]
+    return x.max() if name.endswith("max") else x.mean()
 
 
 def _share_dropped(view: View, name: str) -> Tensor:
@@ -108,8 +121,7 @@ OPEN_INSTRUCT = read_profile(
     _compose,
     quirks=(ratios_clamped,),
     equals={
-        "mean_abs_log_ratio": OverTokens(abs_log_ratio, rule=_LARGEST),
-        "max_abs_log_ratio": Extreme(TOKEN, abs_log_ratio, +1, rule=_LARGEST),
+        "distance": _distance,
         "share_dropped": _share_dropped,
         "share_clamped": _share_clamped,
     },

@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from reweigh.estimators import weigh
+from reweigh.estimators import Factor, weigh
 from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, k3, prob_diff
 from reweigh.named import dppo_tv, token_is
 from reweigh.rosetta.metrics import View
-from reweigh.rosetta.parts import Within, prob_gap
+from reweigh.rosetta.parts import NanPasses, Within, prob_gap
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
+from reweigh.rosetta.plan import multiplied_out as _multiplied_out
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Clip, Reject, Screen, Truncate
 
@@ -117,7 +118,17 @@ def _long_before(o: Options, loss: Loss) -> Reading:
 
 def infinite_kept(plan: Plan, situation: Situation) -> Plan:
     """Keep infinite ratios, in the loss as well."""
-    return probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
+    kept = probabilities_as_they_are(_infinite_kept(plan, situation)).flagged("infinite_live")
+
+    def change(f: Factor) -> Factor:  # masked is what is over the bound, which NaN is not
+        return replace(f, transform=NanPasses(f.transform)) if isinstance(f.transform, AtMost) else f
+
+    return kept.mapped(change)
+
+
+def multiplied_out(plan: Plan, situation: Situation) -> Plan:
+    """Multiply by masks, and start the loss at 0 times the log-probs of the first sequence."""
+    return _multiplied_out(plan, situation).flagged("starts_at_zero_times")
 
 
 def zero_is_negative(plan: Plan, _: Situation) -> Plan:
@@ -126,7 +137,7 @@ def zero_is_negative(plan: Plan, _: Situation) -> Plan:
 
 
 def _k3_of_rows(view: View, name: str) -> Tensor:
-    batch, keep = view.batch(), view.outcome.keep
+    batch, keep = view.batch(), view.plan.weights(view.outcome.batch).keep_tokens
     mask = batch.layout.mask & (~keep if name.startswith("masked") else keep)
     return torch.where(mask, k3(batch), 0).sum(-1) / mask.sum(-1).clamp(min=1)
 
@@ -134,7 +145,7 @@ def _k3_of_rows(view: View, name: str) -> Tensor:
 def _share_dropped(view: View, name: str) -> Tensor:
     batch = view.batch()
     assert batch.advantage is not None
-    gone = batch.layout.mask & ~view.outcome.keep
+    gone = batch.layout.mask & ~view.plan.weights(view.outcome.batch).keep_tokens
     if name != "is_masked":
         gone = gone & (batch.advantage * (+1 if name.endswith("high") else -1) > 0)
     return GEOMETRIC.fold(gone.float(), batch.layout)
@@ -143,6 +154,6 @@ def _share_dropped(view: View, name: str) -> Tensor:
 PRIME_RL = read_profile(
     "prime_rl",
     _compose,
-    quirks=(infinite_kept, zero_is_negative),
+    quirks=(infinite_kept, multiplied_out, zero_is_negative),
     equals={"k3_of_rows": _k3_of_rows, "share_dropped": _share_dropped},
 )
