@@ -1,13 +1,14 @@
 """What went through a correction: tensors widened, sums that add, one flat dict for any logger."""
 # pyright: reportMissingImports=false
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
 from os import PathLike
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from reweigh.levels import SEQUENCE, TOKEN, heads, k3
 from reweigh.stats.summary import summarise
 from reweigh.stats.sums import MIN_UNITS, RatioStats
 from reweigh.stats.verdict import SEVERITIES, Verdict, judge
+
+_LOG = logging.getLogger("reweigh")
+T = TypeVar("T")
 
 
 def wide(log_prob: Tensor) -> Tensor:
@@ -259,6 +263,34 @@ class Seen:
                 means = {"mean": total / kept, "max": largest, "bounded_fraction": bounded / kept}
                 out |= {f"{prefix}weight/{name}": value for name, value in means.items()}
         return {name: value for name, value in out.items() if math.isfinite(value)}
+
+
+class Measuring:
+    """Measures for a log, and never stops the run that is measured: what fails is counted, and the first logged.
+
+    Attributes:
+        failed: how often it did.
+    """
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def __call__(self, measure: Callable[[], T], instead: T) -> T:
+        """Give what is measured, or what stands for nothing if that fails."""
+        try:
+            return measure()
+        except Exception as e:  # of any kind: a number for a log is not worth a run
+            self.failed += 1
+            if self.failed == 1:
+                _LOG.warning(
+                    "the numbers of a step were not measured, and the run goes on: %s: %s", type(e).__name__, e
+                )
+            return instead
+
+    def flat(self, batch: Batch, weights: Weights | None, prefix: str = PREFIX) -> dict[str, float]:
+        """Measure one batch, as `Seen.of(batch, weights).flat(prefix)` does."""
+        found = self(lambda: Seen.of(batch, weights).flat(prefix), {})
+        return found | ({f"{prefix}unmeasured": float(self.failed)} if self.failed else {})
 
 
 EDGES = tuple(math.sinh(x / 4.0) / 100.0 for x in range(-32, 33))
