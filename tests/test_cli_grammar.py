@@ -227,7 +227,7 @@ def test_no_color_means_no_escape_codes(path, capsys, tmp_path, monkeypatch):
     [
         (["audti"], "reweigh: no such command 'audti'\nhint: did you mean audit? `reweigh --help`"),
         (["records", "descrbe"], "reweigh records: no such command 'descrbe'\nhint: did you mean describe?"),
-        (["audit", "x", "--wokers", "2"], "reweigh audit: no such option: --wokers\nhint: did you mean --workers or"),
+        (["audit", "x", "--wokers", "2"], "reweigh audit: no such option: --wokers\nhint: did you mean --workers?"),
         (["lab", "claims", "--quite"], "reweigh lab claims: no such option: --quite\nhint: did you mean --quiet?"),
         (["audit"], "reweigh audit: missing argument 'PATHS...'\nhint: reweigh audit report/records.parquet; `reweigh"),
         (

@@ -18,7 +18,7 @@ from reweigh.records import RecordWriter
 from reweigh.records.files import cut
 from reweigh.records.schema import Tally
 from reweigh.report import document
-from reweigh.scan import BYS, Job, Measured, Workers, look, measure, scan
+from reweigh.scan import BYS, Job, Measured, Workers, levels, look, measure, scan
 from reweigh.scan.measure import read
 from reweigh.scan.rows import Rows
 
@@ -38,13 +38,13 @@ def small(monkeypatch):
 
 def together(path, **options):
     known = look(path)
-    found = scan(known, [question(by=options.get("by", ())), diagnosing.question(known, options.get("by", ()))])
-    return document(answer(found)), diagnosing.answer(found).to_dict() | {"advice": None}
+    by = options.get("by", ())
+    found = scan(known, [question(by=by), diagnosing.question(known, by), levels.question()])
+    return document(answer(found)), diagnosing.answer(found).to_dict()
 
 
 def apart(path, **options):
-    """Both, each by a scan of its own; the advice is that of the audit, which a diagnosis alone asks for."""
-    return document(audit(path, **options)), doctor(path, **options).to_dict() | {"advice": None}
+    return document(audit(path, **options)), doctor(path, **options).to_dict()
 
 
 @pytest.mark.parametrize("name", ["transformers_int8", "vllm_bfloat16"])
