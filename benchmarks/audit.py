@@ -1,6 +1,6 @@
 """The audit against what it cannot beat and what one would write instead, interleaved in one run on one file.
 
-    pip install "reweigh[dev]"
+    pip install ".[dev]"
     python benchmarks/audit.py --tokens 10e6                  # against pyarrow and a numpy script, one thread each
     python benchmarks/audit.py --memory 10e6 30e6 100e6       # peak memory by number of tokens
     python benchmarks/audit.py --tokens 60e6 --workers 1 2    # processes

@@ -1,6 +1,6 @@
 """Weights, kept counts and complete statistics of one batch against named peers, interleaved in one run.
 
-    pip install "reweigh[dev]" && pip install --no-deps "verl==0.9.1"
+    pip install ".[dev]" && pip install --no-deps "verl==0.9.1"
     python benchmarks/correction.py                        # all sizes, one thread
     python benchmarks/correction.py --sizes 64x8192 --compile
     python benchmarks/correction.py --memory --slope

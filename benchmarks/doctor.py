@@ -4,8 +4,7 @@
     python benchmarks/doctor.py judge                    # each world by weights fitted on the others
     python benchmarks/doctor.py judge --again            # tables and pictures from the answers of the last time
     python benchmarks/doctor.py fit                      # weights of all worlds into the package
-    python benchmarks/doctor.py clean                    # false alarms on 200 clean and 200 quantised samples
-    python benchmarks/doctor.py pairs                    # two faults at once
+    python benchmarks/doctor.py clean --world small deep # false alarms on 400 pairs without a fault, in these worlds
     python benchmarks/doctor.py martingale               # side by side with martingale 0.2.0
     python benchmarks/doctor.py speed                    # time and memory at 1, 3 and 10 million tokens
     python benchmarks/doctor.py generate --seeds 1 0 0 --only raw_logprobs --tokens 2000     # a look
@@ -20,7 +19,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +26,7 @@ import doctor_fit
 import doctor_martingale
 import doctor_speed
 import doctor_tables
-from doctor_alarms import (
-    CLEAN,
-    PAIRS,
-    QUANTISED,
-    alarm_summary,
-    alarm_table,
-    both_found,
-    false_alarms,
-    pair_runs,
-    pair_table,
-)
-from doctor_cases import LEVEL_ORDER, TOKENS, Run, generate, runs_of
+from doctor_cases import CLEAN, LEVEL_ORDER, QUANTISED, TOKENS, Run, clean_runs, generate, pair_runs, runs_of
 
 import reweigh.doctor
 from faults import FAULTS, RECIPES, Fault
@@ -103,22 +90,17 @@ def fit_command(args: argparse.Namespace) -> None:
 
 
 def clean_command(args: argparse.Namespace) -> None:
-    """False alarms."""
-    clean = false_alarms(args.draws, args.cases, CLEAN, 100, args.processes, args.tokens)
-    quantised = false_alarms(args.draws, args.cases, QUANTISED, 300, args.processes, args.tokens)
-    numbers = {
-        "clean": alarm_summary(clean),
-        "quantised": alarm_summary(quantised),
-        "answers": [asdict(a) for a in [*clean, *quantised]],
-    }
-    text = f"### Clean\n\n{alarm_table(clean)}\n\n### Quantised, otherwise clean\n\n{alarm_table(quantised)}"
-    report(args, "clean", numbers, text)
-
-
-def pairs_command(args: argparse.Namespace) -> None:
-    """Two faults at once."""
-    found = both_found(pair_runs(args.tokens, args.seed, PAIRS[: args.first]), args.cases, args.processes)
-    report(args, "pairs", [asdict(a) for a in found], pair_table(found))
+    """False alarms on pairs that nothing is fitted on, each world by the weights of the others."""
+    made = args.cases / "clean"
+    wanted = clean_runs(args.draws, args.world, CLEAN, 100, args.tokens)
+    wanted += clean_runs(args.draws // 4, args.world, QUANTISED, 1100, args.tokens)
+    generate(wanted, made, args.processes)
+    learnt = doctor_fit.looked_at(args.cases, args.cases / "looks.pickle", args.processes)
+    if len({look.world for look in learnt}) < 2:
+        raise SystemExit(f"error: no cases of two worlds in {args.cases}\n{GENERATE}")
+    looks = doctor_fit.looked_at(made, made / "looks.pickle", args.processes, ("all", "one-pass", "minimal"))
+    found = [doctor_tables.Said.of(look, said) for look, said in doctor_fit.judged(looks, learnt=learnt)]
+    report(args, "clean", doctor_tables.rows_of(found), doctor_tables.alarms_table(found))
 
 
 def martingale_command(args: argparse.Namespace) -> None:
@@ -161,16 +143,14 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--world", choices=names, nargs="+", default=["tiny"], metavar="WORLD", help=f"of {', '.join(names)}"
     )
-    commands.add_parser("generate", parents=[shared, which], help="make the cases")
+    making = commands.add_parser("generate", parents=[shared, which], help="make the cases")
+    making.add_argument("--pairs", type=int, default=0, metavar="N", help="also two faults at once, N seeds of a world")
     judge = commands.add_parser("judge", parents=[shared], help="each world by weights fitted on the others")
     judge.add_argument("--loops", type=int, default=60, help="training loops without a fault; half as many lag")
     judge.add_argument("--again", action="store_true", help="tables and pictures from the answers of the last time")
     commands.add_parser("fit", parents=[shared], help="weights of all worlds, into the package")
-    clean = commands.add_parser("clean", parents=[shared], help="false alarms on runs without a fault")
-    clean.add_argument("--draws", type=int, default=200, help="samples of 10,000 tokens, of each sort")
-    two = commands.add_parser("pairs", parents=[shared], help="two faults at once")
-    two.add_argument("--seed", type=int, default=0)
-    two.add_argument("--first", type=int, default=len(PAIRS), help="only so many pairs")
+    clean = commands.add_parser("clean", parents=[shared, which], help="false alarms on runs without a fault")
+    clean.add_argument("--draws", type=int, default=400, help="runs without a fault; a quarter as many are quantised")
     peer = commands.add_parser("martingale", parents=[shared, which], help="side by side with martingale 0.2.0")
     peer.add_argument("--size", type=int, default=10_000, help="tokens of a sample")
     speed = commands.add_parser("speed", parents=[shared], help="time and memory")
@@ -184,7 +164,6 @@ COMMANDS = {
     "judge": judge_command,
     "fit": fit_command,
     "clean": clean_command,
-    "pairs": pairs_command,
     "martingale": martingale_command,
     "speed": speed_command,
 }
@@ -194,7 +173,8 @@ def main() -> None:
     """Run what was asked for."""
     args = parser().parse_args()
     if args.command == "generate":
-        generate(runs(args), args.cases, args.processes)
+        two = pair_runs(args.pairs, args.world, args.tokens)
+        generate(runs(args) + two, args.cases, args.processes)
     else:
         COMMANDS[args.command](args)
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,17 +19,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.stats import beta
 
-from faults import Fault, Level, World, WorldName, commit, find, pair, world_of
+from faults import PAIRS, Fault, Level, World, WorldName, commit, find, pair, world_of
 from reweigh.doctor import CauseId, Diagnosis, doctor
 from reweigh.scan.engines import in_order, single_threaded
 
 P = TypeVar("P")
 R = TypeVar("R")
 TOKENS = 50_000
-MODELS = 3  # worlds of one kind, made from seeds 0, 1, 2: a run's seed chooses one
+MODELS = 2  # worlds of one kind, made and trained from seeds 0 and 1: a run's seed chooses one
 MINIMAL = ("sequence_id", "prompt_id", "log_mu", "log_pi", "mask")
 SECOND_LOOK = ("log_pi_repeat", "log_mu_prefill")
 LEVEL_ORDER: tuple[Level, ...] = ("medium", "strong", "weak")
+CLEAN = ("numerics-bf16", "numerics-bf16-both", "numerics-fp16", "none-float32")
+QUANTISED = tuple(f"quantised_rollout-{kind}" for kind in ("int8", "int8-dynamic", "fp8", "int4", "fp8-kv"))
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,29 @@ def runs_of(
     ]
 
 
+def clean_runs(
+    draws: int, worlds: Sequence[WorldName], kinds: Sequence[str] = CLEAN, first_seed: int = 100, tokens: int = TOKENS
+) -> list[Run]:
+    """Gives runs without a fault, each with its seed: worlds and kinds in turn, where a world can have them."""
+    able = [(world, kind) for kind, world in product(kinds, worlds) if world in find(kind).worlds]
+    return [
+        Run((kind,), "medium", first_seed + i, tokens, world)
+        for i in range(draws)
+        for world, kind in [able[i % len(able)]]
+    ]
+
+
+def pair_runs(seeds: int, worlds: Sequence[WorldName], tokens: int = TOKENS) -> list[Run]:
+    """Gives runs with two faults, both at medium strength."""
+    return [
+        Run(two, "medium", seed, tokens, world)
+        for world in worlds
+        for seed in range(seeds)
+        for two in PAIRS
+        if all(world in find(name).worlds for name in two)
+    ]
+
+
 def generate(runs: Sequence[Run], folder: Path, processes: int = 1) -> int:
     """Make the runs that are not there yet, the slow parts that they share first; how many were made."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +134,8 @@ def make(run: Run, folder: Path) -> float:
     if others:
         case = pair((first, run.level), (others[0], run.level), world, run.tokens, run.seed, **with_looks)
     else:
-        case = commit(first, world, run.level, run.tokens, run.seed, **with_looks)
+        trained_by = run.seed % MODELS
+        case = commit(first, world, run.level, run.tokens, run.seed, training_seed=trained_by, **with_looks)
     path = folder / run.file
     # RecordWriter goes by the end of the name
     handle, part = tempfile.mkstemp(dir=folder, prefix=".making-", suffix=".parquet")
@@ -226,10 +253,6 @@ class Answer:
     causes: tuple[str, ...]
     confidence: tuple[float, ...]
     seconds: float
-
-    def within(self, first: int) -> bool:
-        """True if all that was committed is among the first causes."""
-        return set(self.truth) <= set(self.causes[:first])
 
     @property
     def right(self) -> bool:

@@ -4,19 +4,20 @@ Of each cause a logistic regression (scikit-learn, L2) over the numbers of `rewe
 is looked at whole and in a sample, with all columns and with fewer, some of them left out at random.
 """
 
+import functools
 import json
 import pickle
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from doctor_cases import each, samples, say, view
+from doctor_cases import TOKENS, counted, each, samples, say, view
 
 from faults import find
 from faults.loops import clean_loops, lagging_loops, run
@@ -27,6 +28,7 @@ from reweigh.scan.engines import single_threaded
 
 PENALTY = 6.0  # C of scikit-learn
 LOOPS = "loops"  # their world
+LARGE = 30_000  # tokens of a case from which it is looked at as one of `TOKENS`
 Weights = tuple[tuple[str, ...], dict[CauseId, np.ndarray]]
 """Names of the numbers that go in, and the weights of each cause."""
 _LEFT_OUT = (
@@ -71,8 +73,8 @@ def truth_of(name: str, world: str) -> tuple[frozenset[CauseId], frozenset[Cause
     return frozenset(truth), frozenset(unsure)
 
 
-def looks_of(path: Path, salt: int) -> list[Look]:
-    """Looks at one case in all ways."""
+def looks_of(path: Path, salt: int, ways: Collection[str] = ()) -> list[Look]:
+    """Looks at one case in all ways, or in some."""
     single_threaded()
     table = pq.read_table(path)
     kind = path.stem.split("~")
@@ -87,6 +89,8 @@ def looks_of(path: Path, salt: int) -> list[Look]:
         truth, unsure = truth_of(name, world)
     found: list[tuple[str, Weighing]] = []
     for columns, some in ways_of(table, path.stem, salt):
+        if ways and columns not in ways:
+            continue
         with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
             pq.write_table(some, file.name)
             found.append((columns, weighing(file.name)))
@@ -95,6 +99,10 @@ def looks_of(path: Path, salt: int) -> list[Look]:
 
 def ways_of(table: pa.Table, name: str, salt: int) -> Iterator[tuple[str, pa.Table]]:
     """Gives the whole with three sets of columns, a sample of 4,000 tokens, and the whole without random columns."""
+    if not name.startswith("loop") and int(counted(table).sum()) > LARGE:
+        for columns in ("all", "one-pass", "minimal"):
+            yield f"{columns}, {TOKENS:,} tokens", view(table, columns)
+        return
     for columns in ("all", "one-pass", "minimal"):
         yield columns, view(table, columns)
     for some in samples(table, 4000, 1, salt):
@@ -121,20 +129,24 @@ def make_loops(folder: Path, clean: int, lagging: int, first_seed: int) -> None:
             say(f"{n}/{len(loops)} {path.name}")
 
 
-def looked_at(folder: Path, kept: Path, processes: int = 1) -> list[Look]:
-    """Looks at all cases of a folder; what was looked at before is taken from a file beside them."""
+def looked_at(folder: Path, kept: Path, processes: int = 1, ways: Collection[str] = ()) -> list[Look]:
+    """Looks at all cases of a folder, in all ways or in some; what was looked at before is taken from a file beside
+    them.
+    """
     before: dict[str, list[Look]] = pickle.loads(kept.read_bytes()) if kept.is_file() else {}
-    missing = [path for path in sorted(folder.glob("*.parquet")) if path.name not in before]
-    for n, (path, looks) in enumerate(zip(missing, each(_look, missing, processes), strict=True), 1):
+    there = sorted(folder.glob("*.parquet"))
+    missing = [path for path in there if path.name not in before]
+    work = functools.partial(_look, ways=ways)
+    for n, (path, looks) in enumerate(zip(missing, each(work, missing, processes), strict=True), 1):
         before[path.name] = looks
         if n % 20 == 0 or n == len(missing):
             kept.write_bytes(pickle.dumps(before))
             say(f"{n}/{len(missing)} {path.name}")
-    return [look for looks in before.values() for look in looks]
+    return [look for path in there for look in before[path.name]]
 
 
-def _look(path: Path) -> list[Look]:
-    return looks_of(path, salt=sum(path.name.encode()))
+def _look(path: Path, ways: Collection[str]) -> list[Look]:
+    return looks_of(path, sum(path.name.encode()), ways)
 
 
 def names_of(looks: Iterable[Look]) -> tuple[str, ...]:
@@ -179,15 +191,19 @@ def weights_without(looks: Sequence[Look], world: str, penalty: float = PENALTY)
     return names, fitted(learnt, names, penalty)
 
 
-def judged(looks: Sequence[Look], penalty: float = PENALTY) -> list[tuple[Look, Diagnosis]]:
-    """Diagnoses each world by weights that were fitted on all others."""
+def judged(
+    looks: Sequence[Look], penalty: float = PENALTY, *, learnt: Sequence[Look] | None = None
+) -> list[tuple[Look, Diagnosis]]:
+    """Diagnoses each world by weights that were fitted on all others, of these looks or of `learnt`."""
+    learnt = looks if learnt is None else learnt
     found: list[tuple[Look, Diagnosis]] = []
     for world in sorted({look.world for look in looks}):
         asked = [look for look in looks if look.world == world]
-        weights = weights_without(looks, world, penalty)
+        weights = weights_without(learnt, world, penalty)
         told = _told([look.weighing for look in asked], weights)
         found += [(look, look.weighing.diagnosis(one)) for look, one in zip(asked, told, strict=True)]
-        say(f"{world}: {len(asked)} looks, judged by {len(looks) - len(asked)} at others")
+        others = sum(look.world != world for look in learnt)
+        say(f"{world}: {len(asked)} looks, judged by {others} at others")
     return found
 
 

@@ -14,7 +14,7 @@ from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.families import FAMILIES
 
 PAGE = Path(__file__).parent / "doctor.md"
-RESULTS = ("judged", "martingale", "speed")
+RESULTS = ("judged", "clean", "martingale", "speed")
 PICTURES = {"judged": ("doctor-risk", "doctor-calibration"), "speed": ("doctor-speed",)}
 
 

@@ -1,16 +1,18 @@
-"""Write the page of what trainers' options compute, from the profiles.
+"""Write the page of what trainers' options compute, and what `reweigh explain WORD` prints, from the profiles.
 
-python docs/rosetta.py            # rewrites docs/rosetta.md
-python docs/rosetta.py --check    # says whether it is up to date; exit code 1 if not
+python docs/rosetta.py            # rewrites docs/rosetta.md and reweigh/rosetta/words.json
+python docs/rosetta.py --check    # says whether they are up to date; exit code 1 if not
 """
 
+import json
 import sys
 from pathlib import Path
 
 from reweigh.rosetta.frameworks import PROFILES
-from reweigh.rosetta.words import RATIOS, SYMBOLS, all_words, meanings
+from reweigh.rosetta.words import RATIOS, SYMBOLS, all_words, dictionary, meanings
 
 PAGE = Path(__file__).parent / "rosetta.md"
+WORDS = Path(__file__).parents[1] / "reweigh" / "rosetta" / "words.json"
 
 OPENING = """# What trainers' options compute
 
@@ -171,12 +173,13 @@ def field(text: str) -> str:
 
 def main() -> int:
     """Write, or check."""
-    made = page()
+    made = {PAGE: page(), WORDS: json.dumps(dictionary(), indent=1, ensure_ascii=False) + "\n"}
     if "--check" in sys.argv[1:]:
-        stale = not PAGE.exists() or PAGE.read_text() != made
-        print("stale: docs/rosetta.md; run: python docs/rosetta.py" if stale else "up to date")
-        return int(stale)
-    PAGE.write_text(made)
+        stale = [path.name for path, text in made.items() if not path.exists() or path.read_text() != text]
+        print(f"stale: {', '.join(stale)}; run: python docs/rosetta.py" if stale else "up to date")
+        return int(bool(stale))
+    for path, text in made.items():
+        path.write_text(text)
     return 0
 
 

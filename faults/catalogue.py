@@ -642,6 +642,17 @@ OTHER_WEIGHTS = (
         DENSE,
     ),
     Fault(
+        "numerics",
+        "fp16",
+        "The engine computes in float16, the trainer in float32.",
+        "none",
+        1,
+        1,
+        1,
+        engine(lambda s: {"weights": "float16"}),
+        DENSE,
+    ),
+    Fault(
         "none",
         "float32",
         "Both compute in float32.",
@@ -681,8 +692,26 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("packing_leak-attention", "truncated_sampling-top-p"),
     ("quantised_rollout-int4", "shift-some"),
     ("vocab_padding-untrained", "engine_decode-position"),
+    ("placeholder_logprob-minus-9999", "raw_logprobs-cooler"),
+    ("placeholder_logprob-forced-end", "template_prefix-no-header"),
+    ("unmasked_context-zero", "quantised_rollout-int8"),
+    ("unmasked_context-prefill", "stale_weights-lag"),
+    ("retokenisation-text", "dropout-left-on"),
+    ("shift-some", "raw_logprobs-cooler"),
+    ("wrong_token-second", "weight_sync-not-delivered"),
+    ("raw_logprobs-cooler", "dropout-left-on"),
+    ("packing_leak-attention", "unmasked_context-zero"),
+    ("trainer_temperature-missing", "shift-some"),
+    ("trainer_temperature-extra", "dropout-left-on"),
+    ("repetition_penalty-processed", "shift-some"),
+    ("weight_sync-not-delivered", "template_prefix-other"),
+    ("template_prefix-other", "placeholder_logprob-one"),
+    ("position_encoding-base", "stale_weights-lag"),
+    ("engine_decode-position", "stale_weights-lag"),
+    ("stale_kv-prompts", "placeholder_logprob-zero"),
 )
-"""Names of faults of the small world; structural ones beside those that the log ratio alone shows."""
+"""Names of two faults that a run may have at once, mostly of comparable size: dropout, packing leaks and temperatures
+make gaps ten times as large as old weights or another prompt do, and hide them."""
 
 FAULTS: tuple[Fault, ...] = (*BOOKKEEPING, *NORMALISATION, *OTHER_POLICY, *OTHER_WEIGHTS)
 """Every fault that can be committed."""

@@ -26,7 +26,7 @@ _INT4_GROUP = 32
 def in_format(model: Decoder, weights: Weights, layers: float = 1.0) -> Decoder:
     """The model in a format: a copy, or itself in float32.
 
-    - "float32", "bfloat16": weights and products.
+    - "float32", "bfloat16", "float16": weights and products.
     - "bfloat16-stored": weights in bfloat16, products in float32.
     - "int8", "fp8", "int4": each linear layer's weight rounded (one scale a row, a row, 32 numbers), products in
       bfloat16.
@@ -42,8 +42,8 @@ def in_format(model: Decoder, weights: Weights, layers: float = 1.0) -> Decoder:
     made = copy.deepcopy(model)
     made.requires_grad_(False)
     made.eval()
-    if weights == "bfloat16":
-        return made.to(torch.bfloat16)
+    if weights in ("bfloat16", "float16"):
+        return made.to(getattr(torch, weights))
     if weights == "bfloat16-stored":
         return made.to(torch.bfloat16).float()
     count = min(len(made.layers), round(layers * len(made.layers)))

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faults.models import Decoder, Shape
+from faults.worlds import smollm2_world
 from reweigh.records.schema import BY_NAME
 
 Policy = Literal["gru", "lstm", "state-space", "transformer", "window", "experts"]
 """Kinds of policies."""
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-"""Every kind."""
+"""Every kind that is made on the spot."""
+PRETRAINED = "smollm2"
+"""SmolLM2-135M-Instruct, the last layers of which learn: minutes a loop."""
 Sampler = Literal["bfloat16", "float16", "float32", "stored"]
 """What the copy that samples is in; "stored" has bfloat16 weights and float32 products."""
 
@@ -31,7 +34,7 @@ class Loop:
     """One training run.
 
     Attributes:
-        policy: kind of model.
+        policy: kind of model, or `PRETRAINED`.
         seed: of weights, prompts and samples.
         sampler: number type of the copy.
         every: steps from one copy to the next; 1 has no lag.
@@ -45,7 +48,7 @@ class Loop:
         optimizer: "adam" or "sgd".
     """
 
-    policy: Policy = "gru"
+    policy: Policy | Literal["smollm2"] = "gru"
     seed: int = 0
     sampler: Sampler = "bfloat16"
     every: int = 1
@@ -126,8 +129,24 @@ class _Transformer(nn.Module):
         return self.core.logits(self.core(ids, torch.arange(ids.shape[1]).expand_as(ids)))
 
 
-def policy(kind: Policy, size: int, width: int = 48) -> nn.Module:
-    """Make an untrained policy: ids `[B, T]` to logits `[B, T, V]`."""
+class _Pretrained(nn.Module):
+    def __init__(self, layers: int = 4) -> None:
+        super().__init__()
+        world = smollm2_world()
+        self.core = world.model
+        for layer in list(self.core.layers)[-layers:]:
+            layer.requires_grad_(True)
+        # Their ends, so that all are of one length; the header of the answer is in it.
+        self.prompts = torch.tensor([prompt.ids[-16:] for prompt in world.prompts if len(prompt.ids) >= 16])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.core.logits(self.core(ids, torch.arange(ids.shape[1]).expand_as(ids)))
+
+
+def policy(kind: Policy | Literal["smollm2"], size: int, width: int = 48) -> nn.Module:
+    """Make a policy, untrained but for `PRETRAINED`: ids `[B, T]` to logits `[B, T, V]`."""
+    if kind == PRETRAINED:
+        return _Pretrained()
     if kind in ("gru", "lstm"):
         return _Recurrent(size, width, nn.GRU if kind == "gru" else nn.LSTM)
     if kind == "state-space":
@@ -176,13 +195,16 @@ def run(loop: Loop, *, entropies: bool = True, versions: bool = True) -> pa.Tabl
     generator = torch.Generator().manual_seed(loop.seed)
     model = policy(loop.policy, loop.vocabulary)
     make = torch.optim.Adam if loop.optimizer == "adam" else torch.optim.SGD
-    optimizer = make(model.parameters(), lr=loop.lr)
+    optimizer = make([x for x in model.parameters() if x.requires_grad], lr=loop.lr)
     engine, made_at = _rounded(model, loop.sampler), 0
     rows: list[dict[str, Any]] = []
     for step in range(loop.steps):
         if step % loop.every == 0:
             engine, made_at = _rounded(model, loop.sampler), step
-        few = torch.randint(loop.vocabulary, (loop.prompts, 4), generator=generator)
+        if isinstance(model, _Pretrained):
+            few = model.prompts[torch.randint(len(model.prompts), (loop.prompts,), generator=generator)]
+        else:
+            few = torch.randint(loop.vocabulary, (loop.prompts, 4), generator=generator)
         prompts = few.repeat_interleave(loop.group, 0)
         ids, log_mu = _sample(engine, prompts, loop.length, generator)
         logits = model(torch.cat([prompts, ids], 1))[:, prompts.shape[1] - 1 : -1].float()
@@ -230,6 +252,11 @@ def clean_loops(count: int, first_seed: int = 0) -> list[Loop]:
         )
         for i in range(count)
     ]
+
+
+def pretrained_loop(every: int = 1, seed: int = 0, steps: int = 8) -> Loop:
+    """Give the loop of `PRETRAINED`, its copy made every so many steps."""
+    return Loop(PRETRAINED, seed, every=every, steps=steps, prompts=4, length=32, vocabulary=49152, lr=2e-5)
 
 
 def lagging_loops(count: int, first_seed: int = 1000) -> list[Loop]:

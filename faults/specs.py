@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Weights = Literal["float32", "bfloat16", "bfloat16-stored", "int8", "int8-dynamic", "fp8", "int4"]
+Weights = Literal["float32", "bfloat16", "float16", "bfloat16-stored", "int8", "int8-dynamic", "fp8", "int4"]
 KvFormat = Literal["e4m3", "e5m2"]
 Training = Literal["policy-gradient", "tiny-steps", "adapter"]
 

@@ -113,6 +113,18 @@ def paragraphs() -> list[Function]:
     return found
 
 
+def modules(chars: int = 5000) -> list[Function]:
+    """The functions of a module one after another, `chars` characters and more at a time: texts of 2,000 tokens."""
+    found: list[Function] = []
+    parts: list[Function] = []
+    for f in functions():
+        if parts and (f.module != parts[0].module or sum(len(p.source) for p in parts) >= chars):
+            found.append(Function(parts[0].module, "\n\n".join(p.source for p in parts), parts[0].doc))
+            parts = []
+        parts.append(f)
+    return [f for f in found if len(f.source) >= chars // 2]
+
+
 def sums(seed: int, count: int = 6000) -> list[Function]:
     """Chains of additions and subtractions, each going on with the last result; a tool repeats one of them."""
     random_ = random.Random(seed)
@@ -267,7 +279,8 @@ class Recipe:
     Attributes:
         what: the model and its text, in a few words.
         shape: of the model.
-        text: what it reads and writes: "code" and "prose" of the standard library, or "sums".
+        text: what it reads and writes: "code" (a function a text), "modules" (many) and "prose" of the standard
+            library, or "sums".
         steps: of training.
         sharpness: see `pretrain`.
         length: tokens of a piece of training text: no response goes far beyond it, where no model would make sense.
@@ -279,7 +292,7 @@ class Recipe:
 
     what: str
     shape: Shape
-    text: Literal["code", "prose", "sums"] = "code"
+    text: Literal["code", "modules", "prose", "sums"] = "code"
     steps: int = 800
     sharpness: float = _SHARPNESS
     length: int = 192
@@ -362,12 +375,13 @@ RECIPES: dict[WorldName, Recipe] = {
         mean_tokens=100,
     ),
     "long": Recipe(
-        "two layers, 500 ids, code, responses of 1,600 tokens",
+        "two layers, 500 ids, whole modules, responses of up to 1,600 tokens",
         Shape(500, layers=2, hidden=256, **_NARROW),
+        "modules",
         sharpness=1.2,
         length=1792,
         max_tokens=1600,
-        mean_tokens=500,
+        mean_tokens=900,
         run_steps=4,
     ),
     "moe": Recipe(
@@ -426,9 +440,10 @@ def library_world(name: WorldName, seed: int = 0) -> World:
 
 
 def _made(recipe: Recipe, seed: int) -> dict[str, object]:
-    corpus = {"code": functions, "prose": paragraphs, "sums": lambda: sums(seed)}[recipe.text]()
+    corpus = {"code": functions, "modules": modules, "prose": paragraphs, "sums": lambda: sums(seed)}[recipe.text]()
     random.Random(seed).shuffle(corpus)
-    held, learnt = corpus[:_HELD_OUT], corpus[_HELD_OUT:]
+    held_out = min(_HELD_OUT, len(corpus) // 4)
+    held, learnt = corpus[:held_out], corpus[held_out:]
     shape, length = recipe.shape, recipe.length
     tokenizer = trained_tokenizer(learnt, shape.vocab_size)
     stream = stream_of(documents(learnt, seed), tokenizer)
@@ -436,8 +451,8 @@ def _made(recipe: Recipe, seed: int) -> dict[str, object]:
     model = pretrain(
         shape, stream, seed=seed, steps=recipe.steps, batch=batch, length=length, lr=6e-3, sharpness=recipe.sharpness
     )
-    held_out = [(f.module, f.source, f.doc) for f in held]
-    return {"weights": model.state_dict(), "tokenizer": tokenizer.to_str(), "held_out": held_out}
+    shown = [(f.module, f.source, f.doc) for f in held]
+    return {"weights": model.state_dict(), "tokenizer": tokenizer.to_str(), "held_out": shown}
 
 
 def _prompts(held: list[Function], encode: Callable[[str], list[int]], seed: int) -> tuple[Prompt, ...]:

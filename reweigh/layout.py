@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from reweigh.native import walk
+
 Differentiate = Callable[..., tuple[Tensor | None, ...]]
 Keep = Callable[[Any, tuple[Any, ...], Any], None]
 
@@ -229,6 +231,11 @@ class Layout(ABC):
     def num_seqs(self) -> int:
         """Number of sequences, empty ones included."""
 
+    @property
+    @abstractmethod
+    def runs(self) -> Int[Tensor, " S_plus_1"] | None:
+        """Offsets of sequences that lie end to end, safe whatever was given; None if each is a row."""
+
     @abstractmethod
     def sum_zeroed(self, x: Tensor) -> Tensor:
         """Sum per sequence of floats that are 0 off the mask already: one pass less than `sum`."""
@@ -247,10 +254,12 @@ class Layout(ABC):
 
     def spread_zeroed(self, s: Tensor) -> Tensor:
         """Give each token of the mask its sequence's value, and the other slots 0."""
-        out = self.spread(s)
-        if may_look(s) and int(self.lengths.sum()) == self.mask.numel():
-            return out
-        return torch.where(self.mask, out, 0)
+        made = walk.spread(s, self.mask, self.runs) if may_look(s) else None
+        return self.spread_by_torch(s) if made is None else made
+
+    @abstractmethod
+    def spread_by_torch(self, s: Tensor) -> Tensor:
+        """Give each token of the mask its sequence's value, and the other slots 0, without the compiled kernel."""
 
     @abstractmethod
     def masked(self, mask: Tensor) -> "Layout":
@@ -312,16 +321,23 @@ class Padded(Layout):
 
     def __post_init__(self) -> None:
         """Count the tokens once."""
-        # float32 counts exactly up to 2^24 tokens in one sequence.
-        fast = (
-            self.mask.view(torch.uint8).sum(-1, dtype=torch.int32) if may_look(self.mask) else self.mask.float().sum(-1)
-        )
-        object.__setattr__(self, "lengths", fast.long())
+        lengths = walk.counts(self.mask, None) if may_look(self.mask) else None
+        if lengths is None:
+            # float32 counts exactly up to 2^24 tokens in one sequence.
+            seen = may_look(self.mask)
+            fast = self.mask.view(torch.uint8).sum(-1, dtype=torch.int32) if seen else self.mask.float().sum(-1)
+            lengths = fast.long()
+        object.__setattr__(self, "lengths", lengths)
 
     @property
     def num_seqs(self) -> int:
         """Count the rows."""
         return self.mask.shape[0]
+
+    @property
+    def runs(self) -> None:
+        """Each sequence is a row."""
+        return None
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
         """Sum each row's slots."""
@@ -339,7 +355,7 @@ class Padded(Layout):
         """Repeat a row's value along the row."""
         return s[:, None].expand(self.mask.shape)
 
-    def spread_zeroed(self, s: Tensor) -> Tensor:
+    def spread_by_torch(self, s: Tensor) -> Tensor:
         """Repeat a row's value on its tokens."""
         if not may_look(s) or not math.isfinite(float(s.sum())):
             return torch.where(self.mask, self.spread(s), 0)
@@ -370,6 +386,9 @@ class Padded(Layout):
         return Tiles.of(torch.arange(num_seqs + 1, device=self.mask.device) * each, self.mask.numel(), each)
 
 
+_BANDS = (2.0**20, 2.0**45, 2.0**70)  # sizes that are summed apart: within one, float64 holds a sum to a nat
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Packed(Layout):
@@ -397,6 +416,9 @@ class Packed(Layout):
         ends = inner.new_full((1,), num_tokens)
         offsets = torch.cat([torch.zeros_like(ends), inner, ends]) if self.num_seqs else torch.zeros_like(ends)
         object.__setattr__(self, "offsets", offsets)
+        if may_look(self.mask) and (counted := walk.counts(self.mask, offsets)) is not None:
+            object.__setattr__(self, "lengths", counted)
+            return
         tiles, count = self.tiles
         lengths = torch.zeros(self.num_seqs, dtype=torch.int64, device=self.mask.device)
         object.__setattr__(self, "lengths", lengths.index_add(0, tiles.seq, count.long()))
@@ -405,6 +427,11 @@ class Packed(Layout):
     def num_seqs(self) -> int:
         """Number of offsets less one."""
         return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def runs(self) -> Int[Tensor, " S_plus_1"]:
+        """Sequences lie end to end."""
+        return self.offsets
 
     def sum_zeroed(self, x: Tensor) -> Tensor:
         """Sum over each run of tokens."""
@@ -418,10 +445,20 @@ class Packed(Layout):
 
     def cumsum_zeroed(self, x: Tensor) -> Tensor:
         """Running sum within each run of tokens."""
-        # In float64, so that what earlier sequences added cancels without a trace.
-        total = x.double().cumsum(0)
+        # In float64, so that what earlier sequences added cancels without a trace; what is so large that a sum of it
+        # would lose the rest is summed apart, and so adds nothing at all to later sequences.
+        x64 = x.double()
+        if may_look(x) and (not x.numel() or float(x64.abs().amax()) < _BANDS[0]):
+            return self._running(x64).to(x.dtype)
+        size, total = x64.abs(), torch.zeros_like(x64)
+        for low, high in zip((0.0, *_BANDS), (*_BANDS, torch.inf), strict=True):
+            total += self._running(torch.where((size >= low) & (size < high), x64, 0))
+        return total.to(x.dtype)
+
+    def _running(self, x: Tensor) -> Tensor:
+        total = x.cumsum(0)
         before = torch.cat([total.new_zeros(1), total])[self.offsets[:-1]]
-        return (total - self.spread(before)).to(x.dtype)
+        return total - self.spread(before)
 
     def spread(self, s: Tensor) -> Tensor:
         """Repeat a run's value along the run."""
@@ -432,6 +469,13 @@ class Packed(Layout):
                 torch.index_select(s[seqs], 0, index, out=out[tokens])
             return out
         return s[owners(self.offsets[1:-1], self.mask.shape[0])]
+
+    def spread_by_torch(self, s: Tensor) -> Tensor:
+        """Repeat a run's value on its tokens."""
+        out = self.spread(s)
+        if may_look(s) and int(self.lengths.sum()) == self.mask.numel():
+            return out
+        return torch.where(self.mask, out, 0)
 
     def masked(self, mask: Tensor) -> "Packed":
         """Give the same runs of tokens another mask."""

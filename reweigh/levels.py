@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reweigh import native
 from reweigh.batch import Batch
-from reweigh.layout import Layout
+from reweigh.layout import Layout, may_look
+from reweigh.native import walk
 
 # Each statistic is a module-level function of a Batch, so that an estimator that holds one pickles and prints.
 # All are 0 off the mask, detached, and in float32 or better.
@@ -130,7 +132,8 @@ def _prefix(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _suffix(x: Tensor, layout: Layout) -> Tensor:
-    return layout.spread(layout.sum_zeroed(x)) - layout.cumsum_zeroed(x) + x
+    # In float64: the sum up to a token is taken from that of all, and may be of any size.
+    return (layout.spread(layout.sum_zeroed(x.double())) - layout.cumsum_zeroed(x.double()) + x).to(x.dtype)
 
 
 def _turn(x: Tensor, layout: Layout) -> Tensor:
@@ -169,3 +172,36 @@ WORST = Level("worst", "sequence", _worst)
 
 LEVELS = (TOKEN, PREFIX, SUFFIX, TURN, SEQUENCE, GEOMETRIC, WORST)
 """Every level, from the finest unit to the coarsest."""
+
+
+def folded(batch: Batch, of: Callable[[Batch], Tensor], level: Level, scale: float) -> Float[Tensor, " S"] | None:
+    """Fold a statistic to one value a sequence by the compiled walk; None where that is not possible.
+
+    It is the same as `level.fold(of(batch) * scale, batch.layout)`, made without a value of the tokens' size.
+    """
+    if of not in (log_ratio, k1, k2, k3) or level not in (SEQUENCE, GEOMETRIC, WORST) or not may_look(batch.log_pi):
+        return None
+    layout, plain = batch.layout, of in (log_ratio, k1)
+    if level == WORST:
+        if not plain and scale < 0:  # the smallest of l^2 or k3 is not at the smallest or the largest l
+            return None
+        found = walk.sums(batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, native.ALL)
+        if found is None:
+            return None
+        ends = [torch.where(layout.lengths > 0, found[0][:, i], 0).to(batch.dtype) for i in (4, 5)]
+        values = [
+            x * x / 2 if of is k2 else torch.expm1(x) - x if of is k3 else x if of is log_ratio else -x for x in ends
+        ]
+        worst = torch.maximum(values[0] * scale, values[1] * scale)
+        return torch.where(layout.lengths > 0, worst, -torch.inf)
+    if plain and batch.seen is not None and batch.seen.is_of(batch):
+        total = batch.seen.log_ratio
+    else:
+        columns = native.FEW if plain else native.ALL
+        found = walk.sums(batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, columns)
+        if found is None:
+            return None
+        total = found[0][:, 1 if plain else 2 if of is k2 else 3]
+    factor = scale * (-1 if of is k1 else 0.5 if of is k2 else 1)
+    total = (total if factor == 1 else total * factor).to(batch.dtype)
+    return total / layout.lengths.clamp(min=1) if level == GEOMETRIC else total

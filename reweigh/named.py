@@ -298,6 +298,17 @@ def token_mis(low: float = 0.5, high: float = 5.0) -> Estimator:
     return weigh(TOKEN, Reject(low, high))
 
 
+_GEO_HIGH = 1.001
+
+
+def _refuse_a_width(name: str, low: float, high: float) -> None:
+    if 0 < low < 0.5 and high == _GEO_HIGH:
+        raise ValueError(
+            f"{name}: bounds are ratios around 1, got low={low:g} and the default high={high:g}\n"
+            f"hint: {name}({1 - low:.6g}, {1 + low:.6g}) is a band of that width on either side."
+        )
+
+
 @_named(unbiased="no", bound="1", source="Li, Liu 2025, Part 3")
 def geo_rs(low: float = 0.999, high: float = 1.001) -> Estimator:
     """`w = 1{low <= exp(mean log r_t) <= high}`: keep sequences whose geometric ratio is near 1, at weight 1.
@@ -307,13 +318,17 @@ def geo_rs(low: float = 0.999, high: float = 1.001) -> Estimator:
     Cost: one mean a sequence.
 
     Args:
-        low: ratio pi/mu.
-        high: ratio pi/mu.
+        low: ratio pi/mu; a little under 1.
+        high: ratio pi/mu; a little over 1.
+
+    Raises:
+        ValueError: unless low <= high; a low far from 1 with the default high, which is a width and no bound.
 
     Also called: `seq_mean_k1` (verl, bounds on mu/pi), `geometric` (SkyRL 0.99 to 1.01), `seq-mask-tis` (NeMo-RL 0.999
     to 1.002, times token ratios).
     Source: Li and Liu (2025), Part 3, 3.3 (Geo-RS, Geo-Mask).
     """
+    _refuse_a_width("geo_rs", low, high)
     return weigh(GEOMETRIC, Screen(low, high))
 
 
@@ -324,12 +339,16 @@ def geo_mis(low: float = 0.999, high: float = 1.001) -> Estimator:
     When: to reproduce AReaL or slime with a geometric level. Cost: one mean a sequence.
 
     Args:
-        low: ratio pi/mu.
+        low: ratio pi/mu; as of `geo_rs`.
         high: ratio pi/mu.
+
+    Raises:
+        ValueError: as `geo_rs`.
 
     Also called: `level=sequence, metric=ratio, action=mask` (AReaL).
     Source: Li and Liu (2025), Part 3, with AReaL's weight for the survivors.
     """
+    _refuse_a_width("geo_mis", low, high)
     return weigh(GEOMETRIC, Reject(low, high))
 
 
@@ -460,7 +479,7 @@ def psis() -> Estimator:
     """`w = min(Pareto(r), max r)`: the sequence ratio, its largest values replaced by those of a fitted Pareto tail.
 
     When: some tens of sequences or more, a tail index below 0.7 (see `khat`). The fit is over the batch. Cost: a sort
-    and a fit on the host; needs `pip install "reweigh[audit]"`; not for `torch.compile`.
+    and a fit on the host; not for `torch.compile`.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
     """

@@ -86,14 +86,19 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
+    return audit(noisy(tmp_path_factory.mktemp("records") / "healthy.parquet", 0.02))
+
+
+def noisy(path, sd):
+    """Records of an honest pair with a gap of this size."""
     g, rows = np.random.default_rng(0), []
     for i in range(90):
         log_mu = -1 - g.exponential(size=50)
-        rows.append({"sequence_id": str(i), "log_mu": log_mu, "log_pi": log_mu + 0.02 * g.normal(size=50) - 2e-4})
-    path = tmp_path_factory.mktemp("records") / "healthy.parquet"
+        noise = sd * g.normal(size=50) - sd * sd / 2
+        rows.append({"sequence_id": str(i), "log_mu": log_mu, "log_pi": np.minimum(log_mu + noise, 0)})
     with RecordWriter(path, RunInfo()) as writer:
         writer.write(rows)
-    return audit(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -181,56 +186,60 @@ def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
     order = [html.index(text) for text in ("<h1>", "What to do", ">Why<", 'id="causes"', 'id="gap"', 'id="where"')]
     assert order == sorted(order)
     assert "likely cause: the engine logs before temperature" in top.sentence
-    assert top.todo[0] == "Remove the cause (the engine logs before temperature): log after temperature"
-    assert top.todo[1] == "It is something else if sampling at temperature 1"
+    assert top.todo == (
+        "Fix that first, no estimator mends it: have the engine log what it samples from, or sample at temperature 1 "
+        "without penalties",
+    )
     assert any(line.startswith("mean_ratio 1.05 [1.04, 1.06]: mean token ratio") for line in top.why)
 
 
 def test_the_headline_follows_what_was_found(found, healthy, tmp_path):
     unsure = replace(DIAGNOSIS.causes[0], confidence=0.3)
-    maybe = replace(found, diagnosis=replace(DIAGNOSIS, verdict="not_decided", causes=(unsure,))).headline
+    maybe = replace(healthy, diagnosis=replace(DIAGNOSIS, verdict="not_decided", causes=(unsure,))).headline
     assert "cause not decided: the engine logs before temperature" in maybe.sentence
-    assert maybe.todo[0].startswith("Look into (the engine logs before temperature): sample one batch")
-    fine = replace(found, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))).headline
+    assert maybe.use == healthy.headline.use  # a suspicion changes nothing
+    fine = replace(healthy, diagnosis=Diagnosis("none", (Finding("none", 0.9, None, ()),))).headline
     assert "; no gap; " in f"{fine.sentence}; "
     alone = healthy.headline
-    assert alone.sentence.startswith("sequence ratios can be trusted: 9")
-    assert alone.sentence.endswith(f"% effective; use {alone.use}")
-    assert alone.todo[-1].startswith(f"Use {alone.use}: it keeps 100% of the sequences at a mean weight of ")
+    assert alone.sentence.startswith("small: KL(mu||pi) is 0.000")
+    assert alone.sentence.endswith(f"% of the responses effective; a guard is enough: {alone.use}")
+    assert len(alone.todo) == 1
+    assert alone.todo[0].startswith(f"A guard is enough: {alone.use} (mean weight ")
     rows = [{"sequence_id": str(i), "log_mu": [-2.0] * 9, "log_pi": [-1.5] * 9} for i in range(90)]
     with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
         writer.write(rows)
     broken = audit(tmp_path / "a.parquet").headline
-    assert broken.sentence.startswith("no ratio can be trusted: the mean token ratio is 1.6")
-    assert broken.sentence.endswith("; find the cause first: no estimator mends this")
+    assert broken.sentence.startswith("the mean token ratio is 1.6")
+    assert broken.sentence.endswith("; fix that first, no estimator mends it")
     assert broken.use == ""
 
 
 @pytest.mark.parametrize(
     ("cause", "said"),
     [
-        ("quantised_rollout", "likely cause: the engine computes in fewer bits; lessen that; meanwhile use "),
-        ("stale_weights", "likely cause: the sampler is some updates behind; lessen that; meanwhile use "),
-        ("template_prefix", "likely cause: the two sides see another prompt; fix that first: no estimator mends it"),
+        ("quantised_rollout", "likely cause: the engine computes in fewer bits; use "),
+        ("stale_weights", "likely cause: the sampler is some updates behind; use "),
+        ("template_prefix", "likely cause: the two sides see another prompt; KL(mu||pi) is 0.01"),
+        ("raw_logprobs", "likely cause: the engine logs before temperature; fix that first, no estimator mends it"),
         ("numerics", "likely cause: rounding; use "),
     ],
 )
-def test_the_headline_says_what_recommend_says(healthy, cause, said):
-    one = replace(healthy, diagnosis=Diagnosis(cause, (Finding(cause, 0.9, None, ()),)))
+def test_the_headline_says_what_recommend_says(tmp_path, cause, said):
+    """A gap that matters: what is benign or another policy's is corrected, the others are fixed first."""
+    rough = audit(noisy(tmp_path / "rough.parquet", 0.16))
+    assert rough.verdict.action == "correct"
+    one = replace(rough, diagnosis=Diagnosis(cause, (Finding(cause, 0.9, None, ()),)))
     top, use = one.headline, one.recommendation.use
     assert said in top.sentence
-    assert top.use == (use or "")
+    assert top.use == (use or "") == one.verdict.use
     assert use is None or use in top.sentence
-    assert top.todo[0].startswith("Lessen the cause (") == ("lessen" in said)
+    assert len(top.todo) == 1
+    assert top.todo[0].startswith("Fix that first") == (use is None)
 
 
-def test_no_estimator_is_said_in_words_that_fit(healthy, found):
+def test_the_advice_does_not_depend_on_what_was_tried(healthy):
     none = replace(healthy, trials=())
-    assert none.headline.sentence.endswith("% effective; no estimator tried here helps")
-    assert none.headline.use == ""
-    stale = Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),))
-    assert replace(none, diagnosis=stale).headline.sentence.endswith("; no estimator tried here helps meanwhile")
-    assert "lessen" not in replace(found, diagnosis=stale).headline.sentence  # its mean ratio is not 1
+    assert none.headline == healthy.headline
 
 
 def test_what_is_not_decided_has_candidates_and_what_would_decide():
@@ -287,14 +296,14 @@ def _causes(diagnosis):
 def test_json_and_terminal_say_the_same(found):
     document = json.loads(json.dumps(report.document(found), allow_nan=False))
     assert document["summary"]["sentence"] == found.headline.sentence
-    assert document["diagnosis"] == DIAGNOSIS.to_dict()
+    assert document["diagnosis"] == DIAGNOSIS.to_dict() | {"advice": document["verdict"]}
     assert report.document(replace(found, diagnosis=None))["diagnosis"] is None
     assert set(document["where"]) == {"position", "probability", "length", "turn", "lag", "env", "step"}
     assert sum(map(sum, document["density"]["counts"])) == document["levels"]["token"]["n"]
     assert sum(document["histograms"]["token"]["counts"]) == document["levels"]["token"]["n"]
     assert document["worst"][0]["text"] == f"say {EVIL}"
     console = Console(width=100, record=True, file=io.StringIO())
-    report.terminal(found, console)
+    report.terminal(found, console, full=True)
     text = re.sub(r"\s+", " ", console.export_text())
     assert f"In short: {found.headline.sentence}." in text
     for said in (

@@ -1,10 +1,13 @@
 """Batches and layouts: what is stored, what is refused and in which words."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from batches import packed, random_batch, tight
 
-from reweigh import SEQUENCE, TOKEN, Batch, RatioStats
+from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, geo_mis, geo_rs, seq_tis
 
 
 def small(**kwargs):
@@ -56,8 +59,8 @@ def test_a_bad_token_leaves_the_mask_and_is_counted():
 
 def test_garbage_off_the_mask_is_no_bad_token():
     batch = random_batch(0)
-    assert batch.dropped is not None
-    assert not batch.dropped.any()
+    assert batch.dropped is None or not batch.dropped.any()
+    assert torch.isnan(batch.log_pi).any()
     assert batch.check() is batch
 
 
@@ -157,25 +160,140 @@ def value(x, where="log_pi"):
     return Batch.padded(**tensors, mask=torch.ones(2, 3))
 
 
+def offsets(*cu_seqlens):
+    return Batch.packed(zeros(4), zeros(4), torch.tensor(cu_seqlens), check=False)
+
+
 VALUES = [
     (lambda: value(torch.nan), r"log_pi is NaN on 1 of 6 tokens in the mask, first log_pi\[1, 2\] = nan\nhint: "),
     (lambda: value(-torch.inf, "log_mu"), r"log_mu is infinite on 1 of 6 tokens.*log_mu\[1, 2\] = -inf\nhint: .*top-p"),
     (lambda: value(0.5), r"log_pi is positive on 1 of 6 tokens.*\[1, 2\] = 0\.5\nhint: .*logits"),
     (lambda: Batch.padded(zeros(2, 3), zeros(2, 3), zeros(2, 3)), r"the mask is empty: 0 of 6 tokens(.|\n)*hint: "),
     (
-        lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([0, 3, 2, 4])),
+        lambda: offsets(0, 3, 2, 4),
         r"cu_seqlens must not decrease, got 3 then 2 at index 2",
     ),
-    (lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([0, 3])), r"cu_seqlens must run from 0 .*\(4\), got 0 to 3"),
-    (lambda: Batch.packed(zeros(4), zeros(4), torch.tensor([1, 4])), r"got 1 to 4"),
+    (lambda: offsets(0, 3), r"cu_seqlens must run from 0 .*\(4\), got 0 to 3"),
+    (lambda: offsets(1, 4), r"got 1 to 4"),
 ]
 
 
 @pytest.mark.parametrize(("build", "text"), VALUES)
 def test_impossible_values_are_refused_by_check(build, text):
-    batch = build()  # building reads no value, so it does not stop the device
+    batch = build()
     with pytest.raises(ValueError, match=text):
         batch.check()
+
+
+LOG_P = torch.full((2, 3), -1.0)
+ONE = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (
+            lambda: Batch.padded(LOG_P.exp(), LOG_P.exp(), ONE),
+            r"Batch\.padded: log_pi looks like probabilities: 100% .*\nhint: take their logarithm: log_pi\.log\(\)\.",
+        ),
+        (
+            lambda: Batch.padded(LOG_P, 12 * torch.rand(2, 3) + 3, ONE),
+            r"log_mu looks like no log-probs: 100% of the tokens are over 0, from .*\nhint: .*log_softmax of logits",
+        ),
+        (lambda: Batch.packed(-2 * LOG_P[0], LOG_P[0], torch.tensor([0, 3])), r"hint: .*is the sign turned\?"),
+        (lambda: Batch.packed(LOG_P[0], LOG_P[0], torch.tensor([0, 2])), r"must run from 0 .*\(3\), got 0 to 2"),
+        (lambda: Batch.packed(LOG_P[0], LOG_P[0], torch.tensor([3])), r"must run from 0 .*got 3 to 3"),
+        (lambda: Batch.padded(LOG_P, LOG_P, ONE / 2), r"mask must be 0 or 1, got 0\.5\nhint: "),
+        (lambda: Batch.padded(LOG_P, LOG_P, torch.where(ONE.cumsum(1) < 2, 0, -torch.inf)), r"mask must be 0 or 1"),
+        (
+            lambda: Batch.padded(LOG_P.long(), LOG_P, ONE),
+            r"log_pi must be log-probs of a floating type, got torch\.int64\nhint: .*token ids\?",
+        ),
+        (lambda: Batch.from_lists([LOG_P[0].exp()], [LOG_P[0]]), r"log_pi looks like probabilities"),
+        (
+            lambda: Batch.from_lists([LOG_P], [LOG_P]),
+            r"must be a list of 1-D tensors, got a list of torch\.Tensor .*2, 3",
+        ),
+        (lambda: Batch.padded(LOG_P[0], LOG_P[0], ONE[0]), r"must be \[S, T\].*\nhint: Batch\.packed"),
+        (lambda: geo_rs(0.01), r"geo_rs: bounds are ratios around 1, got low=0\.01 .*\nhint: geo_rs\(0\.99, 1\.01\)"),
+        (lambda: geo_mis(0.05), r"hint: geo_mis\(0\.95, 1\.05\)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_when_it_is_made(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
+
+
+def test_what_may_be_is_left_to_be_counted():
+    """One log-prob over 0, a NaN, bounds on one side: none of them says that something else was meant."""
+    some = LOG_P.clone()
+    some[0, 0], some[1, 1] = 0.004, torch.nan
+    assert Batch.padded(some, LOG_P, ONE.bool()).layout.mask.sum() == 5
+    assert Batch.padded(LOG_P, LOG_P, ONE.long()).layout.mask.all()
+    assert Batch.padded(torch.where(ONE.cumsum(1) > 1, 7.0, LOG_P), LOG_P, ONE.cumsum(1) < 2).layout.mask.sum() == 2
+    assert Batch.padded(LOG_P.exp(), LOG_P, ONE, check=False).layout.mask.all()
+    for low, high in ((0.0, 1.001), (0.01, 100.0), (0.9, 1.001)):
+        geo_rs(low, high)
+
+
+# Run apart from the tests' own checker of types, which says no in its own words before the library can.
+KINDS = r"""
+import re, sys
+import numpy as np, torch
+from reweigh import *
+from reweigh.estimators import self_normalised
+x, one = torch.full((2, 3), -1.0), torch.ones(2, 3)
+batch = Batch.padded(x, x, one)
+cases = [
+    (lambda: Batch.padded(x.numpy(), x, one), r"log_pi must be a tensor, got numpy.ndarray float32 \(2, 3\)\nhint: "),
+    (lambda: Batch.padded(x, x.tolist(), one), r"log_mu must be a tensor, got a list of a list of float\nhint: .*list"),
+    (lambda: Batch.padded(x, x, None), r"mask"),
+    (lambda: Batch.packed(x[0], x[0], [0, 3]), r"cu_seqlens must be a tensor, got a list of int"),
+    (lambda: Batch.from_lists([x[0].numpy()], [x[0]]), r"log_pi must be a list of 1-D tensors, got a list of numpy"),
+    (lambda: Batch.from_lists(x, x), r"log_pi must be a list of 1-D tensors, got torch.Tensor"),
+    (lambda: seq_tis(2.0)(x), r"an estimator weighs a Batch, got Tensor\nhint: "),
+    (lambda: seq_tis(2.0) * "naive", r"must be an Estimator, got 'naive'\nhint: reweigh.spec.parse"),
+    (lambda: seq_tis(2.0) * naive, r"hint: call it first: naive"),
+    (lambda: seq_tis(2.0) * seq_tis(2.0)(batch), r"hint: multiply estimators before"),
+    (lambda: self_normalised(seq_is(), by="step"), r"by must be 'batch' or 'prompt', got 'step'\nhint: "),
+    (lambda: self_normalised("seq_is"), r"estimator must be an Estimator, got 'seq_is'"),
+    (lambda: for_advantage(1, "seq_is"), r"for_advantage: estimator must be an Estimator"),
+    (lambda: weigh("sequence"), r"level must be a Level, got 'sequence'\nhint: reweigh.SEQUENCE"),
+    (lambda: weigh(SEQUENCE, 2.0), r"transform must be a Transform, got 2.0\nhint: Truncate"),
+    (lambda: policy_gradient(x, one, seq_tis(2.0), 1.0), r"weights must be Weights, .*\nhint: .*estimator\(batch\)"),
+    (lambda: ppo_clip(x, x, one, one, 1.0), r"ppo_clip: weights must be Weights"),
+    (lambda: RatioStats.of(batch, "token"), r"level must be a Level, got 'token'\nhint: reweigh.TOKEN"),
+    (lambda: RatioStats.of(x, TOKEN), r"takes a Batch, got Tensor"),
+    (lambda: judge(batch), r"judge: takes RatioStats or Summaries, got Batch\nhint: "),
+    (lambda: judge([RatioStats.of(batch, TOKEN)]), r"got list\nhint: judge\(\*RatioStats"),
+]
+weights = torch.compile(lambda a, b: seq_tis(2.0)(Batch.padded(a, b, one)).per_token, fullgraph=True, backend="eager")
+weights(x.exp(), x)  # in a graph no value is looked at
+for call, text in cases:
+    try:
+        call()
+        print("no error:", text)
+    except ValueError as e:
+        if not re.search(text, str(e)):
+            print("wanted", text, "got", e)
+"""
+
+
+def test_wrong_kinds_get_our_errors():
+    done = subprocess.run([sys.executable, "-c", KINDS], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_batch_and_weights_are_said_in_a_line():
+    batch = Batch.padded(LOG_P, LOG_P - 0.5, torch.tensor([[1, 1, 0], [1, 0, 0]]), group=torch.tensor([0, 1]))
+    assert repr(batch) == "Batch(2 sequences, padded to 3; 3 tokens count; float32 on cpu; with group)"
+    assert repr(seq_tis(2.0)(batch)) == "Weights(by sequence; 2 of 2 kept; mean 1.82, 1.65 to 2; 1 at a bound)"
+    flat = Batch.packed(LOG_P.flatten(), LOG_P.flatten(), torch.tensor([0, 4, 6]))
+    assert repr(flat) == "Batch(2 sequences, packed, 6 slots; 6 tokens count; float32 on cpu)"
+    assert batch._repr_html_() == f"<code>{batch!r}</code>"
+    meta = Batch.padded(LOG_P.to("meta"), LOG_P.to("meta"), ONE.to("meta"))
+    assert "on meta" in repr(meta)
+    assert "on meta" in repr(seq_tis(2.0)(meta))
 
 
 def test_check_looks_at_the_given_mask_not_at_what_is_left_of_it():

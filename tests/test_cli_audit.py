@@ -40,14 +40,14 @@ def shifted(tmp_path):
 
 @pytest.fixture
 def rough(tmp_path):
-    return records(tmp_path / "rough.parquet", sd=0.07)
+    return records(tmp_path / "rough.parquet", sd=0.13)
 
 
 def test_verdict_comes_first_and_fits(healthy, capsys):
-    assert main(["audit", healthy, "--by", "env", "--by", "position"]) == 0
+    assert main(["audit", healthy, "--by", "env", "--by", "position", "--full"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0].startswith("OK    KL(mu||pi) is 0.000")
+    assert lines[0].startswith("OK    nothing to do: KL(mu||pi) is 0.000")
     assert max(len(line) for line in lines) <= 100
     assert "\x1b" not in out
     assert err == ""
@@ -62,13 +62,41 @@ def test_verdict_comes_first_and_fits(healthy, capsys):
 
 
 def test_numbers_are_there_with_intervals_and_refusals(rough, capsys):
-    assert main(["audit", rough]) == 0
+    assert main(["audit", rough, "--full"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("WARN  KL(mu||pi) is 0.002")
+    assert out.startswith("WARN  worth correcting: KL(mu||pi) is 0.0")
     row = next(line for line in out.splitlines() if line.startswith("mean ratio (must be 1)"))
     assert row.count("[") == row.count("]") == 2
     trial = next(line for line in out.splitlines() if line.startswith("seq_tis(2)"))
     assert trial.split()[1:4] == ["sequence", "100%", "100%"]
+
+
+@pytest.mark.parametrize("which", ["healthy", "rough", "shifted"])
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_in_short_it_is_verdict_cause_size_advice_and_verdict_again(which, width, request, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    main(["audit", request.getfixturevalue(which)])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) <= (25 if width == 100 else 40)
+    assert max(map(len, lines)) <= width
+    assert "…" not in out  # nothing is cut off
+    first, last = lines[0].split()[0], [line for line in lines if not line.startswith(" ")][-1]
+    assert first in ("OK", "WARN", "FAIL")
+    assert last.startswith(first)
+    order = [out.index(f"\n{label}") for label in ("cause", "(--full", "read", "do")]
+    assert order == sorted(order)
+    assert "What estimators would do" not in out
+
+
+def test_files_that_differ_are_summed_up_in_a_line(tmp_path, capsys):
+    for i, version in enumerate(("0.31", "0.31", "0.32", "0.33")):
+        rows = [{"sequence_id": f"{i}-{k}", "log_mu": [-1.0] * 4, "log_pi": [-1.0] * 4} for k in range(4)]
+        with RecordWriter(tmp_path / f"{i}.parquet", RunInfo(engine="vllm", engine_version=version)) as writer:
+            writer.write(rows)
+    assert main(["audit", str(tmp_path), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == ["the files differ in engine_version: 0.31 in 2 files, 0.32 in 1, 0.33 in 1"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +127,8 @@ def test_html_is_written_beside_the_table(shifted, tmp_path, capsys):
     page = tmp_path / "new" / "report.html"
     assert main(["audit", shifted, "--by", "env", "--html", str(page)]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("FAIL  the mean token ratio is")
+    assert out.startswith("FAIL    the mean token ratio is")
+    assert "By environment" in out  # which was asked for
     assert err == f"wrote {page}\n"
     html = page.read_text(encoding="utf-8")
     assert "and must be 1" in html

@@ -24,6 +24,7 @@ DOCUMENT = {
     "too_small_to_matter",
     "few_responses",
     "ruled_out",
+    "advice",
     *("schema_version", "source", "verdict", "causes", "cannot_tell", "sequences", "tokens", "notes", "slices"),
 }
 
@@ -249,7 +250,13 @@ def test_help_has_examples_and_every_option(capsys):
 def test_quiet_prints_the_verdict_alone(files, metrics, capsys):
     for args in ([files["raw"]], [files["healthy"]], ["--metrics", metrics]):
         _, whole, _ = run(capsys, *args)
-        assert run(capsys, *args, "--quiet") == (0, whole.splitlines()[0] + "\n", "")
+        code, out, err = run(capsys, *args, "--quiet")
+        assert (code, err, out.count("\n")) == (0, "", 1)
+        assert out.startswith(whole.splitlines()[0])
+        level, said = whole.splitlines()[1].partition("  ")[::2]
+        if args[0] != "--metrics":  # from which no estimator follows
+            assert f"; {level.lower()}: " in out
+            assert said
 
 
 def test_a_glob_and_a_folder_are_as_the_files_in_them(files, tmp_path, capsys):

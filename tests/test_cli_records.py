@@ -1,5 +1,6 @@
 """The command line as a user meets it: what is printed where, and with which exit code."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reweigh.__main__ import main
+from reweigh import native
+from reweigh.__main__ import how_to_install, main
 from reweigh.records import RecordWriter, RunInfo, read_info
 
 GOOD = [
@@ -36,7 +38,9 @@ def run(capsys, *args):
 
 def test_version_and_help(capsys):
     code, out, _ = run(capsys, "--version")
-    assert (code, out.split()[0], len(out.split())) == (0, "reweigh", 2)
+    first, second = out.splitlines()
+    assert (code, first.split()[0], len(first.split())) == (0, "reweigh", 2)
+    assert second == f"sums on a CPU: {native.status()}"
     code, out, _ = run(capsys, "--help")
     assert code == 0
     for name in ("probe Sample with", "audit Measure the gap", "records Look into"):
@@ -215,8 +219,46 @@ def test_without_an_extra_it_says_which_to_install(missing, args, extra):
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f'error: {missing} is not installed\nhint: pip install "reweigh[{extra}]"\n'
+    assert done.stderr == f"error: {missing} is not installed\nhint: {how_to_install(extra)}\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, 'pip install "reweigh[audit]"'),
+        (
+            {"url": "file:///home/a%20b/reweigh", "dir_info": {"editable": True}},
+            'pip install -e "/home/a b/reweigh[audit]"',
+        ),
+        ({"url": "file:///src/reweigh", "dir_info": {}}, 'pip install "/src/reweigh[audit]"'),
+        (
+            {"url": "file:///dist/reweigh-0.1.0-py3-none-any.whl", "archive_info": {}},
+            'pip install "reweigh[audit] @ file:///dist/reweigh-0.1.0-py3-none-any.whl"',
+        ),
+        (
+            {"url": "https://host/reweigh", "vcs_info": {"vcs": "git", "commit_id": "f00"}},
+            'pip install "reweigh[audit] @ git+https://host/reweigh@f00"',
+        ),
+    ],
+    ids=["index", "clone", "folder", "wheel", "repository"],
+)
+def test_what_adds_an_extra_is_of_this_very_installation(origin, command, monkeypatch):
+    class Installed:
+        def read_text(self, name):
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
+    assert how_to_install("audit") == command
+
+
+def test_what_adds_an_extra_to_what_nobody_installed(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", absent)
+    assert how_to_install("audit") == f'pip install -e "{Path(__file__).parents[1]}[audit]"'
 
 
 def test_a_missing_extra_of_one_command_leaves_the_others(capsys, monkeypatch, records):

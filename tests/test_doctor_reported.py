@@ -113,6 +113,15 @@ def test_a_column_in_another_unit_is_named(column, unit):
     assert column in found.causes[0].evidence[1].meaning
 
 
+@pytest.mark.parametrize("unit", [np.exp, lambda x: x / np.log(10), lambda x: x / np.log(2), lambda x: 0.01 * x])
+def test_both_columns_in_another_unit_are_named(unit):
+    rows = world(8, prompts=60, pi=noisy(9, 0.02))
+    found = diagnosed([{**row, "log_mu": unit(row["log_mu"]), "log_pi": unit(row["log_pi"])} for row in rows])
+    check(found)
+    assert found.verdict == "wrong_units"
+    assert [one.id for one in found.causes] == ["wrong_units"]
+
+
 @pytest.mark.parametrize("t", [0.4, 0.7, 1.4, 2.3])
 def test_a_temperature_is_no_unit(t):
     for rows in (

@@ -10,7 +10,7 @@ from reweigh import GEOMETRIC, TOKEN, Clip, Reject, Screen, Truncate, naive, tok
 from reweigh.__main__ import main
 from reweigh.levels import WORST, k1
 from reweigh.rosetta import PROFILES, RefusedError, profile_of
-from reweigh.rosetta.config import detect, looks_like_a_correction, registered, translate
+from reweigh.rosetta.config import detect, looks_like_a_correction, mistaken, registered, translate
 from reweigh.rosetta.parts import prob_gap
 from reweigh.rosetta.sources import Source, Unresolved, parse_pairs, read_script, read_source
 from reweigh.rosetta.words import formula
@@ -569,6 +569,28 @@ def test_a_public_configuration_is_answered_or_refused_by_name(row):
     }
     read = {o.rpartition(".")[2] for o in found.options}
     assert {n.rpartition(".")[2] for n in row["options"]} & weighs <= read  # none is passed over
+
+
+# a configuration of another framework than was named
+
+
+def test_a_configuration_of_another_framework_is_recognised(tmp_path, capsys):
+    path = tmp_path / "grpo.yaml"
+    path.write_text("use_vllm: true\nvllm_importance_sampling_mode: token_mask\nvllm_importance_sampling_cap: 2.0\n")
+    for framework in ("verl", "slime", "openrlhf"):
+        assert main(["explain", "--from", framework, "--config", str(path)]) == 2
+        assert capsys.readouterr().err.endswith("\nhint: these are options of trl: --from trl, or no --from\n")
+    path.write_text(
+        "algorithm:\n  rollout_correction: {rollout_is: token, rollout_is_threshold: 2.0}\ntemperature: 1.0\n"
+    )
+    assert main(["explain", "--from", "trl", "--config", str(path)]) == 0
+    assert "warning: these seem to be options of verl, read as of trl; --from verl?" in capsys.readouterr().err
+
+
+def test_no_public_configuration_is_taken_for_another_framework():
+    configs = json.loads((DATA / "public_configs.json").read_text())
+    for one in configs:
+        assert mistaken(Source(dict(one["options"])), one["framework"]) is None, one["from"]
 
 
 # What a run that samples nothing looks like: the file's ending, its text, which of it is named, and what is said.

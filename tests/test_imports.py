@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "reweigh"
 # From the bottom to the command line. A room is a package, or a file of the core or of `stats`; it imports from lines
 # above its own, or from itself. What stands on one line never imports each other.
 FLOORS = (
-    ("layout",),
+    ("native",),
+    ("layout", "guard"),
     ("batch", "transforms"),
     ("levels", "logits"),
     ("estimators",),

@@ -109,10 +109,10 @@ def test_the_command_refuses_a_number_that_is_no_claim():
 
 def test_the_command_fails_if_a_verdict_falls(monkeypatch, capsys):
     from reweigh.__main__ import main
-    from reweigh.cli import lab
+    from reweigh.theory.lab import claims
 
     wrong = (replace(CLAIMS[4], evidence=Wrong()), CLAIMS[8])
-    monkeypatch.setattr(lab, "select_claims", lambda _: wrong)
+    monkeypatch.setattr(claims, "select_claims", lambda _: wrong)
     monkeypatch.setattr(sys, "argv", ["reweigh", "lab", "claims"])
     assert main() == 1
     assert capsys.readouterr().out.startswith("fail: the verdict on 4 does not hold, of 2 claims")

@@ -167,17 +167,25 @@ def test_the_band_as_options_of_frameworks():
     assert "trl" not in options  # has none
 
 
-def test_advice_follows_the_effective_share():
-    modes = {
-        (kl, t): plan(kl, [t]).at[0].advice.mode for kl, t in ((1e-4, 100), (1e-4, 2048), (1e-3, 512), (1e-3, 4096))
+def test_the_model_is_judged_as_records_are():
+    told = {
+        (kl, t): plan(kl, [t]).at[0].advice
+        for kl, t in ((1e-6, 100), (1e-4, 2048), (1e-3, 4096), (4e-3, 500), (2e-2, 30), (2e-2, 4096))
     }
-    assert list(modes.values()) == ["any", "sequence", "capped sequence", "token"]
+    actions = [(one.level, one.action, one.use) for one in told.values()]
+    assert actions == [
+        ("ok", "nothing", ""),
+        ("ok", "small", "seq_tis(2)"),
+        ("ok", "small", "token_tis(2)"),
+        ("warn", "correct", "token_tis(2)"),
+        ("warn", "correct", "seq_tis(2)"),
+        ("fail", "reduce", "token_tis(2)"),
+    ]
     (at,) = plan(1e-3, [4096]).at
-    assert "keeps ~0.03% effective" in at.advice.sentence
-    assert "do not" in at.advice.sentence
-    assert (at.advice.use, at.trusted) == ("token_tis(2)", False)
-    assert plan(2e-2, [4096]).at[0].advice.mode == "none"
-    assert "no gap" in plan(0.0, [4096]).at[0].advice.sentence
+    assert "keeps ~0.03% effective" in at.advice.reason
+    assert "seq_tis(2) would leave 0.21" in at.advice.hint
+    assert not at.trusted
+    assert "no gap" in plan(0.0, [4096]).at[0].advice.reason
 
 
 def test_what_the_model_does_not_know_is_marked():
@@ -286,8 +294,10 @@ def test_on_real_records_the_model_is_near(name):
 
 def test_a_fault_of_the_records_comes_first(tmp_path):
     found = plan_records(written(tmp_path / "off.parquet", 1e-3, [64], shift=0.05))
-    assert found.at[0].advice.mode == "none"
-    assert "fix the cause first" in found.at[0].advice.sentence
+    assert (found.at[0].advice.level, found.at[0].advice.action) == ("fail", "fix")
+    assert found.at[0].advice == found.verdict
+    far = plan_records(str(tmp_path / "off.parquet"), [4096]).at[0].advice
+    assert (far.action, far.reason) == ("fix", found.verdict.reason)
 
 
 def run(capsys, *args):
@@ -298,7 +308,7 @@ def run(capsys, *args):
 def test_the_command_says_the_verdict_first(capsys):
     code, out, err = run(capsys, "--kl", "1e-3", "--length", "4096", "--batch", "1024")
     assert (code, err) == (0, "")
-    assert out.startswith("token: at KL 0.001 and 4,096 tokens a sequence product keeps ~0.03% effective")
+    assert out.startswith("ok: small: at KL 0.001 and 4,096 tokens a sequence product keeps ~0.03% effective")
     assert "\x1b" not in out
     rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert rows["geo_rs(0.999, 1.001)"][-5:] == ["50%", "0%", "50%", "100%", "50%"]
@@ -319,10 +329,10 @@ def test_a_sweep_has_a_line_a_length(capsys):
 def test_quiet_is_a_sentence_a_length(capsys):
     code, out, _ = run(capsys, "--kl", "1e-3", "--length", "256:1024", "--quiet")
     assert code == 0
-    assert [line[:24] for line in out.splitlines()] == [
-        "at KL 0.001 and 256 toke",
-        "at KL 0.001 and 512 toke",
-        "at KL 0.001 and 1,024 to",
+    assert [line[:35] for line in out.splitlines()] == [
+        "ok: small: at KL 0.001 and 256 toke",
+        "ok: small: at KL 0.001 and 512 toke",
+        "ok: small: at KL 0.001 and 1,024 to",
     ]
 
 
@@ -351,13 +361,14 @@ def test_json_of_records(capsys):
     assert document["records"]["sequences"] == 64
     assert document["records"]["length"]["most"] == 128
     assert document["lengths"][0]["modes"][0]["on_data"]["retained"] == pytest.approx(0.993, abs=0.001)
-    assert document["lengths"][0]["advice"]["mode"] == "none"
+    assert document["lengths"][0]["advice"]["action"] == "reduce"
 
 
 def test_records_at_another_length(capsys):
     code, out, _ = run(capsys, "--from", EXAMPLES / "vllm_bfloat16.parquet", "--length", 8192)
     assert code == 0
-    assert out.startswith("token: at KL 0.0014 and 8,192 tokens")
+    assert out.startswith("warn: worth correcting: at KL 0.0014 and 8,192 tokens")
+    assert "use token_tis(2)" in out
     assert "dropped*" not in out
 
 

@@ -800,7 +800,7 @@ class Stops(Engine):
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (ProbeError("server died\nhint: no"), 2)])
 def test_stopped_while_sampling(run, small, folder, tmp_path, monkeypatch, error, code):
-    monkeypatch.setattr("reweigh.cli.probe.start_engine", lambda options: Stops(engine(folder), 7, error))
+    monkeypatch.setattr("reweigh.probe.run.start_engine", lambda options: Stops(engine(folder), 7, error))
     out = tmp_path / "records.parquet"
     result = run(*small, "--out", out)
     assert result.exit_code == code

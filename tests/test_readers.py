@@ -11,10 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from reweigh import naive
 from reweigh.__main__ import main
+from reweigh.audit import audit
 from reweigh.dumps import (
     FORMATS,
     RECORDS,
@@ -1092,7 +1096,11 @@ def test_text_only_dumps_say_so(tmp_path):
             "ROLL's rollout",
             "trainers",
         ),
-        ({"step": [1], "prompt": ["a"], "completion": ["b"], "advantages": [0.5]}, "(TRL, ms-swift)", "hook for TRL"),
+        (
+            {"step": [1], "prompt": ["a"], "completion": ["b"], "advantages": [0.5]},
+            "(TRL, ms-swift)",
+            "CorrectedGRPOTrainer",
+        ),
         ({"example_id": 1, "prompt": [], "completion": [], "reward": 1.0}, "verifiers' results", "traces.jsonl"),
         ({"steps": [], "total_reward": 1.0, "final_ob_len": 3}, "tinker-cookbook's summary", "tinker_rows"),
         ({"seqlen": 3, "prompt_len": 1, "completion": "b"}, "AReaL's rollout dump", "docs/trainers.md"),
@@ -1104,6 +1112,35 @@ def test_dumps_of_text_say_what_to_turn_on(tmp_path, record, what, remedy):
     assert what in message
     assert "has text and no log-probs" in message
     assert remedy in message.partition("hint: ")[2]
+
+
+def hook(tmp_path, record):
+    """The lines of code of the error, by the comment that they stand under."""
+    message = error(write_lines(tmp_path / "a.jsonl", [record]), UnknownFormatError)
+    return [line.strip() for line in message.split("\n") if line.startswith("    ")]
+
+
+def test_the_lines_that_make_records_in_openrlhf_do(tmp_path, monkeypatch):
+    lines = hook(tmp_path, {"input": "a", "output": "b", "reward": 1.0})
+    top, inside = lines[1:3], lines[4:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    file = {"torch": torch}
+    exec("\n".join(top), file)
+    for _ in range(2):  # each call of the loss is a file of its own
+        old, rollout = -torch.rand(3, 5) - 0.1, -torch.rand(3, 5) - 0.1
+        given = {"old_log_probs": old, "rollout_log_probs": rollout, "action_mask": torch.ones(3, 5)}
+        exec("\n".join(inside), {**file, **given})
+    assert sum(file.rows for file in audit(tmp_path / "records").files) == 6
+
+
+def test_the_lines_that_make_records_in_verl_name_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = hook(tmp_path, {"input": "a", "output": "b", "score": 1.0})
+    written = {}
+    exec("\n".join(lines), written)
+    assert written["correction"].capture.folder == "records"
+    assert written["correction"].estimator == naive()
 
 
 def test_completions_of_trl_in_parquet(tmp_path):
@@ -1543,3 +1580,42 @@ def test_rescore_skips_what_it_cannot_score(capsys, model, tmp_path):
     assert "1 tokens have no finite log-prob of the sampler and are out of the mask" in err
     [part] = read_batches(tmp_path / "a.parquet")
     assert part.batch.layout.lengths.tolist() == [3, 1, 4]
+
+
+@pytest.mark.parametrize("where", ["", "ranks"], ids=["beside", "below"])
+def test_a_foreign_file_does_not_end_a_folder_of_records(tmp_path, where):
+    """Metrics, a data set, rewards by response, an empty file: each is left out, and said."""
+    home = tmp_path / where
+    home.mkdir(exist_ok=True)
+    for name in ("step_10.parquet", "step_9.parquet", "step_9.jsonl"):
+        with RecordWriter(home / name) as writer:
+            writer.write([{"sequence_id": name, "log_mu": [-1.0, -2.0], "log_pi": [-1.0, -2.1]}])
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), tmp_path / "data.parquet")
+    pq.write_table(pa.table({"sequence_id": ["step_9.parquet"], "reward": [1.0]}), tmp_path / "rewards.parquet")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "_temporary").mkdir()
+    pq.write_table(pa.table({"log_mu": [1]}), tmp_path / "_temporary" / "part.parquet")
+    found = find(tmp_path)
+    assert [path.name for path in found.paths] == ["step_9.jsonl", "step_9.parquet", "step_10.parquet"]
+    assert {path.name for path in found.ignored} == {"metrics.jsonl", "data.parquet", "rewards.parquet"}
+    audited = audit(tmp_path)
+    assert [file.rows for file in audited.files] == [1, 1, 1]
+    assert "3 files left out: files of no format that is read, first in " in " ".join(audited.notes)
+    assert f"1 file left out: the file is empty (0 bytes): {tmp_path / 'empty.jsonl'}" in audited.notes
+
+
+def test_a_foreign_file_alone_is_told_why(tmp_path):
+    pq.write_table(pa.table({"sequence_id": ["a"], "reward": [1.0]}), tmp_path / "rewards.parquet")
+    with pytest.raises(ValueError, match=r"rewards\.parquet"):
+        audit(tmp_path)
+    with pytest.raises(ValueError, match="column log_mu is missing"):
+        audit(tmp_path / "rewards.parquet")
+
+
+def test_a_damaged_file_among_records_is_no_foreign_one(tmp_path):
+    with RecordWriter(tmp_path / "a.parquet") as writer:
+        writer.write([{"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0]}])
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"b\.parquet: truncated or not closed"):
+        audit(tmp_path)

@@ -865,7 +865,6 @@ def test_texts_are_arrows():
         array = arrow_texts(texts)
         array.validate(full=True)
         assert array.equals(pa.array(texts, pa.string()))
-    with pytest.raises(UnicodeEncodeError):
-        arrow_texts(["\ud800"])
+    assert arrow_texts(["\ud800"]).to_pylist() == ["\\ud800"]  # half a character, which UTF-8 has not got
     with pytest.raises(TypeError, match="string is no type of numbers"):
         numbers(pa.array(["a"]))

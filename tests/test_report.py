@@ -21,7 +21,18 @@ from reweigh.doctor import Diagnosis, Finding, doctor
 from reweigh.gate import Bound, Policy, gate, read_run
 from reweigh.plan import plan
 from reweigh.records import RecordWriter, RunInfo
-from reweigh.report.tables import Cell, Column, Table, columns, in_markdown, line, to_html, to_markdown, to_terminal
+from reweigh.report.tables import (
+    WIDE,
+    Cell,
+    Column,
+    Table,
+    columns,
+    in_markdown,
+    line,
+    to_html,
+    to_markdown,
+    to_terminal,
+)
 from reweigh.report.words import said, tip
 from reweigh.stats.intervals import Number
 
@@ -99,7 +110,7 @@ def test_another_diagnosis_is_another_headline(found):
 # one table, three printers
 
 TABLE = Table.of(
-    (*columns("n", "95% interval", first=[Column("name", "left", most=20, short="")]), Column("spare", spare=True)),
+    (*columns("n", "95% interval", first=[Column("name", "left", most=20, short="")]), Column("spare", spare=WIDE)),
     [["a <b>", Cell("1,000", "1,000 nats\nn = 5 tokens"), "[1, 2]", "x"], ["long" * 40, "2"]],
     "A title",
     ["a note | with a bar"],
@@ -163,7 +174,7 @@ def test_a_tip_says_the_number_and_its_interval_as_the_table_does():
 
 def test_terminal_page_and_tips_agree(found):
     """What stands in a cell of a terminal's table stands in the page's, with its tip."""
-    html, text = report.page(found), report.text(found, 120)
+    html, text = report.page(found), report.text(found, 120, full=True)
     rows = dict(re.findall(r"^(mean ratio \(must be 1\)|KL\(mu\|\|pi\) by k3, nats) +(\S+ +\[[^\]]*\])", text, re.M))
     assert len(rows) == 2
     for label, shown in rows.items():
@@ -193,6 +204,21 @@ def test_text_is_what_a_terminal_shows(records, found):
     held = gate(read_run(records), Policy((Bound("kl_k3", "token", "at_most", 0.01),)))
     assert report.text(held).startswith("OK    1 bound: all kept\n  pass  ")
     assert report.document(held) == held.to_dict()
-    assert report.text(plan(1e-3, [4096])).startswith("token: at KL 0.001 and 4,096 tokens")
+    assert report.text(plan(1e-3, [4096])).startswith("ok: small: at KL 0.001 and 4,096 tokens")
     assert report.text(found.diagnosis).startswith("verdict: ")
     assert report.document(found.diagnosis) == found.diagnosis.to_dict()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_plan_and_gate_are_readable_on_a_narrow_terminal(records, width):
+    """Lines are broken between words, no cell is cut off, and what is to be copied is one line of its own."""
+    held = gate(read_run(records), Policy((Bound("kl_k3", "token", "at_most", 1e-9, reason="a limit nobody keeps"),)))
+    for found in (held, plan(1e-3, [4096]), plan(1e-3, [256, 4096])):
+        out = io.StringIO()
+        report.terminal(found, Console(file=out, width=width, force_terminal=True, color_system=None))
+        lines = out.getvalue().splitlines()
+        assert "…" not in out.getvalue()
+        long = [one for one in lines if len(one.rstrip()) > width]
+        assert all(("=" in one and "'" in one) or "=[" in one for one in long), long  # options of trainers
+        piped = report.text(found, width).splitlines()
+        assert len(piped) < len(lines)  # which a program reads a line at a time

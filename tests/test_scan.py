@@ -16,8 +16,11 @@ from reweigh.doctor import doctor
 from reweigh.plan import plan_records
 from reweigh.records import RecordWriter
 from reweigh.records.files import cut
+from reweigh.records.schema import Tally
 from reweigh.report import document
 from reweigh.scan import BYS, Job, Measured, Workers, look, measure, scan
+from reweigh.scan.measure import read
+from reweigh.scan.rows import Rows
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "records"
@@ -280,3 +283,172 @@ def test_the_command_line_goes_on_too(tmp_path, small, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == doctor(path).to_dict()
     assert main(["plan", "--from", path, "--engine", "local", "--ray-address", "auto"]) == 2
     assert "--ray-address is of a Ray cluster" in capsys.readouterr().err
+
+
+# a response that stands in several files
+
+
+def without_files(found):
+    return {k: v for k, v in found.items() if k not in ("files", "notes", "rows", "tokens")}
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_merged_file_beside_its_pieces_counts_once(tmp_path, small, form):
+    pieces = [write(tmp_path / f"rank_{i}.parquet", ROWS[i::3], row_group=5) for i in range(3)]
+    alone = document(audit(pieces))
+    with RecordWriter(tmp_path / f"z.{form}") as writer:
+        writer.write(ROWS)
+    found = document(audit(tmp_path))
+    assert without_files(found) == without_files(alone)
+    assert [file["rows"] for file in found["files"]] == [*(file["rows"] for file in alone["files"]), 0]
+    [note] = [note for note in found["notes"] if "read before" in note]
+    assert note.startswith(f"{len(ROWS)} rows left out: ")
+    assert f"z.{form}" in note
+
+
+def test_what_is_new_in_a_file_counts_though_the_rest_was_read(tmp_path, small):
+    write(tmp_path / "a.parquet", ROWS[:30], row_group=7)
+    write(tmp_path / "b.parquet", ROWS[20:], row_group=7)
+    found = audit(tmp_path)
+    assert [file.rows for file in found.files] == [30, len(ROWS) - 30]
+    assert found.levels["sequence"].n == len(ROWS)
+
+
+def test_a_copy_in_one_file_counts_once(tmp_path, small):
+    path = write(tmp_path / "a.parquet", [*ROWS, *ROWS[:10]], row_group=9)
+    assert audit(path).files[0].rows == len(ROWS)
+    assert audit(write(tmp_path / "b.parquet", [ROWS[0], *ROWS, ROWS[5]], row_group=100)).files[0].rows == len(ROWS)
+
+
+def test_ids_that_begin_anew_at_each_step_are_of_other_responses(tmp_path, small):
+    for step in range(3):
+        rows = [{**row, "sequence_id": str(i)} for i, row in enumerate(world(step, prompts=4))]
+        write(tmp_path / f"step_{step}.parquet", rows, row_group=5)
+    found = audit(tmp_path)
+    assert sum(file.rows for file in found.files) == 3 * len(rows)
+    assert not [note for note in found.notes if "read before" in note]
+
+
+def test_equal_short_answers_are_told_by_their_ids(tmp_path):
+    one = {"prompt_id": "p", "log_mu": [-0.25], "log_pi": [-0.5]}
+    path = write(tmp_path / "a.parquet", [{**one, "sequence_id": str(i)} for i in range(8)], row_group=3)
+    assert audit(path).files[0].rows == 8
+
+
+@pytest.mark.slow
+def test_copies_are_found_by_processes_and_after_an_interruption(tmp_path, small):
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", ROWS, row_group=6)
+    alone = document(audit(tmp_path))
+    assert sum(file["rows"] for file in alone["files"]) == len(ROWS)
+    assert document(audit(tmp_path, engine=Workers(2))) == alone
+    state, after = tmp_path / "state", [0]
+
+    def stop(progress):
+        after[0] += 1
+        if after[0] == 9:  # in the second file
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(tmp_path, state=state, on_progress=stop)
+    assert document(audit(tmp_path, state=state, resume=True)) == alone
+
+
+def test_a_watch_counts_a_copy_once(tmp_path, small, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    write(dumps / "a.parquet", ROWS, row_group=6)
+    line = ["watch", "dumps", "--once", "--json"]
+    assert main(line) == 0
+    write(dumps / "b.parquet", ROWS, row_group=9)
+    write(dumps / "c.parquet", ROWS[:4], row_group=9)
+    capsys.readouterr()
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == len(ROWS)
+
+
+# which rows are read
+
+
+def ids(path, **choice):
+    """The responses that are read, by their id."""
+    job = Job((question(),), rows=Rows.of(**choice))
+    found = []
+    for part in cut(path, 10**9):
+        for one in read(part, job, Tally()):
+            found += one.column("sequence_id").tolist()
+    return found
+
+
+def test_conditions_choose_rows(tmp_path):
+    rows = [{**row, "reward": i / 4} for i, row in enumerate(ROWS)]
+    path = write(tmp_path / "a.parquet", rows, row_group=7)
+    named = [row["sequence_id"] for row in rows]
+    length = sorted(len(row["log_mu"]) for row in rows)[20]
+    assert ids(path) == named
+    for text, keep in (
+        ("reward >= 2.5", lambda row: row["reward"] >= 2.5),
+        ("reward < 1 and reward != .25", lambda row: row["reward"] < 1 and row["reward"] != 0.25),
+        (f"length <= {length}", lambda row: len(row["log_mu"]) <= length),
+        (f"prompt_id = {rows[3]['prompt_id']}", lambda row: row["prompt_id"] == rows[3]["prompt_id"]),
+        ("source ~ a.parq", lambda row: True),
+        ("source != a.parquet and finish_reason = none", lambda row: False),
+    ):
+        assert ids(path, where=[text]) == [name for name, row in zip(named, rows, strict=True) if keep(row)], text
+    assert ids(path, where=["reward > 1", "reward < 2"]) == ids(path, where=["reward > 1 and reward < 2"])
+
+
+def test_a_sample_is_of_whole_prompts_and_the_same_in_every_file(tmp_path):
+    path = write(tmp_path / "a.parquet", ROWS, row_group=7)
+    some = ids(path, share=0.5)
+    prompts = {row["prompt_id"] for row in ROWS if row["sequence_id"] in some}
+    assert 0 < len(prompts) < len({row["prompt_id"] for row in ROWS})
+    assert some == [row["sequence_id"] for row in ROWS if row["prompt_id"] in prompts]
+    again = write(tmp_path / "b.parquet", ROWS[::-1], row_group=11)
+    assert ids(again, share=0.5) == some[::-1]
+
+
+@pytest.mark.parametrize("engine", [Workers(1), pytest.param(Workers(2), marks=pytest.mark.slow)])
+def test_a_limit_is_of_the_first_that_are_chosen(tmp_path, small, engine):
+    for name, rows in (("a", ROWS[:20]), ("b", ROWS[20:])):
+        write(tmp_path / f"{name}.parquet", rows, row_group=6)
+    (tmp_path / "_first").mkdir()
+    for limit in (1, 13, 20, 31, 1000):
+        found = audit(tmp_path, rows=Rows(limit=limit), engine=engine)
+        first = write(tmp_path / "_first" / "c.parquet", ROWS[:limit], row_group=6)
+        assert sum(file.rows for file in found.files) == min(limit, len(ROWS))
+        assert found.levels["sequence"].numbers["tv"] == audit(first).levels["sequence"].numbers["tv"]
+        Path(first).unlink()
+
+
+def test_what_was_not_asked_for_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "a.parquet", ROWS, row_group=7)
+    middle = sorted(len(row["log_mu"]) for row in ROWS)[len(ROWS) // 2]
+    assert main(["audit", path, "--where", f"length >= {middle}", "--json", "--no-doctor"]) in (0, 1)
+    told = json.loads(capsys.readouterr().out)
+    short = sum(len(row["log_mu"]) < middle for row in ROWS)
+    assert any(f"{short} rows left out: rows that were not asked for" in note for note in told["notes"])
+    assert main(["audit", path, "--where", "step > 10000"]) == 2
+    err = capsys.readouterr().err
+    assert f"nothing to judge: {len(ROWS)} rows left out" in err
+    assert "--where and --sample say which rows are read" in err
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ({"where": ["stepp > 3"]}, "no column of one value a row is called 'stepp'\nhint: did you mean step?"),
+        ({"where": ["log_mu < -3"]}, "no column of one value a row is called 'log_mu'"),
+        ({"where": ["step"]}, "must be COLUMN =, .* got 'step'"),
+        ({"where": ["step > many"]}, "step must be compared with a number, got 'many'"),
+        ({"where": ["env < b"]}, "env is a text, and has no order"),
+        ({"where": ["step ~ 3"]}, "step is a number, and contains nothing"),
+        ({"share": 0.0}, "--sample: must be a share"),
+        ({"limit": 0}, "--limit: must be at least 1"),
+    ],
+)
+def test_a_choice_of_rows_that_is_none_is_refused(choice, text):
+    with pytest.raises(ValueError, match=text):
+        Rows.of(**choice)

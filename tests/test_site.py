@@ -138,6 +138,26 @@ def test_opened_from_a_folder_it_shows_and_searches(site):
         browser.close()
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_copy_button_of_a_console_copies_the_command_alone(site):
+    browser = Browser()
+    try:
+        browser.call("Page.navigate", url=(site / "start.html").resolve().as_uri())
+        browser.until("document.querySelectorAll('.highlight:has(.gp) [data-clipboard-target]').length > 3")
+        browser.js("document.querySelectorAll('[data-clipboard-target]').forEach(one => one.click())")
+        copied = browser.js(
+            "[...document.querySelectorAll('.highlight:has(.gp) [data-clipboard-target]')]"
+            ".map(one => one.dataset.clipboardText)"
+        )
+        page = (ROOT / "docs" / "start.md").read_text()
+        blocks = [block.split("```")[0] for block in page.split("```console\n")[1:]]
+        assert copied == ["\n".join(re.findall(r"^\$ (.*)", block, re.M)) for block in blocks]
+        others = "[...document.querySelectorAll('.highlight:not(:has(.gp)) [data-clipboard-text]')].length"
+        assert browser.js(others) == 0
+    finally:
+        browser.close()
+
+
 def public_names():
     """What each package says is public."""
     packages = ["reweigh", *(m.name for m in pkgutil.walk_packages(reweigh.__path__, "reweigh.") if m.ispkg)]

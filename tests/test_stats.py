@@ -11,7 +11,7 @@ from batches import blind, packed, random_batch, rows_of, tight
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, Batch, RatioStats, summarise
+from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, Batch, RatioStats, native, summarise
 from reweigh import layout as tiles_module
 from reweigh.stats.summary import excess
 from reweigh.stats.sums import BLOCK_SIZES, CAPS, GRID_TOP, LENGTH_EDGES, MOMENTS, POWERS
@@ -139,6 +139,7 @@ def test_the_size_of_a_chunk_changes_nothing(level, chunk, monkeypatch):
 @pytest.mark.parametrize("spread", [0.05, 0.5, 8.0])
 def test_looking_changes_nothing(level, spread, monkeypatch):
     """On other devices, and in a compiled graph, no value decides what is computed."""
+    monkeypatch.setattr(native, "library", lambda: None)
     batch = random_batch(4, spread, size=(9, 150))
     layouts = (batch, packed(batch), tight(batch))
     seen = [RatioStats.of(b, level) for b in layouts]
@@ -224,6 +225,21 @@ def test_a_ratio_that_float64_cannot_hold_is_summed_too():
     assert got["ess"].sample == pytest.approx(1.0)
     assert got["mean_ratio"].value == math.inf
     assert got["tv"].value == 0
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_small_gaps_keep_their_digits(kernel, monkeypatch):
+    """1 - e^l of a log ratio of 1e-4 nats, as a difference of float32 numbers, would have three digits."""
+    if not kernel:
+        monkeypatch.setattr(native, "library", lambda: None)
+    g = torch.Generator().manual_seed(0)
+    log_mu = -3 * torch.rand(50, 200, generator=g) - 0.1
+    batch = Batch.padded(log_mu + 1e-4 * torch.randn(50, 200, generator=g), log_mu, torch.ones(50, 200))
+    exact = replace(batch, log_mu=log_mu.double(), given=batch.log_ratio.double())
+    for level in (TOKEN, SEQUENCE):
+        a, b = RatioStats.of(batch, level), RatioStats.of(exact, level)
+        for name, x, y in zip(MOMENTS, a.moments.sum(1).tolist(), b.moments.sum(1).tolist(), strict=True):
+            assert x == pytest.approx(y, rel=1e-6, abs=1e-8 if name == "l" else 1e-12), (level, name)
 
 
 def test_bfloat16_input_is_summed_at_float32_precision():

@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh.audit.known import Place
 from reweigh.audit.trial import Asked, Limits, TrialRow, needs
 from reweigh.batch import Batch
 from reweigh.doctor.causes import ABOUT, BENIGN
-from reweigh.doctor.diagnosis import NAMED, Diagnosis, Evidence, Finding, Spread
+from reweigh.doctor.diagnosis import Diagnosis, Evidence, Finding, Spread
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE
 from reweigh.named import seq_is
 from reweigh.stats.intervals import Number, t_quantile
-from reweigh.stats.numerals import interval, of_log, share, two
+from reweigh.stats.numerals import interval, share, two
 from reweigh.stats.summary import Summary, summarise
 from reweigh.stats.sums import NUM_BUCKETS, RatioStats, bucket
-from reweigh.stats.verdict import ESS_GOOD, KL_LARGE, Verdict
+from reweigh.stats.verdict import KEPT_LEAST, Verdict
 
 Array = NDArray[np.float64]
 MEANING = (
@@ -147,14 +148,11 @@ def _terms(batch: Batch, estimator: Estimator, gradients: Tensor) -> Array:
     return torch.stack(columns, -1).cpu().numpy()
 
 
-NO_GRADIENT = 1.0  # K: the worst error of an estimator that gives no gradient at all
-NOTHING_SURE = 0.9  # K: from here on the worst case is no guide, as nine tenths of a gradient may be lost
 NO_GRADIENTS = (
     "not ranked: needs the gradient of each response, or a sketch of it, and records have no column for it; "
     "`reweigh.audit.recommend` ranks estimators where you have them"
 )
 _UNBOUNDED = "its weights have no upper bound: one response can decide a step"
-_FIRST = "fix the cause first"
 
 
 class Judged(Protocol):
@@ -162,7 +160,7 @@ class Judged(Protocol):
 
     @property
     def verdict(self) -> Verdict:
-        """Judges all levels together."""
+        """Judges all levels together, with the cause."""
         ...
 
     @property
@@ -200,12 +198,13 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Names the estimator to use, and says why.
+    """Names the estimator that the verdict says to use, beside what others could do at worst.
 
     Attributes:
-        use: name of the estimator; None if the cause is to be fixed first, or none is any good.
-        reason: one sentence.
+        use: name of the estimator; None if none is needed, or none is any good: it is the verdict's.
+        reason: the verdict's, and what to do.
         n: responses averaged in one step.
+        best: of those that were tried, the one that the verdict's own rule takes; None if there is none.
         ranked: those whose worst-case error is known, the smallest that the data vouch for first.
         refused: why the others are not ranked, by name.
         progress: the ranking by guaranteed progress, or why there is none.
@@ -214,6 +213,7 @@ class Recommendation:
     use: str | None
     reason: str
     n: float
+    best: str | None
     ranked: tuple[Ranked, ...]
     refused: Mapping[str, str]
     progress: str = NO_GRADIENTS
@@ -224,13 +224,12 @@ class Recommendation:
 
 
 def recommend(audit: Judged, asked: Asked | None = None, n: float | None = None) -> Recommendation:
-    """Choose the smallest worst-case error that the data vouch for, if the gap is one to be corrected.
+    """Rank what was tried by its worst case, beside the one estimator that the verdict says to use.
 
     What ranks is the upper end of the interval, so that an estimator whose error cannot be known from so few responses
-    is not preferred for a lucky sample. Nothing is recommended if the log-probs are not those of what was sampled, if a
-    doctor has named a cause that no weight mends, or if the gap is larger than numerics explain and no doctor says that
-    it is another policy's. Where every estimator may lose nearly all of the gradient, as with long responses, the worst
-    case is no guide; then it is the token-level cap that moves least weight.
+    is not preferred for a lucky sample. Which of them is the best follows the verdict's rule: the smallest error among
+    those that miss no more of a gradient than sequences capped at 2 may (`reweigh.stats.verdict.KEPT_LEAST`); where all
+    miss more, the worst case is no guide, and it is the cap on tokens that moves least weight.
 
     Args:
         audit: with its trials; and its diagnosis, if there is one.
@@ -258,58 +257,17 @@ def recommend(audit: Judged, asked: Asked | None = None, n: float | None = None)
             why_not = "drops everything" if not trial.all.kept else _UNBOUNDED if math.isinf(trial.high) else ""
             ranked.append(Ranked(trial.name, trial.limits, error, why_not))
     ranked.sort(key=lambda x: (x.error.high, x.error.value))
-    use, reason = _choice(audit, ranked, size)
-    return Recommendation(use, reason, size, tuple(ranked), refused)
+    told = audit.verdict
+    best = _best(audit.trials, ranked) if told.use else None
+    return Recommendation(told.use or None, told.sentence, size, best, tuple(ranked), refused)
 
 
-def _choice(audit: Judged, ranked: list[Ranked], n: float) -> tuple[str | None, str]:
-    cause = first_cause(audit.diagnosis)
-    small = audit.diagnosis is not None and audit.diagnosis.small
-    named = cause is not None and cause.confidence >= NAMED and not small
-    if cause is not None and named and not ABOUT[cause.id].correctable:
-        return None, f"{_FIRST}: {ABOUT[cause.id].title}, and no weight mends that"
-    if not all(level.identity for level in audit.levels.values()):
-        why = "the mean ratio is not 1, so the log-probs are not of what was sampled and no weight is right"
-        return None, f"{_FIRST}: {why}"
-    if audit.verdict.level == "fail" and not named:
-        return None, f"{_FIRST}: {audit.verdict.reason}"
-    fit = [x for x in ranked if not x.why_not]
-    if not fit:
-        return None, "no estimator that was tried has bounded weights and keeps anything"
-    best, surest = min(fit, key=lambda x: x.error.value or 0.0), fit[0]
-    assert best.error.value is not None
-    if best.error.value >= NOTHING_SURE:
-        return _by_token(audit, best)
-    if (surest.error.high or 0.0) < NO_GRADIENT:
-        naive = next((x for x in fit[1:] if x.name == "naive"), None)
-        beside = "" if naive is None else f"; without a correction it is {_shown(naive.error)}"
-        return (
-            surest.name,
-            f"its worst-case error at N = {n:,.0f} is the smallest, {_shown(surest.error)} K{beside}",
-        )
-    return best.name, (
-        f"its worst-case error at N = {n:,.0f} is the smallest in this sample, {_shown(best.error)} K, but so few "
-        "responses cannot vouch that any estimator is better than no gradient at all"
-    )
-
-
-def _by_token(audit: Judged, best: Ranked) -> tuple[str | None, str]:
-    """Choose what corrects each token by itself and moves least weight, where no worst case is any good."""
-    at_best = f"the best: {best.name}, {_shown(best.error)} K"
-    said = f"over all rewards no estimator tried is surely better than none ({at_best})"
-    fit = [x for x in audit.trials if x.unit == "token" and x.caps and x.all.kept_tokens_share > 0.5]
-    if not fit:
-        return None, f"{said}: make the gap smaller, with fresher weights or shorter responses"
-    use = min(fit, key=lambda x: abs(x.all.log_mean_weight))
-    return use.name, (
-        f"{said}; it corrects each token by itself, at a mean weight of {of_log(use.all.log_mean_weight)}, and leaves "
-        "how states and returns differ; a smaller gap or shorter responses would let more be said"
-    )
-
-
-def _shown(x: Number) -> str:
-    ends = "" if x.low is None or x.high is None else f" [{two(x.low)}, {two(x.high)}]"
-    return f"{two(x.value or 0.0)}{ends}"
+def _best(trials: Sequence[TrialRow], ranked: Sequence[Ranked]) -> str | None:
+    serve = [x for x in ranked if not x.why_not and (x.limits.bias.value or 0.0) <= 1 - KEPT_LEAST]
+    if serve:
+        return min(serve, key=lambda x: x.error.value or 0.0).name
+    fit = [x for x in trials if x.unit == "token" and x.caps and x.all.kept_tokens_share > 0.5]
+    return min(fit, key=lambda x: abs(x.all.log_mean_weight)).name if fit else None
 
 
 @dataclass(frozen=True)
@@ -317,8 +275,8 @@ class Headline:
     """Says what stands above all else.
 
     Attributes:
-        sentence: the verdict.
-        todo: what to do, first things first.
+        sentence: the verdict, the cause, and what to do.
+        todo: the one thing to do.
         why: what the numbers say.
         use: name of the estimator to use; empty if none.
     """
@@ -329,88 +287,24 @@ class Headline:
     use: str
 
 
-def headline(audit: Judged, use: str | None) -> Headline:
-    """Puts an audit, with or without a diagnosis, in one sentence, and says what to do and why.
+def headline(verdict: Verdict, diagnosis: Diagnosis | None, place: Place | None = None) -> Headline:
+    """Puts a verdict, with or without a diagnosis, in one sentence, and says what to do and why.
 
     Args:
-        audit: what was found.
-        use: name of the estimator that is recommended; None if none is.
+        verdict: on the records.
+        diagnosis: of them; None if none was asked.
+        place: of their gap among those that are known.
     """
-    trial = next((x for x in audit.trials if x.name == use), None)
-    called = f"{use} (no correction)" if use == "naive" else use
-    first = first_cause(audit.diagnosis)
-    about = None if first is None else ABOUT[first.id]
-    # A cause that the doctor is sure of, unless nothing need be done about it.
-    calm = audit.diagnosis is not None and audit.diagnosis.benign
-    sure = first is not None and not calm and first.confidence >= NAMED
-
-    # The sentence: how far ratios can be trusted, the cause, and what to use.
-    parts = [_state(audit)]
-    if audit.diagnosis is not None:
-        parts.append(cause_sentence(audit.diagnosis))
-    wrong = not all(level.identity for level in audit.levels.values())
-    if not sure:
-        ill = wrong or audit.verdict.level == "fail"
-        none = "find the cause first: no estimator mends this" if ill else "no estimator tried here helps"
-        parts.append(f"use {called}" if trial else none)
-    elif about is not None and about.correctable and not wrong:
-        meanwhile = f"meanwhile use {called}" if trial else "no estimator tried here helps meanwhile"
-        parts.append(f"lessen that; {meanwhile}")
-    else:
-        parts.append("fix that first: no estimator mends it")
-
-    # What to do, each thing once: about the cause, then about the numbers, then the estimator.
-    todo: dict[str, None] = {}
-    if first is not None and about is not None and first.id != "none":
-        fix = first.fix.get("general") or next(iter(first.fix.values()), "")
-        verb = "Lessen the cause" if about.correctable else "Remove the cause"
-        if not sure:
-            verb = "Nothing need be removed" if calm else "Look into"
-        todo[f"{verb} ({about.title}){': ' + _small(fix) if fix else ''}"] = None
-        if first.rules_out:
-            todo[f"It is something else if {_small(first.rules_out)}"] = None
-    if first is None and audit.diagnosis is not None and not calm:
-        for one in audit.diagnosis.causes[:2]:  # candidates
-            known = ABOUT[one.id]
-            todo[f"Look into ({known.title}){': ' + _small(known.experiment) if known.experiment else ''}"] = None
-    if sure:
-        todo["Audit again: what is left of the gap decides which estimator is worth using"] = None
-    else:  # what the numbers alone can say
-        todo.update({_capital(finding.hint): None for finding in audit.verdict.findings if finding.hint})
-    if trial is not None:
-        all_ = trial.all
-        todo[
-            f"{'Until then use' if sure else 'Use'} {called}: it keeps {share(all_.kept_share)} of the "
-            f"{trial.unit}s at a mean weight of {of_log(all_.log_mean_weight)}, {share(all_.effective_share)} effective"
-        ] = None
-    elif not todo:
-        todo["Look for the cause: no estimator tried here mends this gap"] = None
-
-    why = [_capital(finding.reason) for finding in audit.verdict.findings]
+    told = cause_sentence(diagnosis) if diagnosis is not None else ""
+    first = first_cause(diagnosis)
+    if first is not None and ABOUT[first.id].title in verdict.reason:
+        told = ""
+    parts = (verdict.reason, told, verdict.order)
+    why = [_capital(one.reason) for one in verdict.findings]
+    why += [] if place is None else [_capital(place.sentence)]
     why += [evidence_sentence(one) for one in first.evidence[:3]] if first is not None else []
-    return Headline("; ".join(parts), tuple(todo), tuple(why), trial.name if trial else "")
-
-
-def _state(audit: Judged) -> str:
-    token, sequence = audit.levels["token"], audit.levels["sequence"]
-    if not token.identity:
-        return f"no ratio can be trusted: the mean token ratio is {interval(token['mean_ratio'])[0]}, and must be 1"
-    effective, khat = sequence["ess_fraction"], sequence["khat"]
-    said = f"{share(effective.sample or 0.0)} effective"
-    if sequence.refusal:
-        heavy = khat.value is not None and "tail index" in sequence.refusal
-        why = f"tail {interval(khat)[0]}" if heavy else sequence.refusal
-        return f"sequence ratios are untrustworthy: {why}, {said}"
-    if (token.value("kl_k3") or 0.0) > KL_LARGE:
-        return f"the gap is larger than numerics explain: KL {two(token['kl_k3'].value or 0.0)} nats a token, {said}"
-    word = "can be trusted" if (effective.value or 0.0) >= ESS_GOOD else "are weak"
-    return f"sequence ratios {word}: {said}"
-
-
-def _small(text: str) -> str:
-    """Write it as inside of a sentence; a name such as RoPE keeps its letters."""
-    word = text.split(" ", 1)[0]
-    return text[:1].lower() + text[1:] if word[1:].islower() or len(word) == 1 else text
+    todo = _capital(verdict.hint or "nothing")
+    return Headline("; ".join(x for x in parts if x), (todo,), tuple(why), verdict.use)
 
 
 def _capital(text: str) -> str:

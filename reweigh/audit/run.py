@@ -1,5 +1,6 @@
 """Audit record files: one family of sums over a scan, and what they say."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,14 +30,16 @@ from reweigh.records.files import OF_BATCH, Paths
 from reweigh.records.schema import Violation
 from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
-from reweigh.scan.measure import Family
-from reweigh.scan.run import FileRead, Report, Scanned, scan
+from reweigh.scan.measure import NOT_CHOSEN, Family
+from reweigh.scan.rows import EVERY, Rows
+from reweigh.scan.run import FOREIGN, FileRead, Report, Scanned, look, scan
 from reweigh.scan.tokens import Part
+from reweigh.stats.numerals import count
 from reweigh.stats.summary import Summary, excess, summarise
 from reweigh.stats.sums import RatioStats
-from reweigh.stats.verdict import Finding, Verdict, judge
 
 COLUMNS = (*CUT_COLUMNS, *WORST_COLUMNS)  # what is read beside those of a batch
+_VALUES = 3  # of a field in which files differ, the most common ones
 SHOWN_CAP = 2.0  # ratio; the field's most common cap, for which the lost weight is shown
 
 
@@ -116,6 +119,7 @@ def audit(
     state: str | PathLike[str] | None = None,
     resume: bool = False,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Audit:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
@@ -133,6 +137,7 @@ def audit(
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
         resume: go on from `state`; from the beginning if there is no such file.
         on_progress: called after each part.
+        rows: which rows are read: `Rows.of(["step >= 100"], share=0.1, limit=1000)`.
 
     Raises:
         ValueError: a value that breaks a rule, a missing column, or nothing to judge; with file, row and remedy. A
@@ -144,11 +149,11 @@ def audit(
         >>> found = audit("report/records.parquet", by=["length"])  # doctest: +SKIP
         >>> print(found.verdict)  # doctest: +SKIP
     """
+    family = question(estimators, by)  # refuses what it cannot do, before anything is read
     found = scan(
-        paths,
-        [question(estimators, by)],
+        look(paths, reader, rows=rows),
+        [family],
         keep_going=keep_going,
-        reader=reader,
         engine=engine,
         state=state,
         resume=resume,
@@ -187,7 +192,8 @@ def answer(found: Scanned) -> Audit:
         ValueError: nothing in it counts.
     """
     sums: AuditSums = found.sums.get("audit", AuditSums())
-    return conclude(sums, found.files, tuple(found.left_out((*OF_BATCH, *COLUMNS))))
+    others = (rule for name, rule in found.notes.items() if name in (FOREIGN, NOT_CHOSEN))
+    return conclude(sums, found.files, (*found.left_out((*OF_BATCH, *COLUMNS)), *others))
 
 
 def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Violation, ...] = ()) -> Audit:
@@ -203,7 +209,7 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
         summary = summarise(stats)
         if summary.n:
             levels[name] = summary
-    wrong = not all(summary.identity for summary in levels.values())
+    wrong = not all(levels[name].identity for name in ("token", "sequence"))
     for name, summary in levels.items():
         cut = excess(sums.levels[name], SHOWN_CAP)
         if wrong:  # it is what is missing from a mean of 1
@@ -227,13 +233,9 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
                 high=trial.range.high,
             )
         )
-    verdict = judge(*levels.values())
-    if sums.positive:
-        verdict = _with_positive(verdict, sums.positive, levels["token"].tokens)
     # A cut is shown if the records say of any token in which part it is.
     told = (sums.strata[x] for x in CUTS if x in sums.strata and any(key is not None for key in sums.strata[x].token))
     return Audit(
-        verdict,
         files,
         levels,
         tuple(trials),
@@ -249,7 +251,9 @@ def conclude(sums: AuditSums, files: tuple[FileRead, ...], left_out: tuple[Viola
 
 
 def _left_out(rule: Violation) -> str:
-    return f"{rule.count:,} row{'' if rule.count == 1 else 's'} left out: {rule.rule}, first in {rule.place}"
+    what = rule.counted if rule.count != 1 else rule.counted.removesuffix("s")
+    where = f"{rule.detail}: {rule.place}" if rule.rule.startswith("file: ") else f"{rule.rule}, first in {rule.place}"
+    return f"{rule.count:,} {what} left out: {where}"
 
 
 def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Violation, ...]) -> str:
@@ -269,22 +273,19 @@ def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Viola
     return f"{where}: {what}\nhint: {hint}"
 
 
-def _with_positive(verdict: Verdict, count: int, tokens: int) -> Verdict:
-    finding = Finding(
-        "warn",
-        f"{count:,} tokens of the mask ({count / (count + tokens):.2g} of them) have a log-prob over 0: left out",
-        "compute the log-softmax in float32, and check that these are not logits",
-    )
-    if verdict.level == "ok":
-        return Verdict(finding.severity, finding.reason, finding.hint, (finding, *verdict.findings))
-    return replace(verdict, findings=(*verdict.findings, finding))
-
-
 def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:
     notes: dict[str, None] = {}
-    for file in files[1:]:
-        for name, (a, b) in files[0].info.disagreements(file.info).items():
-            notes[f"the files differ in {name}: {a} in {files[0].path}, {b} in {file.path}"] = None
+    read = [file for file in files if file.rows] or list(files)
+    known, differ = read[0].info, dict[str, None]()
+    for file in read[1:]:
+        differ |= dict.fromkeys(known.disagreements(file.info))
+        known = replace(known, **{name: x for name, x in vars(file.info).items() if getattr(known, name) is None})
+    for name in differ:
+        said = Counter(str(getattr(file.info, name)) for file in read if getattr(file.info, name) is not None)
+        (first, n), *others = said.most_common()
+        some = [f"{first} in {count(n, 'file')}", *(f"{value} in {k}" for value, k in others[: _VALUES - 1])]
+        more = f" and {count(len(others) - _VALUES + 1, 'more value')}" if len(others) >= _VALUES else ""
+        notes[f"the files differ in {name}: {', '.join(some)}{more}"] = None
     for decimals in dict.fromkeys(file.info.decimals for file in files if file.info.decimals is not None):
         # both sides rounded: the sum of two uniform errors, each of variance 1/12 of a unit in the last place
         sd = (2 / 12) ** 0.5 * 10.0**-decimals

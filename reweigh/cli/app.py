@@ -38,6 +38,9 @@ _COMMANDS = (
     _Lazy("probe", "Sample with an engine, rescore with a trainer's forward.", "reweigh.cli.probe"),
     _Lazy("rescore", "Add the trainer's log-probs to rollouts without them.", "reweigh.cli.rescore"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
+    _Lazy("compare", "Hold two sets of records side by side.", "reweigh.cli.compare"),
+    _Lazy("timeline", "The gap of each step, beside reward, entropy and the like.", "reweigh.cli.timeline"),
+    _Lazy("table", "Ratios, weights and statistics, a row a token or response.", "reweigh.cli.table"),
     _Lazy("plan", "What modes and thresholds would do at a KL and a length.", "reweigh.cli.plan"),
     _Lazy("watch", "Follow a folder of dumps while the run writes them.", "reweigh.cli.watch"),
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),
@@ -124,9 +127,9 @@ def _at_once(option: typer.CallbackParam, wanted: bool) -> None:
     from reweigh.cli.output import say, stdout
 
     if option.name == "version":
-        from reweigh import __version__
+        from reweigh import __version__, native
 
-        stdout().print(f"reweigh {__version__}")
+        stdout().print(f"reweigh {__version__}\nsums on a CPU: {native.status()}", markup=False, soft_wrap=True)
     elif option.name == "show_completion":
         script = completion.get_completion_script(prog_name="reweigh", complete_var=COMPLETE, shell=_shell())
         stdout().print(script, markup=False, soft_wrap=True)
@@ -226,8 +229,6 @@ def _near(error: Any, message: str) -> str:
         return ""
     if isinstance(error, Errors.NO_OPTION):
         known = [name for one in ctx.command.get_params(ctx) for name in (*one.opts, *one.secondary_opts)]
-        if error.option_name == "--json" and "--format" in known:
-            return "did you mean --format json? "
         return _did_you_mean(error.option_name, [name for name in known if name.startswith("--")])
     if isinstance(error, Errors.MISSING):
         example = re.search(rf"^\s*({re.escape(ctx.command_path)} .*)$", ctx.command.help or "", re.M)

@@ -1,14 +1,10 @@
 """`reweigh audit`: how large the gap between sampler and trainer is, in records, and what estimators would do."""
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reweigh import audit as auditing
-from reweigh import doctor as diagnosing
-from reweigh import report
-from reweigh.audit import Audit
 from reweigh.cli.options import (
     By,
     Estimators,
@@ -16,22 +12,22 @@ from reweigh.cli.options import (
     Html,
     Json,
     KeepGoing,
+    Limit,
     Quiet,
     RayAddress,
     Reader,
     Resume,
     Runs,
+    Sample,
     State,
+    Where,
     Workers,
 )
 from reweigh.cli.options import TextOption as Text
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
-from reweigh.cli.scans import asked, engine_of, reporting, say_interrupted, state_of
-from reweigh.report.audit import of_trial
-from reweigh.report.document import recommendation
-from reweigh.report.tables import WIDE, to_terminal
-from reweigh.scan import look, scan
-from reweigh.scan.engines import single_threaded
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
+
+if TYPE_CHECKING:
+    from reweigh.audit import Audit
 
 FailOn = Literal["warn", "fail", "never"]
 _SAMPLE = 4_000_000  # tokens that the cause is looked for in: seconds
@@ -58,7 +54,11 @@ def audit(
             help=f"Also name the likely cause, from {_SAMPLE // 10**6} million tokens at most (`reweigh doctor`)."
         ),
     ] = True,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, and not some 25 lines.")] = False,
     fail_on: Annotated[FailOn, typer.Option(help="The verdict from which on the exit code is 1.")] = "fail",
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -70,25 +70,41 @@ def audit(
 ) -> None:
     """Measure the gap between sampler and trainer in records, judge it, and try estimators on it.
 
-    Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first; numbers have 95%
-    intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is fail (see
-    --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
+    Records hold log_mu and log_pi of sampled tokens (see `reweigh records`). The verdict comes first and last; numbers
+    have 95% intervals, and what the data cannot tell is refused. Exit code 0 if the verdict is ok or warn, 1 if it is
+    fail (see --fail-on), 2 if the records cannot be read, 130 after Ctrl-C: then --resume goes on.
 
     \b
     Examples:
       reweigh audit report/records.parquet
+      reweigh audit runs/ --full
       reweigh audit runs/ --by step --by lag --html report.html
       reweigh audit 'runs/step_*.parquet' --json --fail-on warn
       reweigh audit runs/ --estimators all
       reweigh audit runs/ --estimators "seq_tis(2), geo_rs(0.99, 1.01) * token_tis(2)" --batch 512
       reweigh audit /data/runs/ --engine ray --ray-address auto
     """
+    from reweigh import audit as auditing
+    from reweigh import doctor as diagnosing
+    from reweigh import report
+    from reweigh.cli.scans import asked, engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.guard import check_output
+    from reweigh.report.audit import of_trial
+    from reweigh.report.document import recommendation
+    from reweigh.report.tables import WIDE, to_terminal
+    from reweigh.scan import look, scan
+    from reweigh.scan.engines import single_threaded
+
     tried = None if estimators is None else asked(estimators)
     single_threaded()  # a second thread of one small operation mostly waits for the first
     kept = state_of("audit", state, html)
+    if html is not None:  # before minutes of work
+        check_output(html, "--html", report.PAGE_MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            known = look(paths, reader)
+            known = look(paths, reader, rows=rows_of(where, limit, sample))
+            if html is not None:
+                check_output(html, "--html", report.PAGE_MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
             if doctor:
                 families.append(diagnosing.question(known, most=_SAMPLE))
@@ -107,12 +123,9 @@ def audit(
                 found = replace(found, diagnosis=diagnosing.answer(scanned))
             scanned.done()
             found = replace(found if text else without_text(found), asked=tried, batch=batch)
-            bar.stage("writing the page" if html is not None else "comparing estimators")
-            if html is not None:
-                html.parent.mkdir(parents=True, exist_ok=True)
-                html.write_text(report.page(found), encoding="utf-8")
-    except KeyboardInterrupt:
-        say_interrupted(kept)
+            bar.stage("comparing estimators")
+    except KeyboardInterrupt as e:
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     if as_json or form == "json":
         said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}
@@ -120,15 +133,16 @@ def audit(
     elif quiet:
         stdout().print(f"{found.verdict.level}: {found.headline.sentence}", markup=False, soft_wrap=True)
     else:
-        report.terminal(found, stdout())
+        report.terminal(found, stdout(), full)
         if tried is not None:
             to_terminal(of_trial(found), stdout(), WIDE)
-    if html is not None:
+    if html is not None:  # last: what it was for is on the screen, whatever the disk says
+        write_output(html, report.page(found))
         say(f"wrote {html}", quiet)
     if found.verdict.level in _FAILING[fail_on]:
         raise typer.Exit(1)
 
 
-def without_text(found: Audit) -> Audit:
+def without_text(found: "Audit") -> "Audit":
     """Leave out what the worst responses say: neither their text nor the ids that spell it."""
     return replace(found, worst=tuple(replace(one, text=None, token_ids=None) for one in found.worst))

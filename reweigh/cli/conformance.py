@@ -1,15 +1,17 @@
 """`reweigh conformance`: recorded outputs of frameworks, recomputed from our compositions."""
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.options import Form, Quiet
+from reweigh.cli.options import Form, Json, Quiet
 from reweigh.cli.output import print_json, progress, stdout
-from reweigh.conformance import Recomputed, check, read_recording
+
+if TYPE_CHECKING:
+    from reweigh.conformance import Recomputed
 
 
 def conformance(
@@ -18,6 +20,7 @@ def conformance(
         bool, typer.Option("--verbose", "-v", help="Every case that differs by default, and why.")
     ] = False,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Recompute what frameworks' own functions returned from our compositions, and say what differs and why.
@@ -32,7 +35,10 @@ def conformance(
       reweigh conformance recorded.json --verbose
       reweigh conformance recorded.json --format json
     """
+    form = "json" if as_json else form
     import torch
+
+    from reweigh.conformance import check, read_recording
 
     torch.set_num_threads(1)
     recording = read_recording(file)
@@ -49,7 +55,7 @@ def conformance(
         raise typer.Exit(1)
 
 
-def _print_verdict(found: tuple[Recomputed, ...]) -> None:
+def _print_verdict(found: "tuple[Recomputed, ...]") -> None:
     tally = Counter(f.status for f in found)
     verdict = "fail" if tally["differs"] else "ok"
     stdout().print(
@@ -59,7 +65,7 @@ def _print_verdict(found: tuple[Recomputed, ...]) -> None:
     )
 
 
-def _print_conformance(found: tuple[Recomputed, ...], verbose: bool) -> None:
+def _print_conformance(found: "tuple[Recomputed, ...]", verbose: bool) -> None:
     out, table = stdout(), Table(box=None, pad_edge=False)
     for heading in ("framework", "cases", "agree", "explained", "differ", "numbers compared"):
         table.add_column(heading, justify="left" if heading == "framework" else "right")
@@ -89,7 +95,7 @@ def _print_conformance(found: tuple[Recomputed, ...], verbose: bool) -> None:
         out.print(f"\n{total} recorded metrics have no equal: --verbose names them and says why", soft_wrap=True)
 
 
-def _print_no_equal(found: tuple[Recomputed, ...]) -> None:
+def _print_no_equal(found: "tuple[Recomputed, ...]") -> None:
     out = stdout()
     out.print("\nMetrics with no equal:")
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -101,7 +107,7 @@ def _print_no_equal(found: tuple[Recomputed, ...]) -> None:
         out.print(f"  {framework}: {', '.join(names)}: {why}", markup=False, soft_wrap=True)
 
 
-def _conformance_dict(found: tuple[Recomputed, ...]) -> dict[str, Any]:
+def _conformance_dict(found: "tuple[Recomputed, ...]") -> dict[str, Any]:
     tally = Counter(f.status for f in found)
     by: dict[str, Any] = {}
     for name in _frameworks(found):
@@ -127,5 +133,5 @@ def _conformance_dict(found: tuple[Recomputed, ...]) -> dict[str, Any]:
     }
 
 
-def _frameworks(found: tuple[Recomputed, ...]) -> list[str]:
+def _frameworks(found: "tuple[Recomputed, ...]") -> list[str]:
     return list(dict.fromkeys(f.case.framework for f in found))

@@ -6,13 +6,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.options import By, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.options import (
+    By,
+    Form,
+    Json,
+    KeepGoing,
+    Limit,
+    Quiet,
+    RayAddress,
+    Reader,
+    Resume,
+    Runs,
+    Sample,
+    State,
+    Where,
+    Workers,
+)
 from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
-from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
-from reweigh.report import terminal
-from reweigh.report.causes import verdict
-from reweigh.report.tables import to_terminal
-from reweigh.scan.engines import single_threaded
 
 FailOn = Literal["cause", "never"]
 
@@ -46,12 +56,16 @@ def doctor(
         str | None, typer.Option(metavar="NAME", help="With --metrics: who logged them, if it is not to be recognised.")
     ] = None,
     form: Form = "text",
+    as_json: Json = False,
     fail_on: Annotated[
         FailOn,
         typer.Option(
             help="`cause`: exit code 1 if a cause is named that calls for something; not if nothing is decided."
         ),
     ] = "never",
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = True,
     reader: Reader = None,
     workers: Workers = None,
@@ -74,8 +88,15 @@ def doctor(
       reweigh doctor runs/ --format json
       reweigh doctor --metrics history.csv
     """
+    form = "json" if as_json else form
     if (paths is None or not paths) == (metrics is None):
         raise ValueError("doctor: give records or --metrics, one of them\nhint: reweigh doctor runs/step_10.parquet")
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.report import terminal
+    from reweigh.report.causes import verdict
+    from reweigh.report.tables import to_terminal
+    from reweigh.scan.engines import single_threaded
+
     if metrics is not None:
         from reweigh.doctor.metrics import diagnose_metrics
 
@@ -97,18 +118,21 @@ def doctor(
                     programs=program,
                     keep_going=keep_going,
                     reader=reader,
+                    rows=rows_of(where, limit, sample),
                     engine=engine_of("doctor", engine, workers, ray_address),
                     state=kept,
                     resume=resume,
                     on_progress=reporting(bar, then),
                 )
-        except KeyboardInterrupt:
-            say_interrupted(kept)
+        except KeyboardInterrupt as e:
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     if form == "json":
         print_json(found.to_dict())
     elif quiet:
-        to_terminal([replace(verdict(found), wrap=False)], stdout())
+        told = "" if found.advice is None else f"; {found.advice.level}: {found.advice.order or 'nothing to do'}"
+        said = verdict(found)
+        to_terminal([replace(said, parts=(*said.parts, (told, "")), wrap=False)], stdout())
     else:
         terminal(found, stdout())
     if fail_on == "cause" and found.decided and not found.benign:

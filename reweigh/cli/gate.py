@@ -2,21 +2,31 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reweigh import gate as gating
-from reweigh.cli.options import By, CutBy, Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
-from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
-from reweigh.gate.check import GATE_VERSION
-from reweigh.gate.policy import HISTORICAL
-from reweigh.report import junit as to_junit
-from reweigh.report import markdown, terminal
-from reweigh.report.gate import verdict
-from reweigh.report.tables import to_terminal
-from reweigh.scan.engines import single_threaded
+from reweigh.cli.options import (
+    By,
+    CutBy,
+    Form,
+    Json,
+    KeepGoing,
+    Limit,
+    Quiet,
+    RayAddress,
+    Reader,
+    Resume,
+    Runs,
+    Sample,
+    State,
+    Where,
+    Workers,
+)
+from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout, write_output
+
+if TYPE_CHECKING:
+    from reweigh.gate import Gate, Policy
 
 DEFAULT_POLICY = Path("gate.yaml")
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -44,7 +54,11 @@ def gate(
         typer.Option(metavar="FILE", help=f"Also write Markdown; without it ${_SUMMARY_VARIABLE} is added to, if set."),
     ] = None,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -65,7 +79,17 @@ def gate(
       reweigh gate new/ --policy gate.yaml --baseline base.json
       reweigh gate new/ --policy gate.yaml --junit gate.xml --format json
     """
+    form = "json" if as_json else form
     _refuse_together(init, by, baseline, junit, summary, save_baseline)
+    from reweigh import gate as gating
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.gate.check import GATE_VERSION
+    from reweigh.guard import check_output
+    from reweigh.report import terminal
+    from reweigh.report.gate import verdict
+    from reweigh.report.tables import to_terminal
+    from reweigh.scan.engines import single_threaded
+
     single_threaded()  # a second thread of one small operation mostly waits for the first
     target = policy or DEFAULT_POLICY
     if init and target.exists():
@@ -75,6 +99,13 @@ def gate(
         raise ValueError(
             f"{target}: there is no policy\nhint: `reweigh gate --init RECORDS` writes one from a good run."
         )
+    for path, option, mark in (
+        (save_baseline, "--save-baseline", b'"reweigh_gate_baseline"'),
+        (junit, "--junit", b'<testsuites name="reweigh gate"'),
+        (summary, "--summary", b" reweigh gate: "),
+    ):
+        if path is not None:
+            check_output(path, option, (mark,))
     asked = gating.read_policy(target) if gates else None
     _refuse_missing_baseline(asked, baseline, save_baseline)
     base = None if baseline is None else gating.read_baseline(baseline)
@@ -86,13 +117,14 @@ def gate(
                 [*(asked.by if asked else ()), *(one.value for one in by or ())],
                 keep_going=keep_going,
                 reader=reader,
+                rows=rows_of(where, limit, sample),
                 engine=engine_of("gate", engine, workers, ray_address),
                 state=kept,
                 resume=resume,
                 on_progress=reporting(bar),
             )
-    except KeyboardInterrupt:
-        say_interrupted(kept)
+    except KeyboardInterrupt as e:
+        say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
     code, said = 0, _Said(quiet)
     if init:
@@ -145,8 +177,10 @@ def _refuse_together(
         raise ValueError("gate: --by is for a baseline\nhint: add --save-baseline; the policy names its own slices.")
 
 
-def _refuse_missing_baseline(policy: gating.Policy | None, baseline: Path | None, save_baseline: Path | None) -> None:
+def _refuse_missing_baseline(policy: "Policy | None", baseline: Path | None, save_baseline: Path | None) -> None:
     """Before records are read, which may take minutes."""
+    from reweigh.gate.policy import HISTORICAL
+
     first = next((b for b in policy.bounds if b.rule in HISTORICAL), None) if policy and baseline is None else None
     if first is not None:
         before = " from an earlier run" if save_baseline is not None else ""
@@ -156,7 +190,10 @@ def _refuse_missing_baseline(policy: gating.Policy | None, baseline: Path | None
         )
 
 
-def _reports(found: gating.Gate, junit: Path | None, summary: Path | None, said: _Said) -> None:
+def _reports(found: "Gate", junit: Path | None, summary: Path | None, said: _Said) -> None:
+    from reweigh.report import junit as to_junit
+    from reweigh.report import markdown
+
     if junit is not None:
         _write(junit, to_junit(found), said)
     if summary is not None:
@@ -169,6 +206,5 @@ def _reports(found: gating.Gate, junit: Path | None, summary: Path | None, said:
 
 
 def _write(path: Path, text: str, said: _Said) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_output(path, text)
     said(f"wrote {path}")

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from reweigh.cli.options import Form, Json, Quiet
 from reweigh.cli.output import print_json, progress, say, stdout
-from reweigh.report.tables import EMPTY, NAMES, Block, Column, Line, Table, columns, line, to_terminal, unbroken
-from reweigh.theory.lab.claims import Checked, check_claims, select_claims
-from reweigh.theory.lab.golden import GoldenCheck, check_golden
-from reweigh.theory.lab.table import LENGTHS, ROUNDING, STEPS, Fit, Row, post_table
+
+if TYPE_CHECKING:
+    from reweigh.report.tables import Block
+    from reweigh.theory.lab.claims import Checked
+    from reweigh.theory.lab.golden import GoldenCheck
+    from reweigh.theory.lab.table import Fit, Row
 
 lab = typer.Typer(
     no_args_is_help=True,
@@ -24,8 +25,8 @@ lab = typer.Typer(
 
 
 @lab.callback()
-def _lab() -> None:  # pyright: ignore[reportUnusedFunction] - with it a single subcommand keeps its name
-    torch.set_num_threads(1)
+def _lab() -> None:  # pyright: ignore[reportUnusedFunction]
+    """Gives the group a body, with which a single subcommand keeps its name."""
 
 
 @lab.command(short_help="Recompute every quantity of a golden file and compare.")
@@ -50,7 +51,7 @@ def check(
     if as_json or form == "json":
         print_json(found.to_dict())
     else:
-        to_terminal(_of_check(found, quiet), stdout())
+        _show(_of_check(found, quiet))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -72,7 +73,7 @@ def summary_table(form: Form = "text", as_json: Json = False, quiet: Quiet = Fal
     if as_json or form == "json":
         print_json(_table_json(rows))
     else:
-        to_terminal(_of_table(rows), stdout())
+        _show(_of_table(rows))
 
 
 @lab.command(short_help="Go through the post claim by claim, with evidence computed on the spot.")
@@ -99,7 +100,7 @@ def claims(
     if as_json or form == "json":
         print_json(_claims_json(found))
     else:
-        to_terminal(_of_claims(found, quiet), stdout())
+        _show(_of_claims(found, quiet))
     if not _all_hold(found):
         raise typer.Exit(1)
 
@@ -128,16 +129,16 @@ def everything(
     if found is None:
         say("no --golden FILE: nothing is checked against one", quiet)
     elif text:
-        to_terminal(_of_check(found, quiet), stdout())
+        _show(_of_check(found, quiet))
     verdicts = _claims((), quiet)
     if text:
         if not quiet:
             stdout().print("\n[bold]The post claim by claim[/]")
-        to_terminal(_of_claims(verdicts, quiet), stdout())
+        _show(_of_claims(verdicts, quiet))
     rows = _table(quiet)
     if text and not quiet:
         stdout().print("\n[bold]The post's table, measured[/]")
-        to_terminal(_of_table(rows), stdout())
+        _show(_of_table(rows))
     ok = (found is None or found.ok) and _all_hold(verdicts)
     if not text:
         checked = None if found is None else found.to_dict()
@@ -146,36 +147,61 @@ def everything(
         raise typer.Exit(1)
 
 
-def _check(file: str, quiet: bool) -> GoldenCheck:
+def _show(blocks: "Iterator[Block]") -> None:
+    from reweigh.report.tables import to_terminal
+
+    to_terminal(blocks, stdout())
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _check(file: str, quiet: bool) -> "GoldenCheck":
+    from reweigh.theory.lab.golden import check_golden
+
+    _one_thread()
     with progress("check: worlds", quiet=quiet) as count:
         return check_golden(file, count)
 
 
-def _claims(numbers: list[int] | tuple[()], quiet: bool) -> tuple[Checked, ...]:
+def _claims(numbers: list[int] | tuple[()], quiet: bool) -> "tuple[Checked, ...]":
+    from reweigh.theory.lab.claims import check_claims, select_claims
+
+    _one_thread()
     chosen = select_claims(numbers)
     with progress("claims", len(chosen), quiet) as count:
         return check_claims(chosen, count)
 
 
-def _table(quiet: bool) -> list[Row]:
+def _table(quiet: bool) -> "list[Row]":
+    from reweigh.theory.lab.table import STEPS, post_table
+
+    _one_thread()
     with progress("table: measuring", STEPS, quiet) as count:
         return post_table(count)
 
 
-def _all_hold(found: tuple[Checked, ...]) -> bool:
+def _all_hold(found: "tuple[Checked, ...]") -> bool:
     return all(f.evidence.holds for f in found)
 
 
-def _claims_json(found: tuple[Checked, ...]) -> dict[str, Any]:
+def _claims_json(found: "tuple[Checked, ...]") -> dict[str, Any]:
     return {"ok": _all_hold(found), "claims": [f.to_dict() for f in found]}
 
 
-def _table_json(rows: list[Row]) -> dict[str, Any]:
+def _table_json(rows: "list[Row]") -> dict[str, Any]:
+    from reweigh.theory.lab.table import LENGTHS
+
     return {"lengths": list(LENGTHS), "rows": [row.to_dict() for row in rows]}
 
 
-def _of_check(found: GoldenCheck, quiet: bool = False) -> Iterator[Block]:
+def _of_check(found: "GoldenCheck", quiet: bool = False) -> "Iterator[Block]":
     """Show each kind of quantity with its worst error; the verdict alone if quiet."""
+    from reweigh.report.tables import NAMES, Column, Table, columns, line, unbroken
+
     worst = max(found.tallies, key=lambda t: t.worst / t.tolerance, default=None)
     told = "no quantity was compared" if worst is None else f"worst relative error {worst.worst:.1e} ({worst.group})"
     sizes = f"{found.count:,} numbers of {len(found.instances)} worlds recomputed"
@@ -191,8 +217,10 @@ def _of_check(found: GoldenCheck, quiet: bool = False) -> Iterator[Block]:
     yield unbroken(f"not covered: {', '.join(found.uncovered) or 'nothing'}")
 
 
-def _of_claims(found: tuple[Checked, ...], quiet: bool = False) -> Iterator[Block]:
+def _of_claims(found: "tuple[Checked, ...]", quiet: bool = False) -> "Iterator[Block]":
     """Show each claim with its verdict and its evidence; whether the verdicts hold if quiet."""
+    from reweigh.report.tables import EMPTY, NAMES, Column, Line, Table, line
+
     fallen = [f.claim.number for f in found if not f.evidence.holds]
     if fallen:
         yield line(f"fail: the verdict on {', '.join(map(str, fallen))} does not hold, of {len(found)} claims")
@@ -208,8 +236,10 @@ def _of_claims(found: tuple[Checked, ...], quiet: bool = False) -> Iterator[Bloc
         yield Table.of((Column(align="left"), NAMES), named, frame="none", headed=False)
 
 
-def _of_table(rows: list[Row]) -> Iterator[Block]:
+def _of_table(rows: "list[Row]") -> "Iterator[Block]":
     """Show the post's big-O beside what is measured."""
+    from reweigh.report.tables import Column, Table, unbroken
+
     cells: list[list[str]] = []
     for row in rows:
         exact = "-" if row.post == "0" else f"{_short(row.smooth.slack)}, {_short(row.rare.slack)}"
@@ -228,7 +258,9 @@ def _of_table(rows: list[Row]) -> Iterator[Block]:
     )
 
 
-def _power(fit: Fit, of: str) -> str:
+def _power(fit: "Fit", of: str) -> str:
+    from reweigh.theory.lab.table import ROUNDING
+
     if math.isfinite(fit.exponent):
         return f"{_short(fit.constant)} {of}^{fit.exponent:.2f}"
     return "0" if fit.last < ROUNDING else f"0 to {_short(fit.last)}"

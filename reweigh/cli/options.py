@@ -61,6 +61,20 @@ Estimators = Annotated[
 
 By = Annotated[list[CutBy] | None, typer.Option("--by", help="Also look at each slice by this. Repeatable.")]
 
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="CONDITION",
+        help="Read responses of which this holds alone: 'step >= 100 and env = maths'. Repeatable: all must hold.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read the first N responses alone.")]
+Sample = Annotated[
+    float | None,
+    typer.Option("--sample", metavar="SHARE", help="Read this share of the prompts alone, by hash: .1, say."),
+]
+
 EngineName = Literal["local", "ray"]
 
 Runs = Annotated[EngineName, typer.Option("--engine", help="This machine's cores, or a Ray cluster's.")]

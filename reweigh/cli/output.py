@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from reweigh.guard import write_whole
+
 INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
 _PIPED_WIDTH = 120  # columns of a table when no terminal says how wide it is
 
@@ -60,6 +62,12 @@ def print_written(path: Path, form: str, **numbers: float) -> None:
         print_json({"wrote": str(path), **known})
     else:
         stdout().print(path, markup=False, soft_wrap=True)
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a text file that a command was asked for, whole or not at all, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
 
 
 class _Count(ProgressColumn):

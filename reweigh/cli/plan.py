@@ -1,17 +1,32 @@
 """`reweigh plan`: what each mode and threshold would do at a KL and a length, before a run or on its records."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reweigh.cli.options import Form, KeepGoing, Quiet, RayAddress, Reader, Resume, Runs, State, Workers
+from reweigh.cli.options import (
+    Form,
+    Json,
+    KeepGoing,
+    Limit,
+    Quiet,
+    RayAddress,
+    Reader,
+    Resume,
+    Runs,
+    Sample,
+    State,
+    Where,
+    Workers,
+)
 from reweigh.cli.output import INTERRUPTED, print_json, progress, stdout
-from reweigh.cli.scans import engine_of, reporting, say_interrupted, state_of
-from reweigh.plan.run import BATCH, KEEP, Plan, plan_records
-from reweigh.plan.run import plan as plan_model
-from reweigh.report import terminal
-from reweigh.scan.engines import single_threaded
 
+if TYPE_CHECKING:
+    from reweigh.plan import Plan
+
+# Those of reweigh.plan, which takes a second to load.
+BATCH = 1024.0
+KEEP = 0.95
 _MOST = 64  # lengths of a sweep
 
 
@@ -32,6 +47,9 @@ def plan(
     turns: Annotated[
         float | None, typer.Option(metavar="N", help="Turns of a response: plans for weights of turns, too.")
     ] = None,
+    where: Where = None,
+    limit: Limit = None,
+    sample: Sample = None,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -40,6 +58,7 @@ def plan(
     engine: Runs = "local",
     ray_address: RayAddress = None,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """What each mode and threshold would drop, cap and keep at a KL and a length, and where popular defaults land.
@@ -56,6 +75,12 @@ def plan(
       reweigh plan --from 'runs/step_*.parquet' --format json
       reweigh plan --from report/records.parquet --length 8192 --quiet
     """
+    form = "json" if as_json else form
+    from reweigh.cli.scans import engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.plan import plan_records
+    from reweigh.report import terminal
+    from reweigh.scan.engines import single_threaded
+
     lengths = [tokens for text in length or [] for tokens in _lengths(text)]
     if source:
         if kl is not None or turns is not None:
@@ -74,13 +99,14 @@ def plan(
                     keep=keep,
                     keep_going=keep_going,
                     reader=reader,
+                    rows=rows_of(where, limit, sample),
                     engine=engine_of("plan", engine, workers, ray_address),
                     state=kept,
                     resume=resume,
                     on_progress=reporting(bar, "planning"),
                 )
-        except KeyboardInterrupt:
-            say_interrupted(kept)
+        except KeyboardInterrupt as e:
+            say_interrupted(e, kept)
             raise typer.Exit(INTERRUPTED) from None
     else:
         found = _of_model(kl, lengths, batch, keep, turns)
@@ -88,17 +114,19 @@ def plan(
         print_json(found.to_dict())
     elif quiet:
         for one in found.at:
-            stdout().print(one.advice.sentence, markup=False, soft_wrap=True)
+            stdout().print(f"{one.advice.level}: {one.advice.sentence}", markup=False, soft_wrap=True)
     else:
         terminal(found, stdout())
 
 
-def _of_model(kl: float | None, lengths: list[float], batch: float, keep: float, turns: float | None) -> Plan:
+def _of_model(kl: float | None, lengths: list[float], batch: float, keep: float, turns: float | None) -> "Plan":
     if kl is None:
         raise ValueError(
             "plan: a KL or records are needed, got neither\n"
             "hint: --kl 1e-3 --length 4096, or --from RECORDS, which has both."
         )
+    from reweigh.plan import plan as plan_model
+
     return plan_model(kl, lengths, batch, keep=keep, turns=turns)
 
 

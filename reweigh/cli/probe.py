@@ -6,37 +6,26 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.options import Form, FormName, Quiet
+from reweigh.cli.options import Form, FormName, Json, Quiet
 from reweigh.cli.output import INTERRUPTED, print_written, stderr
-from reweigh.probe.engine import CUT, ProbeError, Prompt, SamplingSettings, load_prompts
-from reweigh.probe.models import SMOLLM2, export_model, find_model, load_tokenizer, number_format
-from reweigh.probe.run import (
-    EngineName,
-    EngineOptions,
-    ScorerOptions,
-    partial_path,
-    read_rollouts,
-    rollout_path,
-    sample,
-    score,
-    start_engine,
-    start_scorer,
-)
-from reweigh.probe.run import Progress as Report
-from reweigh.records.files import format_of
 
+if TYPE_CHECKING:
+    from reweigh.probe.engine import Prompt, SamplingSettings
+    from reweigh.probe.run import EngineOptions, ScorerOptions
+    from reweigh.probe.run import Progress as Report
+
+EngineName = Literal["transformers", "openai", "vllm"]  # of reweigh.probe.run, which takes seconds to load
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def reporting(console: Console, what: str, num_seqs: int) -> Generator[Report, None, None]:
+def reporting(console: Console, what: str, num_seqs: int) -> "Generator[Report, None, None]":
     """Show progress while the block runs; give it a function that takes newly finished sequences and tokens."""
     start = last = time.monotonic()
     seqs = tokens = 0
@@ -78,7 +67,7 @@ _NUM_PROMPTS = 32
 
 
 def probe(
-    engine: Annotated[EngineName, typer.Option(help="What samples.")] = EngineName.TRANSFORMERS,
+    engine: Annotated[EngineName, typer.Option(help="What samples.")] = "transformers",
     model: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +131,7 @@ def probe(
         Path | None, typer.Option("--export-model", help="Write --model as a folder that an engine can serve.")
     ] = None,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Sample with an engine, score the very same tokens with the trainer's forward, and write both as records.
@@ -158,6 +148,15 @@ def probe(
       reweigh probe --engine vllm --model DIR --sample-only a.rollouts
       reweigh probe --rescore a.rollouts --out report/records.parquet
     """
+    form = "json" if as_json else form
+    from transformers.utils import logging as transformers_logging
+
+    from reweigh.probe.engine import ProbeError, SamplingSettings, load_prompts
+    from reweigh.probe.models import SMOLLM2, export_model, find_model, number_format
+    from reweigh.probe.run import EngineName as Engine
+    from reweigh.probe.run import EngineOptions, ScorerOptions, rollout_path
+    from reweigh.records.files import format_of
+
     console = stderr(quiet)
     transformers_logging.set_verbosity_error()  # its advice and bars would drown ours
     transformers_logging.disable_progress_bar()
@@ -178,7 +177,7 @@ def probe(
             _score(console, scoring, rescore, out, form)
             return
         options = EngineOptions(
-            name=engine,
+            name=Engine(engine),
             model=model or SMOLLM2,
             dtype=dtype,
             device=device,
@@ -210,13 +209,17 @@ def probe(
 
 def _sample(
     console: Console,
-    options: EngineOptions,
-    settings: SamplingSettings,
-    prompts: Sequence[Prompt],
+    options: "EngineOptions",
+    settings: "SamplingSettings",
+    prompts: "Sequence[Prompt]",
     rollouts: Path,
     text: bool,
     out: Path,
 ) -> None:
+    from reweigh.probe.engine import ProbeError
+    from reweigh.probe.models import find_model, load_tokenizer
+    from reweigh.probe.run import sample, start_engine
+
     source = find_model(options.model, lambda message: _say(console, message))
     with console.status(f"starting {options.name.value}"):
         tokenizer = load_tokenizer(source)
@@ -245,7 +248,10 @@ def _sample(
         _say(console, f"{num_empty} responses were cut before their first token and are left out")
 
 
-def _score(console: Console, options: ScorerOptions, rollouts: Path, out: Path, form: FormName) -> None:
+def _score(console: Console, options: "ScorerOptions", rollouts: Path, out: Path, form: FormName) -> None:
+    from reweigh.probe.engine import CUT, ProbeError
+    from reweigh.probe.run import read_rollouts, score, start_scorer
+
     source = read_rollouts(rollouts)
     if source.torn:
         _say(console, f"{rollouts}: the last line is cut off and left out")
@@ -295,6 +301,8 @@ def _say(console: Console, message: str) -> None:
 
 def _say_resume(console: Console, rollouts: Path, out: Path) -> None:
     """Tell what a stopped run has kept and how to go on."""
+    from reweigh.probe.run import partial_path, read_rollouts
+
     if rollouts.exists() and (found := read_rollouts(rollouts).rollouts):
         files = f"--rescore {shlex.quote(str(rollouts))} --out {shlex.quote(str(out))}"
         _say(console, f"kept: {len(found)} samples; score them with `reweigh probe {files}`")
@@ -304,6 +312,8 @@ def _say_resume(console: Console, rollouts: Path, out: Path) -> None:
 
 def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
     """`enforce_eager=true` -> True, `n=4` -> 4, `dtype=half` -> "half"."""
+    from reweigh.probe.engine import ProbeError
+
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reweigh import dumps as readers
-from reweigh import records as rec
 from reweigh.cli.options import Form, Json, Quiet, Reader
 from reweigh.cli.output import print_json, print_written, progress, say, stdout
-from reweigh.records.schema import BY_NAME, Tally
-from reweigh.report.tables import NAMES, Column, Table, to_terminal
+
+if TYPE_CHECKING:
+    from reweigh.records import Described, RunInfo, Validation, Violation
+    from reweigh.report.tables import Table
 
 records = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +39,10 @@ def describe(
       reweigh records describe runs/ --json
       reweigh records describe 'runs/step_*.parquet'
     """
+    from reweigh import dumps as readers
+    from reweigh import records as rec
+    from reweigh.report.tables import to_terminal
+
     with progress("reading rows", quiet=quiet) as count:
         found = rec.describe(paths, on_rows=count, formats=readers.formats(reader))
     out = stdout()
@@ -58,11 +62,13 @@ def describe(
     _print_runs(found)
 
 
-def _broken(violations: Iterable[rec.Violation]) -> list[str]:
+def _broken(violations: "Iterable[Violation]") -> list[str]:
     return [f"{v.rule}: {v.count:,} {v.counted}, first {v.place}: {v.detail}" for v in violations]
 
 
-def _sizes(found: rec.Described) -> Table:
+def _sizes(found: "Described") -> "Table":
+    from reweigh.report.tables import NAMES, Table
+
     files = found.files[0] if len(found.files) == 1 else f"{len(found.files)}, {found.files[0]} to {found.files[-1]}"
     rows = [("files", str(files)), ("rows", f"{found.rows:,}")]
     rows.append(("tokens", f"{found.tokens:,}, of which {found.tokens_counted:,} count (are in the mask)"))
@@ -76,7 +82,10 @@ def _sizes(found: rec.Described) -> Table:
     return Table.of((NAMES, NAMES), rows, frame="none", headed=False)
 
 
-def _columns(found: rec.Described) -> Table:
+def _columns(found: "Described") -> "Table":
+    from reweigh.records.schema import BY_NAME
+    from reweigh.report.tables import Column, Table
+
     rows: list[list[str]] = []
     for name, nulls in found.null_rows.items():
         column = BY_NAME[name]
@@ -87,9 +96,9 @@ def _columns(found: rec.Described) -> Table:
     return Table.of(heads, rows, "columns", frame="box")
 
 
-def _print_runs(found: rec.Described) -> None:
+def _print_runs(found: "Described") -> None:
     out = stdout()
-    distinct: dict[rec.RunInfo, list[Path]] = {}
+    distinct: dict[RunInfo, list[Path]] = {}
     for path, info in zip(found.files, found.infos, strict=True):
         distinct.setdefault(info, []).append(path)
     for info, paths in distinct.items():
@@ -116,6 +125,9 @@ def validate(
       reweigh records validate report/records.parquet
       reweigh records validate runs/ --json
     """
+    from reweigh import dumps as readers
+    from reweigh import records as rec
+
     with progress("checking rows", quiet=quiet) as count:
         found = rec.validate(paths, on_rows=count, formats=readers.formats(reader))
     if as_json or form == "json":
@@ -126,7 +138,7 @@ def validate(
         raise typer.Exit(2 if found.unreadable else 1)
 
 
-def _print_validation(found: rec.Validation, quiet: bool) -> None:
+def _print_validation(found: "Validation", quiet: bool) -> None:
     out = stdout()
     of = f"{found.rows:,} rows in {len(found.files)} file{'s' * (len(found.files) != 1)}"
     if found.ok:
@@ -162,7 +174,7 @@ def convert(
     quiet: Quiet = False,
     reader: Reader = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Of a dump: leave out records that are no good, and list them.")
+        bool, typer.Option("--skip-bad", help="Leave out records and files that are no good, and list them.")
     ] = False,
 ) -> None:
     """Convert between Parquet and JSON lines, merge many files into one, or turn a framework's dump into records.
@@ -178,6 +190,10 @@ def convert(
       reweigh records convert records.parquet look.jsonl
       reweigh records convert dump/train_data records.parquet --skip-bad
     """
+    from reweigh import dumps as readers
+    from reweigh import records as rec
+    from reweigh.records.schema import Tally
+
     skipped = readers.Skipped() if skip_bad else None
     formats, tally = readers.formats(reader, skipped), Tally()
     with progress("writing rows", quiet=quiet) as count:
@@ -195,6 +211,6 @@ def convert(
         for line in skipped.lines():
             say(f"  {line}", quiet)
     for line in _broken(tally.by_rule.values()):
-        say(f"as it was in the input: {line}", quiet)
+        say(f"{'left out' if line.startswith('file: ') else 'as it was in the input'}: {line}", quiet)
     say(f"wrote {rows:,} rows to {output}", quiet)
     print_written(output, "json" if as_json else form, rows=rows, left_out=skipped.count if skipped else 0)

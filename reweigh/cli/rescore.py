@@ -2,24 +2,18 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
-from reweigh.cli.options import Form, Quiet, Reader
+from reweigh.cli.options import Form, Json, Quiet, Reader
 from reweigh.cli.output import INTERRUPTED, print_written, progress, stderr
-from reweigh.dumps import Found, Skipped, find, info_of, read
-from reweigh.probe.engine import ProbeError
-from reweigh.probe.models import find_model, load_model, number_format
-from reweigh.probe.rescore import Rescored, described
-from reweigh.probe.rescore import rescore as add_trainer_side
-from reweigh.probe.run import partial_path
-from reweigh.probe.scorer import Scorer, check_head
-from reweigh.records import RunInfo
-from reweigh.records.files import format_of
-from reweigh.records.schema import fail
+
+if TYPE_CHECKING:
+    from reweigh.dumps import Found, Skipped
+    from reweigh.probe.rescore import Rescored
+    from reweigh.records import RunInfo
 
 Mode = Literal["processed", "raw"]  # what the sampler's log-probs are of
 
@@ -49,6 +43,7 @@ def rescore(
         bool, typer.Option("--skip-bad", help="Leave out records that are no good, and list them.")
     ] = False,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score the tokens of a dump that has only the sampler's log-probs, and write records with both sides.
@@ -62,6 +57,18 @@ def rescore(
       reweigh rescore answers.jsonl --model org/model --temperature 1.0
       reweigh rescore rollouts/ --model ./checkpoint --temperature 0.8 --logprobs-mode processed --out a.parquet
     """
+    form = "json" if as_json else form
+    from transformers.utils import logging as transformers_logging
+
+    from reweigh.dumps import Skipped, find, read
+    from reweigh.probe.models import find_model, load_model, number_format
+    from reweigh.probe.rescore import described
+    from reweigh.probe.rescore import rescore as add_trainer_side
+    from reweigh.probe.run import partial_path
+    from reweigh.probe.scorer import Scorer, check_head
+    from reweigh.records.files import format_of
+    from reweigh.records.schema import fail
+
     console = stderr(quiet)
     # transformers' advice and bars would drown ours.
     transformers_logging.set_verbosity_error()
@@ -112,8 +119,11 @@ def rescore(
     )
 
 
-def _info(found: Found, reader: str | None) -> RunInfo:
+def _info(found: "Found", reader: str | None) -> "RunInfo":
     """Merge what is known of all files; refuses files that were sampled differently."""
+    from reweigh.dumps import info_of
+    from reweigh.records import RunInfo
+
     infos = [info_of(path, reader) for path in found.paths]
     for path, info in zip(found.paths, infos, strict=True):
         differ = infos[0].disagreements(info)
@@ -129,8 +139,11 @@ def _info(found: Found, reader: str | None) -> RunInfo:
     return RunInfo.from_dict(known)
 
 
-def _sampling(info: RunInfo, temperature: float | None, top_p: float | None, mode: Mode | None) -> RunInfo:
+def _sampling(info: "RunInfo", temperature: float | None, top_p: float | None, mode: Mode | None) -> "RunInfo":
     """Complete the run by what the user says of sampling; what matters and nobody says is asked for."""
+    from reweigh.probe.engine import ProbeError
+    from reweigh.records import RunInfo
+
     known = info.to_dict() | {
         name: value
         for name, value in (("temperature", temperature), ("top_p", top_p), ("logprobs_mode", mode))
@@ -156,14 +169,16 @@ def _sampling(info: RunInfo, temperature: float | None, top_p: float | None, mod
     return info
 
 
-def _tell_skipped(console: Console, skipped: Skipped) -> None:
+def _tell_skipped(console: Console, skipped: "Skipped") -> None:
     if skipped.count:
         _say(console, f"{skipped.count} bad records are left out:")
         for line in skipped.lines():
             _say(console, f"  {line}")
 
 
-def _tell(console: Console, done: Rescored, info: RunInfo, out: Path) -> None:
+def _tell(console: Console, done: "Rescored", info: "RunInfo", out: Path) -> None:
+    from reweigh.probe.engine import ProbeError
+
     if not done.num_seqs:
         raise ProbeError("rescore: no record of the dump could be scored\nhint: see the list above.")
     if info.logprobs_mode == "raw" and (info.temperature, info.top_p) != (1.0, 1.0):

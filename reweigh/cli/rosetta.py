@@ -1,22 +1,22 @@
 """`reweigh explain`: what a trainer's option or configuration really computes."""
 
+import json
 import math
+import pkgutil
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from reweigh.cli.options import Form, FormName, Quiet
+from reweigh.cli.options import Form, FormName, Json, Quiet
 from reweigh.cli.output import print_json, stderr, stdout
-from reweigh.rosetta.config import Nearest, Translated, detect, nearest, parse_pairs, read_source, translate
-from reweigh.rosetta.frameworks import PROFILES, profile_of
-from reweigh.rosetta.others import other_program, refuse_others
-from reweigh.rosetta.sources import Source, merged
-from reweigh.rosetta.words import RATIOS, SYMBOLS, Meaning, all_words, code, formula, meanings, weights_of
+
+if TYPE_CHECKING:
+    from reweigh.rosetta.config import Nearest, Translated
 
 
 def explain(
@@ -36,6 +36,7 @@ def explain(
         typer.Option(metavar="FILE", help="YAML, JSON, TOML, a launch script or Python (read, not run)."),
     ] = None,
     form: Form = "text",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """What an option computes: a word in every framework, or a configuration of one.
@@ -51,6 +52,7 @@ def explain(
       reweigh explain --from slime --use-tis --tis-clip 2.0
       reweigh explain --config ppo.yaml --to trl
     """
+    form = "json" if as_json else form
     words = words or []
     for file in (w for w in words if config is None and "=" not in w and Path(w).is_file()):
         raise ValueError(f"explain: {file} is a file, not a word\nhint: `reweigh explain --config {file}`")
@@ -60,13 +62,23 @@ def explain(
         _explain_words(words, form, quiet)
         return
     _misspelled(words)
+    from reweigh.rosetta.config import detect, mistaken, nearest, parse_pairs, read_source, translate
+    from reweigh.rosetta.frameworks import profile_of
+    from reweigh.rosetta.others import other_program, refuse_others
+    from reweigh.rosetta.sources import Source, merged
+
     read = Source({}) if config is None else read_source(config)
     values = merged(read.values, parse_pairs(words))
-    refuse_others(replace(read, values=values))
-    framework = source or detect(replace(read, values=values)).name
+    given = replace(read, values=values)
+    refuse_others(given)
+    framework = source or detect(given).name
+    other = None if source is None else mistaken(given, source)
     try:
         told = translate(framework, values, read.environment)
     except ValueError as e:
+        if other is not None:
+            what, _, _ = str(e).partition("\nhint: ")
+            raise ValueError(f"{what}\nhint: these are options of {other}: --from {other}, or no --from") from None
         if not read.absent:
             raise
         base = f"it inherits from {', '.join(read.absent)}, which is not beside it and may say more"
@@ -75,6 +87,8 @@ def explain(
     under = [k for k in read.conditional if k.rpartition(".")[2].replace("-", "_") in mine]
     said = f"set under a condition, taken as set: {', '.join(under)}"
     cautions = (*read.cautions, said) if under else read.cautions
+    if other is not None:
+        cautions = (f"these seem to be options of {other}, read as of {framework}; --from {other}?", *cautions)
     program = other_program(read.text) if told.profile.name == "verl" else ""
     cautions = (*cautions, program) if program else cautions
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
@@ -99,10 +113,11 @@ def _misspelled(words: list[str]) -> None:
 
 
 def _explain_words(words: list[str], form: FormName, quiet: bool) -> None:
+    told = dictionary()
     if not words:
-        known = all_words()
+        known: dict[str, list[str]] = told["words"]
         if form == "json":
-            print_json({"words": {w: list(f) for w, f in known.items()}, "frameworks": [p.name for p in PROFILES]})
+            print_json({"words": known, "frameworks": told["frameworks"]})
             return
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(no_wrap=True)
@@ -111,27 +126,47 @@ def _explain_words(words: list[str], form: FormName, quiet: bool) -> None:
             table.add_row(escape(word), ", ".join(frameworks))
         stdout().print(table)
         return
-    found = [m for w in words for m in meanings(w)]
+    found = [m for word in words for m in _meanings(word, told)]
     if form == "json":
-        print_json({"example": {"ratios": [list(r) for r in RATIOS]}, "meanings": [m.to_dict() for m in found]})
+        print_json({"example": {"ratios": told["ratios"]}, "meanings": found})
         return
-    out = stdout()
     for m in found:
         _print_meaning(m)
     if quiet:
         return
-    out.print(f"Example: token ratios pi/mu of three sequences: {_rows(RATIOS)}", markup=False, soft_wrap=True)
-    out.print(SYMBOLS, markup=False, soft_wrap=True)
+    _print_example(told)
 
 
-def _print_meaning(m: Meaning) -> None:
+def dictionary() -> dict[str, Any]:
+    """Read what is known of words, computed by the profiles and kept beside them, which take a second to load."""
+    return json.loads(pkgutil.get_data("reweigh", "rosetta/words.json") or b"")
+
+
+def _meanings(word: str, told: dict[str, Any]) -> list[dict[str, Any]]:
+    known, wanted = told["meanings"], word.lower().replace("-", "_").strip("_ ")
+    if wanted not in known:  # as `reweigh.rosetta.words.meanings` says it
+        near = [known[name][0]["word"] for name in get_close_matches(wanted, known, 4, 0.5)]
+        like = f"did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(
+            f"explain: no framework's word or option {word!r}\nhint: {like}`reweigh explain` lists the words"
+        )
+    return known[wanted]
+
+
+def _print_example(told: dict[str, Any]) -> None:
+    out, example = stdout(), _rows(told["ratios"])
+    out.print(f"Example: token ratios pi/mu of three sequences: {example}", markup=False, soft_wrap=True)
+    out.print(told["symbols"], markup=False, soft_wrap=True)
+
+
+def _print_meaning(m: dict[str, Any]) -> None:
     out = stdout()
-    out.print(f"[bold]{escape(m.framework)}[/] {escape(m.version)}: {escape(m.says)}", soft_wrap=True)
-    rows = [("options", _options(m.options))] if m.options is not None else []
-    rows += [("formula", m.formula), ("ours", m.code)] if m.code else []
-    rows += [("weights", _rows(m.weights))] if m.weights is not None else []
-    rows += [("value", f"{m.value:.4g}")] if m.value is not None else []
-    rows += [("note", n) for n in m.notes]
+    out.print(f"[bold]{escape(m['framework'])}[/] {escape(m['version'])}: {escape(m['says'])}", soft_wrap=True)
+    rows = [("options", _options(m["options"]))] if m["options"] is not None else []
+    rows += [("formula", m["formula"]), ("ours", m["code"])] if m["code"] else []
+    rows += [("weights", _rows(m["weights"]))] if m["weights"] is not None else []
+    rows += [("value", f"{m['value']:.4g}")] if m["value"] is not None else []
+    rows += [("note", n) for n in m["notes"]]
     _print_rows(rows)
 
 
@@ -141,7 +176,7 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     stdout().print()
 
 
-def _warnings(told: Translated, cautions: tuple[str, ...]) -> list[str]:
+def _warnings(told: "Translated", cautions: tuple[str, ...]) -> list[str]:
     """What is said however quiet it is asked to be: where the answer may not be of what was meant."""
     p = told.profile
     found = [*([told.version] if told.version else []), *cautions, *told.former]
@@ -155,8 +190,11 @@ def _warnings(told: Translated, cautions: tuple[str, ...]) -> list[str]:
 
 
 def _print_translated(
-    told: Translated, name: str, found: Nearest | None, quiet: bool, cautions: tuple[str, ...]
+    told: "Translated", name: str, found: "Nearest | None", quiet: bool, cautions: tuple[str, ...]
 ) -> None:
+    from reweigh.rosetta.frameworks import profile_of
+    from reweigh.rosetta.words import code, formula, weights_of
+
     p, plan, messages = told.profile, told.reading.plan, stderr(quiet)
     for warning in _warnings(told, cautions):
         stderr().print(f"[bold]warning:[/] {escape(warning)}", soft_wrap=True)
@@ -190,13 +228,13 @@ def _print_translated(
             if a != b:
                 rows.append(("besides", f"{what.replace('_', ' ')}: {b}; in {p.name}: {a}"))
         _print_rows(rows)
-    if quiet:
-        return
-    stdout().print(f"Example: token ratios pi/mu of three sequences: {_rows(RATIOS)}", markup=False, soft_wrap=True)
-    stdout().print(SYMBOLS, markup=False, soft_wrap=True)
+    if not quiet:
+        _print_example(dictionary())
 
 
-def _as_dict(told: Translated, name: str, found: Nearest | None, cautions: tuple[str, ...]) -> dict[str, Any]:
+def _as_dict(told: "Translated", name: str, found: "Nearest | None", cautions: tuple[str, ...]) -> dict[str, Any]:
+    from reweigh.rosetta.words import code, formula, weights_of
+
     estimator = told.reading.plan.estimator
     out: dict[str, Any] = {
         "framework": told.profile.name,

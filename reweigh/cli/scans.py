@@ -10,6 +10,8 @@ from reweigh.cli.options import EngineName
 from reweigh.cli.output import Bar, say
 from reweigh.estimators import Estimator
 from reweigh.scan import Engine, OnRay, Progress, Report, Workers
+from reweigh.scan.rows import Rows
+from reweigh.scan.state import noted_state
 from reweigh.spec import TEXT_HINT, from_dict, parse
 
 ALL = "all"
@@ -29,14 +31,24 @@ def engine_of(command: str, name: EngineName, workers: int | None, ray_address: 
     return Workers(workers)
 
 
+def rows_of(where: list[str] | None, limit: int | None, sample: float | None) -> Rows:
+    """Choose the rows that a scan reads.
+
+    Raises:
+        ValueError: a condition that is none, or a share that is none.
+    """
+    return Rows.of(where or (), 1.0 if sample is None else sample, limit)
+
+
 def state_of(command: str, state: Path | None, html: Path | None = None) -> Path:
     """Say where a command keeps what it goes on from: where it is told, beside its page, or here."""
     return state or (Path(f"reweigh-{command}.state") if html is None else html.with_name(f"{html.name}.state"))
 
 
-def say_interrupted(kept: Path) -> None:
+def say_interrupted(error: KeyboardInterrupt, kept: Path) -> None:
     """Say what to do after Ctrl-C."""
-    after = f"the same command with --resume goes on from {kept}" if kept.exists() else "nothing had been saved yet"
+    saved = noted_state(error, kept)
+    after = "nothing had been saved yet" if saved is None else f"the same command with --resume goes on from {saved}"
     say(f"interrupted: {after}")
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "ENGINES",
     "PROGRAMS",
     "TRAINERS",
+    "WRONG",
     "Cause",
     "CauseId",
     "Order",
@@ -233,6 +234,9 @@ ABOUT: Mapping[CauseId, Cause] = read_causes(Path(__file__).with_name("causes.to
 """What is known of each cause, in the order in which they are tested."""
 BENIGN: frozenset[CauseId] = frozenset(cause for cause, known in ABOUT.items() if known.order == "benign")
 """Causes that call for nothing."""
+WRONG: frozenset[CauseId] = frozenset(CAUSES[: CAUSES.index("template_prefix")])
+"""Causes by which log-probs are not of the policy that sampled or of the one that trains: the structural ones, and
+those of how a distribution is normalised or sampled from. What comes after them makes another proper policy."""
 
 
 def fix_for(cause: CauseId, programs: Collection[str] | None = None) -> dict[str, str]:

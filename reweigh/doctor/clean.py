@@ -109,7 +109,7 @@ def _in_nats(x: Array) -> Iterator[Array]:
 
 def _units(tokens: Tokens) -> Cells:
     """Adds up how far the two columns are apart if either is in another unit, over tokens that are apart as they are:
-    `[64, 2 x UNITS + 1, (n, distance)]`, all tokens in the last cell."""
+    `[64, 2 x UNITS + 1, (n, distance)]`, in the last cell (all tokens, those with both columns over 0)."""
     # A NaN is not below; an exact 0 is 0 in every base.
     apart = ~(tokens.distance <= _TOGETHER) & (tokens.log_mu != 0) & (tokens.log_pi != 0)
     bucket, log_mu, log_pi = tokens.bucket[apart], tokens.log_mu[apart], tokens.log_pi[apart]
@@ -120,7 +120,8 @@ def _units(tokens: Tokens) -> Cells:
                 distance = np.abs(x - other)
                 distance = np.where(distance < _APART, distance, _APART)
                 cells.append(Cells.of(bucket, None, 1, one, distance).data)
-    cells.append(Cells.of(tokens.bucket, None, 1, np.ones(len(tokens)), np.zeros(len(tokens))).data)
+    positive = (tokens.log_mu > POSITIVE_TOLERANCE) & (tokens.log_pi > POSITIVE_TOLERANCE)
+    cells.append(Cells.of(tokens.bucket, None, 1, np.ones(len(tokens)), positive).data)
     return Cells(np.concatenate(cells, 1))
 
 

@@ -20,6 +20,7 @@ from reweigh.doctor.families.responses import spread_of
 from reweigh.doctor.family import AnySums, Case, Sums
 from reweigh.records.files import Paths
 from reweigh.records.schema import ROLLOUT_REQUIRED, RunInfo
+from reweigh.scan import levels
 from reweigh.scan.cuts import (
     NAMES,
     OTHER,
@@ -34,7 +35,8 @@ from reweigh.scan.cuts import (
     without,
 )
 from reweigh.scan.engines import Engine, Workers
-from reweigh.scan.measure import Family
+from reweigh.scan.measure import ENGINE_STANDS_IN, Family
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.run import Known, Report, Scanned, look, scan
 from reweigh.scan.tokens import MISSING, Ints, Part, Tokens
 from reweigh.stats.sums import length_bin
@@ -144,6 +146,7 @@ def doctor(
     resume: bool = False,
     most: int | None = None,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Diagnosis:
     """Name the causes of the gap between sampler and trainer in records, ranked, with what speaks for each.
 
@@ -166,6 +169,7 @@ def doctor(
         resume: go on from `state`; from the beginning if there is no such file.
         most: look at about so many tokens only, in pieces spread evenly over the files, and say so in the notes.
         on_progress: called after each part.
+        rows: which rows are read, of the records and the baseline.
 
     Raises:
         ValueError: a file cannot be read or has no log_pi or log_mu, or there is nothing to look at.
@@ -179,11 +183,11 @@ def doctor(
     """
     by = refuse_other_cuts("doctor", by)
     fix_for("none", programs)  # refuses a program that it does not know, before anything is read
-    known = _known(paths, reader)
-    before = None if baseline is None else look(baseline, reader)
+    known = _known(paths, reader, rows)
+    before = None if baseline is None else look(baseline, reader, rows=rows)
     scanned = scan(
         known,
-        [question(known, by, most)],
+        [question(known, by, most), levels.question()],
         keep_going=keep_going,
         engine=engine,
         state=state,
@@ -198,22 +202,22 @@ def doctor(
     return result
 
 
-def _known(paths: Paths, reader: str | None) -> Known:
+def _known(paths: Paths, reader: str | None, rows: Rows) -> Known:
     """Find the files; those without a log_pi are looked at too if the engine's prefill can stand in for it."""
     try:
-        return look(paths, reader)
+        return look(paths, reader, rows=rows)
     except ValueError as missing:
         if "column log_pi is missing" not in str(missing):
             raise
         try:
-            return look(paths, reader, (*ROLLOUT_REQUIRED, "log_mu_prefill"))
+            return look(paths, reader, (*ROLLOUT_REQUIRED, "log_mu_prefill"), rows)
         except ValueError:
             raise missing from None
 
 
-def question(known: Known, by: Iterable[By] = (), most: int | None = None) -> Family:
-    """Ask for a diagnosis of what is scanned; see `doctor` for the arguments."""
-    cuts, share = refuse_other_cuts("doctor", by), known.share(most)
+def question(known: Known | None = None, by: Iterable[By] = (), most: int | None = None) -> Family:
+    """Ask for a diagnosis of what is scanned; see `doctor` for the arguments. `known` is needed to look at a share."""
+    cuts, share = refuse_other_cuts("doctor", by), 1.0 if known is None else known.share(most)
     return Family(
         "doctor",
         partial(_measure, cuts, share),
@@ -248,7 +252,10 @@ def answer(found: Scanned, baseline: Scanned | None = None, programs: Collection
         rows, hint = sum(file.rows for file in found.files), "`reweigh doctor` looks at all of them."
         of, place = f"of {rows:,} rows", str(found.files[0].path)
         notes.append(InputNote("looked at a sample", read.whole.sequences, of, place, hint))
-    return replace(whole, slices=slices, notes=tuple(notes))
+    advice = None
+    if levels.NAME in found.sums and ENGINE_STANDS_IN not in found.notes:  # of the engine alone there is no verdict
+        advice = levels.answer(found, whole.cause)
+    return replace(whole, slices=slices, notes=tuple(notes), advice=advice)
 
 
 def _looked_at(found: Scanned) -> Read:
@@ -256,9 +263,10 @@ def _looked_at(found: Scanned) -> Read:
     read: Read = found.sums.get("doctor", Read())
     if read.whole.tokens == 0:
         reasons = ", ".join(f"{v.rule} ({v.count:,} {v.counted})" for v in found.notes.values())
+        hint = next((f"{v.hint} " for v in found.notes.values() if v.hint), "")
         raise ValueError(
             f"doctor: no token to look at in {read.whole.sequences} responses{reasons and f': {reasons}'}\n"
-            "hint: `reweigh records describe` says what the files hold, `reweigh records validate` what is wrong."
+            f"hint: {hint}`reweigh records describe` says what files hold, `reweigh records validate` what is wrong."
         )
     return read
 

@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from reweigh.doctor.causes import ABOUT, BENIGN, CAUSES, CauseId, fix_for
+from reweigh.doctor.causes import ABOUT, BENIGN, CAUSES, WRONG, CauseId, fix_for
+from reweigh.stats.verdict import Cause, Verdict
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ class Diagnosis:
         spread: the few responses that carry nearly all of the gap, if it is so.
         small: whether the gap is too small to matter: then a cause is known, and need not be removed.
         ruled_out: causes that the evidence excludes, and why.
+        advice: the one verdict on the same records, with this cause; None if both sides' log-probs are not there.
     """
 
     verdict: Decision
@@ -206,6 +208,21 @@ class Diagnosis:
     spread: Spread | None = None
     small: bool = False
     ruled_out: Mapping[CauseId, str] = field(default_factory=dict[CauseId, str])
+    advice: Verdict | None = None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Say of the cause what a verdict needs to know; None where there is nothing to be done about one."""
+        if self.benign and not (self.verdict == "numerics" and not self.small):
+            return None
+        if self.verdict == "not_decided":
+            some = [ABOUT[one.id].title for one in self.causes[:2] if one.id not in BENIGN]
+            return Cause(" or ".join(some), "", "policy", sure=False)
+        about = ABOUT[self.verdict]
+        if self.verdict in BENIGN:
+            return Cause(about.title, "", "benign")
+        kind = "policy" if about.correctable else "wrong" if self.verdict in WRONG else "bug"
+        return Cause(about.title, about.fix["general"], kind)
 
     @property
     def decided(self) -> bool:
@@ -223,6 +240,7 @@ class Diagnosis:
             "schema_version": 1,
             "source": self.source,
             "verdict": self.verdict,
+            "advice": None if self.advice is None else self.advice.to_dict(),
             "too_small_to_matter": self.small,
             "few_responses": None if self.spread is None else self.spread.to_dict(),
             "causes": [one.to_dict() for one in self.causes],

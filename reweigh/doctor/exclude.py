@@ -14,7 +14,7 @@ from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES,
 from reweigh.doctor.families.noise import size_of
 from reweigh.doctor.families.place import sizes_by_step
 from reweigh.doctor.families.responses import correlation_of, profile_of
-from reweigh.doctor.family import Case, counted, p_above
+from reweigh.doctor.family import Case, counted, once, p_above
 from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
@@ -55,6 +55,7 @@ _FLOAT32, _HALF = ("float32", "fp32", "f32"), ("bfloat16", "bf16", "float16", "f
 _RETURNS = 30.0  # times: between the steps of a gap that is always there
 
 
+@once
 def mean_excludes(case: Case) -> str:
     """Says why the mean ratio cannot be that of two proper policies, the first of which sampled; "" if it can."""
     m = case.identity
@@ -195,11 +196,13 @@ def held_back(case: Case, found: Mapping[str, float]) -> dict[CauseId, str]:
         return dict.fromkeys(CAUSES, "too few tokens or responses")
     out: dict[CauseId, str] = {}
     if case.cells("tail").total[:, 0].sum() == 0:
+        out["vocab_padding"] = "no entropies: a sampler that cuts off takes mass from one side, too"
         out["unmasked_context"] = "no entropies: text of a tool that is counted looks like a tool that says nothing"
     if "repeat" not in case.sums:
         out["dropout"] = "no second pass of the trainer: fewer bits and other weights make such noise, too"
     if not found.get("lags known", 0.0):
         out["weight_sync"] = "no versions: weights that arrive late make a gap that grows, too"
+        out["template_prefix"] = "no versions: weights that are exchanged within a response are off at its begin, too"
         along = correlation_of(case)
         if not (np.isfinite(along.value) and p_above(along) < 0.05) and returns_of(sizes_by_step(case)) < 2:
             out["stale_weights"] = "no versions, and neither advantages nor steps show older weights"

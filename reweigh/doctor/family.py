@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -18,6 +19,7 @@ SURPRISAL_EDGES = np.array([0.01, 0.05, 0.15, 0.35, 0.7, 1.2, 1.9, 2.7, 3.6, 4.7
 ENTROPY_EDGES = np.array([0.05, 0.2, 0.5, 0.9, 1.4, 2.0, 2.8, 3.8, 5.0])
 NUM_SURPRISAL, NUM_ENTROPY = len(SURPRISAL_EDGES) + 1, len(ENTROPY_EDGES) + 1
 
+R = TypeVar("R")
 AnySums = Cells | Keyed | Prompts | Responses
 Sums = Mapping[str, AnySums]
 Findings = list[Suspicion | CannotTell]
@@ -75,6 +77,7 @@ class Case:
 
     def __init__(self, sums: Sums, info: Mapping[str, object], baseline: Sums | None = None) -> None:
         self.sums, self.info, self.baseline = sums, info, baseline
+        self.kept: dict[object, object] = {}
         self.identity: Array = self.cells("identity").data[:, 0]
         self.tokens, self.clean_squares = (float(self.identity.sum(0)[i]) for i in (0, 4))
         self.squares = float(self.cells("whole").total[0, 1])
@@ -103,6 +106,18 @@ class Case:
         linear = jackknife(lambda total: _line(total)[0], data)
         slope = jackknife(lambda total: _line(total)[1], data)
         return Explained(jackknife(_explained, data), linear, slope)
+
+
+def once(work: Callable[[Case], R]) -> Callable[[Case], R]:
+    """Lets a function of a case be worked out once a case: several families ask for it."""
+
+    @wraps(work)
+    def kept(case: Case) -> R:
+        if work not in case.kept:
+            case.kept[work] = work(case)
+        return cast(R, case.kept[work])
+
+    return kept
 
 
 def _explained(total: Array) -> float:

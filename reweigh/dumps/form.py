@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from reweigh.guard import LimitError, limited_lines, loads, open_regular, read_packed
 from reweigh.records.files import FilePart, Opened, cut_at_lines, numbered_lines, open_lines
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
-from reweigh.records.table import other_base, to_numpy, wrong_unit
+from reweigh.records.table import other_base, short, to_numpy, wrong_unit
 
 Kind = Literal["json", "torch", "pickle", "sqlite", "parquet", "other"]
 Row = Mapping[str, Any]
@@ -173,25 +173,34 @@ TOKEN_COLUMNS = ("token_ids", "log_pi", "mask", "advantage", "versions", "turns"
 
 
 def array(value: Any, name: str) -> np.ndarray:
-    """A flat list, array or tensor of numbers; None among floats becomes NaN."""
+    """A flat list, array or tensor of numbers in this machine's byte order; None among floats becomes NaN."""
     try:
         numbers: np.ndarray | None = to_numpy(value)
         if numbers.dtype.kind == "O":
             numbers = numbers.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = None
     if numbers is None or numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "fiub"):
-        text = repr(value)
-        text = text if len(text) <= 60 else text[:57] + "..."
         raise BadRecordError(
-            f"{name}: wrong type", f"{name} must be a flat list of numbers, got {text}", "the dump is damaged."
+            f"{name}: wrong type", f"{name} must be a flat list of numbers, got {short(value)}", "the dump is damaged."
         )
-    return numbers
+    return numbers if numbers.dtype.isnative else numbers.astype(numbers.dtype.newbyteorder("="))
 
 
 def mask_of(value: Any, name: str) -> np.ndarray:
-    """A mask in whatever numbers; what is not 0 counts."""
-    return array(value, name) != 0
+    """A mask in whatever numbers, each 1 or 0: a token counts or it does not; what is missing is neither."""
+    given = array(value, name)
+    counts = given == 1
+    wrong = ~(counts | (given == 0))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        what = "null or NaN" if np.isnan(given[at]) else f"{given[at]:.6g}"
+        raise BadRecordError(
+            f"{name}: neither 0 nor 1",
+            f"{name}[{at}] is {what}, and {int(wrong.sum())} of {len(given)} values are neither 0 nor 1",
+            "write 1 for tokens that were sampled and count, 0 for the others; or leave the record out (--skip-bad).",
+        )
+    return counts
 
 
 def get(record: Mapping[str, Any], name: str, where: str = "the record") -> Any:
@@ -315,19 +324,21 @@ def turns_of(mask: np.ndarray) -> np.ndarray:
 
 def number(value: Any) -> float | None:
     """A finite number, or None for anything else (a reward may be a dictionary)."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    if isinstance(value, torch.Tensor | np.ndarray) and math.prod(value.shape) == 1:
         value = value.item()
-    if isinstance(value, bool | int | float) and np.isfinite(value):
-        return float(value)
-    return None
+    try:
+        return float(value) if isinstance(value, bool | int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def version(value: Any) -> int | None:
     """A weight version that is written as a number, or None."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
-        return int(value)
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 20):
+        found = int(value)
+        return found if abs(found) < 1 << 31 else None
     return None
 
 
@@ -347,7 +358,7 @@ def cut_lines(path: Path, tokens: int) -> Iterator[FilePart]:
     if path.suffix == ".gz" or not _is_lines(path):
         yield FilePart(path)
         return
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for part in cut_at_lines(path, file, tokens * _TOKEN_BYTES, lambda _, text: bool(text.strip())):
             yield replace(part, rows=None)  # a line may be several
 
@@ -378,7 +389,7 @@ def first_object(path: Path, opened: Opened | None = None) -> Mapping[str, Any]:
     """Read the first object of a file of JSON; empty if it has none or is not JSON."""
     try:
         with open_lines(path, "rb") if opened is None else opened.lines() as file:
-            text = next((x for x in file if x.strip()), b"")
+            text = next((x for x in limited_lines(file, path) if x.strip()), b"")
         value = _parsed(text)
         if value is None:
             value = next(iter(_documents(path)), None)
@@ -391,8 +402,10 @@ def first_object(path: Path, opened: Opened | None = None) -> Mapping[str, Any]:
 
 def _rows_of_text(text: bytes, number: int, rows: Callable[[Mapping[str, Any], int], Sequence[Row]]) -> Sequence[Row]:
     try:
-        record = json.loads(text)
+        record = loads(text)
     except ValueError as e:
+        if isinstance(e, LimitError):
+            raise BadRecordError("line: not read", str(e), "each line is one JSON object of one record.") from None
         if not text.endswith(b"\n"):
             raise BadRecordError(
                 "line: cut short",
@@ -416,25 +429,25 @@ def _rows_of(record: Any, number: int, rows: Callable[[Mapping[str, Any], int], 
 def _is_lines(path: Path) -> bool:
     """Whether the first line that is not blank is a JSON value by itself."""
     with open_lines(path, "rb") as file:
-        text = next((x for x in file if x.strip()), b"")
+        text = next((x for x in limited_lines(file, path) if x.strip()), b"")
     return not text.endswith(b"\n") or _parsed(text) is not None
 
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError:
         return None
 
 
 def _documents(path: Path) -> list[Any]:
-    if path.stat().st_size > _WHOLE_FILE:
-        raise UnreadableFileError(
-            f"{path}: one JSON value of more than {_WHOLE_FILE >> 30} GB\nhint: write one object a line."
-        )
     with open_lines(path, "rb") as file:
         try:
-            value = json.load(file)
+            value = loads(read_packed(file, path, _WHOLE_FILE))
+        except UnreadableFileError:
+            raise
+        except LimitError as e:
+            raise UnreadableFileError(f"{path}: {e}\nhint: write one record a line, as one JSON object.") from None
         except ValueError as e:
             raise UnreadableFileError(f"{path}: not JSON: {e}\nhint: one object a line, or one JSON value.") from None
     return value if isinstance(value, list) else [value]

@@ -1,8 +1,10 @@
 """martingale: tokens.db, an SQLite ledger of each token's log-prob and of every later score of it by the trainer."""
 
-import json
+import os
+import re
 import sqlite3
 import struct
+import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from reweigh.dumps.form import BadRecordError, Format, Head, Item, Row, itself, whole
+from reweigh.guard import LINE_BYTES, loads, opened_regular
 from reweigh.records.files import FilePart
 from reweigh.records.schema import LogprobsMode, RunInfo, UnreadableFileError
 
@@ -23,6 +26,9 @@ _COUNTS = ("SELECT COUNT(*) FROM sequences", "SELECT COUNT(DISTINCT sequence_dig
 _MODES: Mapping[str, LogprobsMode] = {"raw_logprobs": "raw", "processed_logprobs": "processed"}
 
 
+_COMPUTED = re.compile(r"\bvirtual\s+table\b|\bas\s*\(", re.IGNORECASE)  # of the statement that makes a table
+
+
 def _recognises(head: Head) -> bool:
     with closing(_opened(head.path)) as db:
         tables = _query(db, head.path, "SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -31,8 +37,30 @@ def _recognises(head: Head) -> bool:
 
 def _opened(path: Path) -> sqlite3.Connection:
     # Without a writer's log beside it nobody writes, and the file is read without leaving anything beside it.
+    os.close(opened_regular(path))
     still = not path.with_name(path.name + "-wal").exists()
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}", uri=True)
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if still else ''}", uri=True)
+    if sys.version_info >= (3, 11):
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LINE_BYTES)  # of one value
+    _query_all(db, path, "PRAGMA trusted_schema = OFF")
+    views = _query_all(db, path, "SELECT name FROM sqlite_master WHERE type != 'table' AND type != 'index'")
+    named = {name for (name,) in views}
+    made = _query_all(db, path, "SELECT sql FROM sqlite_master WHERE type = 'table'")
+    if named & _TABLES or any(_COMPUTED.search(sql or "") for (sql,) in made):
+        db.close()
+        raise UnreadableFileError(
+            f"{path}: is a database that computes what it holds (a view, a virtual table or a generated column)\n"
+            "hint: no recorder writes such a one; copy its tables into a database of plain tables."
+        )
+    return db
+
+
+def _query_all(db: sqlite3.Connection, path: Path, sql: str) -> list[tuple[Any, ...]]:
+    try:
+        return list(_query(db, path, sql))
+    except UnreadableFileError:
+        db.close()
+        raise
 
 
 def _query(db: sqlite3.Connection, path: Path, sql: str, *values: Any) -> Generator[tuple[Any, ...], None, None]:
@@ -96,7 +124,7 @@ def _rows(text: str, scores: Sequence[tuple[str, int, str]], steps: Mapping[str,
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError as e:
         raise BadRecordError(
             "record_json: not JSON", f"record_json is not JSON: {e}", "the database is damaged."

@@ -53,7 +53,7 @@ def _rows(step: int | None, file: str, record: Mapping[str, Any], number_in_file
     sampled = mask_of(_single(get(record, "token_loss_mask")), "token_loss_mask")[:stop]
     sampled[0] = False  # the first token has no log-prob, a dummy stands there
     start = int(np.argmax(sampled)) if sampled.any() else stop
-    counted = sampled[start:] & bool(_scalar(record.get("sample_loss_mask", 1)))
+    counted = sampled[start:] & bool(mask_of([_scalar(record.get("sample_loss_mask", 1))], "sample_loss_mask")[0])
     row: dict[str, Any] = {
         "sequence_id": f"{file.split('.')[0]}/{_scalar(record.get('idx', number_in_file))}",
         "prompt_id": prompt_name(ids[:start]),

@@ -1,11 +1,10 @@
 """Dumps as tables of the record schema: which files are meant, who wrote them, and the loop that reads."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import glob, has_magic
+from glob import has_magic
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,24 @@ from reweigh.dumps.form import (
     check_row,
     first_object,
 )
+from reweigh.dumps.skip import unreadable, without_bad
 from reweigh.dumps.tensors import load_torch
-from reweigh.records.files import FilePart, Formats, Opened, Paths, Source, expand, format_of, parquet_names, source_of
-from reweigh.records.schema import Origin, Report, RunInfo, UnreadableFileError, Violation, fail
+from reweigh.guard import is_unfinished, shown
+from reweigh.records.files import (
+    FilePart,
+    Formats,
+    Opened,
+    Paths,
+    Source,
+    expand,
+    files_in,
+    format_of,
+    matching,
+    natural,
+    parquet_names,
+    source_of,
+)
+from reweigh.records.schema import Origin, Report, RunInfo, Tally, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
 FORMATS: Mapping[str, Format] = {
@@ -75,6 +89,25 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 )
 _OUR_OWN = {"reweigh", "log_mu", "log_pi", "sequence_id"}
 _HOOK = "record them while training: docs/trainers.md has a hook for {}, docs/records.md the writer for anything else."
+# The lines that make records of a run, where its framework's own files have no log-probs.
+_VERL = """
+    # corrections.py, where every process of the run can import it; weights stay 1
+    from reweigh import naive
+    from reweigh.trainers.capture import Capture
+    from reweigh.trainers.verl import Correction
+    correction = Correction(naive(), capture=Capture("records"))"""
+_TRL = """
+    from reweigh.trainers.capture import Capture
+    from reweigh.trainers.trl import CorrectedGRPOTrainer  # in place of GRPOTrainer, with all of its arguments
+    trainer = CorrectedGRPOTrainer(..., correction=None, capture=Capture("records"))"""
+_OPENRLHF = """
+    # openrlhf/models/loss.py, at the top
+    from itertools import count; from reweigh import Batch; from reweigh.trainers.capture import Capture
+    RECORDS, CALLS = Capture("records"), count()
+    # and as the first lines of PolicyLoss.forward
+    batch = Batch.padded(old_log_probs, rollout_log_probs, action_mask)
+    RECORDS.write(batch, next(CALLS), rank=torch.distributed.get_rank())"""
+_THEN = "\nthen `reweigh audit records`; docs/trainers.md has more."
 _LOG_PROBS = {"logprobs", "log_probs", "rollout_log_probs", "completion_logprobs", "sampling_logprobs"}
 # What other files of these frameworks have: text, or one side's log-probs without the other's. By the names that stand
 # in them, what that is, and what to do.
@@ -82,8 +115,8 @@ _NO_LOG_PROBS = (
     (
         {"input", "output", "score"},
         "verl's rollout dump",
-        "set actor_rollout_ref.rollout.calculate_log_probs=True, and run `reweigh doctor-install verl`: "
-        + _HOOK.format("verl"),
+        "set actor_rollout_ref.rollout.calculate_log_probs=True and REWEIGH_CORRECTION=corrections:correction; write:"
+        f"{_VERL}{_THEN} `REWEIGH_CORRECTION=corrections:correction reweigh doctor-install verl` checks it.",
     ),
     ({"seqlen", "prompt_len", "completion"}, "AReaL's rollout dump", _HOOK.format("trainers")),
     (
@@ -97,7 +130,12 @@ _NO_LOG_PROBS = (
         "set trainer.dump_data_batch=true, whose dumps have both sides.",
     ),
     ({"responses", "scores", "sampling_params"}, "ROLL's rollout dump", _HOOK.format("trainers")),
-    ({"input", "output", "reward"}, "OpenRLHF's batch inference", _HOOK.format("trainers")),
+    (
+        {"input", "output", "reward"},
+        "OpenRLHF's batch inference",
+        "set --algo.advantage.is_correction_level token, with which the engine's log-probs are kept (before 0.11.1: "
+        f"--algo.advantage.is_correction_enable), and write in the loss:{_OPENRLHF}{_THEN}",
+    ),
     (
         {"example_id", "prompt", "completion"},
         "verifiers' results of before 0.4",
@@ -111,7 +149,7 @@ _NO_LOG_PROBS = (
     (
         {"prompt", "completion"},
         "completions that a trainer logged (TRL, ms-swift)",
-        "set use_vllm=True with vllm_importance_sampling_correction=True, and " + _HOOK.format("TRL"),
+        "set use_vllm=True with vllm_importance_sampling_correction=True, and write:" + _TRL + _THEN,
     ),
 )
 # Names that people give to columns of records.
@@ -196,6 +234,10 @@ def recognise(path: str | PathLike[str] | Opened) -> Format | None:
         head = replace(head, first=dict.fromkeys(parquet_names(file)))
     if _broken_lines(head) or (_is_lines(head) and _OUR_OWN & set(head.first)):
         return None  # what is broken is told by the reader of records
+    if not head.start:
+        raise UnknownFormatError(
+            f"{head.path}: the file is empty (0 bytes)\nhint: its writer was stopped, or had nothing to write."
+        )
     raise _unknown(head)
 
 
@@ -209,7 +251,7 @@ def _broken_lines(head: Head) -> bool:
 
 
 def _unknown(head: Head) -> UnknownFormatError:
-    fields = ", ".join(list(map(str, head.first))[:12])
+    fields = ", ".join(shown(str(x), one_line=True)[:40] for x in list(head.first)[:12])
     looks = {"json": "JSON", "torch": "a torch file", "pickle": "a pickle", "sqlite": "an SQLite database"}
     seen = looks.get(head.kind, head.kind if head.kind == "parquet" else f"a file that starts with {head.start[:8]!r}")
     if fields:
@@ -247,14 +289,17 @@ def _unknown(head: Head) -> UnknownFormatError:
     )
 
 
-_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError)  # of fields that are something else
+# Of fields that are something else than a reader takes them for.
+_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 
 
 def _is_of(one: Format, head: Head) -> bool:
     """Whether a file is of a format, by its beginning; one whose fields are something else is of none."""
     try:
         return head.kind == one.kind and one.recognises(head)
-    except _SHAPE_ERRORS:
+    except (*_SHAPE_ERRORS, ValueError) as e:
+        if isinstance(e, UnreadableFileError):
+            raise
         return False
 
 
@@ -316,9 +361,8 @@ def _may_be(one: Format, path: Path) -> bool:
     return _is_of(one, head) or _broken_lines(head)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    files = (p for p in folder.rglob("*") if p.name.endswith((*_ENDINGS, ".parquet")) and p.is_file())
-    yield from sorted(files, key=_natural)
+def _files(folder: Path) -> list[Path]:
+    return list(files_in(folder, (*_ENDINGS, ".parquet")))
 
 
 def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]:
@@ -326,11 +370,6 @@ def _leads(files: Sequence[Path], one: Format, folder: Path) -> tuple[Path, ...]
     if not leads:
         raise FileNotFoundError(f"{folder}: the folder has no file of {one.title}\nhint: name the files themselves.")
     return tuple(leads)
-
-
-def _natural(path: Path) -> list[Any]:
-    """Order of names in which step_9 comes before step_10."""
-    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", str(path))]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -376,7 +415,7 @@ def formats(reader: str | None = None, skipped: Skipped | None = None) -> Format
         skipped: where to list records that are no good; without it the first of them is an error.
     """
     known = _Known(reader, skipped)
-    return Formats(known.expand, known.source)
+    return Formats(known.expand, known.source, known.ignored, known.left_out)
 
 
 _MOST_OPEN = 64  # files; of more, those that were not asked for longest are closed, and opened again when they are
@@ -387,8 +426,10 @@ class _Known:
 
     def __init__(self, reader: str | None, skipped: Skipped | None = None) -> None:
         self._reader, self._skipped = reader, skipped
+        self._ignored: dict[Path, None] = {}
         self._open: dict[Path, Opened] = {}
         self._formats: dict[Path, Format | None] = {}
+        self._left_out: dict[Path, Violation] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process, which has to look for itself."""
@@ -396,11 +437,19 @@ class _Known:
 
     def expand(self, paths: Paths) -> list[Path]:
         """List the files that are meant, see `find`."""
-        return list(self.find(paths).paths)
+        found = self.find(paths)
+        self._ignored.update(dict.fromkeys(found.ignored))
+        return list(found.paths)
+
+    def ignored(self) -> tuple[Path, ...]:
+        """List the files of folders that `expand` has left out, as no reader knows them."""
+        return tuple(self._ignored)
 
     def source(self, path: Path) -> Source:
         """Know how to read one of them."""
         one = self._format_of(path)
+        if one is None and self._skipped is not None:
+            return without_bad(self._opened(path), self._skipped)
         if one is None:
             return source_of(self._opened(path))
         return Source(
@@ -430,12 +479,17 @@ class _Known:
             elif not has_magic(str(item)):
                 raise FileNotFoundError(f"{item}: no such file or folder")
             else:
-                matches = sorted(map(Path, glob(str(item), recursive=True)), key=_natural)
+                matches = self._told_empty(sorted(matching(item), key=natural))
                 if not matches:
                     raise FileNotFoundError(f"{item}: no file matches\nhint: quote the glob, and check it with ls.")
-                matches = [path for path in matches if path.is_file()]
             for path in matches:
-                one = self._format_of(path)
+                try:
+                    one = self._format_of(path)
+                except UnreadableFileError as e:
+                    if self._skipped is None or isinstance(e, UnknownFormatError):
+                        raise
+                    self._skipped(unreadable(path, e))
+                    continue
                 if one is None:
                     format_of(path)  # refuses a name that no record file has
                 else:
@@ -447,18 +501,23 @@ class _Known:
         if self._reader is not None:
             one = named(self._reader)
             if one is None:
-                return Found(tuple(expand(folder)))
-            files = [path for path in _files(folder) if path.name.endswith(one.endings)]
+                return Found(tuple(self._told(expand(folder))))
+            files = self._told([path for path in _files(folder) if path.name.endswith(one.endings)])
             likely = [path for path in files if _may_be(one, path)]
             return Found(_leads(likely or files, one, folder))
         kinds: dict[str, list[Path]] = {}
         beside: dict[str, list[Path]] = {}  # what is read together with others, if these are there
         unknown: list[Path] = []
         broken: list[Path] = []
-        for path in _files(folder):
+        empty: list[Path] = []
+        below: list[Path] = []  # records of subfolders
+        for path in self._told(_files(folder), empty=False):
             try:
+                if not path.stat().st_size:
+                    empty.append(path)
+                    continue
                 if _broken_lines(_look(self._opened(path))):
-                    (broken if path.stat().st_size else unknown).append(path)
+                    broken.append(path)
                     continue
                 one = self._format_of(path)
             except UnknownFormatError:
@@ -466,12 +525,18 @@ class _Known:
             except UnreadableFileError:
                 broken.append(path)
             else:
-                if one is None and path.parent == folder:
-                    kinds.setdefault(RECORDS, []).append(path)
-                elif one is None:
-                    unknown.append(path)
+                if one is None:
+                    # with another file's ids, say rewards by response, it is none of records
+                    home = kinds.setdefault(RECORDS, []) if path.parent == folder else below
+                    (home if self._has_log_probs(path) else unknown).append(path)
                 else:
                     (kinds if one.lead(path) is not None else beside).setdefault(one.name, []).append(path)
+        if not kinds.get(RECORDS, True):
+            del kinds[RECORDS]
+        if kinds.keys() <= {RECORDS} and below and not beside:
+            kinds[RECORDS] = sorted([*kinds.get(RECORDS, []), *below], key=natural)
+        else:  # beside a dump, they are something else
+            unknown += below
         kinds = kinds or beside
         if len(kinds) > 1:
             listed = "; ".join(f"{name}: {len(files)}, such as {files[0]}" for name, files in kinds.items())
@@ -479,16 +544,66 @@ class _Known:
                 f"{folder}: files of several formats are in one folder: {listed}\n"
                 "hint: name the subfolder or files of one of them, or choose with --reader."
             )
-        if not kinds and (broken or unknown):
-            self._format_of([*broken, *unknown][0])  # raises, unless it is broken lines
-        if not kinds or RECORDS in kinds:
-            return Found(tuple(expand(folder)))
+        if not kinds and (broken or unknown or empty):
+            self._format_of([*broken, *unknown, *empty][0])  # raises, unless it is broken lines
+        if not kinds:
+            return Found(tuple(self._told(expand(folder))))
         [(name, files)] = kinds.items()
+        endings = (".parquet", *LINES) if name == RECORDS else FORMATS[name].endings
+        self._told_empty([path for path in empty if path.name.endswith(endings)], alone=False)
         # a file that cannot be read, among those that can, is one of them: reading it says what is wrong with it
         homes = {(path.parent, path.suffix) for path in files}
         files += [path for path in broken if (path.parent, path.suffix) in homes]
-        ignored = [path for path in (*unknown, *broken) if path not in files]
-        return Found(_leads(sorted(files, key=_natural), FORMATS[name], folder), tuple(ignored))
+        ignored = tuple(path for path in (*unknown, *broken) if path not in files)
+        if name == RECORDS:
+            return Found(tuple(sorted(files, key=natural)), ignored)
+        return Found(_leads(sorted(files, key=natural), FORMATS[name], folder), ignored)
+
+    def _has_log_probs(self, path: Path) -> bool:
+        """Whether a file with a name of records has any; one that cannot be read, or is empty, may have."""
+        try:
+            names = source_of(self._opened(path)).names()
+        except UnreadableFileError:
+            return True
+        return not names or bool({"log_mu", "log_pi"} & set(names))
+
+    def _told(self, files: list[Path], *, empty: bool = True, alone: bool = True) -> list[Path]:
+        """Leave out, and say so, parts of files that a writer left behind, and empty files unless all are.
+
+        Args:
+            files: of one folder.
+            empty: whether to look for those.
+            alone: whether they are all that there is.
+        """
+        whole: list[Path] = []
+        for path in files:
+            if is_unfinished(path):
+                self._leave_out(
+                    "file: unfinished", path, "the part of a file whose writer was stopped, or still writes"
+                )
+            else:
+                whole.append(path)
+        return self._told_empty(whole, alone) if empty else whole
+
+    def _told_empty(self, files: list[Path], alone: bool = True) -> list[Path]:
+        some = [path for path in files if path.stat().st_size]
+        if alone and not some:
+            return files
+        for path in files:
+            if not path.stat().st_size:
+                self._leave_out("file: empty", path, "the file is empty (0 bytes)")
+        return some
+
+    def _leave_out(self, rule: str, path: Path, why: str) -> None:
+        hint = "what its writer would have written is not in the numbers; delete the file if that is as it should be."
+        self._left_out.setdefault(path, Violation(rule, str(path), why, hint, counted="files"))
+
+    def left_out(self) -> tuple[Violation, ...]:
+        """Say which files were not taken, one violation a rule."""
+        tally = Tally()
+        for one in self._left_out.values():
+            tally(one)
+        return tuple(tally.by_rule.values())
 
     def _format_of(self, path: Path) -> Format | None:
         if self._reader is not None:
@@ -551,22 +666,20 @@ def read(
         except UnreadableFileError as e:
             if report is fail:
                 raise
-            report(_of_file(path, e))
-
-
-def _of_file(path: Path, error: UnreadableFileError) -> Violation:
-    detail, _, hint = str(error).partition("\nhint: ")
-    return Violation("file: unreadable", str(path), detail.removeprefix(f"{path}: "), hint, counted="files")
+            report(unreadable(path, e))
 
 
 def _shape(one: Format, error: Exception) -> str:
-    return f"not as {one.name} writes it: {type(error).__name__}: {error}"
+    told = shown(" ".join(str(error).split()))
+    return f"not as {one.name} writes it: {type(error).__name__}: {told if len(told) <= 120 else told[:117] + '...'}"
 
 
 def _items(one: Format, part: FilePart) -> Iterator[Item]:
     try:
         yield from one.items(part)
-    except _SHAPE_ERRORS as e:
+    except UnreadableFileError:
+        raise
+    except (*_SHAPE_ERRORS, ValueError) as e:
         raise UnreadableFileError(f"{part.path}: {_shape(one, e)}\nhint: {_SHAPE_HINT}") from e
 
 
@@ -595,6 +708,10 @@ def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
                 check_row(row, one.option)
         except BadRecordError as e:
             report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
+            continue
+        except UnreadableFileError as e:  # of a file beside it
+            detail, _, hint = str(e).partition("\nhint: ")
+            report(Violation("record: unreadable", item.place(part.path), detail, hint))
             continue
         except (*_SHAPE_ERRORS, ValueError) as e:
             report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
@@ -648,6 +765,6 @@ def _tables(
     except UnreadableFileError as e:
         if skipped is None:
             raise
-        skipped(_of_file(part.path, e))
+        skipped(unreadable(part.path, e))
     if rows:
         yield table()

@@ -319,7 +319,7 @@ def _ids(choice: Mapping[str, Any], logprobs: Mapping[str, Any], tokens: Sequenc
         if given:
             found[f"logprobs.content[].{name}"] = given
     texts = [str(t.get("token", "")) if isinstance(t, Mapping) else str(t) for t in tokens]
-    if texts and all(t.startswith(_PREFIX) and t[len(_PREFIX) :].isdigit() for t in texts):
+    if texts and all(t.startswith(_PREFIX) and t[len(_PREFIX) :].isdecimal() and len(t) < 30 for t in texts):
         found["token_id:N"] = [int(t[len(_PREFIX) :]) for t in texts]
     return found
 

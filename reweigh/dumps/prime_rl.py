@@ -69,6 +69,12 @@ def _has_ratio(record: Mapping[str, Any], length: int) -> np.ndarray:
     if rl is None:
         return np.ones(length, bool)
     same_length({"token_ids": length, "rl_weights": len(rl)})
+    if np.isnan(rl).any() or (ref is not None and np.isnan(ref).any()):
+        raise BadRecordError(
+            "weights: not a number",
+            "rl_weights or ref_kl_weights is null or NaN for some tokens: whether they count cannot be told",
+            "leave the record out (--skip-bad).",
+        )
     return (rl != 0) if ref is None else (rl != 0) | (ref != 0)
 
 

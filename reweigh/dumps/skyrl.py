@@ -1,15 +1,13 @@
 """SkyRL: a pickled TrainingInputBatch a step, read by an unpickler that knows plain data and this one class."""
 
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 
 from reweigh.dumps.form import (
     BadRecordError,
@@ -24,7 +22,7 @@ from reweigh.dumps.form import (
     turns_of,
     whole,
 )
-from reweigh.dumps.tensors import array_of_numbers, load_pickle, plain_dtype
+from reweigh.dumps.tensors import TEXT, WITH_STATE, Made, array_of_numbers, load_pickle, plain_dtype, torch_value
 from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo, UnreadableFileError
 
@@ -33,68 +31,49 @@ _COLUMNS = {"rollout_logprobs": "log_mu", "action_log_probs": "log_pi", "advanta
 _NEEDED = ("sequences", "attention_mask", "response_mask")
 
 
-class _Batch(dict[str, Any]):
-    """Stands for the framework's batch, which is a dictionary with a state: keeps the state, does nothing with it."""
-
-    state: Mapping[str, Any] = MappingProxyType({})
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state = state
-
-
-class _Ignored:
-    """Stands for a class whose objects hold images."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Keep nothing."""
-
-
-def _rebuilt(kind: type[_Batch], state: Mapping[str, Any]) -> _Batch:
-    batch = _Batch()
-    batch.__setstate__(state)
-    return batch
-
-
 _STUBS = {
-    "TrainingInputBatch": _Batch,
-    "_rebuild_tensor_batch": _rebuilt,
-    "TensorList": _Ignored,  # until 0.3; later ones write lists of tensors in words of their own, as they do the others
-    "TensorFormat": str,  # since 0.4, and of strings
+    "TrainingInputBatch": "a dictionary with a state",
+    "_rebuild_tensor_batch": WITH_STATE,
+    "TensorList": "images",  # until 0.3; later ones write lists of tensors in words of their own, as they do the others
+    "TensorFormat": TEXT,  # since 0.4
 }
 
 
 def _items(part: FilePart) -> Iterator[Item]:
     path = part.path
     batch = load_pickle(path, "skyrl", _STUBS)
-    if not isinstance(batch, _Batch) or "batch_dict" not in batch.state:
+    state: Any = batch.state if isinstance(batch, Made) else None
+    raw = state.get("batch_dict") if isinstance(state, Mapping) else None
+    if not isinstance(raw, Mapping):
         raise UnreadableFileError(
             f"{path}: must be a TrainingInputBatch with batch_dict\nhint: another version wrote it."
         )
-    raw = batch.state["batch_dict"]
     for name in _NEEDED:
         if raw.get(name) is None:
             raise UnreadableFileError(
-                f"{path}: the batch has no {name}, only {', '.join(raw)}\nhint: another version wrote it."
+                f"{path}: the batch has no {name}, only {', '.join(map(str, raw))}\nhint: another version wrote it."
             )
     wanted = (*_NEEDED, "loss_mask", *_COLUMNS)
     columns = {name: _tensor(raw[name], name, path) for name in wanted if raw.get(name) is not None}
-    metadata: Mapping[str, Any] = batch.state.get("metadata") or {}
+    metadata: Mapping[str, Any] = state.get("metadata") or {}
     step = _STEP.search(path.name)
     rows = len(columns["sequences"]) - int(metadata.get("pad_size") or 0)
     boundaries: Sequence[tuple[int, int]] = metadata.get("policy_prompt_boundaries") or ()
-    groups = {i: k for k, (start, stop) in enumerate(boundaries) for i in range(start, stop)}
+    if sum(max(0, min(stop, rows) - max(start, 0)) for start, stop in boundaries) > rows:
+        raise UnreadableFileError(f"{path}: policy_prompt_boundaries overlap\nhint: the file is damaged.")
+    groups = {i: k for k, (start, stop) in enumerate(boundaries) for i in range(max(start, 0), min(stop, rows))}
     for i in range(rows):
         yield Item(partial(_rows, columns, i, groups.get(i), step[1] if step else None, path.stem), i)
 
 
-def _tensor(value: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
+def _tensor(value: Mapping[str, Any], name: str, path: Path) -> "np.ndarray | _Ragged":
     """A column as it is written: bytes, an array, a torch file, or responses end to end with where each ends."""
     try:
         form = value.get("format")
         if form == "packed_tensor":
-            return _padded(_tensor(value["values"], name, path), _tensor(value["cu_seqlens"], name, path))
+            return _Ragged.of(_tensor(value["values"], name, path), _tensor(value["cu_seqlens"], name, path))
         if form == "torch":
-            return torch.load(io.BytesIO(value["data"]), weights_only=True).float().numpy()
+            return array_of_numbers(torch_value(value["data"]))
         if form == "numpy_view":
             return array_of_numbers(value["data"])
         if form not in (None, "numpy"):
@@ -106,16 +85,45 @@ def _tensor(value: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
         ) from None
 
 
-def _padded(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Responses end to end as rows, their last tokens under each other, as the columns beside them have it."""
-    lengths = np.diff(ends)
-    rows = np.zeros((len(lengths), int(lengths.max(initial=0)), *values.shape[1:]), values.dtype)
-    for row, start, length in zip(rows, ends[:-1], lengths, strict=True):
-        row[len(row) - length :] = values[start : start + length]
-    return rows
+@dataclass(frozen=True, eq=False)
+class _Ragged:
+    """Responses end to end, as rows whose last tokens are under each other, as the columns beside them have it.
+
+    Attributes:
+        values: of all responses.
+        ends: where each begins, and the last one ends.
+        width: tokens of a row: of the longest response.
+    """
+
+    values: np.ndarray
+    ends: np.ndarray
+    width: int
+
+    @classmethod
+    def of(cls, values: Any, ends: Any) -> "_Ragged":
+        """Refuse ends that are not inside the values."""
+        if np.ndim(ends) != 1 or not len(ends) or ends.dtype.kind not in "iu" or np.ndim(values) < 1:
+            raise ValueError("cu_seqlens must be a list of integers")
+        ends = ends.astype(np.int64)
+        if ends[0] != 0 or ends[-1] > len(values) or (np.diff(ends) < 0).any():
+            raise ValueError(f"cu_seqlens must rise from 0 to {len(values)}, which values has")
+        return cls(values, ends, int(np.diff(ends).max(initial=0)))
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Take a row."""
+        response = self.values[self.ends[i] : self.ends[i + 1]]
+        row = np.zeros((self.width, *self.values.shape[1:]), self.values.dtype)
+        row[self.width - len(response) :] = response
+        return row
 
 
-def _rows(columns: Mapping[str, np.ndarray], i: int, group: int | None, step: str | None, stem: str) -> Sequence[Row]:
+def _rows(
+    columns: Mapping[str, "np.ndarray | _Ragged"], i: int, group: int | None, step: str | None, stem: str
+) -> Sequence[Row]:
     real = columns["sequences"][i][mask_of(columns["attention_mask"][i], "attention_mask")]
     window = mask_of(columns["response_mask"][i], "response_mask")
     lists = {name: columns[name][i] for name in (*_COLUMNS, "loss_mask") if name in columns}

@@ -59,6 +59,7 @@ def _branches(trace: Mapping[str, Any], episode: str) -> Iterator[Row]:
     if not (trace.get("agent") or {}).get("trainable", True):
         return  # an agent that the run does not train, a judge for example
     nodes: Sequence[Mapping[str, Any]] = trace.get("nodes") or ()
+    _check_tree(nodes)
     parents = {node.get("parent") for node in nodes} | _abandoned(nodes)
     rewards = [r for r in (trace.get("rewards") or {}).values() if r is not None]
     for leaf in (i for i in range(len(nodes)) if i not in parents):
@@ -73,6 +74,26 @@ def _branches(trace: Mapping[str, Any], episode: str) -> Iterator[Row]:
         }
 
 
+def _check_tree(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse nodes whose parents form a ring, from which no leaf would lead to them, or are none of the nodes."""
+    rooted: set[int] = set()
+    for first in range(len(nodes)):
+        path: dict[int, None] = {}
+        at: Any = first
+        while at is not None and at not in rooted:
+            if type(at) is not int or not 0 <= at < len(nodes) or at in path:
+                what = "in a ring of parents" if type(at) is int and at in path else f"has a parent that is {at!r:.20}"
+                where = first if not path else list(path)[-1]
+                raise BadRecordError(
+                    "parent: no tree",
+                    f"nodes do not form a tree: node {where} of {len(nodes)} {'is ' * ('ring' in what)}{what}",
+                    "the trace is damaged; leave it out (--skip-bad).",
+                )
+            path[at] = None
+            at = nodes[at].get("parent")
+        rooted.update(path)
+
+
 def _abandoned(nodes: Sequence[Mapping[str, Any]]) -> set[int | None]:
     """Summaries of a long conversation that the agent did not go on from: no trainer sees them."""
     links = [(i, link) for i, node in enumerate(nodes) for link in node.get("semantic_parents") or ()]
@@ -84,8 +105,6 @@ def _to_root(nodes: Sequence[Mapping[str, Any]], leaf: int) -> list[Mapping[str,
     path: list[Mapping[str, Any]] = []
     at: int | None = leaf
     while at is not None:
-        if not 0 <= at < len(nodes) or len(path) > len(nodes):
-            raise BadRecordError("parent: no tree", f"nodes do not form a tree at node {at}", "the trace is damaged.")
         path.append(nodes[at])
         at = nodes[at].get("parent")
     return path[::-1]
@@ -102,12 +121,16 @@ def _path(path: Sequence[Mapping[str, Any]]) -> Row | None:
             "its client asked for none, as in an evaluation; traces of a training run have them (prime-rl). Or leave "
             "the trace out (--skip-bad).",
         )
-    ids = np.concatenate([array(n.get("token_ids") or [], "token_ids") for n in path])
-    mask = np.concatenate([mask_of(n.get("mask") or [], "mask") for n in path])
-    if len(ids) != len(mask):
-        raise BadRecordError(
-            "lists: lengths differ", f"token_ids has {len(ids)} values, mask has {len(mask)}", "the trace is damaged."
-        )
+    of_ids = [array(n.get("token_ids") or [], "token_ids") for n in path]
+    of_mask = [mask_of(n.get("mask") or [], "mask") for n in path]
+    for i, (some, counts) in enumerate(zip(of_ids, of_mask, strict=True)):
+        if len(some) != len(counts):  # of one node: the sums over all may be the same
+            raise BadRecordError(
+                "lists: lengths differ",
+                f"token_ids of message {i} on its path has {len(some)} values, its mask has {len(counts)}",
+                "the trace is damaged; leave it out (--skip-bad).",
+            )
+    ids, mask = np.concatenate(of_ids), np.concatenate(of_mask)
     if not mask.any():
         return None
     start = int(np.argmax(mask))

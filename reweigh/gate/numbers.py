@@ -11,11 +11,13 @@ from statistics import NormalDist
 from typing import Any, Literal, cast, get_args
 
 from reweigh import __version__
+from reweigh import doctor as diagnosing
 from reweigh.audit.run import AuditSums, answer, question
 from reweigh.audit.slices import Slices
 from reweigh.records import RunInfo
 from reweigh.records.files import Paths
-from reweigh.scan import By, Engine, Report, Workers, scan
+from reweigh.scan import By, Engine, Report, Workers, look, scan
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.stats.intervals import Number, bernoulli_kl
 from reweigh.stats.numerals import plain
 from reweigh.stats.summary import Summary, bootstrap, excess, summarise
@@ -25,6 +27,7 @@ LevelName = Literal["token", "sequence", "turn"]
 LEVEL_NAMES: tuple[LevelName, ...] = get_args(LevelName)
 Worse = Literal["more", "less", "either"]
 
+_SAMPLE = 4_000_000  # tokens that the cause is looked for in: seconds, as `reweigh audit` does
 _CAP = 2.0  # ratio; the field's most common cap, as in the audit
 _TAIL_SAMPLE = 7225  # units: no more of the tail than 3 sqrt(7225) points is kept (`reweigh.stats.tail`)
 _Z = NormalDist().inv_cdf(0.975)
@@ -90,6 +93,8 @@ INSTEAD: Mapping[str, str] = {
     "state_tv_at_most": "it has no interval, and goes with the prompts more than with the gap: bound prob_gap",
     "longer": "it has no interval: bound hybrid",
     "token_is_gap": "it has no interval: bound hybrid",
+    "kept_2": "it is what excess_2 leaves of 1: bound excess_2",
+    "effective_2": "it has no interval: bound ess_fraction or excess_2",
     "delta_max": "no sample can tell it: bound largest_gap or beyond_2x",
 }
 """Numbers of the audit that cannot be bounded: why, and what to bound in their place."""
@@ -124,6 +129,10 @@ def measured(stats: RatioStats) -> tuple[Summary, dict[str, Number]]:
         numbers["renyi2"] = _around(numbers["renyi2"], max(low, least), high)
         low, high = boot["ess_fraction"]
         numbers["ess_fraction"] = _around(numbers["ess_fraction"], max(0.0, low), min(high, math.exp(-least)))
+    if numbers["mean_ratio"].value is None:  # what holds of it under any tail
+        most = numbers["unseen_at_most"].high or 0.0
+        numbers["mean_ratio"] = replace(numbers["mean_ratio"], low=max(0.0, 1 - most), high=math.inf)
+        numbers["unseen"] = replace(numbers["unseen"], low=-math.inf, high=most)
     if "prob_gap" in numbers:
         mean = numbers["prob_gap"].value or 0.0
         numbers["prob_gap"] = _around(numbers["prob_gap"], *bernoulli_kl(min(mean, 1.0), h.effective_n))
@@ -193,7 +202,7 @@ class Run:
         cuts: each level of all records, then of each slice.
         info: what the files say of the run that wrote them.
         source: the record files, or the baseline file.
-        verdict: the audit's.
+        verdict: the audit's level and its sentence, with the cause and what to do.
         notes: the audit's.
         reweigh: the version that measured it.
         created: when, ISO 8601.
@@ -239,6 +248,7 @@ def read_run(
     state: str | PathLike[str] | None = None,
     resume: bool = False,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Run:
     """Measure records, once, in parts; see `reweigh.audit.audit` for the arguments and errors.
 
@@ -247,17 +257,17 @@ def read_run(
         >>> run = read_run("examples/records/vllm_bfloat16.parquet")  # doctest: +SKIP
         >>> run.find("token", None, None).numbers["kl_k3"]  # doctest: +SKIP
     """
+    known = look(records, reader, rows=rows)
     scanned = scan(
-        records,
-        [question({}, by)],
+        known,
+        [question({}, by), diagnosing.question(known, most=_SAMPLE)],
         keep_going=keep_going,
-        reader=reader,
         engine=engine,
         state=state,
         resume=resume,
         on_progress=on_progress,
     )
-    audited = answer(scanned)
+    audited = replace(answer(scanned), diagnosis=diagnosing.answer(scanned))
     sums: AuditSums = scanned.sums["audit"]
     cuts = [_cut(stats, None, None) for stats in sums.levels.values()]
     for one in sums.slices.values():
@@ -271,7 +281,7 @@ def read_run(
         tuple(cut for cut in cuts if cut.n),
         audited.info,
         paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more",
-        f"{audited.verdict.level}: {audited.verdict.reason}",
+        f"{audited.verdict.level}: {audited.headline.sentence}",
         audited.notes,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

@@ -1,11 +1,10 @@
 """Say what a mode and a threshold would do at a KL and a length, before a run or on its records."""
 
 from reweigh.plan.model import ROOT, Band, Centred, Expected, LengthPart, MixedRatio, expect, length_band
-from reweigh.plan.run import Advice, AtLength, ModeRow, Plan, plan, plan_records
+from reweigh.plan.run import AtLength, ModeRow, Plan, plan, plan_records
 
 __all__ = [
     "ROOT",
-    "Advice",
     "AtLength",
     "Band",
     "Centred",

@@ -142,6 +142,7 @@ class MeasuredRun:
         each: three numbers of each sequence.
         tallies: what each estimator did, by its name.
         turns: how many a sequence has on average; None if the records do not say.
+        positive: tokens left out because a log-prob is over 0.
     """
 
     token: Summary
@@ -149,6 +150,7 @@ class MeasuredRun:
     each: SequenceFigures
     tallies: Mapping[str, WeightTally] = field(repr=False)
     turns: float | None = None
+    positive: int = 0
 
     @property
     def kl(self) -> float:
@@ -172,6 +174,7 @@ class PlanSums:
         tallies: what each estimator did, by its name.
         turns: those of records that say so.
         with_turns: sequences of those records.
+        positive: tokens left out because a log-prob is over 0.
     """
 
     token: RatioStats = field(default_factory=lambda: RatioStats.empty(TOKEN))
@@ -180,6 +183,7 @@ class PlanSums:
     tallies: Mapping[str, WeightTally] = field(default_factory=dict[str, WeightTally])
     turns: float = 0.0
     with_turns: float = 0.0
+    positive: int = 0
 
     @classmethod
     def of(cls, estimators: Mapping[str, Estimator], part: Part) -> "PlanSums":
@@ -194,7 +198,7 @@ class PlanSums:
         }
         turns = float(heads(batch.layout).sum()) if turned else 0.0
         with_turns = float((batch.layout.lengths > 0).sum()) if turned else 0.0
-        return cls(token, sequence, (SequenceFigures.of(batch),), tallies, turns, with_turns)
+        return cls(token, sequence, (SequenceFigures.of(batch),), tallies, turns, with_turns, part.positive)
 
     def __add__(self, other: "PlanSums") -> "PlanSums":
         """Add up both."""
@@ -209,6 +213,7 @@ class PlanSums:
             tallies,
             self.turns + other.turns,
             self.with_turns + other.with_turns,
+            self.positive + other.positive,
         )
 
 
@@ -236,7 +241,12 @@ def measured(scanned: Scanned) -> MeasuredRun:
         raise ValueError(f"plan: no token counts in {names}\nhint: `reweigh records describe` says what is in a file.")
     turns = sums.turns / sums.with_turns if sums.with_turns else None
     return MeasuredRun(
-        summarise(sums.token), summarise(sums.sequence), SequenceFigures.joined(list(sums.each)), sums.tallies, turns
+        summarise(sums.token),
+        summarise(sums.sequence),
+        SequenceFigures.joined(list(sums.each)),
+        sums.tallies,
+        turns,
+        sums.positive,
     )
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
-from reweigh.caps import Tradeoff
+from reweigh import doctor as diagnosing
 from reweigh.estimators import Estimator
 from reweigh.named import geo_rs, prefix_tis, seq_is, seq_mis, seq_tis, snis, token_mis, token_tis, turn_tis
 from reweigh.plan.measured import MeasuredRun, family, measured
@@ -14,9 +14,11 @@ from reweigh.plan.model import SMALLEST, Band, Capping, Expected, Figure, MixedR
 from reweigh.records.files import Paths
 from reweigh.rosetta.frameworks import profile_of
 from reweigh.rosetta.words import formula
-from reweigh.scan import Engine, Report, Workers, scan
+from reweigh.scan import Engine, Report, Workers, look, scan
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.stats.numerals import plain
-from reweigh.stats.verdict import ESS_GOOD, ESS_POOR, KL_LARGE, Verdict, judge
+from reweigh.stats.summary import VERDICT_CAP
+from reweigh.stats.verdict import SEQUENCE_CAP, TOKEN_CAP, Gap, Option, Verdict, advise, judge, wrong_of
 
 
 @dataclass(frozen=True)
@@ -98,68 +100,21 @@ def defaults() -> tuple[Mode, ...]:
     return tuple(listed)
 
 
-Sane = Literal["any", "sequence", "capped sequence", "token", "none"]
-ANY = 0.2  # chi-square up to which rows of the table in docs/caps.md differ by less than its worlds do
-
-
-@final
-@dataclass(frozen=True)
-class Advice:
-    """The mode to use, and why.
-
-    Attributes:
-        mode: "any", "sequence", "capped sequence", "token", or "none": fix the cause first.
-        sentence: with its reason.
-        use: as one would write it; empty for "any" and "none".
-    """
-
-    mode: Sane
-    sentence: str
-    use: str = ""
-
-
-def advise(law: MixedRatio, n: float, band: Band, fault: str = "", refusal: str = "") -> Advice:
-    """Choose the sane mode by the effective share that sequence ratios leave, `e^-s2` in the model.
-
-    From 50% on sequence ratios serve, from 30% on with a cap, below it they do not (both from verl's guide to its
-    rollout correction); from a KL of 0.01 a token on the cause comes first (tinker-cookbook, prime-rl).
-
-    Args:
-        law: the model.
-        n: sequences in a step.
-        band: to drop whole sequences with.
-        fault: what is wrong with the records, if something is.
-        refusal: why the records' sequence ratios are no weights, if they are not.
-    """
-    at = f"at KL {law.kl:.2g} and {law.length:,.0f} tokens"
-    ess, cap = law.ess_fraction, Tradeoff(n=n).of_law(law)
-    if fault:
-        return Advice("none", f"fix the cause first: {fault}; what follows supposes that pi covers mu")
-    if law.kl == 0:
-        return Advice("any", "there is no gap: nothing is to be corrected")
-    if law.chi2 <= ANY:
-        why = f"sequence ratios keep {ess:.0%} effective"
-        return Advice("any", f"{at} {why}, so any mode serves, uncapped or with a cap of 2; fixed tight bands do not")
-    left = f"a sequence product keeps {said(figure(ess, law.chi2))} effective"
-    if law.kl >= KL_LARGE:
-        return Advice("none", f"{at} {left}: fix the cause first, a KL of {KL_LARGE:g} is more than numerics explain")
-    if ess >= ESS_GOOD and not refusal:
-        return Advice("sequence", f"{at} {left}: it serves, with a cap as a guard", f"seq_tis({cap:.3g})")
-    if ess >= ESS_POOR:
-        kept = expect(seq_tis(cap), law)
-        part = "" if kept is None else f", which retains {said(figure(kept.retained, law.chi2))} of the weight"
-        left += f" in the model, but on these records {refusal}" if refusal else ""
-        why = f"{left}: only with a cap for a batch of {n:,.0f}{part}"
-        return Advice("capped sequence", f"{at} {why}; or token ratios", f"seq_tis({cap:.3g})")
-    capped, token = expect(seq_tis(2.0), law), expect(token_tis(2.0), law)
-    assert capped is not None
+def gap_of_law(law: MixedRatio) -> Gap:
+    """Take the numbers of a verdict from the model in place of a sample."""
+    kept, square, token = 1 - law.excess(VERDICT_CAP), law.min2(VERDICT_CAP), expect(token_tis(VERDICT_CAP), law)
     assert token is not None
-    retained = said(figure(capped.retained, law.chi2))
-    why = f"{left}, and one capped at 2 retains {retained} of the weight: do not"
-    instead = f"use token ratios, token_tis(2), which keep {said(figure(token.ess, 0))}"
-    fixed = expect(geo_rs(0.999, 1.001), law)
-    tight = "" if fixed is None else f" (0.999 to 1.001 would drop {said(figure(fixed.dropped, 0))})"
-    return Advice("token", f"{at} {why}; {instead}, and to drop whole sequences {band.code}{tight}", "token_tis(2)")
+    at = f"at KL {law.kl:.2g} and {law.length:,.0f} tokens"
+    words = f"{at} a sequence product keeps {said(figure(law.ess_fraction, law.chi2))} effective"
+    return Gap(
+        law.kl,
+        law.excess(1.0),
+        law.ess_fraction,
+        "",
+        Option(SEQUENCE_CAP, kept, kept * kept / square if square > 0 else 0.0, 1 - kept),
+        Option(TOKEN_CAP, token.retained, token.ess, min(1.0, 2 * law.excess(1.0))),
+        words=words if law.kl else f"{at} there is no gap",
+    )
 
 
 def said(f: Figure) -> str:
@@ -258,7 +213,7 @@ class AtLength:
         kl: of a token, nats.
         s2: variance of a sequence's log ratio under the model, nats squared.
         chi2: of the sequence ratio under the model.
-        advice: which mode is sane.
+        advice: the verdict: of the records at their own lengths, of the model elsewhere.
         modes: the modes of the field.
         defaults: popular defaults.
         band: the length-aware band.
@@ -269,7 +224,7 @@ class AtLength:
     kl: float
     s2: float
     chi2: float
-    advice: Advice
+    advice: Verdict
     modes: tuple[ModeRow, ...]
     defaults: tuple[ModeRow, ...]
     band: LengthBand
@@ -292,7 +247,7 @@ class AtLength:
             "s2": self.s2,
             "chi2": plain(self.chi2),
             "trusted": self.trusted,
-            "advice": {"mode": self.advice.mode, "sentence": self.advice.sentence, "use": self.advice.use or None},
+            "advice": self.advice.to_dict() | {"sentence": self.advice.sentence},
             "modes": [row.to_dict() for row in self.modes],
             "defaults": [row.to_dict() for row in self.defaults],
             "band": self.band.to_dict(),
@@ -314,7 +269,7 @@ class Plan:
         batch: sequences in a step.
         at: one entry a length.
         measured: of the records; None without any.
-        verdict: of the records; None without any.
+        verdict: of the records, with the cause if a doctor names one; None without any.
     """
 
     batch: float
@@ -343,7 +298,7 @@ def _of_records(m: MeasuredRun, verdict: Verdict | None) -> dict[str, Any]:
         "spread": m.each.spread(),
         "variance_over_model": plain(variance_over_model(m)),
         "turns": m.turns,
-        "verdict": None if verdict is None else {"level": verdict.level, "reason": verdict.reason},
+        "verdict": None if verdict is None else verdict.to_dict(),
     }
 
 
@@ -355,6 +310,7 @@ def variance_over_model(m: MeasuredRun) -> float | None:
     return m.each.variance(m.kl) / (2 * m.kl) if m.kl > 0 else None
 
 
+MOST = 4_000_000  # tokens that the cause is looked for in: seconds, as `reweigh audit` does
 BATCH = 1024  # sequences in a step, if nobody says
 KEEP = 0.95  # share of sequences that the length-aware band keeps
 
@@ -377,14 +333,14 @@ def plan(
     Example:
         >>> from reweigh.plan import plan
         >>> (found,) = plan(1e-3, [4096]).at
-        >>> print(f"{found.row('seq_tis(2)').expected.retained:.2f}", found.advice.mode)
-        0.21 token
+        >>> print(f"{found.row('seq_tis(2)').expected.retained:.2f}", found.advice.action, found.advice.use)
+        0.21 small token_tis(2)
 
     Source: `LogNormalRatio`.
     """
     _check(kl, lengths, batch, keep, turns)
     laws = [MixedRatio.of_lengths(kl, [(length, 1.0)]) for length in lengths]
-    return Plan(batch, tuple(_at(law, batch, keep, turns) for law in laws))
+    return Plan(batch, tuple(_at(law, advise(gap_of_law(law)), batch, keep, turns) for law in laws))
 
 
 def plan_records(
@@ -399,6 +355,7 @@ def plan_records(
     state: str | PathLike[str] | None = None,
     resume: bool = False,
     on_progress: Report | None = None,
+    rows: Rows = EVERY,
 ) -> Plan:
     """The same with KL, lengths and spread of records, and beside the model what each mode did to these very sequences.
 
@@ -413,6 +370,7 @@ def plan_records(
         state: file to keep what was merged in, written every few seconds and when interrupted, deleted at the end.
         resume: go on from `state`; from the beginning if there is no such file.
         on_progress: called after each part.
+        rows: which rows are read.
 
     Raises:
         ValueError: a value out of its range, or of the records, with file, row and remedy; no token at all.
@@ -420,39 +378,38 @@ def plan_records(
     """
     _check(0.0, lengths or (1,), batch, keep, None)
     wanted = {mode.key: mode.estimator for mode in (*modes(turns=1), *defaults()) if not mode.estimator.normalise}
+    known = look(paths, reader, rows=rows)
     scanned = scan(
-        paths,
-        [family(wanted)],
+        known,
+        [family(wanted), diagnosing.question(known, most=MOST)],
         keep_going=keep_going,
-        reader=reader,
         engine=engine,
         state=state,
         resume=resume,
         on_progress=on_progress,
     )
     m = measured(scanned)
+    cause = diagnosing.answer(scanned).cause
     scanned.done()
-    verdict = judge(m.token, m.sequence)
+    verdict = judge(m.token, m.sequence, cause=cause, positive=m.positive)
+    wrong = wrong_of((m.token, m.sequence))
     variance = m.each.variance(m.kl)
-    fault = "" if m.token.identity else verdict.reason
-    refusal = m.sequence.refusal
     if lengths:
         laws = [MixedRatio.of_lengths(m.kl, [(t, 1.0)], m.each.spread()) for t in lengths]
-        return Plan(
-            batch, tuple(_at(law, batch, keep, m.turns, None, variance, fault, refusal) for law in laws), m, verdict
-        )
-    return Plan(batch, (_at(m.law(), batch, keep, m.turns, m, variance, fault, refusal),), m, verdict)
+        told = [advise(gap_of_law(law), wrong, cause) for law in laws]
+        at = (_at(law, one, batch, keep, m.turns, None, variance) for law, one in zip(laws, told, strict=True))
+        return Plan(batch, tuple(at), m, verdict)
+    return Plan(batch, (_at(m.law(), verdict, batch, keep, m.turns, m, variance),), m, verdict)
 
 
 def _at(
     law: MixedRatio,
+    told: Verdict,
     batch: float,
     keep: float,
     turns: float | None,
     m: MeasuredRun | None = None,
     variance: float | None = None,
-    fault: str = "",
-    refusal: str = "",
 ) -> AtLength:
     band = Band.keeping(keep, law.kl, law.length, variance)
     data: dict[str, Expected | None] = {}
@@ -464,7 +421,7 @@ def _at(
         kl=law.kl,
         s2=law.s2,
         chi2=law.chi2,
-        advice=advise(law, batch, band, fault, refusal),
+        advice=told,
         modes=tuple(_row(mode, law, turns, data) for mode in modes(turns)),
         defaults=tuple(_row(mode, law, None, data) for mode in defaults()),
         band=LengthBand(band, keep, None if m is None else m.each.within(band), band.options()),

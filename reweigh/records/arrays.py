@@ -52,7 +52,7 @@ def arrow(values: NDArray[Any], kind: pa.DataType, there: NDArray[np.bool_] | No
 
 def arrow_texts(values: Sequence[str | None]) -> pa.Array:
     """Make an array of strings."""
-    encoded = [b"" if x is None else x.encode() for x in values]
+    encoded = [b"" if x is None else x.encode(errors="backslashreplace") for x in values]
     ends = np.concatenate([[0], np.cumsum([len(x) for x in encoded], dtype=np.int64)])
     if ends[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"records: {ends[-1]} bytes of text in one column; read fewer rows at a time")

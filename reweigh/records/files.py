@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reweigh.batch import Batch
+from reweigh.guard import LimitError, is_unfinished, limited_lines, loads, open_regular, opened_regular
 from reweigh.records.arrays import numbers, valid
 from reweigh.records.schema import (
     BY_NAME,
@@ -31,6 +33,7 @@ from reweigh.records.schema import (
     Report,
     RunInfo,
     UnreadableFileError,
+    Violation,
     fail,
 )
 from reweigh.records.table import (
@@ -43,6 +46,7 @@ from reweigh.records.table import (
     single,
     table_of,
     token_values,
+    twice,
 )
 
 Format = Literal["parquet", "jsonl"]
@@ -72,7 +76,7 @@ def expand(paths: Paths) -> list[Path]:
     """List the record files, in the order given; a folder's or glob's files by name, and each file once.
 
     Args:
-        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`) or globs.
+        paths: one or many files, folders (their `*.parquet`, `*.jsonl` and `*.jsonl.gz`, in subfolders too) or globs.
 
     Raises:
         FileNotFoundError: nothing is there; a folder has no record file; a glob matches none.
@@ -91,22 +95,53 @@ def expand(paths: Paths) -> list[Path]:
 
 def _expand_one(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.name.endswith(_IN_FOLDERS) and p.is_file())
+        files = [path for path in files_in(path, _IN_FOLDERS) if not is_unfinished(path)]
         if not files:
             raise FileNotFoundError(
                 f"{path}: the folder has no record file ({', '.join('*' + e for e in _IN_FOLDERS)})\n"
-                "hint: subfolders are not searched; name the folder that holds the files, or use a glob."
+                "hint: subfolders are searched too, but for those whose name starts with . or _"
             )
         return files
     if path.exists():
         return [path]
     if glob.has_magic(str(path)):
-        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-        files = [p for p in matches if p.is_file()]
+        files = sorted(matching(path))
         if not files:
             raise FileNotFoundError(f"{path}: no file matches\nhint: quote the glob, and check it with ls.")
         return files
     raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def matching(pattern: Path) -> list[Path]:
+    """List the files that a glob means, without hidden ones and parts of files whose writer was stopped.
+
+    `**` does not follow links, which may lead round and round.
+    """
+    text = str(pattern)
+    if "**" in text:
+        top = Path(pattern.anchor) if pattern.is_absolute() else Path()
+        inner = str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern)
+        found = top.glob(f"{inner}/*" if inner.endswith("**") else inner)
+    else:
+        found = map(Path, glob.glob(text))
+    return [path for path in dict.fromkeys(found) if path.is_file() and not is_unfinished(path)]
+
+
+def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """List a folder's files of these names' endings, in subfolders too, by name with numbers in it as numbers; without
+    those that are hidden or whose writer has not finished: their name, or a subfolder's, starts with . or _."""
+    found = (path for path in folder.rglob("*") if path.name.endswith(endings) and not is_hidden(path, folder))
+    yield from sorted((path for path in found if path.is_file()), key=natural)
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a name in a folder says that it is not for others to read."""
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Order names so that step_9 comes before step_10."""
+    return [(int(x), "") if i % 2 else (-1, x) for i, x in enumerate(re.split(r"([0-9]+)", str(path)))]
 
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
@@ -169,7 +204,7 @@ class _Descriptor:
     """An open file of the operating system, closed when nobody reads it any more."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = opened_regular(path)
         weakref.finalize(self, os.close, self.number)
 
 
@@ -231,10 +266,14 @@ class Formats:
     Attributes:
         expand: from what a user names (files, folders, globs) to the files, each once, in the order to read them.
         source: one of them.
+        ignored: files of the folders that were named which are none of these, by now.
+        left_out: files that `expand` did not list though their names are as of those that it did, and why, by now.
     """
 
     expand: Callable[[Paths], list[Path]]
     source: Callable[[Path], Source]
+    ignored: Callable[[], tuple[Path, ...]] = tuple
+    left_out: Callable[[], tuple[Violation, ...]] = tuple
 
 
 _MAGIC = b"PAR1"
@@ -248,12 +287,25 @@ def parquet_info(file: Opened) -> RunInfo:
     except UnreadableFileError:
         raise
     except ValueError as e:
-        raise UnreadableFileError(f"{file.path}: {e}") from None
+        raise UnreadableFileError(_of_info(str(file.path), e)) from None
+
+
+def _of_info(place: str, error: ValueError) -> str:
+    hint = "\nhint: what the file says of its run is damaged: write the file again with a good RunInfo."
+    return f"{place}: {error}" + ("" if "\nhint: " in str(error) else hint)
 
 
 def parquet_names(file: Opened) -> list[str]:
-    """List the names of the file's columns."""
-    return list(file.parquet.schema_arrow.names)
+    """List the names of the file's columns.
+
+    Raises:
+        UnreadableFileError: a column of records stands twice.
+    """
+    names = list(file.parquet.schema_arrow.names)
+    for name in BY_NAME:
+        if names.count(name) > 1:
+            raise twice(name, file.path)
+    return names
 
 
 def cut_parquet(file: Opened, tokens: int) -> Iterator[FilePart]:
@@ -269,7 +321,7 @@ def read_parquet(
 ) -> Iterator[tuple[pa.Table, Origin]]:
     """Read raw tables of about `max_tokens` tokens (more if rows of one row group differ much), in the file's order."""
     path, parquet = file.path, file.parquet
-    have = parquet.schema_arrow.names
+    have = parquet_names(file)
     wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
     row = part.first_row
     every = range(parquet.metadata.num_row_groups)
@@ -330,9 +382,25 @@ _TOKEN_BYTES = 24  # about what a token takes: two numbers of nine digits, their
 
 def open_lines(path: Path, mode: str) -> IO[bytes]:
     """Open for reading ("rb") or writing ("wb"), through gzip if the name ends in .gz."""
-    if path.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(path, mode))
-    return open(path, mode)
+    file = open_regular(path) if mode == "rb" else open(path, mode)  # noqa: SIM115 - it is what is returned
+    if path.suffix != ".gz":
+        return cast("IO[bytes]", file)
+    return cast("IO[bytes]", _Packed(file, mode))
+
+
+class _Packed(gzip.GzipFile):
+    """Closes the file that it stands on too, which it is given open."""
+
+    def __init__(self, file: Any, mode: str) -> None:
+        self._below = file
+        super().__init__(filename="", mode=mode, fileobj=file, mtime=0)
+
+    def close(self) -> None:
+        """Close both."""
+        try:
+            super().close()
+        finally:
+            self._below.close()
 
 
 def jsonl_info(file: Opened) -> RunInfo:
@@ -361,7 +429,7 @@ def cut_at_lines(path: Path, file: IO[bytes], most: int, is_row: Callable[[int, 
     """Cut a file into parts of at most so many bytes, unless one row has more; `is_row` of a line's number and text."""
     start = at = row = rows = 0
     first = 1
-    for line, text in enumerate(file, start=1):
+    for line, text in enumerate(limited_lines(file, path), start=1):
         if rows and at - start + len(text) > most:
             yield FilePart(path, start, at, row, first, rows)
             start, first, row, rows = at, line, row + rows, 0
@@ -372,14 +440,28 @@ def cut_at_lines(path: Path, file: IO[bytes], most: int, is_row: Callable[[int, 
 
 
 def read_jsonl(
-    file: Opened, part: FilePart, columns: Sequence[str] | None, max_tokens: int, report: Report
+    file: Opened,
+    part: FilePart,
+    columns: Sequence[str] | None,
+    max_tokens: int,
+    report: Report,
+    bad_line: Report | None = None,
 ) -> Iterator[tuple[pa.Table, Origin]]:
-    """Read tables of about `max_tokens` tokens, in the file's order."""
+    """Read tables of about `max_tokens` tokens, in the file's order.
+
+    Args:
+        file: opened.
+        part: of it.
+        columns: those wanted; all if None.
+        max_tokens: of a table.
+        report: told of values that cannot be read.
+        bad_line: told of lines that are no JSON objects, which are then left out; without it the first is an error.
+    """
     path, first_row = part.path, part.first_row
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     tokens = 0
-    for line, record in _records(file, part):
+    for line, record in _records(file, part, bad_line):
         if line == 1 and _is_info(record):
             _info(path, record)
             continue
@@ -446,19 +528,30 @@ def numbered_lines(part: FilePart, opened: Opened | None = None) -> Iterator[tup
     """List the lines of a part, blank ones too, each with its number in the file; opens it unless it is open."""
     with open_lines(part.path, "rb") if opened is None else opened.lines() as file:
         at = file.seek(part.start)
-        for number, line in enumerate(file, start=part.first_line):
+        for number, line in enumerate(limited_lines(file, part.path), start=part.first_line):
             if part.stop is not None and at >= part.stop:
                 break
             at += len(line)
             yield number, line
 
 
-def _records(file: Opened, part: FilePart) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(file: Opened, part: FilePart, bad_line: Report | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     path, number = part.path, 0
     try:
         for number, line in numbered_lines(part, file):
-            if line.strip():
-                yield number, _record(path, number, line)
+            if not line.strip():
+                continue
+            try:
+                record = _record(path, number, line)
+            except UnreadableFileError as e:
+                if bad_line is None:
+                    raise
+                detail, _, hint = str(e).partition("\nhint: ")
+                bad_line(
+                    Violation("line: not read", f"{path}:{number}", detail.removeprefix(f"{path}:{number}: "), hint)
+                )
+                continue
+            yield number, record
     except gzip.BadGzipFile as e:
         raise UnreadableFileError(f"{path}: not a gzip file, though its name ends in .gz: {e}") from None
     except (EOFError, zlib.error) as e:
@@ -470,8 +563,12 @@ def _records(file: Opened, part: FilePart) -> Iterator[tuple[int, dict[str, Any]
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = loads(line)
     except ValueError as e:
+        if isinstance(e, LimitError):
+            raise UnreadableFileError(
+                f"{path}:{number}: {e}\nhint: each line is one JSON object of one record."
+            ) from None
         if not line.endswith(b"\n"):
             raise UnreadableFileError(
                 f"{path}:{number}: the last line is cut short ({len(line)} bytes, no newline at its end): {e}\n"
@@ -492,11 +589,11 @@ def _is_info(record: dict[str, Any]) -> bool:
 def _info(path: Path, record: dict[str, Any]) -> RunInfo:
     values = record[_KEY]
     if not isinstance(values, dict):
-        raise UnreadableFileError(f"{path}:1: metadata must be an object, got {values!r}")
+        raise UnreadableFileError(f"{path}:1: metadata must be an object, got {type(values).__name__}")
     try:
         return RunInfo.from_dict(values)
     except ValueError as e:
-        raise UnreadableFileError(f"{path}:1: {e}") from None
+        raise UnreadableFileError(_of_info(f"{path}:1", e)) from None
 
 
 MAX_TOKENS = 1 << 20
@@ -573,13 +670,18 @@ def _objects_or_numbers(values: pa.Array) -> np.ndarray:
     return np.where(valid(values), numbers(values).astype(np.float64), np.nan)
 
 
-def source_of(file: Path | Opened) -> Source:
-    """Know how to read a file of records, by its name's ending; open it unless it is open."""
+def source_of(file: Path | Opened, bad_line: Report | None = None) -> Source:
+    """Know how to read a file of records, by its name's ending; open it unless it is open.
+
+    Args:
+        file: its path, or itself.
+        bad_line: told of lines that are no JSON objects, which are then left out; without it the first is an error.
+    """
     file = file if isinstance(file, Opened) else Opened(file)
     if format_of(file.path) == "parquet":
         info, names, parts, read = parquet_info, parquet_names, cut_parquet, read_parquet
     else:
-        info, names, parts, read = jsonl_info, jsonl_names, cut_jsonl, read_jsonl
+        info, names, parts, read = jsonl_info, jsonl_names, cut_jsonl, partial(read_jsonl, bad_line=bad_line)
     return Source(file.path, partial(info, file), partial(names, file), partial(parts, file), partial(read, file))
 
 

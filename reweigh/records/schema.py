@@ -2,12 +2,16 @@
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+
+from reweigh.guard import UnreadableFileError as UnreadableFileError
+from reweigh.guard import loads
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
@@ -123,8 +127,10 @@ class RunInfo:
         for names, types, word in _FIELD_TYPES:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
-                    raise ValueError(f"RunInfo: {name} must be {word} or None, got {value!r}")
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, types) or not _is_finite(value):
+                    raise ValueError(f"RunInfo: {name} must be {word} or None, got {_short(value)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The known fields, by name."""
@@ -147,11 +153,13 @@ class RunInfo:
         if raw is None:
             return cls(schema_version=None)
         try:
-            values = json.loads(raw)
+            values = loads(raw)
         except ValueError as e:
             raise ValueError(f"RunInfo: the file's metadata under 'reweigh' must be JSON: {e}") from None
         if not isinstance(values, dict):
-            raise ValueError(f"RunInfo: the file's metadata under 'reweigh' must be a JSON object, got {values!r}")
+            raise ValueError(
+                f"RunInfo: the file's metadata under 'reweigh' must be a JSON object, got {_short(values)}"
+            )
         return cls.from_dict(values)
 
     def disagreements(self, other: "RunInfo") -> dict[str, tuple[Any, Any]]:
@@ -174,6 +182,19 @@ _FIELD_TYPES: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] =
         "a string",
     ),
 )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is one that a float64 holds; what is no number is."""
+    try:
+        return not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "an integer of more than 64 bits"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True)
@@ -220,10 +241,6 @@ class Tally:
         """Count one more."""
         seen = self.by_rule.get(violation.rule)
         self.by_rule[violation.rule] = violation if seen is None else replace(seen, count=seen.count + violation.count)
-
-
-class UnreadableFileError(ValueError):
-    """A file that is not, or no longer, what its name says: truncated, corrupt, or another format."""
 
 
 @dataclass(frozen=True)

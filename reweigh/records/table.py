@@ -4,6 +4,7 @@
 import difflib
 import hashlib
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import POSITIVE_TOLERANCE, Batch
+from reweigh.guard import UnreadableFileError, shown
 from reweigh.records.arrays import arrow, arrow_texts, numbers, valid
 from reweigh.records.schema import BY_NAME, COLUMNS, Column, Origin, Report, Violation
 
@@ -84,13 +86,26 @@ def conform(table: pa.Table, origin: Origin, report: Report) -> pa.Table:
     for column in COLUMNS:
         if column.name not in table.schema.names:
             continue
+        if table.schema.names.count(column.name) > 1:
+            raise twice(column.name, origin.path)
         raw = _plain(single(table, column.name))
-        if column.name == "advantage" and not _is_list(raw.type) and "log_mu" in arrays:
+        if column.name == "advantage" and "log_mu" in arrays and _is_castable(raw.type, column.value_type):
             raw = _spread(raw, arrays["log_mu"])
-        cast = raw if raw.type == column.type else _cast(raw, column, origin, report)
+        if raw.type == column.type and not pa.types.is_string(raw.type):
+            cast = raw
+        else:
+            cast = _cast(raw, column, origin, report)
         if cast is not None:
             arrays[column.name] = cast
     return pa.table(arrays)
+
+
+def twice(name: str, path: Any) -> UnreadableFileError:
+    """The error for a file that has two columns of one name."""
+    return UnreadableFileError(
+        f"{path}: column {name} stands twice in the file\n"
+        "hint: which of the two is meant, nobody can tell: rename or drop one of them."
+    )
 
 
 def _plain(raw: pa.Array) -> pa.Array:
@@ -195,6 +210,10 @@ def _cast(raw: pa.Array, column: Column, origin: Origin, report: Report) -> pa.A
         return None
     try:
         return _cast_values(raw, column)
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
+        detail = f"{column.name} must be {column.type}, got {raw.type}: {e}"
+        report(Violation(rule, origin.place(0) if len(raw) else str(origin.path), detail, hint, counted="batches"))
+        return None
     except pa.ArrowInvalid as e:
         row, reason = _first_failure(raw, column, e)
         detail = f"{column.name} must be {column.type}, got {raw.type}: {reason}"
@@ -208,7 +227,10 @@ def _cast_values(raw: pa.Array, column: Column) -> pa.Array:
         if pc.any(pc.or_(pc.less(values, 0), pc.greater(values, 1))).as_py():
             raise pa.ArrowInvalid("an integer mask is 0 or 1")
     # Rounding a float is what the cast is for; an integer that does not fit is an error.
-    return raw.cast(column.type, safe=not pa.types.is_floating(column.value_type))
+    found = raw.cast(column.type, safe=not pa.types.is_floating(column.value_type))
+    if pa.types.is_string(column.type):  # which a file may say of any bytes
+        return found.view(pa.binary()).cast(pa.string())
+    return found
 
 
 def _first_failure(raw: pa.Array, column: Column, whole: pa.ArrowInvalid) -> tuple[int, str]:
@@ -285,7 +307,7 @@ def _value(row: Mapping[str, Any], column: Column) -> Any:
         return _token_array(value, column)
     if pa.types.is_string(column.type):
         if not isinstance(value, str):
-            raise ValueError(f"{column.name} must be a string, got {value!r}")
+            raise ValueError(f"{column.name} must be a string, got {short(value)}")
         return value
     return _number(value, column)
 
@@ -294,9 +316,9 @@ def _number(value: Any, column: Column) -> float | int:
     array = to_numpy(value)
     integer = pa.types.is_integer(column.type)
     if array.ndim or array.dtype.kind not in ("iu" if integer else "fiu"):
-        raise ValueError(f"{column.name} must be {'an integer' if integer else 'a number'}, got {value!r}")
+        raise ValueError(f"{column.name} must be {'an integer' if integer else 'a number'}, got {short(value)}")
     if integer and not _INT64.min <= int(array) <= _INT64.max:
-        raise ValueError(f"{column.name} must fit in 64 bits, got {value!r}")
+        raise ValueError(f"{column.name} must fit in 64 bits, got {short(value)}")
     return array.item()
 
 
@@ -304,39 +326,68 @@ def _token_array(value: Any, column: Column) -> np.ndarray:
     try:
         array = to_numpy(value)
     except ValueError:
-        raise ValueError(f"{column.name} must be a flat list, got one of unequal lists") from None
+        raise ValueError(f"{column.name} must be a flat list, got {short(value)}") from None
+    except TypeError:
+        word = {"float": "numbers", "bool": "true and false (or 1 and 0)"}.get(str(column.value_type), "integers")
+        raise ValueError(f"{column.name} must be a list of {word}, got {short(value)}") from None
     if array.ndim != 1:
-        raise ValueError(f"{column.name} must be a flat list, got {_short(value)}")
+        raise ValueError(f"{column.name} must be a flat list, got {short(value)}")
     if array.size == 0:
         array = array.astype(np.int8)  # an empty list says nothing of its type
     if pa.types.is_floating(column.value_type):
         if array.dtype.kind == "O" and all(v is None or isinstance(v, float | int) for v in array):
-            array = array.astype(np.float64)  # None becomes NaN
+            try:
+                array = array.astype(np.float64)  # None becomes NaN
+            except OverflowError:
+                raise ValueError(f"{column.name} must fit in a float, got an integer of hundreds of digits") from None
         if array.dtype.kind not in "fiu":
-            raise ValueError(f"{column.name} must be a list of numbers, got {_short(value)}")
+            raise ValueError(f"{column.name} must be a list of numbers, got {short(value)}")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as that
             return array.astype(np.float32)
     if pa.types.is_boolean(column.value_type):
         if array.dtype.kind not in "biu" or (array.dtype.kind != "b" and not np.isin(array, (0, 1)).all()):
-            raise ValueError(f"{column.name} must be a list of true and false (or 1 and 0), got {_short(value)}")
+            raise ValueError(f"{column.name} must be a list of true and false (or 1 and 0), got {short(value)}")
         return array.astype(bool)
     if array.dtype.kind not in "iu":
-        raise ValueError(f"{column.name} must be a list of integers, got {_short(value)}")
+        raise ValueError(f"{column.name} must be a list of integers, got {short(value)}")
     if array.size and (int(array.min()) < _INT32.min or int(array.max()) > _INT32.max):
         raise ValueError(f"{column.name} must fit in 32 bits, got {int(array.min())} to {int(array.max())}")
     return array.astype(np.int32)
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """Make an array of a list, an array or a tensor on any device; bfloat16, which NumPy lacks, becomes float32."""
+    """Make an array of a list, an array or a tensor on any device; bfloat16, which NumPy lacks, becomes float32.
+
+    Raises:
+        ValueError: a list of lists.
+        TypeError: a list of texts, or of anything else that is no number.
+    """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, list | tuple) and not _SCALARS_OF_LISTS.issuperset(kinds := _kinds(value)):
+        # before NumPy looks into it: lists that hold one another may stand for any number of numbers
+        if any(issubclass(kind, list | tuple) for kind in kinds):
+            raise ValueError("a list of lists")
+        if any(issubclass(kind, dict | set | str | bytes) for kind in kinds):
+            raise TypeError("a list of what is no number")
     return np.asarray(value)
 
 
-def _short(value: Any) -> str:
-    text = repr(value if not isinstance(value, np.ndarray | torch.Tensor) else value.tolist())
+def _kinds(values: Sequence[Any]) -> set[type]:
+    return set(map(type, values))
+
+
+_SCALARS_OF_LISTS = frozenset((int, float, bool, type(None), np.float32, np.float64, np.int32, np.int64, np.bool_))
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxlevel = 4
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+
+
+def short(value: Any) -> str:
+    """Write a value of a file in at most 60 characters, however long it is and whatever holds itself in it."""
+    some = value[:5].tolist() if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 1 else value
+    text = shown(_REPR.repr(some), one_line=True)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -579,6 +630,7 @@ def batch_of(table: pa.Table) -> Batch:
         advantage=per_token("advantage"),
         group=torch.from_numpy(groups_of(table)),
         turn=per_token("turns"),
+        check=False,  # what is wrong with records is counted, with its place
     )
 
 

@@ -126,6 +126,8 @@ def describe(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
         if on_rows is not None:
             on_rows(table.num_rows)
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    for one in formats.left_out():
+        tally(one)
     return Described(
         files=tuple(files),
         infos=tuple(read_info(path, formats) for path in files),
@@ -222,6 +224,8 @@ def validate(paths: Paths, on_rows: Callable[[int], None] | None = None, *, form
                     on_rows(raw.num_rows)
         except UnreadableFileError as e:
             unreadable.append(str(e))
+    for one in formats.left_out():
+        tally(one)
     return Validation(tuple(files), rows, tuple(tally.by_rule.values()), tuple(notes), tuple(unreadable))
 
 
@@ -236,7 +240,7 @@ def _check_unique(ids: pa.Array, origin: Origin, seen: set[int], report: Report)
         seen.add(key)
     if again:
         detail = f"sequence_id {ids[again[0]].as_py()!r} was used before"
-        hint = "a response that is read twice counts twice; drop the copy, or add the step or rank to the id."
+        hint = "commands count a response with equal log-probs once; drop the copy, or add the step or rank to the id."
         report(Violation("sequence_id: duplicated", origin.place(again[0]), detail, hint, len(again)))
 
 

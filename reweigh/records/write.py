@@ -190,13 +190,20 @@ def convert(
     """
     files = formats.expand(inputs)
     format_of(output)
+    if not files:
+        raise ValueError(
+            "convert: no file is left that can be read\nhint: the same command without --skip-bad says why."
+        )
     if output.exists():
         if any(output.samefile(path) for path in files):
             raise ValueError(f"convert: {output} is an input and the output\nhint: give the output another name.")
         if not force:
             raise FileExistsError(f"convert: {output} exists\nhint: --force replaces it.")
     info = merged_info(files, force=force, formats=formats)
-    partial = output.with_name(f"partial-{os.getpid()}-{output.name}")
+    for one in formats.left_out():
+        if report is not None:
+            report(one)
+    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")  # hidden: nobody reads it
     try:
         with RecordWriter(partial, info) as writer:
             tables = read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats)

@@ -14,42 +14,48 @@ from reweigh.report import audit as audits
 from reweigh.report import causes, gate, plan
 from reweigh.report.document import document_of
 from reweigh.report.gate import junit, markdown
+from reweigh.report.page import MARKS as PAGE_MARKS
 from reweigh.report.page import page
 from reweigh.report.tables import WIDE, to_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["document", "junit", "markdown", "page", "terminal", "text"]
+__all__ = ["PAGE_MARKS", "document", "junit", "markdown", "page", "terminal", "text"]
 
 Result = Audit | Diagnosis | Gate | Plan
 
 
-def terminal(found: Result, console: "Console") -> None:
-    """Prints a result on a console, the verdict first; an audit in at most 100 columns.
+def terminal(found: Result, console: "Console", full: bool = False) -> None:
+    """Prints a result on a console, the verdict first and, of an audit and a diagnosis, last again.
+
+    Args:
+        found: what is to be shown; an audit in at most 100 columns.
+        console: where.
+        full: an audit with all its tables, and not in some 25 lines.
 
     Example:
         >>> from rich.console import Console
         >>> from reweigh.plan import plan
         >>> terminal(plan(1e-3, [4096]), Console(width=100))  # doctest: +ELLIPSIS
-        token: ...
+        ok: ...
     """
     if isinstance(found, Audit):
-        to_terminal(audits.on_terminal(found, console.width), console, WIDE)
+        to_terminal(audits.on_terminal(found, min(console.width, WIDE), full), console, WIDE)
     elif isinstance(found, Diagnosis):
         to_terminal(causes.on_terminal(found), console)
     else:
         to_terminal(gate.on_terminal(found) if isinstance(found, Gate) else plan.on_terminal(found), console)
 
 
-def text(found: Result, width: int = WIDE) -> str:
+def text(found: Result, width: int = WIDE, full: bool = False) -> str:
     """Write a result as `terminal` prints it, without colours."""
     import io
 
     from rich.console import Console
 
     out = io.StringIO()
-    terminal(found, Console(file=out, width=width, color_system=None))
+    terminal(found, Console(file=out, width=width, color_system=None), full)
     return out.getvalue().rstrip("\n")
 
 

@@ -1,21 +1,24 @@
 """An audit as lines and tables: the verdict first, then what to do, then the numbers; on a terminal and on a page."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from reweigh.audit.recommend import Recommendation
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import SIGNS, Outcome, Sign, TrialRow
 from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
-from reweigh.report.causes import in_short
-from reweigh.report.tables import EMPTY, INTERVAL, NAMES, WIDE, Block, Cell, Column, Table, columns, line
+from reweigh.report.causes import brief, in_short
+from reweigh.report.tables import EMPTY, INTERVAL, MEDIUM, NAMES, WIDE, Block, Cell, Column, Table, columns, line
 from reweigh.report.words import (
     BY_WORDS,
     CUT_WORDS,
     MEAN_WEIGHT,
     PI_MU,
     RAW_STAR,
+    ROWS,
+    SHARES,
     SIGN_WORDS,
     counted,
     grouped,
@@ -23,6 +26,7 @@ from reweigh.report.words import (
     pair,
     refusals,
     run_line,
+    said,
     shown,
     shown_rows,
     slice_ratio,
@@ -38,7 +42,8 @@ from reweigh.stats.verdict import Verdict
 
 MAX_LENGTHS = 6  # groups of response lengths beside an estimator's name
 MAX_KEPT_LENGTHS = 10  # the same, of shares, which are shorter
-MAX_ROWS = 8  # of a cut; the page and --json have all
+MAX_NOTES = 2  # where there is little room
+FULL = Column("(--full: all tables)", "left", wrap=True)
 MAX_WORST = 5
 _CUTS_SHOWN: tuple[Cut, ...] = ("position", "turn", "lag", "env", "step")
 _K = (
@@ -49,8 +54,92 @@ _ESTIMATOR = Column("estimator", "left", wrap=True, short="")
 Part = tuple[str, Callable[[TrialRow], Outcome]]  # what an estimator did to some units, and how they are called
 
 
-def on_terminal(audit: Audit, width: int) -> Iterator[Block]:
-    """An audit for a terminal of this width."""
+def on_terminal(audit: Audit, width: int, full: bool = False) -> Iterator[Block]:
+    """An audit for a terminal of this width: verdict, cause, size and advice; all tables if it is to be full.
+
+    The verdict stands last again, where a terminal ends up.
+    """
+    if full:
+        yield from _in_full(audit, width)
+        yield EMPTY
+    else:
+        yield from _in_short(audit, width)
+    yield labelled([(audit.verdict.level.upper(), _last(audit.verdict), f"bold {audit.verdict.level}")], width)
+
+
+def _last(told: Verdict) -> str:
+    first = re.split(r"; |(?<!likely cause): ", told.reason)[0]
+    return "; ".join(x for x in (first, "fix that first" if told.action == "fix" else told.order) if x)
+
+
+def labelled(rows: Iterable[tuple[str, str, str]], width: int = WIDE) -> Table:
+    """Show lines, each with a label before it; a style colours the label, and "dim" or "bold" the text."""
+    narrow = width < MEDIUM
+    cells: list[list[Cell]] = []
+    for label, text, style in rows:
+        weak = " ".join(word for word in style.split() if word in ("dim", "bold"))
+        cells.append([Cell(label, style=style), Cell(text, style=weak)])
+    return Table.of((Column(align="left", width=5 if narrow else 7), NAMES), cells, frame="none", gap=1, headed=False)
+
+
+def _in_short(audit: Audit, width: int) -> Iterator[Block]:
+    told, info = audit.verdict, audit.info
+    others = [one for one in told.findings if one.severity != "ok" and one.reason not in told.reason]
+    rows = [(told.level.upper(), told.reason, f"bold {told.level}")]
+    rows += [(one.severity, one.reason, one.severity) for one in others]
+    yield labelled(rows, width)
+    if audit.diagnosis is not None:
+        yield EMPTY
+        yield labelled(brief(audit.diagnosis, info, min(width, WIDE) - (6 if width < MEDIUM else 8)), width)
+    yield EMPTY
+    yield _sizes(audit, width)
+    who = run_line(info, brief=True)
+    rows = [] if told.action == "fix" else [("known", audit.place.sentence, "")]  # of wrong numbers none is usual
+    rows += [("read", f"{counted(audit)}{f'; {who}' if who else ''}", "dim")]
+    notes = [*audit.notes, *_notes(audit)]
+    rows += [("note", note, "dim") for note in notes[:MAX_NOTES]]
+    if len(notes) > MAX_NOTES:
+        rows.append(("", f"and {count(len(notes) - MAX_NOTES, 'more note')}: --full has all", "dim"))
+    yield labelled(rows, width)
+    for by, some in audit.slices.items():
+        yield EMPTY
+        yield slices(by, some)
+    yield EMPTY
+    yield labelled([("do", told.hint or "nothing", "bold")], width)
+
+
+def _notes(audit: Audit) -> list[str]:
+    if audit.diagnosis is None:
+        return []
+    return [f"{x.rule}: {x.count:,} {x.counted}{f'; {x.hint}' if x.hint else ''}" for x in audit.diagnosis.notes]
+
+
+_SIZES = ("kl_k3", "mean_ratio", "mean_abs", "tv", "ess_fraction")
+
+
+def _sizes(audit: Audit, width: int) -> Table:
+    """Show what the verdict stands on, of tokens and of sequences."""
+    some = [audit.levels[name] for name in ("token", "sequence")]
+    labels = dict(ROWS)
+    rows: list[list[str]] = []
+    for name in _SIZES:
+        cells: list[str] = []
+        for level in some:
+            number = shown(level, name)
+            if number is None:
+                cells.append("")
+                continue
+            value, ends = said(name, number)
+            if number.value is None and number.sample is not None:
+                here = share(number.sample) if name in SHARES else two(number.sample)
+                value = f"refused ({here} here)"
+            cells.append(f"{value} {ends}".strip() if width >= MEDIUM else value)
+        rows.append([labels[name], *cells])
+    heads = (Column(count(x.n, x.level), "left", wrap=True) for x in some)
+    return Table.of((FULL, *heads), rows, frame="none", gap=3 if width >= MEDIUM else 1)
+
+
+def _in_full(audit: Audit, width: int) -> Iterator[Block]:
     yield from findings(audit.verdict)
     yield line(f"\nIn short: {audit.headline.sentence}.")
     if audit.diagnosis is not None:
@@ -59,6 +148,7 @@ def on_terminal(audit: Audit, width: int) -> Iterator[Block]:
     yield line(counted(audit))
     if run := run_line(audit.info):
         yield line(run)
+    yield line(f"normal: {audit.place.sentence}")
     yield from (line(f"note: {note}") for note in audit.notes)
     for table in _tables(audit, width):
         yield EMPTY
@@ -87,11 +177,8 @@ def _tables(audit: Audit, width: int) -> Iterator[Table]:
     for cut in _CUTS_SHOWN:
         rows = audit.strata.get(cut, ())
         if len(rows) > 1 and cut not in audit.slices:
-            step = -(-len(rows) // MAX_ROWS)
-            some = rows[::step]
-            below = [f"{len(some)} of {len(rows)} are shown; --html and --json have all"] if step > 1 else []
             title = f"Log ratio by {CUT_WORDS[cut]}, nats a token"
-            yield strata(cut, some).only(0, 1, 2, 3, 4, 5, 6, title=title, notes=below)
+            yield strata(cut, rows).only(0, 1, 2, 3, 4, 5, 6, title=title)
     yield worst(audit)
 
 
@@ -188,7 +275,7 @@ def by_part(some: Sequence[TrialRow], parts: Sequence[Part], name: str, title: s
 def slices(by: By, rows: Sequence[SliceRow]) -> Table:
     """Show the numbers cut by what was asked for."""
     whole = any(row.sequence is not None for row in rows)
-    ends = Column(INTERVAL.heading, "left", short="95%", spare=whole)
+    ends = Column(INTERVAL.heading, "left", short="95%", spare=WIDE * whole)
     heads = (
         Column(align="left", most=12),
         *map(Column, ("tokens", "KL k3", "|log r|")),
@@ -254,8 +341,9 @@ def of_trial(audit: Audit) -> Iterator[Block]:
     order = {one.name: i for i, one in enumerate(found.ranked)}
     some = sorted(audit.trials, key=lambda trial: order.get(trial.name, len(order)))
     yield EMPTY
-    yield line(str(found), "bold")
-    yield EMPTY
+    if found.best is not None and found.best != found.use:
+        yield line(f"of those tried, {found.best} comes nearest: {_why_best(audit, found.best)}", "bold")
+        yield EMPTY
     yield limits(some, found)
     lengths, signs = length_parts(some, MAX_KEPT_LENGTHS), sign_parts(some, none=False)
     if len(lengths) > 1 or signs:
@@ -268,6 +356,12 @@ def of_trial(audit: Audit) -> Iterator[Block]:
     for reason, names in grouped(found.refused.items()).items():
         yield line(f"refused: {names}: {reason}", "dim")
     yield line(f"guaranteed progress: {found.progress}", "dim")
+
+
+def _why_best(audit: Audit, name: str) -> str:
+    trial = next(one for one in audit.trials if one.name == name)
+    effective = share(trial.all.effective_share)
+    return f"mean weight {of_log(trial.all.log_mean_weight)}, {effective} effective"
 
 
 def limits(some: Sequence[TrialRow], found: Recommendation) -> Table:

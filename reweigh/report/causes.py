@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from reweigh.audit.recommend import cause_sentence, evidence_sentence, evidence_value, spread_sentence
 from reweigh.audit.where import Cut
 from reweigh.doctor.causes import ABOUT, BENIGN, CauseId
-from reweigh.doctor.diagnosis import NAMED, Diagnosis, Finding, InputNote
+from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Finding, InputNote
 from reweigh.doctor.exclude import CLUSTERS, FEWEST
 from reweigh.records import RunInfo
 from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
@@ -16,6 +16,7 @@ from reweigh.stats.numerals import share, two
 MAX_EVIDENCE = 12  # of a cause
 MAX_SLICES = 60
 _DOUBTS = 3  # of what the records cannot tell, where nothing points anywhere
+_BRIEF = 2  # causes that are said in words where there is little room
 _BAR = 20  # characters
 _SHARE = "Share of the sum of squared log ratios that this cause accounts for."
 _CONFIDENCE = f"How sure the doctor is: from {NAMED} on a cause is named, below it is a suspicion."
@@ -34,8 +35,8 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
         diagnosis: what a doctor said.
         info: what the files say of their run: of the fixes, the general one and those of its programs are shown.
     """
-    named = [one for one in diagnosis.causes if one.confidence >= NAMED]
-    some = named or list(diagnosis.causes[:3])
+    named, suspected = by_confidence(diagnosis)
+    some = named or suspected[:3]
     programs = [name.lower() for name in (info.engine, info.trainer) if name] if info is not None else []
     yield EMPTY
     yield line("Causes, the likeliest first" if len(named) > 1 else "Cause" if named else "Cause: not decided")
@@ -50,13 +51,78 @@ def in_short(diagnosis: Diagnosis, info: RunInfo | None = None) -> Iterator[Line
             yield from (line(f"what would decide: {text}", indent=3) for text in [ABOUT[one.id].experiment] if text)
         elif fix := " ".join([*([one.fix["general"]] if "general" in one.fix else []), *theirs]):
             yield line(f"fix: {fix}", indent=3)
-    if others := [one for one in diagnosis.causes if one not in some]:
+    if others := [one for one in suspected if one not in some]:
         yield line(f"suspected, not sure: {', '.join(f'{one.id} {two(one.confidence)}' for one in others)}")
-    if diagnosis.cannot_tell:
-        ids = ", ".join(dict.fromkeys(one.id for one in diagnosis.cannot_tell))
+    if out := excluded(diagnosis):
+        yield line(f"ruled out: {', '.join(out)}")
+    if doubts := untold(diagnosis):
+        ids = ", ".join(dict.fromkeys(one.id for one in doubts))
         yield line(f"cannot tell: {ids}; `reweigh doctor FILE` says more")
     for note in diagnosis.notes:
         yield line(f"note: {note.rule}: {note.count:,} {note.counted}{f'; {note.hint}' if note.hint else ''}")
+
+
+def by_confidence(found: Diagnosis) -> tuple[list[Finding], list[Finding]]:
+    """Take causes that are named and those that are suspected apart, each by confidence, the verdict first."""
+    ordered = sorted(found.causes, key=lambda one: (one.id != found.verdict, -one.confidence))
+    return [x for x in ordered if x.confidence >= NAMED], [x for x in ordered if x.confidence < NAMED]
+
+
+def excluded(found: Diagnosis) -> list[CauseId]:
+    """List the causes that the evidence rules out; that there is no gap is no cause."""
+    return [name for name in found.ruled_out if name != "none"]
+
+
+def untold(found: Diagnosis) -> list[CannotTell]:
+    """List what the data cannot decide, without what is named or suspected: nothing is both."""
+    shown = {one.id for one in found.causes}
+    return [one for one in found.cannot_tell if one.id not in shown]
+
+
+def in_one_line(said: str, names: Collection[str], width: int) -> str:
+    """`ruled out: raw_logprobs, numerics and 3 more`, in at most so many characters."""
+    some = list(names)
+    for n in range(len(some), 0, -1):
+        more = f" and {len(some) - n} more" if n < len(some) else ""
+        text = f"{said}: {', '.join(some[:n])}{more}"
+        if len(text) <= width or n == 1:
+            return text
+    return said
+
+
+def brief(found: Diagnosis, info: RunInfo | None = None, width: int = 92) -> Iterator[tuple[str, str, str]]:
+    """Put a diagnosis in a few lines, each a label, a text and a style: causes, what is ruled out, what cannot be told.
+
+    Args:
+        found: what a doctor said.
+        info: what the files say of their run: the fix in the words of its programs is shown.
+        width: characters of a line.
+    """
+    named, suspected = by_confidence(found)
+    programs = [name.lower() for name in (info.engine, info.trainer) if name] if info is not None else []
+    for i, one in enumerate(named[:_BRIEF]):
+        explained = "" if one.explained_share is None else f", explains {share(one.explained_share)}"
+        yield "cause", f"{ABOUT[one.id].title} ({one.id}), confidence {two(one.confidence)}{explained}", "bold"
+        if i:
+            continue
+        yield from (("", evidence_sentence(e), "") for e in one.evidence[:1])
+        yield from (("", f"{name}: {one.fix[name]}", "") for name in dict.fromkeys(programs) if name in one.fix)
+    if len(named) > _BRIEF:
+        yield "", f"and {', '.join(one.id for one in named[_BRIEF:])}", ""
+    if not named:
+        yield "cause", "not decided", "bold"
+    if suspected:
+        some = [f"{ABOUT[one.id].title} ({one.id} {two(one.confidence)})" for one in suspected[:_BRIEF]]
+        some += [f"{one.id} {two(one.confidence)}" for one in suspected[_BRIEF:]]
+        yield "maybe", ", ".join(some), "dim"
+        if not named and (text := ABOUT[suspected[0].id].experiment):
+            yield "", f"to decide: {text}", "dim"
+    if found.spread is not None:
+        yield "where", spread_sentence(found.spread), ""
+    if out := excluded(found):
+        yield "", in_one_line("ruled out", out, width), "dim"
+    if doubts := untold(found):
+        yield "", in_one_line("cannot tell", dict.fromkeys(one.id for one in doubts), width), "dim"
 
 
 def verdict(found: Diagnosis) -> Line:
@@ -75,6 +141,9 @@ def verdict(found: Diagnosis) -> Line:
 def on_terminal(found: Diagnosis) -> Iterator[Block]:
     """Show a diagnosis in full: the verdict, what to do, then why."""
     yield verdict(found)
+    if (told := found.advice) is not None:
+        yield Line(((f"{told.level.upper()}  ", f"bold {told.level}"), (told.reason, "")))
+        yield Line((("do    ", "bold"), (told.hint or "nothing", "")))
     if found.verdict == "not_decided":
         few = found.source == "records" and (found.tokens < FEWEST or found.sequences < CLUSTERS)
         read = f"{found.tokens:,} tokens of {found.sequences:,} responses are too few to tell causes apart."
@@ -93,12 +162,16 @@ def on_terminal(found: Diagnosis) -> Iterator[Block]:
     yield EMPTY
     yield _causes(found)
     yield EMPTY
-    for one in found.causes:
+    named, suspected = by_confidence(found)
+    for one in (*named, *suspected):
         if (one.confidence >= NAMED or not found.decided) and one.id not in BENIGN:
             yield from _in_full(one)
-    if found.cannot_tell:
+    if out := excluded(found):
+        yield line(f"ruled out: {', '.join(out)}", "dim")
+        yield EMPTY
+    if open_ := untold(found):
         yield line("cannot tell", "bold")
-        for doubt in found.cannot_tell:
+        for doubt in open_:
             yield line(f"  {doubt.id}: {doubt.reason}")
             if doubt.experiment:
                 yield line(f"    what would decide: {doubt.experiment}", "dim")
@@ -107,11 +180,15 @@ def on_terminal(found: Diagnosis) -> Iterator[Block]:
         yield _slices(by, cut)
         yield EMPTY
     yield from (line(f"note: {_note(note)}") for note in found.notes)
+    yield verdict(found)  # last again, as a terminal shows its end
+    if (told := found.advice) is not None:
+        yield Line(((f"{told.level.upper()}  ", f"bold {told.level}"), (told.order or "nothing to do", "")))
 
 
 def _causes(found: Diagnosis) -> Table:
     rows: list[list[Cell]] = []
-    for one in found.causes:
+    named, suspected = by_confidence(found)
+    for one in (*named, *suspected):
         explained = one.explained_share
         bar = "" if explained is None else "█" * round(explained * _BAR)
         texts = (one.id, f"{one.confidence:.2f}", _explains(one), bar, ABOUT[one.id].title)
@@ -190,7 +267,7 @@ class Section:
 def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
     """Make the section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
-    doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in diagnosis.cannot_tell]
+    doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in untold(diagnosis)]
     some = [(by, label, cause_sentence(one)) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
     tables: list[tuple[str, Table]] = []
     if doubts:

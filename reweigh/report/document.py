@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from reweigh.audit.pictures import Tail, WorstSequence
@@ -31,13 +32,9 @@ def document_of(audit: Audit) -> dict[str, Any]:
     return {
         "reweigh_audit": DOCUMENT_VERSION,
         "summary": {"sentence": top.sentence, "todo": list(top.todo), "why": list(top.why), "use": top.use or None},
-        "verdict": {
-            "level": verdict.level,
-            "reason": verdict.reason,
-            "hint": verdict.hint,
-            "findings": [{"severity": f.severity, "reason": f.reason, "hint": f.hint} for f in verdict.findings],
-        },
-        "diagnosis": None if audit.diagnosis is None else audit.diagnosis.to_dict(),
+        "verdict": verdict.to_dict(),
+        "normal": audit.place.to_dict(),
+        "diagnosis": None if audit.diagnosis is None else replace(audit.diagnosis, advice=verdict).to_dict(),
         "files": [
             {"path": str(file.path), "rows": file.rows, "tokens": file.tokens, "run": file.info.to_dict()}
             for file in audit.files
@@ -170,6 +167,7 @@ def recommendation(found: Recommendation) -> dict[str, Any]:
     return {
         "use": found.use,
         "reason": found.reason,
+        "best_of_those_tried": found.best,
         "responses_of_a_step": found.n,
         "ranked": [
             {

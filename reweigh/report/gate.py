@@ -23,6 +23,8 @@ def on_terminal(gate: Gate) -> Iterator[Line]:
             continue
         effect, why = "" if check.effect == "fail" else " (a warning)", one_line(check.bound.reason)
         yield unbroken(f"{' ' * (width + 4)}{check.bound.place}{effect}{f': {why}' if why else ''}")
+    if gate.run.verdict:
+        yield unbroken(f"audit: {one_line(gate.run.verdict)}")
     yield from (unbroken(f"note: {one_line(note)}") for note in gate.notes)
 
 
@@ -48,6 +50,7 @@ def markdown(gate: Gate) -> str:
         "",
         to_markdown(Table.of(heads, rows)),
         "",
+        *([f"Audit: {in_markdown(gate.run.verdict)}.", ""] if gate.run.verdict else []),
         "Intervals: 95%, by prompt. A bound is broken only when the whole interval is beyond it.",
         *(f"- {in_markdown(note)}" for note in gate.notes),
     ]

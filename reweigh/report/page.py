@@ -27,6 +27,7 @@ from reweigh.stats.sums import NUM_BINS
 MAX_LINES = 40  # of notes, and of what to do: of a run of thousands of files there may be as many
 MAX_LINE = 1000  # characters
 MAX_TRIALS = 60
+MARKS = (b": reweigh audit</title>",)  # by which a page is known for one of ours
 _FACTS = "Counts have no interval: facts about this sample."
 _PARTS = {"by-length": "mean_weight", "kept-length": "kept_tokens_share", "by-sign": "mean_weight"}
 _PARTS["kept-sign"] = "kept_tokens_share"

@@ -6,23 +6,17 @@ from collections.abc import Iterator
 from reweigh.plan.measured import MeasuredRun
 from reweigh.plan.model import CHI2_TRUSTED, Capping, Expected, Figure, figure
 from reweigh.plan.run import FIGURES, AtLength, ModeRow, Plan, said, variance_over_model
-from reweigh.report.tables import EMPTY, Block, Column, Line, Table, columns, line, unbroken
+from reweigh.report.tables import EMPTY, MEDIUM, Block, Column, Line, Table, columns, line, unbroken
 
 _HEADINGS = ("dropped", "capped", "weight", "of kept", "effective")  # of `FIGURES`
-_MODE = {
-    "any": "any mode",
-    "sequence": "sequence",
-    "capped sequence": "sequence, capped",
-    "token": "token",
-    "none": "fix the cause",
-}
-_NAME = Column(align="left")
+_NAME = Column(align="left", wrap=True)
 
 
 def on_terminal(found: Plan) -> Iterator[Block]:
     """Show the verdict first; of one length everything, of several a line each."""
     for one in found.at:
-        yield Line(((_MODE[one.advice.mode], "bold"), (f": {one.advice.sentence}", "")), wrap=False)
+        told = one.advice
+        yield Line(((told.level, f"bold {told.level}"), (f": {told.sentence}", "")), wrap=False, words=True)
     if found.measured is not None:
         yield EMPTY
         yield from _records(found.measured)
@@ -87,7 +81,9 @@ def _modes(rows: tuple[ModeRow, ...], data: bool) -> Table:
             own_cells = [] if own is None else [said(Figure(x)) for x in (own.dropped, own.retained, own.ess)]
             cells += own_cells or ["-"] * 3
         out.append([f"{row.mode.framework} {row.mode.name}".strip(), row.mode.estimator.unit, *cells])
-    heads = columns(*_HEADINGS, *starred, first=(_NAME, Column("unit", "left")))
+    without = ("capped", "of kept", *(("dropped", "effective") if data else ()))
+    heads = [_NAME, Column("unit", "left", spare=MEDIUM)]
+    heads += [Column(x, spare=MEDIUM * (x in without)) for x in (*_HEADINGS, *starred)]
     return Table.of(heads, out, notes=["* on your data: a fact about these very units"] if data else [], frame="none")
 
 
@@ -98,7 +94,7 @@ def _band(at: AtLength) -> Iterator[Line]:
     own = "" if data is None else f", of your data {data:.0%}, each at its own length"
     yield unbroken(f"at {at.length:,.0f} tokens {band.code}: keeps {at.band.keeps:.0%}{own}")
     for name, options in at.band.options.items():
-        yield unbroken(f"  {name}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
+        yield unbroken(f"  {name}: {', '.join(f'{k}={v!r}' for k, v in options.items())}", words=False)  # to be copied
     yield unbroken(f"for every length at once: length_band({band.kl:.3g}, {band.width:.3g}) of reweigh.plan")
 
 
@@ -135,6 +131,10 @@ def _sweep(found: Plan) -> Table:
         product, capped, narrow, wide = (at.row(name).figures() for name in names)
         cap = next(c for c in at.caps if c.rule == "tradeoff")
         shares = (product["ess"], capped["retained"], narrow["dropped"], wide["dropped"])
-        rows.append([f"{at.length:,.0f}", _MODE[at.advice.mode], *map(said, shares), _cap(cap), at.band.band.code])
-    first = (Column("tokens"), Column("sane", "left"))
-    return Table.of(columns(*of_modes, "tradeoff\ncap", keeps, first=first), rows, frame="none")
+        rows.append(
+            [f"{at.length:,.0f}", at.advice.use or at.advice.action, *map(said, shares), _cap(cap), at.band.band.code]
+        )
+    wide = (*of_modes[2:], "tradeoff\ncap")
+    heads = [Column("tokens"), Column("use", "left"), *map(Column, of_modes[:2])]
+    heads += [*(Column(x, spare=MEDIUM) for x in wide), Column(keeps, wrap=True)]
+    return Table.of(heads, rows, frame="none", gap=1)

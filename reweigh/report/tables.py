@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 WIDE = 100  # characters of a terminal from which on a table has all its columns, and beyond which none grows
+MEDIUM = 80  # and from which on most
 Frame = Literal["rule", "none", "box"]
 MAX_NAME = 120  # characters of a name that the records or the user gave, in a table of a page
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "code": ""}
@@ -42,7 +43,7 @@ class Column:
         most: characters beyond which a terminal cuts a cell off; 0 for no limit.
         width: characters that a terminal gives it at least; 0 for as many as are needed.
         short: the heading on a terminal, which has less room than a page; None for the same.
-        spare: whether a terminal that is not `WIDE` goes without it.
+        spare: characters of a terminal under which it goes without it; 0 for none.
         prose: whether it holds sentences, which a page breaks.
     """
 
@@ -52,7 +53,7 @@ class Column:
     most: int = 0
     width: int = 0
     short: str | None = None
-    spare: bool = False
+    spare: int = 0
     prose: bool = False
 
 
@@ -114,12 +115,14 @@ class Line:
     Attributes:
         parts: texts, each with its style.
         indent: spaces before each of its lines.
-        wrap: whether a terminal breaks it at its width, or leaves it to the reader's.
+        wrap: whether it is broken at the width, or left to the reader's.
+        words: whether one that is left to the reader's is broken between words all the same if that is a terminal.
     """
 
     parts: tuple[tuple[str, str], ...]
     indent: int = 0
     wrap: bool = True
+    words: bool = False
 
     @property
     def text(self) -> str:
@@ -136,9 +139,9 @@ def line(text: str, style: str = "", indent: int = 0) -> Line:
     return Line(((text, style),), indent)
 
 
-def unbroken(text: str, style: str = "") -> Line:
-    """Make a paragraph in one style, as long as it is."""
-    return Line(((text, style),), wrap=False)
+def unbroken(text: str, style: str = "", words: bool = True) -> Line:
+    """Make a paragraph in one style, as long as it is; a terminal breaks it between words, or not if it is copied."""
+    return Line(((text, style),), wrap=False, words=words)
 
 
 def to_terminal(blocks: Iterable[Block], console: "Console", most: int | None = None) -> None:
@@ -149,7 +152,7 @@ def to_terminal(blocks: Iterable[Block], console: "Console", most: int | None = 
             console.print(rendered(block, console.width), width=width)
             for note in block.notes:
                 console.print(rendered(line(note, "dim"), console.width), width=width)
-        elif block.wrap:
+        elif block.wrap or (block.words and console.is_terminal):
             console.print(rendered(block, console.width), width=width)
         else:
             console.print(rendered(block, console.width), soft_wrap=True)
@@ -180,7 +183,7 @@ def rendered(block: Block, width: int) -> "RenderableType":
         show_header=block.headed,
         padding=_GAPS[block.gap],
     )
-    shown = [i for i, column in enumerate(block.columns) if width >= WIDE or not column.spare]
+    shown = [i for i, column in enumerate(block.columns) if width >= column.spare]
     for column in (block.columns[i] for i in shown):
         drawn.add_column(
             Text(column.heading if column.short is None else column.short),

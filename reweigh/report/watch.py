@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reweigh.audit import Audit
+from reweigh.audit.recommend import cause_sentence
 from reweigh.report.tables import EMPTY, NAMES, Block, Column, Line, Table, line, rendered
 from reweigh.report.words import said, slice_ratio
 from reweigh.stats.numerals import count, two
@@ -42,7 +43,7 @@ def metrics(found: Look) -> dict[str, float]:
 def update(found: Look, audit: Audit | None) -> dict[str, Any]:
     """Turn an update into plain values for a line of JSON."""
     watched = found.watched
-    verdict = None if audit is None else {"level": audit.verdict.level, "reason": audit.verdict.reason}
+    verdict = None if audit is None else audit.verdict.to_dict()
     return {
         "reweigh_watch": WATCH_VERSION,
         "look": watched.looks,
@@ -54,7 +55,8 @@ def update(found: Look, audit: Audit | None) -> dict[str, Any]:
         "bad": [{"file": name, "reason": x.reason, "tries": x.tries} for name, x in watched.troubles.items()],
         "rewritten": list(watched.rewritten),
         "verdict": verdict,
-        "use": None if audit is None else audit.recommendation.use,
+        "cause": None if audit is None or audit.diagnosis is None else audit.diagnosis.verdict,
+        "use": None if audit is None else audit.verdict.use or None,
         "metrics": metrics(found),
     }
 
@@ -63,7 +65,7 @@ def in_a_line(found: Look, audit: Audit | None) -> str:
     """Put an update in a line."""
     if audit is None:
         return f"{_counted(found)}: no token that counts yet"
-    return f"{_counted(found)}: {audit.verdict.level}: {audit.verdict.reason}; {_use(audit)}"
+    return f"{_counted(found)}: {audit.verdict.level}: {audit.headline.sentence}"
 
 
 def dashboard(folder: str, found: Look, audit: Audit | None, every: float, width: int = 100) -> "Group":
@@ -84,7 +86,8 @@ def _blocks(folder: str, found: Look, audit: Audit | None, every: float) -> Iter
         yield line(f"{verdict.level.upper()}  {verdict.reason}", f"bold {verdict.level}")
         if verdict.hint:
             yield line(f"hint: {verdict.hint}")
-        yield line(_use(audit))
+        if audit.diagnosis is not None:
+            yield line(cause_sentence(audit.diagnosis))
         yield EMPTY
         yield _numbers(audit)
         if len(audit.slices.get("step", ())) > 1:
@@ -101,11 +104,6 @@ def _counted(found: Look) -> str:
     if watched.troubles:
         parts.append(f"{len(watched.troubles):,} bad")
     return ", ".join(parts)
-
-
-def _use(audit: Audit) -> str:
-    found = audit.recommendation
-    return f"use {found.use}" if found.use else f"use none: {found.reason}"
 
 
 def _numbers(audit: Audit) -> Table:

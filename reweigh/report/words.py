@@ -163,8 +163,13 @@ def counted(audit: Audit) -> str:
     return text + (f" ({count(idle, 'row')} without a token that counts)" if idle else "")
 
 
-def run_line(info: RunInfo) -> str:
-    """Say what is known of the run, in a line; empty if nothing is."""
+def run_line(info: RunInfo, brief: bool = False) -> str:
+    """Say what is known of the run, in a line; empty if nothing is.
+
+    Args:
+        info: what the files say alike.
+        brief: leave out what changes nothing: temperature 1, no truncation, no penalty.
+    """
     programs = (
         (info.engine, info.engine_version, info.dtype_mu, "sampled"),
         (info.trainer, info.trainer_version, info.dtype_pi, "trains"),
@@ -174,14 +179,16 @@ def run_line(info: RunInfo) -> str:
         for name, version, dtype, did in programs
     ]
     who.append(f"model {info.model}" if info.model else "")
-    how = [
-        f"temperature {info.temperature:g}" if info.temperature is not None else "",
-        f"top-p {info.top_p:g}" if info.top_p is not None else "",
-        f"top-k {info.top_k}" if info.top_k is not None else "",
-        f"min-p {info.min_p:g}" if info.min_p is not None else "",
-        f"repetition penalty {info.repetition_penalty:g}" if info.repetition_penalty is not None else "",
-        f"{info.logprobs_mode} log-probs" if info.logprobs_mode else "",
-    ]
+    settings: dict[str, tuple[float | None, float]] = {
+        "temperature": (info.temperature, 1),
+        "top-p": (info.top_p, 1),
+        "top-k": (info.top_k, 0),
+        "min-p": (info.min_p, 0),
+        "repetition penalty": (info.repetition_penalty, 1),
+    }
+    how = [f"{name} {x:g}" for name, (x, plain) in settings.items() if x is not None and not (brief and x == plain)]
+    if info.logprobs_mode and not (brief and info.logprobs_mode == "processed"):
+        how.append(f"{info.logprobs_mode} log-probs")
     return "; ".join(", ".join(part for part in parts if part) for parts in (who, how) if any(parts))
 
 

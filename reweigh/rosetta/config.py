@@ -130,6 +130,23 @@ def detect(source: Source) -> Profile:
     return profile_of(min(alike, key=lambda n: [p.name for p in PROFILES].index(n)))
 
 
+def mistaken(source: Source, framework: str) -> str | None:
+    """Name the framework that a configuration is of, if it is not the one that it is taken for: another of which it has
+    more options.
+
+    Args:
+        source: the configuration.
+        framework: that it is taken for, `name` or `name@version`.
+    """
+    try:
+        found, given = detect(source), profile_of(framework.partition("@")[0])
+    except ValueError:
+        return None
+    taken, meant = (len(_sort(p, source.values, source.environment).taken) for p in (given, found))
+    fork = any({found.name, given.name} <= set(family) for family in _FORKS)
+    return found.name if found.name != given.name and not fork and meant > taken else None
+
+
 _SURE = 0.4  # of a name's share: it is had by two frameworks at most
 _FORKS = (("slime", "vime"), ("trl", "unsloth"))  # the same options: the first is meant unless more is said
 

@@ -175,7 +175,7 @@ class Tensors:
         advantage = torch.where(self.advantage == 0, float(zero_advantage), self.advantage)
         turn = (~self.mask).cumsum(-1)  # a run of tokens of the mask is a turn, as far as a mask can tell
         if rule is None:
-            return Batch.padded(self.log_pi, self.log_mu, mask, advantage=advantage, turn=turn)
+            return Batch.padded(self.log_pi, self.log_mu, mask, advantage=advantage, turn=turn, check=False)
         raw = self.log_ratio
         spread = advantage[:, None].expand(raw.shape)
         lost = self.mask & ~mask & ~torch.isfinite(raw)

@@ -178,6 +178,13 @@ class Bounds:
 
 
 _FAR = 1e9  # a ratio that stands for no bound
+
+
+def _inverse(bound: float) -> float:
+    """Turn a bound on pi/mu into one on mu/pi; 0 and infinity are no bounds."""
+    return min(_FAR, 1 / max(min(bound, _FAR), 1e-300))
+
+
 _SLOTS: Mapping[str, Callable[[Bounds], Any]] = {
     "<low>": lambda b: b.low,
     "<high>": lambda b: b.high,
@@ -187,7 +194,7 @@ _SLOTS: Mapping[str, Callable[[Bounds], Any]] = {
     "<high or none>": lambda b: None if math.isinf(b.high) else b.high,
     "<high or 0>": lambda b: 0.0 if math.isinf(b.high) else b.high,
     "<low>_<high>": lambda b: f"{b.low:g}_{b.high:g}",
-    "<1/high>_<1/low>": lambda b: f"{1 / min(b.high, _FAR):.12g}_{min(1 / max(b.low, 1e-300), _FAR):.12g}",
+    "<1/high>_<1/low>": lambda b: f"{_inverse(b.high):.12g}_{_inverse(b.low):.12g}",
 }
 
 

@@ -1,6 +1,7 @@
 """A composition in words: its formula, the code that makes it, and what a word means in each framework."""
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -213,6 +214,20 @@ def meanings(word: str) -> tuple[Meaning, ...]:
     near = [known[n] for n in difflib.get_close_matches(wanted, known, 4, 0.5)]
     like = f"did you mean {', '.join(near)}? " if near else ""
     raise ValueError(f"explain: no framework's word or option {word!r}\nhint: {like}`reweigh explain` lists the words")
+
+
+def dictionary() -> dict[str, Any]:
+    """Gather all that can be said of a word, as plain values: what `words.json` holds, so that `reweigh explain WORD`
+    need not load what computes it, and `docs/rosetta.py` writes."""
+    names = {_plain(name) for name in (*all_words(), *(o.name for p in PROFILES for o in p.options))}
+    found = {
+        "frameworks": [p.name for p in PROFILES],
+        "words": all_words(),
+        "ratios": RATIOS,
+        "symbols": SYMBOLS,
+        "meanings": {name: [m.to_dict() for m in meanings(name)] for name in sorted(names)},
+    }
+    return json.loads(json.dumps(found))
 
 
 def weights_of(reading: Reading) -> tuple[tuple[float, ...], ...]:

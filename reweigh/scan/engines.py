@@ -173,7 +173,7 @@ class OnRay:
         workers: how many parts are measured at a time; as many as the cluster has processors if not given.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed: `pip install "reweigh[ray]"`.
+        ModuleNotFoundError: Ray is not installed: `pip install "ray[data]"`.
     """
 
     address: str | None = None

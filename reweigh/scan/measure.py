@@ -7,22 +7,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
-from reweigh.records.arrays import arrow
+from reweigh.records.arrays import arrow, numbers, valid
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
 from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
-from reweigh.records.table import aligned, check_counts, check_names, check_values, conform, lengths_of, single
+from reweigh.records.table import (
+    aligned,
+    check_counts,
+    check_names,
+    check_values,
+    conform,
+    lengths_of,
+    single,
+    stable_hashes,
+    token_values,
+)
+from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
+ENGINE_STANDS_IN = "the engine's prefill stands in for log_pi"  # a rule of the notes
 BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
+
+
+Names = NDArray[np.uint64]
 
 
 class Sums(Protocol):
@@ -66,6 +82,7 @@ class Job:
         batch_tokens: tokens that are worked on at a time.
         reader: name of the files' format; recognised by their content if None.
         formats: what files may be, with what is known of them already; made of `reader` if not given.
+        rows: which rows are read.
     """
 
     families: tuple[Family, ...]
@@ -73,6 +90,7 @@ class Job:
     batch_tokens: int = BATCH_TOKENS
     reader: str | None = None
     formats: Formats | None = None
+    rows: Rows = EVERY
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -84,7 +102,8 @@ class Job:
     @property
     def strict_columns(self) -> tuple[str, ...]:
         """Columns in which nothing may be of another type or length, unless that is left out."""
-        return tuple(dict.fromkeys((*OF_BATCH, *(c for one in self.families for c in one.columns or ()))))
+        asked = (c for one in self.families for c in one.columns or ())
+        return tuple(dict.fromkeys((*OF_BATCH, *asked, *self.rows.columns)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +115,15 @@ class Measured:
         tokens: tokens that count.
         sums: by name of the family.
         notes: rules that do not hold, by rule.
+        names: fingerprints of the responses, see `fingerprints`; sorted, in arrays each of less than half of the one
+            before, so that adding up many files sorts no number often.
     """
 
     rows: int = 0
     tokens: int = 0
     sums: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: Mapping[str, Violation] = field(default_factory=dict[str, Violation])
+    names: tuple[Names, ...] = ()
 
     def __add__(self, other: "Measured") -> "Measured":
         """Add up both."""
@@ -111,11 +133,27 @@ class Measured:
         tally = Tally(dict(self.notes))
         for violation in other.notes.values():
             tally(violation)
-        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule)
+        names = list(self.names)
+        for more in other.names:
+            while names and 2 * len(more) > len(names[-1]):
+                more = np.sort(np.concatenate([names.pop(), more]), kind="stable")  # which merges what is sorted
+            names.append(more)
+        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule, tuple(names))
+
+    def has(self, names: Names) -> NDArray[np.bool_]:
+        """Tell which responses are among these."""
+        found = np.zeros(len(names), np.bool_)
+        for known in self.names:
+            found |= known[np.searchsorted(known, names).clip(max=len(known) - 1)] == names
+        return found
+
+    def shared(self, other: "Measured") -> Names:
+        """Give the responses that are in both."""
+        return np.concatenate([np.empty(0, np.uint64), *(names[self.has(names)] for names in other.names)])
 
     def to_bytes(self, job: Job) -> bytes:
         """Write them for another process."""
-        return pack([self.rows, self.tokens, self.sums, self.notes], types_of(job))
+        return pack([self.rows, self.tokens, self.sums, self.notes, self.names], types_of(job))
 
     @classmethod
     def from_bytes(cls, data: bytes, job: Job) -> "Measured":
@@ -123,22 +161,98 @@ class Measured:
         return cls(*unpack(data, types_of(job)))
 
 
-def measure(part: FilePart, job: Job, before: int = 0) -> Measured:
-    """Read one part and add it up.
+def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = None, most: int | None = None) -> Measured:
+    """Read one part and add it up. A response that stands in it twice is counted once.
 
     Args:
         part: some rows of a file.
         job: what is done with them.
         before: about how many tokens stand before the part.
+        known: fingerprints of responses that were read before, in another part, and are left out.
+        most: responses that are read at most.
     """
+    before_it = np.empty(0, np.uint64) if known is None else np.sort(known)
     total, tally = Measured(), Tally()
-    for one in read(part, job, tally, before):
+    seen = Measured(names=(before_it,) if len(before_it) else ())
+
+    def has(names: Names) -> NDArray[np.bool_]:
+        return seen.has(names)  # as it is by then
+
+    for one in read(part, job, tally, before, has, most):
         sums = {family.name: family.measure(one) for family in job.families}
-        total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums)
+        names = np.unique(fingerprints(one.table))
+        here = Measured(names=(names[names != 0],) if names.any() else ())
+        seen += here
+        total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums) + here
     return total + Measured(notes=tally.by_rule)
 
 
-def read(part: FilePart, job: Job, tally: Tally, before: int = 0) -> Iterator[Part]:
+def measure_next(before: Measured, found: Measured, part: FilePart, job: Job, tokens: int = 0) -> Measured:
+    """Give what a part adds to what was read before: what was found in it, or, if some of its responses were read
+    before, say because a folder holds a merged file beside its pieces, what is found without these; and no more
+    responses than the job's limit has left.
+
+    Args:
+        before: what was read before.
+        found: what was found in the part.
+        part: the part.
+        job: what is done with it.
+        tokens: about how many stand before the part.
+    """
+    again = before.shared(found)
+    most = None if job.rows.limit is None else job.rows.limit - before.rows
+    return measure(part, job, tokens, again, most) if len(again) or (most or found.rows) < found.rows else found
+
+
+_HEAD = 64  # tokens of a response that its fingerprint is of
+_ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))  # of xxHash: their bits look random
+
+
+def fingerprints(table: pa.Table) -> Names:
+    """Give a number for each response: of its id, its length and both log-probs of its first tokens, bit by bit.
+
+    Two rows that share one are the same response, read twice: ids that begin anew at each step do not make responses
+    equal, and equal short responses have different ids. 0 for a row without an id, which may be equal to another.
+    """
+    ids = single(table, "sequence_id")
+    lengths = lengths_of(single(table, "log_mu"))
+    if not len(lengths):
+        return np.empty(0, np.uint64)
+    starts = np.cumsum(lengths) - lengths
+    rows = np.repeat(np.arange(len(lengths)), np.minimum(lengths, _HEAD))
+    first = np.cumsum(np.minimum(lengths, _HEAD)) - np.minimum(lengths, _HEAD)
+    place = np.arange(len(rows)) - first[rows]
+    bits = np.zeros(len(rows), np.uint64)
+    for name, odd in zip(("log_mu", "log_pi"), _ODD, strict=True):
+        values = numbers(token_values(single(table, name), lengths)).astype(np.float32, copy=False)
+        bits = (bits ^ values[starts[rows] + place].view(np.uint32)) * odd
+        bits ^= bits >> np.uint64(29)
+    mixed = np.zeros(len(lengths), np.uint64)
+    np.add.at(mixed, rows, bits * (2 * place + 1).astype(np.uint64))
+    mixed ^= stable_hashes(ids, "sequence").view(np.uint64) + lengths.astype(np.uint64) * _ODD[0]
+    return np.where(valid(ids), np.maximum(mixed, 1), 0).astype(np.uint64)
+
+
+def _once(table: pa.Table, known: Callable[[Names], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Which rows are read for the first time."""
+    names = fingerprints(table)
+    first = np.zeros(len(names), np.bool_)
+    first[np.unique(names, return_index=True)[1]] = True
+    return (first & ~known(names)) | (names == 0)
+
+
+def _never(names: Names) -> NDArray[np.bool_]:
+    return np.zeros(len(names), np.bool_)
+
+
+def read(
+    part: FilePart,
+    job: Job,
+    tally: Tally,
+    before: int = 0,
+    known: Callable[[Names], NDArray[np.bool_]] = _never,
+    most: int | None = None,
+) -> Iterator[Part]:
     """Read a part of a file, some rows at a time.
 
     Args:
@@ -146,6 +260,8 @@ def read(part: FilePart, job: Job, tally: Tally, before: int = 0) -> Iterator[Pa
         job: which columns, and what to do about bad values.
         tally: counts what is not as it should be.
         before: about how many tokens stand before the part.
+        known: which responses were read before, by fingerprint: they are left out, and counted.
+        most: rows that are read at most.
 
     Raises:
         ValueError: a value that breaks a rule, unless such are left out, or a column is missing; with file, row and
@@ -159,13 +275,52 @@ def read(part: FilePart, job: Job, tally: Tally, before: int = 0) -> Iterator[Pa
         lengths = lengths_of(single(table, "log_mu"))
         for first, count in slices_of(lengths, job.batch_tokens):
             some, here = table.slice(first, count), origin.slice(first, count)
+            size = int(lengths[first : first + count].sum())
             kept = None if whole is None else whole[first : first + count]
+            wanted = job.rows.chosen(some, part.path)
+            if not wanted.all():
+                tally(_not_chosen(job.rows, here, wanted))
+            once = _once(some, known) | ~wanted
+            if not once.all():
+                tally(_again(some, here, once))
+            wanted &= once
+            if most is not None:
+                wanted &= np.cumsum(wanted) <= most
+                most -= int(wanted.sum())
+            if not wanted.all():
+                kept = None if kept is None else kept[wanted]
+                some, here = _rows(some, here, wanted)
+                if not some.num_rows:
+                    before += size
+                    continue
             good, place = (some, here) if kept is None else _rows(some, here, kept)
             check_values(good, place, tally if job.keep_going else partial(_refuse, part.path, tally))
             if lenient:
                 check_counts(good, place, tally)
             yield Part(some, here, kept, before)
-            before += int(lengths[first : first + count].sum())
+            before += size
+
+
+NOT_CHOSEN = "rows that were not asked for"
+
+
+def _not_chosen(rows: Rows, origin: Origin, chosen: NDArray[np.bool_]) -> Violation:
+    row = int(np.flatnonzero(~chosen)[0])
+    hint = "--where and --sample say which rows are read."
+    return Violation(NOT_CHOSEN, origin.place(row), f"it is not of: {rows}", hint, int((~chosen).sum()), "rows")
+
+
+def _again(table: pa.Table, origin: Origin, once: NDArray[np.bool_]) -> Violation:
+    row = int(np.flatnonzero(~once)[0])
+    name = single(table, "sequence_id")[row].as_py()
+    return Violation(
+        "sequence_id: a response that was read before, so that it stands here twice",
+        origin.place(row),
+        f"{name!r} has the same log-probs in a row before, of this file or another",
+        "each response is counted once; is a merged file, or a copy, in one folder with what it was made of?",
+        int((~once).sum()),
+        "rows",
+    )
 
 
 def _usable(
@@ -202,7 +357,7 @@ def _prefill_for_pi(table: pa.Table, origin: Origin, report: Report) -> pa.Table
         return table
     report(
         Violation(
-            "the engine's prefill stands in for log_pi",
+            ENGINE_STANDS_IN,
             origin.place(0),
             "log_pi is missing and log_mu_prefill is there",
             "only the engine is looked at: its decoding against its own prefill.",
@@ -292,6 +447,23 @@ def unpack(data: bytes, types: Sequence[type] = ()) -> Any:
         raise ValueError(f"unpack: not sums of a scan, or cut short: {len(data)} bytes that start {data[:8]!r}")
     known = {_name(t): t for t in (*_TYPES, *types)}
     return _value(json.loads(data[start:end]), _Body(memoryview(data)[end:]), known)
+
+
+_MOST_HEAD = 1 << 28
+
+
+def head_of(file: IO[bytes]) -> Any:
+    """Read the first member of a list that `pack` wrote, if it is plain: None if it is not what `pack` writes."""
+    start = file.read(len(_MAGIC) + 8)
+    size = int.from_bytes(start[len(_MAGIC) :], "little")
+    if start[: len(_MAGIC)] != _MAGIC or not 0 < size < _MOST_HEAD:
+        return None
+    try:
+        tree = json.loads(file.read(size))
+        first = next(iter(tree.values()))[0]
+        return _value(first, _Body(memoryview(b"")), {})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError):
+        return None
 
 
 def _name(kind: type) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +12,14 @@ from reweigh.records.files import Formats, Paths, cut
 from reweigh.records.schema import REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
-from reweigh.scan.measure import BATCH_TOKENS, Family, Job
-from reweigh.scan.state import Keeper, Merged, StateFile
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured, measure_next
+from reweigh.scan.rows import EVERY, Rows
+from reweigh.scan.state import Keeper, Merged, StateFile, note_state
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
+
+
+FOREIGN = "files of no format that is read"
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class Known:
         tasks: their parts, in order.
         reader: name of the files' format; recognised by their content if None.
         formats: how to read them, with what is known of each.
+        chosen: which rows are read.
     """
 
     files: tuple[Path, ...]
     tasks: tuple[Task, ...]
     reader: str | None
     formats: Formats
+    chosen: Rows = EVERY
 
     @property
     def tokens(self) -> int:
@@ -107,9 +113,10 @@ class Scanned:
         return merged
 
     def left_out(self, columns: Collection[str]) -> Iterator[Violation]:
-        """Give the rules because of which rows were left out, of those on these columns."""
+        """Give the rules because of which rows were left out, of those on these columns, or files."""
         for one in self.notes.values():
-            if one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns:
+            rows = one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns
+            if rows or one.counted in ("files", "responses"):
                 yield one
 
     def done(self) -> None:
@@ -118,13 +125,14 @@ class Scanned:
             self.state.remove()
 
 
-def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQUIRED) -> Known:
+def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQUIRED, rows: Rows = EVERY) -> Known:
     """Find files and cut them into parts, before anything is read but their footers or first lines; see `scan`.
 
     Args:
         paths: see `scan`.
         reader: see `scan`.
         required: columns that each file must have.
+        rows: which rows are read.
     """
     how = formats(reader)
     files = how.expand(paths)
@@ -133,7 +141,7 @@ def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQU
     for part in cut(files, PART_TOKENS, required=required, formats=how):
         tasks.append(Task(part, before))
         before += part.tokens or 0
-    return Known(tuple(files), tuple(tasks), reader, how)
+    return Known(tuple(files), tuple(tasks), reader, how, rows)
 
 
 def scan(
@@ -183,12 +191,24 @@ def scan(
             f"{name}: resume needs the state file to go on from\nhint: {name}(..., state=path, resume=True)"
         )
     known = paths if isinstance(paths, Known) else look(paths, reader)
-    job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats)
-    kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job)
+    job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats, known.chosen)
+    kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job).placed(resume)
     merged = _merge(known, job, engine, kept, resume, on_progress)
     counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
     files = tuple(FileRead(path, *n, known.formats.source(path).info()) for path, n in counts.items())
-    return Scanned(merged.total.sums, files, merged.total.notes, kept)
+    notes = dict(merged.total.notes)
+    for one in known.formats.left_out():
+        notes[one.rule] = one
+    if foreign := known.formats.ignored():
+        notes[FOREIGN] = Violation(
+            FOREIGN,
+            str(foreign[0]),
+            "it has no log-probs that a reader knows",
+            "name it alone to hear why; move it elsewhere if it is no dump.",
+            len(foreign),
+            "files",
+        )
+    return Scanned(merged.total.sums, files, notes, kept)
 
 
 def _merge(
@@ -200,16 +220,29 @@ def _merge(
     try:
         with closing(engine(rest, job)) as results:
             for task, found in zip(rest, results, strict=True):
+                found = measure_next(merged.total, found, task.part, job, task.before)
                 merged = merged.then(task.part, found)
                 keeper = keeper.keep(merged)
                 if report is not None:
                     report(Progress(merged.total.rows, merged.total.tokens, total, resumed))
+                if job.rows.limit is not None and merged.total.rows >= job.rows.limit:
+                    break
     except ValueError:  # of the records: once they are mended, what was merged is of other files
         if kept is not None:
             kept.remove()
         raise
-    except BaseException:  # Ctrl-C, a dead worker: what was merged is not lost
+    except BaseException as e:  # Ctrl-C, a dead worker: what was merged is not lost
         if kept is not None and merged.parts:
-            kept.save(merged)
+            try:
+                kept.save(merged)
+            except OSError:  # then it goes on from what was saved before, if anything was
+                if not isinstance(e, KeyboardInterrupt):
+                    raise e from None
+        if isinstance(e, KeyboardInterrupt):
+            note_state(e, kept)
         raise
+    if keeper.trouble:
+        hint = "the result is whole; --resume of an interrupted command would have begun anew."
+        lost = Violation("state: not saved", keeper.trouble, "the state could not be saved", hint, counted="files")
+        merged = replace(merged, total=merged.total + Measured(notes={lost.rule: lost}))
     return merged

@@ -1,6 +1,7 @@
 """The state file of a scan: what was merged so far, so that an interrupted scan goes on where it stopped."""
 
-import os
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from reweigh import __version__
+from reweigh.guard import open_regular, write_whole
 from reweigh.records.files import FilePart
-from reweigh.scan.measure import Job, Measured, pack, types_of, unpack
+from reweigh.scan.measure import Job, Measured, head_of, pack, types_of, unpack
 
 SAVE_SECONDS = 10.0  # between two writings of the state: the most work that a killed process loses
 
@@ -58,6 +60,7 @@ class StateFile:
             "families": [one.name for one in job.families],
             **{name: value for one in job.families for name, value in one.identity.items()},
             "--keep-going": job.keep_going,
+            **job.rows.identity,
             "--reader": job.reader,
             "tokens of a batch": job.batch_tokens,
             "files": [str(p) for p in dict.fromkeys(part.path for part in parts)],
@@ -70,11 +73,38 @@ class StateFile:
             identity[f"parts of {file}"] = [len(cuts), cuts[0][1]]
         return cls(path, identity, types_of(job))
 
+    def placed(self, resume: bool) -> "StateFile":
+        """Find a place where nothing of anybody else is lost: the state of another question stays where it is.
+
+        Args:
+            resume: whether to go on from what is there.
+
+        Raises:
+            ValueError: something that is no state stands there.
+        """
+        if not self.path.exists():
+            return self
+        was = identity_at(self.path)
+        if was is None:
+            raise ValueError(
+                f"{self.path}: is there, and is not a state of this version of reweigh: it is not replaced\n"
+                "hint: name another file with --state."
+            )
+        beside = self.beside()
+        if was == self.identity or (resume and not beside.path.exists()):  # `load` says what is other about it
+            return self
+        return beside
+
+    def beside(self) -> "StateFile":
+        """Name a place for this question alone: `x.state` -> `x-0123abcd.state`."""
+        digest = hashlib.blake2b(json.dumps(self.identity, sort_keys=True, default=str).encode(), digest_size=4)
+        return replace(self, path=self.path.with_name(f"{self.path.stem}-{digest.hexdigest()}{self.path.suffix}"))
+
     def save(self, merged: Merged) -> None:
         """Write it whole or not at all: to a file beside it, then by renaming."""
         files = {name: list(counts) for name, counts in merged.files.items()}
         total = merged.total
-        found = [total.rows, total.tokens, total.sums, total.notes]
+        found = [total.rows, total.tokens, total.sums, total.notes, total.names]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, pack([self.identity, merged.parts, files, found], self.types))
 
@@ -103,8 +133,32 @@ class StateFile:
         return Merged(parts, counts, Measured(*found))
 
     def remove(self) -> None:
-        """Delete it, once the work is done."""
-        self.path.unlink(missing_ok=True)
+        """Delete it, once the work is done; what is not of this question stays."""
+        if self.path.is_file() and identity_at(self.path) == self.identity:
+            self.path.unlink(missing_ok=True)
+
+
+def note_state(interrupt: KeyboardInterrupt, kept: StateFile | None) -> None:
+    """Let Ctrl-C say which file the scan that it ended goes on from."""
+    interrupt.__dict__["state"] = kept.path if kept is not None and kept.path.exists() else None
+
+
+def noted_state(interrupt: KeyboardInterrupt, kept: Path) -> Path | None:
+    """Tell which file a command that Ctrl-C ended goes on from; None if nothing was saved.
+
+    Args:
+        interrupt: that ended it.
+        kept: where the state is, if it was not the scan that was ended but what came after it.
+    """
+    return interrupt.__dict__.get("state", kept if kept.exists() else None)
+
+
+def identity_at(path: Path) -> Any:
+    """Read what question a file is the state of; None if it is no state."""
+    if not path.is_file():
+        return None
+    with open_regular(path) as file:
+        return head_of(file)
 
 
 @dataclass(frozen=True)
@@ -114,10 +168,12 @@ class Keeper:
     Attributes:
         file: where; None to save nothing.
         saved: when it was saved last, in seconds of `time.monotonic`.
+        trouble: why it can no longer be saved; empty if it can. That ends no scan.
     """
 
     file: StateFile | None
     saved: float
+    trouble: str = ""
 
     @classmethod
     def start(cls, file: StateFile | None) -> "Keeper":
@@ -128,21 +184,11 @@ class Keeper:
         """Save if it is time."""
         if self.file is None or time.monotonic() - self.saved < SAVE_SECONDS:
             return self
-        self.file.save(merged)
+        try:
+            self.file.save(merged)
+        except OSError as e:
+            return replace(self, file=None, trouble=f"{self.file.path}: {e.strerror or e}")
         return replace(self, saved=time.monotonic())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a reader sees what was there before, or all of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:

@@ -219,6 +219,11 @@ class Runs(Layout):
         """Number of sequences."""
         return len(self.sizes)
 
+    @property
+    def runs(self) -> Tensor:
+        """Those of the packed layout."""
+        return self._packed.runs
+
     def reduce(self, with_: np.ufunc, x: NDArray[Any], empty: float, dtype: Any = None) -> NDArray[Any]:
         """One value a sequence: all its tokens' values joined by a ufunc such as `np.add`."""
         out = np.full(self.num_seqs, empty, x.dtype if dtype is None else dtype)
@@ -245,6 +250,10 @@ class Runs(Layout):
     def spread(self, s: Tensor) -> Tensor:
         """Repeat each sequence's value."""
         return self._once("spread", s, lambda: np.repeat(s.numpy(), self.sizes))
+
+    def spread_by_torch(self, s: Tensor) -> Tensor:
+        """Repeat each sequence's value on its tokens."""
+        return torch.where(self.mask, self.spread(s), 0)
 
     def masked(self, mask: Tensor) -> "Runs":
         """The same runs with another mask."""
@@ -347,7 +356,7 @@ def take_sequences(batch: Batch, chosen: NDArray[np.bool_]) -> Batch:
 def _gathered(batch: Batch, places: Tensor, offsets: Tensor, group: Tensor | None) -> Batch:
     mask = batch.layout.mask if batch.dropped is None else batch.layout.mask | batch.dropped
     log_pi, log_mu, mask = (x.index_select(0, places) for x in (batch.log_pi, batch.log_mu, mask))
-    return Batch.packed(log_pi, log_mu, offsets, mask, group=group)
+    return Batch.packed(log_pi, log_mu, offsets, mask, group=group, check=False)  # bad values are counted elsewhere
 
 
 FLOOR = 1e-3  # of 1 - p: below it a gap is all rounding of the float32 that it came in

@@ -20,6 +20,7 @@ from reweigh.stats.tail import (
     identity_holds,
     kl_pi_mu,
     mean_ratio,
+    mean_refusal,
     refusal_of,
     renyi2_by_blocks,
     renyi2_lower,
@@ -46,7 +47,7 @@ class Summary:
         tokens: tokens.
         dropped: tokens of the mask with a non-finite log-prob.
         numbers: by name, in reading order.
-        identity: whether the mean ratio can be 1, at a confidence of 99.9%.
+        identity: whether the mean ratio can be 1; False if it is off by what matters, and not by chance.
         refusal: why moments of the ratio are refused; empty if they are not.
         note: what kept a check from being made, or what two figures that disagree mean; empty as a rule.
     """
@@ -90,9 +91,9 @@ def summarise(stats: RatioStats) -> Summary:
     if h.n == 0:
         return replace(base, refusal="there are no units")
     khat = h.tail.khat
-    means = _means(h)
     blocks = renyi2_by_blocks(h) if h.level == "sequence" else None
     identity = identity_holds(h, khat)
+    means = _means(h, mean_refusal(h, khat) if identity else "")
     refusal = refusal_of(h, khat, identity, blocks)
     what = "Pareto tail index of the ratio; its variance exists below 0.5."
     if h.tail.plateau and khat is not None:
@@ -102,7 +103,7 @@ def summarise(stats: RatioStats) -> Summary:
         what = "renyi2 extrapolated from shorter blocks of tokens: a model, as a check."
         value, error = blocks
         tail["renyi2_by_blocks"] = Number(value, value - 2 * error, value + 2 * error, value, "nats", what)
-    numbers = means | _moments(h, refusal) | tail
+    numbers = means | _moments(h, refusal) | _capped(h) | tail
     numbers |= _token(h) if h.level == "token" else _hybrid(h, refusal) if h.level == "sequence" else {}
     return replace(base, numbers=numbers, identity=identity, refusal=refusal, note=drift_of(h, blocks))
 
@@ -111,15 +112,17 @@ def _interval(h: HostSums, combine: Callable[[dict[str, Array]], Array]) -> tupl
     return clustered(combine(h.clusters), h.clusters["n"])
 
 
-def _means(h: HostSums) -> dict[str, Number]:
+def _means(h: HostSums, untold: str) -> dict[str, Number]:
     k1 = -h.total["l"] / h.n
     mean, low, high = mean_ratio(h)
     mean_abs = h.total["abs"] / h.n
     spread = math.sqrt(max(0.0, h.total["l2"] / h.n - k1 * k1))
     what = "Mean of pi/mu; 1 if the logged log-probs are those that were sampled from."
     out = {"mean_ratio": Number(mean, low, high, mean, "ratio", what)}
-    what = "pi's mass where mu has none: 1 - mean r; under a heavy tail also mass that this sample missed."
+    what = "pi's mass where mu has none: 1 - mean r."
     out["unseen"] = Number(1 - mean, 1 - high, 1 - low, 1 - mean, "", what)
+    if untold:
+        out = {name: replace(x, value=None, low=None, high=None, refused=untold) for name, x in out.items()}
     most = unseen_at_most(h)
     what = "An upper bound of pi's mass where mu has none, under any tail (95%)."
     out["unseen_at_most"] = Number(most, None, most, most, "", what)
@@ -130,14 +133,14 @@ def _means(h: HostSums) -> dict[str, Number]:
         if h.tiny:
             ends = _interval(h, lambda c: c["l2"] / 2)
         else:
-            ends = _interval(h, lambda c: c["w1"] * scale - c["n"] - c["l"]) if scale < math.inf else (0.0, math.inf)
+            ends = _interval(h, lambda c: c["w1"] * scale - c["n"] - c["l"]) if h.shift_max < 300 else (0.0, math.inf)
         what = "KL(mu||pi) by r - 1 - log r: less noise for small gaps."
         out["kl_k3"] = Number(k3, *ends, k3, "nats", what)
     out["mean_abs"] = Number(mean_abs, *_interval(h, lambda c: c["abs"]), mean_abs, "nats", "Mean |log ratio|.")
     out["sd"] = Number(spread, sample=spread, unit="nats", meaning="Standard deviation of the log ratio.")
     tv = h.total["tv"] / h.n
     series = -(h.total["l"] / 2 + h.total["l2"] / 8) / h.n
-    hellinger = max(0.0, series if h.tiny else 1 - math.exp(h.log_power(0.5) - math.log(h.n)))
+    hellinger = max(0.0, series if h.tiny else 1 - exp(h.log_power(0.5) - math.log(h.n)))
     what = "Total variation between pi and mu: E (1 - r)_+, bounded, so honest under any tail."
     # Two upper bounds, each at 97.5%: the squared Hellinger distance is at most the total variation.
     low, high = root_mean(1 - hellinger, h.effective_n, 0.025)
@@ -150,7 +153,7 @@ def _means(h: HostSums) -> dict[str, Number]:
 
 def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
     log1, log2 = h.log_power(1.0), h.log_power(2.0)
-    ess, share = math.exp(2 * log1 - log2), math.exp(h.top[0] - log1)
+    ess, share = exp(2 * log1 - log2), exp(float(h.top[0]) - log1)
     least, reverse = renyi2_lower(h), kl_pi_mu(h)
 
     def told(value: float, unit: str, meaning: str) -> Number:
@@ -168,6 +171,21 @@ def _moments(h: HostSums, refusal: str) -> dict[str, Number]:
         "ess": Number(ess, None, None, ess, "units", "Effective number of units in this sample: (sum w)^2 / sum w^2."),
         "largest_share": Number(share, None, None, share, "", "Share of all weight that the largest unit carries."),
     }
+
+
+VERDICT_CAP = 2.0  # ratio; the field's most common cap: what it leaves of the weights decides which level serves
+
+
+def _capped(h: HostSums) -> dict[str, Number]:
+    """Say what truncation at 2 leaves: bounded means, and so honest under any tail."""
+    left = _truncated(h, VERDICT_CAP, 1)
+    mean, square = left.value / h.n, _truncated(h, VERDICT_CAP, 2).value / h.n
+    low, high = left.interval(h, "best")
+    effective = mean * mean / square if square > 0 else 0.0
+    what = "Mean weight that a cap of 2 leaves: what is missing from 1 is the most of a gradient that it can miss."
+    kept = Number(mean, min(low, mean), max(high, mean), mean, "", what)
+    what = "Effective share of the weights under a cap of 2."
+    return {"kept_2": kept, "effective_2": Number(effective, None, None, effective, "", what)}
 
 
 def _hybrid(h: HostSums, refusal: str) -> dict[str, Number]:

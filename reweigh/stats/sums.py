@@ -15,6 +15,7 @@ from torch import Tensor
 from reweigh.batch import Batch, log_ratio_of, tame
 from reweigh.layout import CHUNK_ROWS, WIDTH, Packed, Padded, Tiles, in_a_graph, may_look, ones_of, operator
 from reweigh.levels import SEQUENCE, TOKEN, TURN, Level, heads
+from reweigh.native import walk
 from reweigh.stats.intervals import Interval, bounded, design_effect
 from reweigh.transforms import MIN_TAIL, smoothed_tail, tail_length, tail_over
 
@@ -144,11 +145,22 @@ class RatioStats:
             >>> token.moments[0].sum().item(), sequence.moments[0].sum().item()
             (120.0, 30.0)
         """
+        if not isinstance(batch, Batch):  # type: ignore[reportUnnecessaryIsInstance] - of a caller without types
+            raise ValueError(
+                f"RatioStats.of: takes a Batch, got {type(batch).__name__}\n"
+                "hint: RatioStats.of(Batch.padded(log_pi, log_mu, mask), TOKEN), or .packed, or .from_lists."
+            )
         for level in levels:
+            if not isinstance(level, Level):  # type: ignore[reportUnnecessaryIsInstance]
+                raise ValueError(
+                    f"RatioStats.of: level must be a Level, got {level!r}\nhint: reweigh.TOKEN, SEQUENCE or TURN"
+                )
             if level.name not in ("token", "turn", "sequence"):
                 raise ValueError(f"RatioStats.of: level must be TOKEN, TURN or SEQUENCE, got {level.name.upper()}")
         if in_a_graph(batch.log_pi):
             return _in_one_call(batch, levels)
+        if (made := _compiled(batch, levels)) is not None:
+            return made
         if batch.layout.num_seqs == 0 or batch.log_pi.numel() == 0 or len(batch.layout.tiles[0]) == 0:
             return tuple(replace(cls.empty(x, batch.log_pi.device), dropped=_dropped(batch)) for x in levels)
         names = {level.name for level in levels}
@@ -331,6 +343,19 @@ class TailFit:
     unfit: str = ""
 
 
+def _compiled(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...] | None:
+    """Make the stats by the compiled walk (`reweigh/native`), where it is and may be used; what follows is the same."""
+    if not may_look(batch.log_pi):
+        return None
+    layout, names = batch.layout, [level.name for level in levels]
+    own = batch.log_pi, batch.log_mu, batch.given, layout.mask, layout.runs, layout.turn if "turn" in names else None
+    fields = walk.statistics(*own, batch.group, list(dict.fromkeys(names)))
+    if fields is None:
+        return None
+    dropped = {"dropped": _dropped(batch)}
+    return tuple(RatioStats(level, **(fields[level.name] | dropped)) for level in levels)
+
+
 def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, RatioStats]:
     """Sum token ratios, sequence ratios, or both in one pass over the tokens; by name of the level."""
     layout = batch.layout
@@ -344,15 +369,15 @@ def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, Rati
     for part in tiles.parts if token or sequence else ():
         l, live, log_mu = _rows_of(batch, part)
         if token:
-            sums, r = _row_sums(l, live)
-            pending.add([*sums, *_gaps(log_mu, l, live)])
+            sums, less_one = _row_sums(l, live)
+            pending.add([*sums, *_gaps(log_mu, l, live, less_one)])
         else:
-            r = l.exp()
+            less_one = l.expm1()
         if sequence:
             total.index_add_(0, part.seq, (sums[1] if token else l.sum(-1)).double())
             # No sequence is in two parts, so those of this one are summed by now.
-            whole = total[part.seq].clamp(max=GRID_TOP).exp().to(r.dtype)
-            above = (r.clamp(max=math.exp(GRID_TOP)) - whole[:, None]).relu_().mul_(live).sum(-1)
+            whole = total[part.seq].clamp(max=GRID_TOP).expm1().to(l.dtype)
+            above = (less_one.clamp(max=math.expm1(GRID_TOP)) - whole[:, None]).relu_().mul_(live).sum(-1)
             over.index_add_(0, part.seq, above.double())
             full = live.view(len(l), -1, BLOCK_SIZES[0]).sum(-1) == BLOCK_SIZES[0]
             blocks.append(torch.where(full, l.view(len(l), -1, BLOCK_SIZES[0]).sum(-1), -torch.inf))
@@ -372,7 +397,7 @@ def _in_one_pass(batch: Batch, *, token: bool, sequence: bool) -> dict[str, Rati
             ratios,
             _largest(torch.where(some, l[:, 0], -torch.inf)),
             over=over,
-            longer=(torch.exp(l[:, 0].clamp(max=GRID_TOP)) - 1) * layout.lengths,
+            longer=l[:, 0].clamp(max=GRID_TOP).expm1() * layout.lengths,
             blocks=_larger_blocks(torch.cat(blocks), tiles),
         )
     return made
@@ -639,20 +664,21 @@ def _rows_of(batch: Batch, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _row_sums(l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> tuple[list[Tensor], Tensor]:
-    """Sum each row, unscaled: `PLAIN`, the powers, then its largest and its smallest log ratio; and give the ratios.
+    """Sum each row, unscaled: `PLAIN`, the powers, then its largest and its smallest log ratio; and give r - 1.
 
     A sum that float32 cannot hold is infinite, as is such a ratio. A row without a unit has a top far below 0, and its
-    smallest is at most 0. A slot without a unit has a ratio of 1.
+    smallest is at most 0. A slot without a unit has a ratio of 1. r - 1 is never a difference: of a gap of 1e-4 nats
+    that would leave three digits in float32.
     """
-    r = l.exp()
+    less_one = l.expm1()
     # Each of these works in memory that the one before has given back, which is still in the cache.
     plain = [live.sum(-1), l.sum(-1), _squares(l), l.abs().sum(-1)]
-    below = (1 - r).relu_()  # (1 - r)_+: 0 for an infinite ratio, as it should be
-    # 1 - r is exact near 1, so it is over 0 just where r < 1; a comparison that gives a bool is slow to sum.
+    below = less_one.neg().relu_()  # (1 - r)_+: 0 for an infinite ratio, as it should be
+    # It is over 0 just where r < 1; a comparison that gives a bool is slow to sum.
     plain += [below.sum(-1), _squares(below), below.sign_().sum(-1)]
     del below
-    powers = _powers(r * live)
-    return [*plain, *powers, (live - 1).mul_(NONE).add_(l).amax(-1), l.amin(-1)], r
+    powers = _powers(l.exp().mul_(live))
+    return [*plain, *powers, (live - 1).mul_(NONE).add_(l).amax(-1), l.amin(-1)], less_one
 
 
 def _powers(e: Tensor) -> list[Tensor]:
@@ -666,16 +692,22 @@ def _squares(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1).square_() if may_look(x) else (x * x).sum(-1)
 
 
-def _gaps(log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Tensor, "R W"]) -> list[Tensor]:
+def _gaps(
+    log_mu: Float[Tensor, "R W"], l: Float[Tensor, "R W"], live: Float[Tensor, "R W"], less_one: Float[Tensor, "R W"]
+) -> list[Tensor]:
     """Bound the total variation at visited states: sums of |pi - mu| and 1 - min(pi, mu) of each row.
 
     Returns:
         The sums, each `[R]`, and each row's largest |pi - mu|.
     """
     log_mu = tame(log_mu * live)
-    pi, mu = (log_mu + l).exp_(), log_mu.exp_()  # both 1 where there is no token
-    most = torch.rsub(torch.minimum(pi, mu), 1).sum(-1)
-    gap = pi.sub_(mu).abs_()
+    mu = log_mu.exp()  # 1 where there is no token
+    # 1 - min(pi, mu) = (1 - mu) + mu (1 - r)_+ and pi - mu = mu (r - 1): neither takes equal numbers from each other.
+    most = less_one.neg().relu_().mul_(mu).sub_(log_mu.expm1()).sum(-1)
+    gap = less_one.abs().mul_(mu)
+    large = l > 1  # where r may be infinite, and nothing cancels
+    if not may_look(l) or bool(large.any()):
+        gap = torch.where(large, (log_mu + l).exp() - mu, gap)
     return [gap.sum(-1), most, gap.amax(-1)]
 
 
@@ -740,8 +772,7 @@ def _in_one_call(batch: Batch, levels: Sequence[Level]) -> tuple[RatioStats, ...
     What is fast here, to look at values and to leave work out, a compiler cannot do.
     """
     layout = batch.layout
-    offsets = layout.offsets if isinstance(layout, Packed) else None
-    own = (batch.log_pi.detach(), batch.log_mu.detach(), layout.mask, offsets)
+    own = (batch.log_pi.detach(), batch.log_mu.detach(), layout.mask, layout.runs)
     names = ",".join(level.name for level in levels)
     flat = _stats_op(*own, layout.turn, batch.group, batch.dropped, batch.given, names)
     each = len(flat) // len(levels)

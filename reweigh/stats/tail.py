@@ -10,12 +10,16 @@ from reweigh.stats.numerals import two
 from reweigh.stats.sums import BLOCK_SIZES, CAPS, GRID_LOW, GRID_TOP, MIN_UNITS, HostSums
 
 Array = NDArray[np.float64]
+UNSEEN_OR_WRONG = "either rare large ratios were not drawn, or the log-probs are not of what was sampled"
 
 MAX_KHAT = 0.7  # Vehtari et al. 2024: beyond it no practical sample size makes the mean reliable
 MIN_BEHIND = 2  # units; with 5 it would refuse figures that are 0.8 to 0.9 of the truth (docs/intervals.md)
 MAX_SHARE = 0.2  # heuristic: one unit with a fifth of all weight decides the estimate
-MIN_IDENTITY_GAP = 1e-3  # |mean ratio - 1| below which a million tokens would flag trivia
-IDENTITY_ALPHA = 1e-3  # it is tested at every step and for every slice: at 5%, honest runs would fail every day
+# What matters: of a token 0.001, which a response of a thousand makes a factor of e; of whole units a twentieth.
+IDENTITY_GAPS = {"token": 1e-3, "turn": 0.05, "sequence": 0.05}  # |mean ratio - 1|
+IDENTITY_ALPHA = 1e-6  # 1,000 steps of three levels and some slices each: one honest run in a hundred at most
+IDENTITY_SPREAD = 0.6  # nats^2 a token: beyond a KL of 0.3 the mean of honest runs drifts from 0.6 to 2 (docs/audit.md)
+IDENTITY_RATES = (0.02, 0.1, 0.3, 0.6, 0.9)  # stakes of the test above 1, by factors that lose little between them
 MAX_BLOCK_ERROR = 0.25  # relative standard error of a block's mean square that still makes it a check
 MIN_BLOCK_RENYI2 = 0.1  # nats: below it the sample and the blocks both say "small"
 
@@ -34,16 +38,21 @@ def refusal_of(h: HostSums, khat: float | None, identity: bool, blocks: tuple[fl
         return reason
     if not identity:
         value = exp(h.log_power(1.0) - math.log(h.n))
-        return f"the mean ratio {value:.3g} is not 1, so mu is not what was sampled from, or pi's support is wider"
+        return f"the mean ratio {value:.4g} is not 1, so mu is not what was sampled from, or pi's support is wider"
     needed = log_needed_by_kl(h)
     if needed > math.log(h.n):
-        return f"{h.n:.0f} units are fewer than exp({needed:.1f}), what the sample's own KL(pi||mu) needs"
+        return f"{h.n:,.0f} units are too few for a KL(pi||mu) like this sample's: it takes over {_many(needed)}"
     least = 0.0 if blocks is None else blocks[0] - 2 * blocks[1]
     if blocks is not None and least > 2 * h.renyi2 and least > MIN_BLOCK_RENYI2:
         return (
             f"log(1 + chi2) is {h.renyi2:.2g} in the sample but {blocks[0]:.2g} by blocks of tokens: its tail is unseen"
         )
     return ""
+
+
+def _many(nats: float) -> str:
+    """`e^nats` units, in words that can be read."""
+    return f"{math.exp(nats):,.0f}" if nats < math.log(1e6) else "a million" if nats < math.log(1e9) else "a billion"
 
 
 def drift_of(h: HostSums, blocks: tuple[float, float] | None) -> str:
@@ -70,14 +79,14 @@ def _tail_reason(h: HostSums, khat: float | None, twice_kl: float) -> str:
         return "the tail index is not finite"
     if khat is not None and khat > limit:
         return f"tail index {two(khat)} is over {two(limit)}"
-    share = math.exp(h.top[0] - h.log_power(1.0))
+    share = exp(float(h.top[0]) - h.log_power(1.0))
     if share > MAX_SHARE:
         return f"one unit carries {share:.0%} of the weight"
     if khat is None and h.tail.unfit:
         return h.tail.unfit
     spread = max(h.variance, twice_kl)
     if spread > math.log(n):
-        return f"{n:.0f} units are fewer than exp({spread:.1f}), what a log-ratio spread like this one needs"
+        return f"{n:,.0f} units are too few for log ratios that spread so widely: it takes over {_many(spread)}"
     renyi2 = max(h.renyi2, twice_kl)
     if n * units_behind(renyi2) < MIN_BEHIND:
         return f"fewer than {MIN_BEHIND} of {n:.0f} units can be where a log(1 + chi2) of {renyi2:.2g} comes from"
@@ -132,34 +141,78 @@ def kl_pi_mu(h: HostSums) -> float:
     return min(max(0.0, value), math.log(h.n))
 
 
+_FAR = 300.0  # nats: of ratios below e^this even squares are inside a float64
+
+
 def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
     """Mean ratio and the ends of its clustered interval; infinite where it is more than a float64 can hold."""
-    scale = exp(h.shift_max)
-    if math.isinf(scale):
-        return scale, 0.0, scale
-    low, high = clustered(h.clusters["w1"] * scale, h.clusters["n"], alpha)
-    return exp(h.log_power(1.0) - math.log(h.n)), max(0.0, low), high
+    value = exp(h.log_power(1.0) - math.log(h.n))
+    if h.shift_max < _FAR:
+        low, high = clustered(h.clusters["w1"] * exp(h.shift_max), h.clusters["n"], alpha)
+        return value, max(0.0, low), high
+    # The ends as logarithms: cluster sums are in units of e^shift_max, which a float64 may not hold.
+    low, high = clustered(h.clusters["w1"], h.clusters["n"], alpha)
+    ends = (exp(math.log(end) + h.shift_max) if end > 0 else 0.0 for end in (low, high))
+    return value, *ends
 
 
 def identity_holds(h: HostSums, khat: float | None) -> bool:
     """Tell whether the mean ratio can be 1, as it must be if the logged log-probs are those that were sampled from.
 
-    A mean over 1 is evidence at any tail. A mean below 1 is none where the tail is heavy: the few large ratios that
-    would make up for it are then missing from most samples, and the t interval knows nothing of them. Nor does the
-    sample's own standard deviation, which is small whenever the mean is: that of a log-normal ratio of the same spread
-    is used where it is larger.
+    It cannot be 1 if it is off by what matters and by what a run of 1,000 honest steps does not reach by chance. Above
+    1 that is known under any tail: `log_odds_above_1`. A mean below 1 proves nothing where the tail is heavy, as the
+    few large ratios that would make up for it are then missing from most samples (`mean_refusal`). Elsewhere there is a
+    t interval, which knows nothing of them; nor does the sample's own standard deviation, which is small whenever the
+    mean is: that of a log-normal ratio of the same spread is used where it is larger.
     """
-    value, low, high = mean_ratio(h, IDENTITY_ALPHA)
-    if low <= 1 <= high or abs(value - 1) <= MIN_IDENTITY_GAP:
+    value, _, high = mean_ratio(h, IDENTITY_ALPHA)
+    if abs(value - 1) <= IDENTITY_GAPS[h.level]:
         return True
     if value > 1:
-        return False
-    # Not by k1: it is what a log mu that is not the one sampled from makes large.
-    if h.n >= MIN_UNITS and _tail_reason(h, khat, 0.0):
+        return log_odds_above_1(h) < math.log(1 / IDENTITY_ALPHA)
+    if h.n < MIN_UNITS or high >= 1 or mean_refusal(h, khat):
         return True
     by_spread = exp(h.variance) - 1
     by_sample = exp(h.log_power(2.0) - math.log(h.n)) - value * value
     return value + (high - value) * math.sqrt(max(1.0, by_spread / max(by_sample, 1e-300))) >= 1
+
+
+def mean_refusal(h: HostSums, khat: float | None) -> str:
+    """Say why the sample's mean ratio tells nothing of the mean, as of chi2: its tail; empty if it does tell."""
+    if h.n < MIN_UNITS:  # then the interval says how little is known
+        return ""
+    why = _tail_reason(h, khat, 0.0)  # not by k1: it is what a log mu that is not the one sampled from makes large
+    if not why and h.level == "token" and h.variance > IDENTITY_SPREAD:
+        why = f"the log ratio of a token has a variance of {two(h.variance)}, and over {IDENTITY_SPREAD:g} means drift"
+    return why and f"{why}; {UNSEEN_OR_WRONG}"
+
+
+def log_odds_above_1(h: HostSums) -> float:
+    """log of what a fair bet on "the mean ratio is over 1" has won, nats: over log 1/a by chance in a of all samples.
+
+    Each unit multiplies the stake by `1 + s (r - 1)`, which is worth no more than 1 before it is drawn if its mean
+    ratio, given all that came before, is 1. So it is for the tokens of a response and for the responses of a prompt:
+    neither their dependence nor the tail matters. The average over stakes `s` is as fair. From the grid each factor is
+    known from below: by `log(1 + y) >= y - c y^2`, c taken at the edge of the cell, or by the chord. Two more bets
+    multiply by r and by its root, so that a KL(mu||pi) that comes out negative is heard as well.
+
+    Source: Ville (1939); Waudby-Smith and Ramdas (2024), section 4; `log(1 + y) >= y - c y^2` as Fan et al. (2015).
+    """
+    counts, sums, squares = (g.sum(0) for g in h.grid)
+    edges = np.array([0.0, *CAPS])
+    n, s, q, over = counts[:-1], sums[: len(CAPS)], squares[: len(CAPS)], float(counts[-1])
+    x, x2 = s - n, np.maximum(0.0, q - 2 * s + n)
+    low, high = edges[:-1] - 1, edges[1:] - 1
+    won = [h.total["l"], h.total["l"] / 2]
+    for rate in IDENTITY_RATES:
+        foot, head = np.log1p(rate * low), np.log1p(rate * high)
+        # (y - log(1 + y)) / y^2 falls in y, so that its value at the low edge serves the whole cell; it is 1/2 at 0.
+        at = rate * np.where(np.abs(low) < 1e-9, 0.0, low)
+        c = np.where(at == 0, 0.5, (at - np.log1p(at)) / np.where(at == 0, 1.0, at * at))
+        curve = rate * x - c * rate * rate * x2
+        chord = n * foot + (x - n * low) * (head - foot) / (high - low)
+        won.append(float(np.maximum(curve, chord).sum()) + over * math.log1p(rate * (CAPS[-1] - 1)))
+    return float(np.logaddexp.reduce(won)) - math.log(len(won))
 
 
 def unseen_at_most(h: HostSums) -> float:

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from reweigh import __version__
+from reweigh import doctor as diagnosing
 from reweigh.audit import Audit, answer
 from reweigh.dumps import formats
 from reweigh.dumps.form import itself
 from reweigh.dumps.open import FORMATS, UnknownFormatError, named, recognise
+from reweigh.guard import write_whole
 from reweigh.records import RunInfo, read_info
-from reweigh.records.files import FilePart, cut
+from reweigh.records.files import FilePart, cut, is_hidden
 from reweigh.scan import Engine, FileRead, Job, Measured, Scanned, Workers
 from reweigh.scan.engines import Task
-from reweigh.scan.measure import pack, types_of, unpack
+from reweigh.scan.measure import measure_next, pack, types_of, unpack
 from reweigh.scan.run import PART_TOKENS
-from reweigh.scan.state import write_whole
+from reweigh.scan.state import identity_at
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Watched:
         files = [
             FileRead(Path(name), one.rows, one.tokens, RunInfo.from_dict(one.info)) for name, one in self.files.items()
         ]
-        return answer(Scanned(self.total.sums, tuple(files), self.total.notes))
+        found = Scanned(self.total.sums, tuple(files), self.total.notes)
+        return replace(answer(found), diagnosis=diagnosing.answer(found) if "doctor" in found.sums else None)
 
     def then(self, name: str, found: Measured, one: ReadSoFar) -> "Watched":
         """Add more of a file."""
@@ -147,10 +150,22 @@ class Memory:
             for table in (watched.pending, watched.beside, watched.rewritten)
         ]
         total = watched.total
-        sums = [total.rows, total.tokens, total.sums, total.notes]
+        sums = [total.rows, total.tokens, total.sums, total.notes, total.names]
         data = pack([dict(self.identity), sums, files, troubles, stamps, watched.looks], self.types)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, data)
+
+    def check(self) -> None:
+        """Refuse to stand where something else does.
+
+        Raises:
+            ValueError: the file is there, and is no state.
+        """
+        if self.path.exists() and identity_at(self.path) is None:
+            raise ValueError(
+                f"{self.path}: is there, and is not the state of a watch: it is neither read nor replaced\n"
+                "hint: name another file with --state."
+            )
 
     def load(self) -> Watched:
         """Read it; nothing known if there is no such file.
@@ -267,7 +282,7 @@ def look(
                 now = replace(now, beside={**now.beside, name: stamp}, troubles=troubles)
                 continue
             ready = not first.shared or _rests(path, there, before, clock)
-            more_read = _read(path, stamp, old, job, whole, engine) if ready else None
+            more_read = _read(path, stamp, old, job, whole, engine, now.total) if ready else None
         except FileNotFoundError:  # gone since it was listed
             continue
         except (ValueError, OSError) as e:
@@ -307,7 +322,7 @@ def _rests(path: Path, there: dict[str, Stamp], before: Watched, clock: float) -
 
 
 def _read(
-    path: Path, stamp: Stamp, old: ReadSoFar | None, job: Job, settled: bool, engine: Engine
+    path: Path, stamp: Stamp, old: ReadSoFar | None, job: Job, settled: bool, engine: Engine, before: Measured
 ) -> tuple[Measured, ReadSoFar] | None:
     """Read what is new of a file, all of it or nothing; None if no line of it is whole."""
     known = formats(job.reader)
@@ -324,9 +339,11 @@ def _read(
         lines = old.lines if old else 0
         parts = [FilePart(path, start, upto, first_row=old.rows if old else 0, first_line=lines + 1)]
         lines += _count_lines(path, start, upto)
-    total = Measured()
-    for measured in engine([Task(part) for part in parts], job):
+    total, seen = Measured(), Measured(names=before.names)
+    for part, measured in zip(parts, engine([Task(part) for part in parts], job), strict=True):
+        measured = measure_next(seen, measured, part, job)
         total += measured
+        seen += Measured(names=measured.names)
     info = old.info if old else read_info(path, known).to_dict()
     rows, tokens = (old.rows, old.tokens) if old else (0, 0)
     return total, ReadSoFar(stamp, upto, rows + total.rows, tokens + total.tokens, lines, info)
@@ -360,8 +377,7 @@ def files_of(folder: Path) -> dict[str, Stamp]:
         raise FileNotFoundError(f"{folder}: no such folder\nhint: name the folder that the run writes its dumps to.")
     files: dict[str, Stamp] = {}
     for path in folder.rglob("*"):
-        inner = path.relative_to(folder).parts
-        if not path.name.endswith(_ENDINGS) or any(part.startswith((".", "_")) for part in inner):
+        if not path.name.endswith(_ENDINGS) or is_hidden(path, folder):
             continue
         try:
             if path.is_file():

@@ -53,7 +53,7 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
 
     `content` is `[64, surprisal x entropy, (n, gap, gap^2, x, x^2, x gap)]`, x = log pi + entropy, which is 0 on
     average under pi; without entropies all are in the first entropy bin, with x = 0. `tail` is `[64, entropy, (n,
-    far)]`: tokens, and those more than `FAR` nats more surprising than the entropy.
+    far, entropy)]`: tokens, those more than `FAR` nats more surprising than the entropy, and its sum.
     """
     gap, squares, bucket = tokens.gap, tokens.squares, tokens.bucket
     one = np.ones(len(gap))
@@ -90,7 +90,7 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
     return {
         "identity": identity,
         "content": Cells.of(bucket, cell, NUM_SURPRISAL * NUM_ENTROPY, *moments),
-        "tail": Cells.of(bucket, e, NUM_ENTROPY, known, known & (-tokens.log_pi - entropy > FAR)),
+        "tail": Cells.of(bucket, e, NUM_ENTROPY, known, known & (-tokens.log_pi - entropy > FAR), entropy),
     }
 
 
@@ -200,13 +200,40 @@ def _both_raw(case: Case) -> Findings:
         evidence("surprise", surprise, "mean of -log pi - entropy, nats: 0 where tokens are sampled from pi"),
         counted("surprise_room", room, total[KNOWN], "nats that the log ratios seen could account for"),
     )
+    unit = _scaled(case)
+    if unit is not None:
+        factor, name = unit
+        finds = (*finds, counted("unit", factor, total[KNOWN], f"-log pi over the entropy, whatever it is: {name}"))
+        return [Suspicion("wrong_units", 0.0, 10.0, 1.0, finds, proven=True)]
     p = 2 * min(p_above(surprise), p_below(surprise))
     return [Suspicion("both_raw", p, abs(surprise.value) / max(1.5 * room, 0.02), None, finds)]
 
 
+def _scaled(case: Case) -> tuple[float, str] | None:
+    """Tells by what factor both columns are off, and its name, if -log pi is that many entropies in all entropy bins:
+    other distributions make it depend on the entropy."""
+    n, _, entropy = case.cells("tail").total.T
+    moments = case.cells("content").total.reshape(NUM_SURPRISAL, NUM_ENTROPY, -1).sum(0)
+    enough = (n >= _BIN_TOKENS) & (ENTROPY_EDGES.searchsorted(entropy / np.maximum(n, 1)) >= _LEAST_ENTROPY)
+    if enough.sum() < _LEAST_BINS:
+        return None
+    n, entropy, (x, x2) = n[enough], entropy[enough], moments[enough][:, 3:5].T
+    times = 1 - x / entropy
+    se = np.sqrt(np.maximum(x2 / n - (x / n) ** 2, 0) / n) / (entropy / n)
+    for factor, name in _FACTORS.items():
+        # Where nearly nothing is left of -log pi, its spread is what it is of its mean.
+        off = np.minimum(se, 1.2 * factor / np.sqrt(n))
+        if (np.abs(times - factor) < 4 * off + 0.03 * factor).all():
+            return float(1 - x.sum() / entropy.sum()), name
+    return None
+
+
+_BIN_TOKENS, _LEAST_BINS, _LEAST_ENTROPY = 100, 3, 3  # of bins that are looked at; from .5 nats on
+_FACTORS = {1 / np.log(10): "base 10", 1 / np.log(2): "base 2", 0.01: "hundreds of nats", 100.0: "hundredths of a nat"}
+
 NORMALISATION = Family(
     "normalisation",
-    ("raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
+    ("wrong_units", "raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
     {"entropy_pi": "both sides raw looks like no gap at all"},
     _measure_normalisation,
     lambda case: [*_mean_ratios(case), *_both_raw(case)],

@@ -11,7 +11,19 @@ from reweigh.doctor.causes import CauseId
 from reweigh.doctor.cells import Array, Cells, Estimate, Keyed, Prompts, contrast, jackknife, ratio
 from reweigh.doctor.diagnosis import CannotTell, Suspicion
 from reweigh.doctor.families.noise import far_of, matters, together_of
-from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, counted, evidence, p_above, p_below, share_of
+from reweigh.doctor.family import (
+    AnySums,
+    Case,
+    Family,
+    Findings,
+    Sums,
+    counted,
+    evidence,
+    once,
+    p_above,
+    p_below,
+    share_of,
+)
 from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 34  # half octaves: 2^17 tokens
@@ -239,6 +251,7 @@ def _grid(case: Case) -> tuple[Array, Array, Array] | None:
     return np.stack([keyed.data[key] for key in keys], 1), step, lag
 
 
+@once
 def sizes_by_step(case: Case) -> Array:
     """Returns the mean size at each step, or range of steps; empty if no step is known."""
     grid = _grid(case)

@@ -47,9 +47,12 @@ def _measure(tokens: Tokens) -> dict[str, Cells]:
 
 def _wrong_units(case: Case) -> Findings:
     """Tests whether one column is a probability, of another base, or of another sign, by which reading brings both
-    together."""
+    together; or both, by what is over 0."""
     data = case.cells("units").data
-    n, whole = float(data[:, 0, 0].sum()), float(data[:, -1, 0].sum())
+    n, (whole, over) = float(data[:, 0, 0].sum()), data[:, -1].sum(0).tolist()
+    if whole >= 20 and over > 0.5 * whole:
+        both = counted("over_0", over / whole, whole, "share of tokens with both columns over 0, which no log-prob is")
+        return [Suspicion("wrong_units", _CERTAIN, 10.0, 1.0, (both,), proven=True)]
     if n < 20 or n < 0.3 * whole:
         return []
     apart = data[:, :-1, 1].sum(0)

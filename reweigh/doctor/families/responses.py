@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reweigh.doctor.cells import Array, Cells, Estimate, Ints, Responses, ratio
 from reweigh.doctor.diagnosis import Spread, Suspicion
 from reweigh.doctor.families.place import CAP, sized
-from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, evidence, p_above
+from reweigh.doctor.family import AnySums, Case, Family, Findings, Sums, evidence, once, p_above
 from reweigh.scan.tokens import MISSING, Tokens
 
 PLACES = 2048  # that are told apart; later ones are left out
@@ -92,6 +92,7 @@ def _ahead(tokens: Tokens, n: Array) -> Cells:
     return Cells.of(bucket, None, 1, np.ones(len(x)), x, y, x * x, y * y, x * y)
 
 
+@once
 def correlation_of(case: Case) -> Estimate:
     """Estimates the correlation of a response's summed log ratio with its advantage: above 0 if pi is ahead of mu on
     the way that training goes.
@@ -184,6 +185,7 @@ class Profile:
     fit: float
 
 
+@once
 def profile_of(case: Case) -> Profile:
     """Tells a step from a slope, and both from a period, by mean sizes place by place."""
     n, size = case.cells("places").total.T if "places" in case.sums else np.zeros((2, PLACES))

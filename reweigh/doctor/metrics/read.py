@@ -94,7 +94,7 @@ def json_cells(path: Path) -> Iterator[Point]:
 
 
 def _is_step(name: str) -> bool:
-    return name.isdigit()
+    return name.isdecimal() and len(name) < 20
 
 
 def parquet_cells(path: Path) -> Iterator[Point]:
@@ -308,7 +308,7 @@ def event_cells(path: Path) -> Iterator[Point]:
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
             "diagnose_metrics: reading event files needs the package tensorboard\n"
-            'hint: pip install "reweigh[tensorboard]", or export the history as CSV.'
+            "hint: pip install tensorboard, or export the history as CSV."
         ) from e
     by_run: dict[Path, list[Point]] = {}
     for home in [path] if path.is_file() else sorted({file.parent for file in files}):

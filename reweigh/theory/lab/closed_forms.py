@@ -320,7 +320,7 @@ class Counted:
     def batch(self, advantage: float = 1.0) -> Batch:
         """All of them, with the same advantage on every token."""
         every = torch.ones_like(self.log_pi)
-        return Batch.padded(self.log_pi, self.log_mu, every, advantage=advantage * every)
+        return Batch.padded(self.log_pi, self.log_mu, every, advantage=advantage * every, check=False)
 
     @property
     def law(self) -> FiniteRatio:
@@ -453,7 +453,7 @@ def worst_case(pi: Tensor, mu: Tensor, length: int, estimator: Estimator) -> Wor
     # The library's weight of each token, from a batch with one sequence of one token for each.
     log_pi, log_mu = pi.double().log()[:, None], mu.double().log()[:, None]
     one = torch.ones_like(log_pi)
-    w = estimator(Batch.padded(log_pi, log_mu, one, advantage=one)).per_token[:, 0].numpy()
+    w = estimator(Batch.padded(log_pi, log_mu, one, advantage=one, check=False)).per_token[:, 0].numpy()
     p, q = pi.double().numpy(), mu.double().numpy()
     counts = all_counts(len(p), length)
     prob_pi, prob_mu = np.exp(log_probability(counts, p)), np.exp(log_probability(counts, q))

@@ -1,0 +1,21 @@
+// What the Python side (__init__.py) and the kernel tell each other. Change VERSION with anything here.
+#pragma once
+#include <stdint.h>
+
+constexpr int VERSION = 1;
+enum Kind : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+enum Answer : int32_t { DONE = 0, NO_MEMORY = 1, BAD_OFFSETS = 2 };
+
+// Log-probs of sequences: rows of a matrix, or runs of a vector.
+struct Input {
+  const void *pi, *mu;     // of one kind; pi is not read where the ratio is given
+  const void* given;       // log ratios, of the same kind; or null: log pi - log mu
+  const uint8_t* mask;     // a byte a slot, not 0 where a token counts; or null: everywhere
+  const int64_t* offsets;  // sequence i is slots offsets[i] to offsets[i + 1]; or null: rows
+  const int64_t* turn;     // of each slot, rows without gaps; or null
+  const int64_t* group;    // of each sequence; or null: each is its own
+  int64_t sequences;
+  int64_t slots;           // of a row; or of the vector
+  int64_t pi_row, mu_row, given_row, mask_row;  // elements from one row to the next
+  int32_t kind;
+};
