@@ -719,3 +719,23 @@ def test_a_script_that_starts_another_program_with_verls_options_says_so(text, s
     assert main(["explain", "--config", str(path)]) == 0
     both = capsys.readouterr()
     assert ("it starts recipe.sppo.main_sppo, not verl's own trainer" in both.out + both.err) is said
+
+
+def test_a_command_inside_a_shell_is_read_and_the_launchers_flags_are_not():
+    text = 'srun --nodes=1 --ntasks=1 bash -c "pip install x && python3 -m openrlhf.cli.train_ppo_ray \\\n'
+    text += '  --algo.advantage.is_correction_level token"'
+    found = read_script(text)
+    assert found.values == {"algo": {"advantage": {"is_correction_level": "token"}}}
+    assert translate(detect(found).name, found.values).options == {"is_correction_level": "token"}
+
+
+def test_a_distillation_has_a_loss_of_its_own():
+    found = translate("prime-rl", {"orchestrator": {"algo": {"type": "opd"}}})
+    assert formula(found.reading.plan.estimator) == "w = 1{(pi_t - mu_t) >= -0.2} * r_t"
+    with pytest.raises(RefusedError, match="sft trains by cross-entropy"):
+        translate("prime-rl", {"orchestrator": {"algo": {"type": "sft"}}})
+    loss = {"use_task_rewards": False, "use_policy_gradient": False}
+    with pytest.raises(RefusedError, match="has no policy loss: nothing is weighed"):
+        translate("verl", {"distillation": {"enabled": True, "distillation_loss": loss}})
+    found = translate("verl", {"distillation": {"enabled": True}, "algorithm": {"adv_estimator": "grpo"}})
+    assert "distillation: its loss stands beside the task's, unweighed" in found.reading.notes

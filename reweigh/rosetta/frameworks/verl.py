@@ -183,6 +183,15 @@ def _compose(o: Options) -> Reading:
     if function:
         return _recorded(o, mode, plan, loss)
     told = (*told, *_notes(o))
+    if o["distillation.enabled"]:
+        if not o["distillation_loss.use_task_rewards"] and not o["distillation_loss.use_policy_gradient"]:
+            raise RefusedError(
+                "verl: distillation without use_task_rewards and use_policy_gradient has no policy loss: nothing is "
+                "weighed\nhint: distillation.distillation_loss.use_task_rewards=true keeps it"
+            )
+        way = "as a policy loss, same weights" if o["distillation_loss.use_policy_gradient"] else "unweighed"
+        beside = "beside" if o["distillation_loss.use_task_rewards"] else "in place of"
+        told = (*told, f"distillation: its loss stands {beside} the task's, {way}")
     bypass = o["bypass_mode"] or o["bypass_old_logprob_for_rollout"] or o["use_pure_rollout_correction"]
     if not bypass and not o["calculate_log_probs"] and plan.estimator.factors:
         note = "calculate_log_probs=false: the sampler's log-probs are not kept, so nothing is computed or corrected"
