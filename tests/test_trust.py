@@ -504,3 +504,19 @@ def test_mutated_dumps_are_read_or_told(tmp_path, capsys):
         assert "--debug shows where it comes from" not in said, (said, path, command)
         if code == 2 and "validate" not in command:
             assert said.count("error: ") == 1, said
+
+
+@pytest.mark.parametrize("column", ["log_mu", "versions", "text"])
+def test_parquet_that_unpacks_to_much_more_than_its_size_is_not_read(tmp_path, column, monkeypatch):
+    monkeypatch.setattr("reweigh.records.files.GROWTH_FREE", 1 << 16)
+    monkeypatch.setattr("reweigh.records.files._LONG_TEXTS", 1 << 20)
+    monkeypatch.setattr("reweigh.records.table._MOST_TEXT", 1 << 20)
+    rows = {"sequence_id": [f"s{i}" for i in range(40)], "log_mu": [[-1.0]] * 40, "log_pi": [[-1.0]] * 40}
+    same = {"log_mu": [[-1.0] * 5000] * 40, "versions": [[1] * 5000] * 40, "text": ["a" * 100_000] * 40}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(rows | {column: same[column]}), path, compression="zstd")
+    with pytest.raises(ValueError, match=f"a.parquet.*{column}") as e:
+        describe(path)
+    assert "\nhint: " in str(e.value)
+    pq.write_table(pa.table(rows), path)
+    assert describe(path).rows == 40
