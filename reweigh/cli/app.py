@@ -39,6 +39,8 @@ _COMMANDS = (
     _Lazy("rescore", "Add the trainer's log-probs to rollouts without them.", "reweigh.cli.rescore"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
     _Lazy("compare", "Hold two sets of records side by side.", "reweigh.cli.compare"),
+    _Lazy("timeline", "The gap of each step, beside reward, entropy and the like.", "reweigh.cli.timeline"),
+    _Lazy("table", "Ratios, weights and statistics, a row a token or response.", "reweigh.cli.table"),
     _Lazy("plan", "What modes and thresholds would do at a KL and a length.", "reweigh.cli.plan"),
     _Lazy("watch", "Follow a folder of dumps while the run writes them.", "reweigh.cli.watch"),
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),

@@ -170,7 +170,7 @@ def _compose(o: Options) -> Reading:
         high=_or(o.get("clip_ratio_high", clip), clip),
         dual=o["clip_ratio_c"],
         over=_OVER.get(o["loss_agg_mode"], "tokens"),
-        survivors=True,  # a rejection changes the response mask itself
+        survivors=bool(function),  # of one call, given the mask that a rejection left; V1 trainers count the one before
         mean_of_kept=True,
         clamp=SAFE.nats,
     )
@@ -249,6 +249,7 @@ def _bypass_v1(o: Options, mode: str, loss: Loss, told: tuple[str, ...]) -> Read
 
 
 def _bypass(o: Options, plan: Plan, loss: Loss, centre: Field, told: tuple[str, ...]) -> Reading:
+    loss = replace(loss, survivors=True)
     note = "bypass: the sampler's log-probs are the old policy's; the weight is of the live policy over it"
     if o["loss_type"] == "reinforce" or o["use_policy_gradient"] or o["use_pure_rollout_correction"]:
         loss = replace(loss, kind="policy_gradient")
