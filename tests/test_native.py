@@ -383,3 +383,19 @@ def test_a_wheel_has_the_kernel_and_one_without_compiler_has_none(tmp_path):
     [wheel] = wheels.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert f"reweigh/native/{native.NAME}" not in zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.mark.slow
+def test_the_core_passes_its_tests_with_torch_alone():
+    """The other files ran with the kernel; these run once more without."""
+    names = ("stats", "golden_statistics", "batch", "levels", "laws", "losses", "named")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    done = subprocess.run(
+        [*command, *(f"tests/test_{name}.py" for name in names)],
+        env=os.environ | {native.OFF: "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
