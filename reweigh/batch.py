@@ -15,6 +15,7 @@ from reweigh.native import walk
 
 # Log-probs computed in bfloat16 land on a lattice and can come out a little over 0; float32 rounding stays below this.
 POSITIVE_TOLERANCE = 1e-4  # nats
+NOT_A_NUMBER = 1e30  # nats: a log ratio from here on is of a placeholder for minus infinity, as finfo.min of float32
 
 
 def log_ratio_of(log_pi: Tensor, log_mu: Tensor, live: Tensor) -> Tensor:
@@ -48,7 +49,8 @@ class Batch:
     that was really sampled from (same temperature, same top-p support), or no ratio of them means anything.
 
     Build one with `Batch.padded`, `Batch.packed` or `Batch.from_lists`. A token in the mask whose log-prob is not
-    finite leaves the mask and is counted in `dropped`; call `check()` once on new data to have it raised instead.
+    finite, or whose log ratio is 1e30 nats or more, leaves the mask and is counted in `dropped`; call `check()` once on
+    new data to have it raised instead. docs/trust.md has the rule for every number.
 
     Attributes:
         log_pi: nats, any float type, token-shaped (`[S, T]` or `[N]`).
@@ -365,6 +367,7 @@ def _check_kinds(where: str, log_pi: object, log_mu: object, **others: object) -
 
 
 _LOOKED_AT = 1 << 16  # slots that are looked at when a batch is made: some ten microseconds
+_ROUNDED = 0.1  # nats: log-probs computed in bfloat16 may come out so far over 0
 _MANY = 0.25  # share of tokens with a log-prob over 0 from which on none of them is taken for one
 
 
@@ -382,10 +385,12 @@ def _look(where: str, log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> No
             )
     for name, log_p in (("log_pi", log_pi), ("log_mu", log_mu)):
         some = log_p.detach().flatten()[:_LOOKED_AT]
+        if len(some) and float(some.amax()) <= POSITIVE_TOLERANCE:  # masked ones too: to pick tokens out takes longer
+            continue
         some = some if live is None else some[live]
         if not len(some) or not float(some.amax()) > POSITIVE_TOLERANCE:  # a NaN is for the audit to count
             continue
-        over = float((some > POSITIVE_TOLERANCE).double().mean())
+        over = float((some > _ROUNDED).double().mean())
         if over < _MANY:
             continue
         low, high = (float(x) for x in (some.amin(), some.amax()))
@@ -455,7 +460,7 @@ def _check_log_probs(name: str, log_p: Tensor, mask: Tensor) -> None:
             "a NaN log-prob is a placeholder or an overflow; take the token out of the mask, or compute it again",
         ),
         (
-            torch.isinf(log_p),
+            log_p.abs() >= NOT_A_NUMBER,
             "infinite",
             "the token was sampled, so no policy that produced it can say probability 0; look for top-p or top-k on "
             "one side only, a wrong token id, or a float16 overflow",
@@ -501,7 +506,7 @@ class Seen:
         if not may_look(log_pi) or any(x.is_inference() for x in of):  # those have no version
             return None
         found = walk.sums(log_pi, log_mu, None, layout.mask, layout.runs, native.FEW)
-        if found is None or found[1]:
+        if found is None or found[1] or _may_be_placeholder(log_pi, log_mu):
             return None
         return cls(found[0][:, 1], of, tuple(x._version for x in of))
 
@@ -542,10 +547,15 @@ def _live_of(log_pi: Tensor, log_mu: Tensor, given: Tensor) -> tuple[Tensor, Ten
         # A finite norm says that no number, masked ones included, is beyond the root of the largest: no difference
         # overflows. One that overflows says nothing, which costs time only.
         floats = [log_p if log_p.is_floating_point() else log_p.to(dtype) for log_p in (log_pi, log_mu)]
-        if math.isfinite(sum(float(torch.linalg.vector_norm(log_p, dtype=dtype)) for log_p in floats)):
+        if sum(float(torch.linalg.vector_norm(log_p, dtype=dtype)) for log_p in floats) < NOT_A_NUMBER:
             return given, None
-    live = given & ((log_pi.to(dtype) - log_mu.to(dtype)).abs() < torch.inf)  # False for NaN too
+    live = given & ((log_pi.to(dtype) - log_mu.to(dtype)).abs() < NOT_A_NUMBER)  # False for NaN too
     return live, given ^ live
+
+
+def _may_be_placeholder(log_pi: Tensor, log_mu: Tensor) -> bool:
+    """Whether some number, masked ones included, is so small that a log ratio of it would be none."""
+    return any(bool(x.numel()) and not float(x.detach().amin()) > -NOT_A_NUMBER / 2 for x in (log_pi, log_mu))
 
 
 def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -231,6 +231,8 @@ class Weights:
         per_seq = self.unit == "sequence"
         top = log_w if per_seq else self.layout.max(log_w)
         same = (group[:, None] == group[None, :]).double()  # [S, S], so no value of group is an index
+        if not len(group):  # no sequence: nothing to divide by
+            return torch.zeros_like(top)
         top = torch.where(same.bool(), top[None, :], -torch.inf).amax(1)
         shift = torch.where(torch.isfinite(top), top, 0)
         scaled = (log_w - (shift if per_seq else self.layout.spread(shift))).exp()

@@ -386,6 +386,9 @@ class Padded(Layout):
         return Tiles.of(torch.arange(num_seqs + 1, device=self.mask.device) * each, self.mask.numel(), each)
 
 
+_BANDS = (2.0**20, 2.0**45, 2.0**70)  # sizes that are summed apart: within one, float64 holds a sum to a nat
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Packed(Layout):
@@ -442,10 +445,20 @@ class Packed(Layout):
 
     def cumsum_zeroed(self, x: Tensor) -> Tensor:
         """Running sum within each run of tokens."""
-        # In float64, so that what earlier sequences added cancels without a trace.
-        total = x.double().cumsum(0)
+        # In float64, so that what earlier sequences added cancels without a trace; what is so large that a sum of it
+        # would lose the rest is summed apart, and so adds nothing at all to later sequences.
+        x64 = x.double()
+        if may_look(x) and (not x.numel() or float(x64.abs().amax()) < _BANDS[0]):
+            return self._running(x64).to(x.dtype)
+        size, total = x64.abs(), torch.zeros_like(x64)
+        for low, high in zip((0.0, *_BANDS), (*_BANDS, torch.inf), strict=True):
+            total += self._running(torch.where((size >= low) & (size < high), x64, 0))
+        return total.to(x.dtype)
+
+    def _running(self, x: Tensor) -> Tensor:
+        total = x.cumsum(0)
         before = torch.cat([total.new_zeros(1), total])[self.offsets[:-1]]
-        return (total - self.spread(before)).to(x.dtype)
+        return total - self.spread(before)
 
     def spread(self, s: Tensor) -> Tensor:
         """Repeat a run's value along the run."""

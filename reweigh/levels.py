@@ -132,7 +132,8 @@ def _prefix(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _suffix(x: Tensor, layout: Layout) -> Tensor:
-    return layout.spread(layout.sum_zeroed(x)) - layout.cumsum_zeroed(x) + x
+    # In float64: the sum up to a token is taken from that of all, and may be of any size.
+    return (layout.spread(layout.sum_zeroed(x.double())) - layout.cumsum_zeroed(x.double()) + x).to(x.dtype)
 
 
 def _turn(x: Tensor, layout: Layout) -> Tensor:

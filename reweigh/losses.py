@@ -48,8 +48,8 @@ def policy_gradient(
     Source: Williams (1992); with truncated weights, Yao et al. (2025) and Liu and Li (2025).
     """
     check_weights("policy_gradient", weights)
-    gain = _advantage(weights.layout, advantage) * _live(weights.keep_tokens, log_pi)
-    return -(weights.per_token * gain).sum() / denominator
+    gain = _gain(weights, advantage) * _live(weights.keep_tokens, log_pi)
+    return -gain.sum() / denominator
 
 
 def ppo_clip(
@@ -91,7 +91,7 @@ def ppo_clip(
     _check_clip("ppo_clip", low, high)
     keep = weights.keep_tokens
     log_ratio = _live(keep, log_pi) - _live(keep, log_old.detach())
-    return _clipped(log_ratio, _advantage(weights.layout, advantage), weights, denominator, low, high, dual)
+    return _clipped(log_ratio, advantage, weights, denominator, low, high, dual)
 
 
 def cispo(
@@ -124,7 +124,7 @@ def cispo(
     keep = weights.keep_tokens
     live = _live(keep, log_pi)
     ratio = torch.exp(live.detach() - _live(keep, log_old.detach())).clamp(max(0.0, 1 - low), 1 + high)
-    return -(weights.per_token * ratio * _advantage(weights.layout, advantage) * live).sum() / denominator
+    return -(_gain(weights, advantage) * ratio * live).sum() / denominator
 
 
 def gspo(
@@ -159,9 +159,10 @@ def gspo(
     layout, keep = weights.layout, weights.keep_tokens
     live = _live(keep, log_pi)
     gap = _live(layout.mask, log_pi.detach()) - _live(layout.mask, log_old.detach())
+    gap = torch.where(keep | gap.isfinite(), gap, 0)  # what is not kept is a part of the mean, if it is a number
     mean = torch.where(keep, layout.spread(GEOMETRIC.fold(gap, layout)), 0)
     log_ratio = mean + live - live.detach()  # the ratio's value is s, its gradient s times the token's score
-    return _clipped(log_ratio, _advantage(layout, advantage), weights, denominator, low, high, None)
+    return _clipped(log_ratio, advantage, weights, denominator, low, high, None)
 
 
 def num_tokens(batch: Batch) -> Tensor:
@@ -197,14 +198,22 @@ def _clipped(
     # of a clipped term is 0, and 0 times the slope of a ratio that no float holds would be NaN.
     rise = log_ratio.clamp(max=math.log1p(high))
     fall = log_ratio.clamp(-math.inf if low >= 1 else math.log1p(-low), math.inf if dual is None else math.log(dual))
-    gain = torch.exp(torch.where(advantage < 0, fall, rise)) * advantage
-    return -(weights.per_token * gain).sum() / denominator
+    gain = _gain(weights, advantage)
+    return -(torch.exp(torch.where(gain < 0, fall, rise)) * gain).sum() / denominator
 
 
 def _live(where: Tensor, log_p: Tensor) -> Tensor:
     # Before anything is computed from it: off the mask there may be a NaN, and a dropped token may have any ratio;
     # neither a weight of 0 nor a later `where` would keep them out of the gradient.
     return torch.where(where, log_p, 0).to(torch.promote_types(log_p.dtype, torch.float32))
+
+
+def _gain(weights: Weights, advantage: Tensor) -> Tensor:
+    """Weight times advantage, detached: 0 on tokens that are not kept, whatever is there, and where the latter is 0."""
+    held = _advantage(weights.layout, advantage)
+    held = torch.where(weights.keep_tokens, held, 0)
+    # A weight that float32 cannot hold is infinite, and a token without an advantage has no use for it: 0, not NaN.
+    return torch.where(held == 0, held, weights.per_token * held)
 
 
 def _advantage(layout: Layout, advantage: Tensor) -> Tensor:

@@ -1598,10 +1598,11 @@ def test_a_foreign_file_does_not_end_a_folder_of_records(tmp_path, where):
     pq.write_table(pa.table({"log_mu": [1]}), tmp_path / "_temporary" / "part.parquet")
     found = find(tmp_path)
     assert [path.name for path in found.paths] == ["step_9.jsonl", "step_9.parquet", "step_10.parquet"]
-    assert {path.name for path in found.ignored} == {"metrics.jsonl", "data.parquet", "rewards.parquet", "empty.jsonl"}
+    assert {path.name for path in found.ignored} == {"metrics.jsonl", "data.parquet", "rewards.parquet"}
     audited = audit(tmp_path)
     assert [file.rows for file in audited.files] == [1, 1, 1]
-    assert "4 files left out: files of no format that is read, first in " in " ".join(audited.notes)
+    assert "3 files left out: files of no format that is read, first in " in " ".join(audited.notes)
+    assert f"1 file left out: the file is empty (0 bytes): {tmp_path / 'empty.jsonl'}" in audited.notes
 
 
 def test_a_foreign_file_alone_is_told_why(tmp_path):

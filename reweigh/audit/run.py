@@ -149,9 +149,10 @@ def audit(
         >>> found = audit("report/records.parquet", by=["length"])  # doctest: +SKIP
         >>> print(found.verdict)  # doctest: +SKIP
     """
+    family = question(estimators, by)  # refuses what it cannot do, before anything is read
     found = scan(
         look(paths, reader, rows=rows),
-        [question(estimators, by)],
+        [family],
         keep_going=keep_going,
         engine=engine,
         state=state,

@@ -133,7 +133,7 @@ def _means(h: HostSums, untold: str) -> dict[str, Number]:
         if h.tiny:
             ends = _interval(h, lambda c: c["l2"] / 2)
         else:
-            ends = _interval(h, lambda c: c["w1"] * scale - c["n"] - c["l"]) if scale < math.inf else (0.0, math.inf)
+            ends = _interval(h, lambda c: c["w1"] * scale - c["n"] - c["l"]) if h.shift_max < 300 else (0.0, math.inf)
         what = "KL(mu||pi) by r - 1 - log r: less noise for small gaps."
         out["kl_k3"] = Number(k3, *ends, k3, "nats", what)
     out["mean_abs"] = Number(mean_abs, *_interval(h, lambda c: c["abs"]), mean_abs, "nats", "Mean |log ratio|.")

@@ -141,13 +141,19 @@ def kl_pi_mu(h: HostSums) -> float:
     return min(max(0.0, value), math.log(h.n))
 
 
+_FAR = 300.0  # nats: of ratios below e^this even squares are inside a float64
+
+
 def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
     """Mean ratio and the ends of its clustered interval; infinite where it is more than a float64 can hold."""
-    scale = exp(h.shift_max)
-    if math.isinf(scale):
-        return scale, 0.0, scale
-    low, high = clustered(h.clusters["w1"] * scale, h.clusters["n"], alpha)
-    return exp(h.log_power(1.0) - math.log(h.n)), max(0.0, low), high
+    value = exp(h.log_power(1.0) - math.log(h.n))
+    if h.shift_max < _FAR:
+        low, high = clustered(h.clusters["w1"] * exp(h.shift_max), h.clusters["n"], alpha)
+        return value, max(0.0, low), high
+    # The ends as logarithms: cluster sums are in units of e^shift_max, which a float64 may not hold.
+    low, high = clustered(h.clusters["w1"], h.clusters["n"], alpha)
+    ends = (exp(math.log(end) + h.shift_max) if end > 0 else 0.0 for end in (low, high))
+    return value, *ends
 
 
 def identity_holds(h: HostSums, khat: float | None) -> bool:

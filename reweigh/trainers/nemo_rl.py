@@ -67,7 +67,7 @@ class CorrectedLoss:
         live, two = next_token_logprobs, self.objective == "policy_gradient"
         old, mu, advantage = (data[k][:, 1:] for k in ("prev_logprobs", "generation_logprobs", "advantages"))
         mask = data["token_mask"][:, 1:] * data["sample_mask"][:, None]
-        batch = Batch.padded(wide(live if two else old), wide(mu), mask, advantage=advantage)
+        batch = Batch.padded(wide(live if two else old), wide(mu), mask, advantage=advantage, check=False)
         weights = hold(self.estimator(batch))
         if two:
             loss = policy_gradient(live, advantage, weights, global_valid_toks)

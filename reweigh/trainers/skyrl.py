@@ -10,7 +10,9 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.losses import policy_gradient, ppo_clip
-from reweigh.trainers.seen import PREFIX, Seen, hold, refuse_whole_batch, wide
+from reweigh.trainers.seen import Measuring, hold, refuse_whole_batch, wide
+
+_MEASURING = Measuring()
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ class PolicyLoss:
         two = self.objective == "policy_gradient"
         mask = torch.ones_like(log_probs, dtype=torch.bool) if loss_mask is None else loss_mask
         centre = log_probs if two else old_log_probs
-        batch = Batch.padded(wide(centre), wide(rollout_logprobs), mask, advantage=advantages)
+        batch = Batch.padded(wide(centre), wide(rollout_logprobs), mask, advantage=advantages, check=False)
         weights = hold(self.estimator(batch))
         if two:
             loss = policy_gradient(log_probs, advantages, weights, 1.0)
         else:
             low, high = config.eps_clip_low, config.eps_clip_high
             loss = ppo_clip(log_probs, old_log_probs, advantages, weights, 1.0, low=low, high=high)
-        return loss.to(torch.promote_types(log_probs.dtype, torch.float32)), Seen.of(batch, weights).flat(PREFIX)
+        return loss.to(torch.promote_types(log_probs.dtype, torch.float32)), _MEASURING.flat(batch, weights)
 
     def register(self, name: str) -> None:
         """Put it into SkyRL's registry of policy losses under a name."""

@@ -12,7 +12,7 @@ from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.losses import policy_gradient
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Seen, factor, hold, wide
+from reweigh.trainers.seen import PREFIX, Measuring, factor, hold, wide
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class CustomLoss:
             self.capture.write(batch, self.step, prompt_id=prompts)
         count = batch.layout.mask.sum().clamp(min=1) if self.denominator is None else self.denominator
         loss = policy_gradient(live, advantage, weights, count).to(torch.promote_types(live.dtype, torch.float32))
-        return loss, Seen.of(batch, weights).flat(PREFIX)
+        metrics = _MEASURING.flat(batch, weights)
+        return loss, metrics if self.capture is None else metrics | self.capture.metrics(PREFIX)
 
     def weights(self, data: list[Any], logprobs: list[Tensor]) -> list[Tensor]:
         """Compute the weights alone, one float32 tensor a datum."""
@@ -73,9 +74,10 @@ class CustomLoss:
         sampled = pad_sequence([x for x in mu if x is not None], batch_first=True).to(live.device)
         counted = pad_sequence(masks, batch_first=True).to(live.device)
         group = None if self.group is None else torch.tensor(list(self.group), device=live.device)
-        return Batch.padded(wide(live), wide(sampled), counted, advantage=adv, group=group), live, adv
+        return Batch.padded(wide(live), wide(sampled), counted, advantage=adv, group=group, check=False), live, adv
 
 
+_MEASURING = Measuring()
 _INPUTS = ("logprobs", "advantages", "mask")
 
 

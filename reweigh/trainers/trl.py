@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Seen, factor, hold, wide
+from reweigh.trainers.seen import PREFIX, Measuring, Seen, factor, hold, wide
 from reweigh.trainers.versions import failed, is_known, require
 
 # TRL exports its names lazily, and a trainer has its model once it is made.
@@ -84,6 +84,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         self._unproven = not is_known("trl", VERSION) or "unsloth" in sys.modules
         self._versions: Any = None
         self._seen: dict[str, Seen] = {}
+        self._measuring = Measuring()
 
     @contextmanager
     def _ratio_enters(self, enters: bool) -> Generator[None, None, None]:
@@ -170,8 +171,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         per_prompt = self.num_generations if mode == "train" else self.num_generations_eval
         batch = self._whole_batch(output, int(per_prompt or 1))
         weights = None if self.correction is None else hold(self.correction(batch))
-        seen = Seen.of(batch, weights)
-        self._seen[mode] = self._seen[mode] + seen if mode in self._seen else seen
+        self._measuring(lambda: self._see(mode, Seen.of(batch, weights)), None)
         size, width = output["completion_ids"].shape
         mine = slice(rank * size, (rank + 1) * size)
         if weights is not None:
@@ -181,12 +181,17 @@ class CorrectedGRPOTrainer(GRPOTrainer):
             ends = (live.min(), live.mean(), live.max()) if live.numel() else (ratio.new_zeros(()),) * 3
             for name, value in zip(("min", "mean", "max"), ends, strict=True):
                 self._metrics[mode][_LOGGED + name][-1] = value.item()
-        if self.capture is not None and mode == "train" and self.capture.wants(self.state.global_step):
-            self._write(self.capture, batch, output, mine)
+        capture = self.capture
+        if capture is not None and mode == "train" and capture.wants(self.state.global_step):
+            # what is written is put together of the batch, which another version may hold otherwise
+            self._measuring(lambda: self._write(capture, batch, output, mine), None)
         if self._unchecked:  # after it is written: what stops the run is in the record
             batch.check()
             self._unchecked = False
         return output
+
+    def _see(self, mode: str, seen: Seen) -> None:
+        self._seen[mode] = self._seen[mode] + seen if mode in self._seen else seen
 
     def _whole_batch(self, output: dict[str, Any], per_prompt: int) -> Batch:
         """Gather the batch of all processes; each has whole rows, of its own width, in the order of ranks."""
@@ -195,7 +200,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         log_pi, log_mu, mask = (self._gathered(x) for x in fields)
         advantage: Any = self.accelerator.gather(output["advantages"])
         group = torch.arange(len(mask), device=mask.device) // per_prompt
-        return Batch.padded(wide(log_pi), wide(log_mu), mask, advantage=advantage, group=group)
+        return Batch.padded(wide(log_pi), wide(log_mu), mask, advantage=advantage, group=group, check=False)
 
     def _gathered(self, x: Tensor) -> Tensor:
         whole: Any = self.accelerator.gather(self.accelerator.pad_across_processes(x, dim=1))
@@ -207,6 +212,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         own = Batch.padded(
             *(x[mine, :width] for x in (batch.log_pi, batch.log_mu, given)),
             advantage=None if batch.advantage is None else batch.advantage[mine, :width],
+            check=False,
         )
         prompts = [ids[live.bool()] for ids, live in zip(output["prompt_ids"], output["prompt_mask"], strict=True)]
         known = {"trainer": "trl", "trainer_version": VERSION, "temperature": float(self.temperature)}
@@ -238,8 +244,13 @@ class CorrectedGRPOTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add raw ratios and weights since the last call to what TRL sends to its loggers, under `reweigh/`."""
         mode = "train" if self.model.training else "eval"
-        if mode in self._seen:
-            logs.update(self._seen.pop(mode).flat(PREFIX if mode == "train" else f"eval_{PREFIX}"))
+        prefix = PREFIX if mode == "train" else f"eval_{PREFIX}"
+        if (seen := self._seen.pop(mode, None)) is not None:
+            logs.update(self._measuring(lambda: seen.flat(prefix), {}))
+        if self._measuring.failed:
+            logs[f"{prefix}unmeasured"] = float(self._measuring.failed)
+        if self.capture is not None and mode == "train":
+            logs.update(self.capture.metrics(prefix))
         super().log(logs, start_time)
 
 

@@ -18,7 +18,7 @@ from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture
 from reweigh.trainers.seen import (
     PREFIX,
-    Seen,
+    Measuring,
     averaged,
     factor,
     hold,
@@ -69,6 +69,7 @@ class Correction:
     capture: Capture | None = None
     check: bool = True
     calls: Iterator[int] = field(default_factory=count, repr=False, compare=False)
+    measuring: Measuring = field(default_factory=Measuring, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what the hook cannot compute."""
@@ -128,7 +129,11 @@ class Correction:
         codes = None if uid is None else np.unique(uid.astype(str), return_inverse=True)[1]
         group = None if codes is None else torch.as_tensor(codes, device=data["response_mask"].device)
         tokens = Batch.padded(
-            wide(data["old_log_probs"]), wide(data["rollout_log_probs"]), data["response_mask"], group=group
+            wide(data["old_log_probs"]),
+            wide(data["rollout_log_probs"]),
+            data["response_mask"],
+            group=group,
+            check=False,
         )
         if self.capture is not None and self.capture.wants(call):
             self._write(self.capture, batch, tokens, uid, call)
@@ -139,7 +144,8 @@ class Correction:
         if bool(keep.any()):  # if all is rejected the weights are 0, and an empty mask would be divided by
             data["response_mask"] = keep.to(data["response_mask"].dtype)
         data["rollout_is_weights"] = factor(weights)
-        return batch, Seen.of(tokens, weights).flat(PREFIX)
+        metrics = self.measuring.flat(tokens, weights)
+        return batch, metrics if self.capture is None else metrics | self.capture.metrics(PREFIX)
 
     def _write(self, capture: Capture, batch: Any, tokens: Batch, uid: Any, call: int) -> None:
         columns: dict[str, Any] = {} if uid is None else {"prompt_id": [str(u) for u in uid]}
@@ -165,7 +171,7 @@ class Correction:
                 "Correction.loss: rollout_is_weights were computed on the driver, so this run is decoupled\n"
                 'hint: use Correction(..., mode="decoupled") and a loss_mode of verl\'s, or turn bypass_mode on.'
             )
-        batch = Batch.padded(wide(log_prob), wide(old_log_prob), response_mask, advantage=advantages)
+        batch = Batch.padded(wide(log_prob), wide(old_log_prob), response_mask, advantage=advantages, check=False)
         weights = hold(self.estimator(batch))
         keep = weights.keep_tokens
         gain = factor(weights) * torch.where(keep, advantages, 0) * torch.where(keep, log_prob, 0)
