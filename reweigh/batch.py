@@ -367,6 +367,7 @@ def _check_kinds(where: str, log_pi: object, log_mu: object, **others: object) -
 
 
 _LOOKED_AT = 1 << 16  # slots that are looked at when a batch is made: some ten microseconds
+_ROUNDED = 0.1  # nats: log-probs computed in bfloat16 may come out so far over 0
 _MANY = 0.25  # share of tokens with a log-prob over 0 from which on none of them is taken for one
 
 
@@ -384,10 +385,12 @@ def _look(where: str, log_pi: Tensor, log_mu: Tensor, mask: Tensor | None) -> No
             )
     for name, log_p in (("log_pi", log_pi), ("log_mu", log_mu)):
         some = log_p.detach().flatten()[:_LOOKED_AT]
+        if len(some) and float(some.amax()) <= POSITIVE_TOLERANCE:  # masked ones too: to pick tokens out takes longer
+            continue
         some = some if live is None else some[live]
         if not len(some) or not float(some.amax()) > POSITIVE_TOLERANCE:  # a NaN is for the audit to count
             continue
-        over = float((some > POSITIVE_TOLERANCE).double().mean())
+        over = float((some > _ROUNDED).double().mean())
         if over < _MANY:
             continue
         low, high = (float(x) for x in (some.amin(), some.amax()))

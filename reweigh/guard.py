@@ -6,7 +6,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -216,6 +217,38 @@ def write_whole(path: Path, data: bytes | str) -> None:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Generator[None, None, None]:
+    """Hold a name for this process while it writes there; another one that wants it is told.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where what is open cannot be replaced anyway
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    number = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{path}: another process is writing it\nhint: wait until it has ended, or name another output."
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(number)
 
 
 def check_output(path: Path, option: str, marks: tuple[bytes, ...], inputs: Iterable[Path] = ()) -> None:

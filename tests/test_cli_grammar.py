@@ -227,7 +227,7 @@ def test_no_color_means_no_escape_codes(path, capsys, tmp_path, monkeypatch):
     [
         (["audti"], "reweigh: no such command 'audti'\nhint: did you mean audit? `reweigh --help`"),
         (["records", "descrbe"], "reweigh records: no such command 'descrbe'\nhint: did you mean describe?"),
-        (["audit", "x", "--wokers", "2"], "reweigh audit: no such option: --wokers\nhint: did you mean --workers or"),
+        (["audit", "x", "--wokers", "2"], "reweigh audit: no such option: --wokers\nhint: did you mean --workers?"),
         (["lab", "claims", "--quite"], "reweigh lab claims: no such option: --quite\nhint: did you mean --quiet?"),
         (["audit"], "reweigh audit: missing argument 'PATHS...'\nhint: reweigh audit report/records.parquet; `reweigh"),
         (
@@ -349,7 +349,7 @@ def test_text_of_responses_is_left_out_on_demand(capsys, tmp_path):
         {
             "sequence_id": str(i),
             "text": words,
-            "token_ids": [7001, 7002],
+            "token_ids": [70017001, 70027002],
             "log_mu": [-1.0, -2.0],
             "log_pi": [-1.1, -2.0],
         }
@@ -360,7 +360,7 @@ def test_text_of_responses_is_left_out_on_demand(capsys, tmp_path):
         page = tmp_path / f"{shown}.html"
         _, out, err = run(capsys, "audit", path, "--format", "json", "--html", page, "--no-doctor", option)
         assert err == f"wrote {page}\n"
-        assert (words in page.read_text()) is (words in out) is ("7001" in out) is shown
+        assert (words in page.read_text()) is (words in out) is ("70017001" in out) is shown
         page.unlink()
         run(capsys, "watch", tmp_path, "--once", "--html", page, "--state", tmp_path / f"{shown}.state", option)
         assert (words in page.read_text()) is shown

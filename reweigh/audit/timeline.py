@@ -21,6 +21,7 @@ from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.run import Report, Scanned, look, scan
 from reweigh.scan.tokens import MISSING, Part, take_sequences
 from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import plain
 from reweigh.stats.summary import summarise
 from reweigh.stats.sums import RatioStats
 
@@ -174,7 +175,10 @@ class Timeline:
                     "tokens": m.tokens,
                     "length": m.length,
                     **{
-                        name: {"value": x.value, "low": x.low, "high": x.high, "sample": x.sample, "refused": x.refused}
+                        name: {
+                            **{part: plain(getattr(x, part)) for part in ("value", "low", "high", "sample")},
+                            "refused": x.refused,
+                        }
                         for name, x in m.numbers.items()
                     },
                     "beside": dict(m.beside),

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 # The parser that typer is built on has moved between its versions; its errors are where this one of them is.
 _ERRORS: Any = import_module(typer.BadParameter.__module__)
 _MOST = 3  # names to suggest
+_AS_NEAR = 0.15  # of likeness to the nearest: what is farther off is not meant
 COMPLETE = "_REWEIGH_COMPLETE"  # set by the shell's script when it asks for words
 SHELLS = ("bash", "zsh", "fish")
 
@@ -243,4 +244,6 @@ def _near(error: Any, message: str) -> str:
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     near = get_close_matches(word, list(known), _MOST)
+    like = [SequenceMatcher(None, word, one).ratio() for one in near]
+    near = [one for one, ratio in zip(near, like, strict=True) if ratio > like[0] - _AS_NEAR]
     return f"did you mean {' or '.join(near)}? " if near else ""

@@ -13,21 +13,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from reweigh.guard import write_whole
+from reweigh.guard import shown, write_whole
 
 INTERRUPTED = 130  # what a shell calls a process that Ctrl-C ended: 128 + SIGINT
 _PIPED_WIDTH = 120  # columns of a table when no terminal says how wide it is
 
 
+class _Console(Console):
+    """Prints texts of files and servers so that none of them can steer the terminal, wherever a command prints one."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, with what cannot be seen as escapes."""
+        super().print(*(shown(x) if isinstance(x, str) else x for x in objects), **options)
+
+
 def stdout() -> Console:
     """Open a console for what the user asked for."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_PIPED_WIDTH if piped else None, highlight=False, color_system=_colors())
+    return _Console(width=_PIPED_WIDTH if piped else None, highlight=False, color_system=_colors())
 
 
 def stderr(quiet: bool = False) -> Console:
     """Open a console for everything else; it says nothing if quiet."""
-    return Console(stderr=True, highlight=False, quiet=quiet, color_system=_colors())
+    return _Console(stderr=True, highlight=False, quiet=quiet, color_system=_colors())
 
 
 def _colors() -> Literal["auto"] | None:
@@ -61,7 +69,7 @@ def print_written(path: Path, form: str, **numbers: float) -> None:
         known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         print_json({"wrote": str(path), **known})
     else:
-        stdout().print(path, markup=False, soft_wrap=True)
+        stdout().print(shown(str(path), one_line=True), markup=False, soft_wrap=True)
 
 
 def write_output(path: Path, text: str) -> None:

@@ -289,17 +289,13 @@ def _unknown(head: Head) -> UnknownFormatError:
     )
 
 
-# Of fields that are something else than a reader takes them for.
-_SHAPE_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
-
-
 def _is_of(one: Format, head: Head) -> bool:
     """Whether a file is of a format, by its beginning; one whose fields are something else is of none."""
     try:
         return head.kind == one.kind and one.recognises(head)
-    except (*_SHAPE_ERRORS, ValueError) as e:
-        if isinstance(e, UnreadableFileError):
-            raise
+    except UnreadableFileError:
+        raise
+    except Exception:  # of fields that are something else than a reader takes them for
         return False
 
 
@@ -309,7 +305,7 @@ def _run_of(one: Format, path: Path) -> RunInfo:
         return one.info(path)
     except UnreadableFileError:
         raise
-    except (*_SHAPE_ERRORS, ValueError):
+    except Exception:  # of whatever it is: reading the file says so
         return RunInfo()
 
 
@@ -679,7 +675,7 @@ def _items(one: Format, part: FilePart) -> Iterator[Item]:
         yield from one.items(part)
     except UnreadableFileError:
         raise
-    except (*_SHAPE_ERRORS, ValueError) as e:
+    except Exception as e:  # of whatever a file makes of a reader
         raise UnreadableFileError(f"{part.path}: {_shape(one, e)}\nhint: {_SHAPE_HINT}") from e
 
 
@@ -713,7 +709,7 @@ def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
             detail, _, hint = str(e).partition("\nhint: ")
             report(Violation("record: unreadable", item.place(part.path), detail, hint))
             continue
-        except (*_SHAPE_ERRORS, ValueError) as e:
+        except Exception as e:  # of whatever a record makes of a reader
             report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
             continue
         for row in rows:

@@ -22,7 +22,16 @@ from reweigh.dumps.form import (
     turns_of,
     whole,
 )
-from reweigh.dumps.tensors import TEXT, WITH_STATE, Made, array_of_numbers, load_pickle, plain_dtype, torch_value
+from reweigh.dumps.tensors import (
+    DAMAGED,
+    TEXT,
+    WITH_STATE,
+    Made,
+    array_of_numbers,
+    load_pickle,
+    plain_dtype,
+    torch_value,
+)
 from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo, UnreadableFileError
 
@@ -79,7 +88,7 @@ def _tensor(value: Mapping[str, Any], name: str, path: Path) -> "np.ndarray | _R
         if form not in (None, "numpy"):
             raise ValueError(f"its format is {form!r}, which this version of reweigh does not know")
         return np.frombuffer(value["data"], plain_dtype(value["dtype"])).reshape(value["shape"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+    except DAMAGED as e:
         raise UnreadableFileError(
             f"{path}: {name} cannot be read as a tensor: {e}\nhint: the file is damaged."
         ) from None

@@ -98,9 +98,9 @@ class _TooLargeError(ValueError):
 
 
 # What a damaged or a hostile file makes of reading opcodes; none of it runs code of the file.
-_DAMAGED = (
+DAMAGED = (
     *(ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, EOFError),
-    *(struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, UnicodeError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, UnicodeError, RuntimeError),
 )
 
 
@@ -118,7 +118,7 @@ def _loaded(path: Path, load: Callable[[], Any]) -> Any:
         ) from None
     except UnreadableFileError:
         raise
-    except _DAMAGED as e:
+    except DAMAGED as e:
         raise _truncated(path, str(e) or type(e).__name__) from None
 
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from transformers import PreTrainedTokenizerBase
 
+from reweigh.guard import claimed
 from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Prompt, SamplingSettings, tokenize
 from reweigh.probe.engine_openai import OpenAIEngine
 from reweigh.probe.engine_transformers import TransformersEngine, end_ids
@@ -263,13 +264,14 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
 @contextmanager
 def writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
     """Write to a file that is not left there if it is stopped before the first row."""
-    writer = RecordWriter(path, info)
-    try:
-        with writer:
-            yield writer
-    finally:
-        if writer.rows_written == 0:
-            path.unlink()
+    with claimed(path):
+        writer = RecordWriter(path, info)
+        try:
+            with writer:
+                yield writer
+        finally:
+            if writer.rows_written == 0:
+                path.unlink()
 
 
 def _row(rollout: Rollout, one: Score) -> dict[str, Any]:

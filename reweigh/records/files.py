@@ -195,7 +195,9 @@ class Opened:
             UnreadableFileError: it is none, or not whole.
         """
         try:
-            return pq.ParquetFile(self.stream())
+            parquet = pq.ParquetFile(self.stream())
+            texts = _long_texts(parquet.metadata)
+            return pq.ParquetFile(self.stream(), read_dictionary=texts) if texts else parquet
         except (pa.ArrowException, OSError) as e:
             raise _unreadable(self, e) from None
 
@@ -325,6 +327,8 @@ def read_parquet(
     wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
     row = part.first_row
     every = range(parquet.metadata.num_row_groups)
+    for group in every[part.start : part.stop]:
+        _check_growth(path, parquet.metadata.row_group(group), group)
     for groups, rows, tokens in _runs(parquet.metadata, every[part.start : part.stop], max_tokens):
         size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
         try:
@@ -336,6 +340,51 @@ def read_parquet(
                 f"{path}: damaged after row {row} of {parquet.metadata.num_rows}: {_line(e)}\n"
                 "hint: the footer is whole but data pages are not; copy the file again from where it was written."
             ) from None
+
+
+def _long_texts(metadata: pq.FileMetaData) -> list[str]:
+    """Name the columns of text in which one long text may stand for many rows: it is read once, and rows point to it."""
+    found: dict[str, None] = {}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            column = BY_NAME.get(chunk.path_in_schema)
+            long = chunk.total_uncompressed_size * chunk.num_values > _LONG_TEXTS
+            if long and column is not None and pa.types.is_string(column.type):
+                found[column.name] = None
+    return list(found)
+
+
+def _check_growth(path: Path, group: pq.RowGroupMetaData, number: int) -> None:
+    """Refuse a row group whose values, once unpacked, would take memory out of proportion to the file.
+
+    The footer says how many values each column has, and how many bytes they take packed.
+    """
+    chunks = {(c := group.column(k)).path_in_schema.split(".")[0]: c for k in range(group.num_columns)}
+    tokens = chunks["log_mu"].num_values if "log_mu" in chunks else group.num_rows
+    for name, chunk in chunks.items():
+        column = BY_NAME.get(name)
+        if column is None:
+            continue
+        size = chunk.num_values * _WIDTHS.get(str(column.value_type), 4)
+        packed = max(1, chunk.total_compressed_size)
+        if column.per_token and name == "log_mu":
+            grown = size > GROWTH_FREE and size > GROWTH_TIMES * packed
+        elif column.per_token:
+            grown = size > GROWTH_FREE and chunk.num_values > _MORE_VALUES * (tokens + group.num_rows)
+        else:
+            grown = size > GROWTH_FREE and chunk.num_values > 2 * group.num_rows
+        if grown:
+            raise UnreadableFileError(
+                f"{path}: {name} of row group {number} has {chunk.num_values:,} values in {packed:,} bytes: not read, "
+                "as it may be made to fill the memory\n"
+                "hint: if it is a good file, write it again in row groups of fewer rows."
+            )
+
+
+GROWTH_TIMES, GROWTH_FREE = 10, 256 << 20
+_MORE_VALUES = 4
+_LONG_TEXTS = 1 << 30  # bytes that all texts of a row group could come to, from which on they are read as a dictionary
+_WIDTHS = {"float": 4, "int32": 4, "int64": 8, "bool": 1}
 
 
 def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:

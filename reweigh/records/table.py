@@ -226,11 +226,18 @@ def _cast_values(raw: pa.Array, column: Column) -> pa.Array:
         values = raw.flatten()
         if pc.any(pc.or_(pc.less(values, 0), pc.greater(values, 1))).as_py():
             raise pa.ArrowInvalid("an integer mask is 0 or 1")
+    if pa.types.is_dictionary(raw.type) and pa.types.is_string(column.type):
+        sizes = numbers(pc.binary_length(raw.dictionary))
+        if len(sizes) and int(sizes[numbers(raw.indices.drop_null())].sum()) > _MOST_TEXT:
+            raise pa.ArrowTypeError(f"more than {_MOST_TEXT >> 20} MB of text, most of it repeated")
     # Rounding a float is what the cast is for; an integer that does not fit is an error.
     found = raw.cast(column.type, safe=not pa.types.is_floating(column.value_type))
     if pa.types.is_string(column.type):  # which a file may say of any bytes
         return found.view(pa.binary()).cast(pa.string())
     return found
+
+
+_MOST_TEXT = 1 << 30  # bytes of one column of a table
 
 
 def _first_failure(raw: pa.Array, column: Column, whole: pa.ArrowInvalid) -> tuple[int, str]:

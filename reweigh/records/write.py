@@ -12,6 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reweigh.guard import claimed
 from reweigh.records.files import (
     MAX_TOKENS,
     RECORDS,
@@ -205,13 +206,14 @@ def convert(
             report(one)
     partial = output.with_name(f".partial-{os.getpid()}-{output.name}")  # hidden: nobody reads it
     try:
-        with RecordWriter(partial, info) as writer:
+        with claimed(output), RecordWriter(partial, info) as writer:
             tables = read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats)
             for table in _regrouped(_told(tables, report), rows_per_group):
                 writer.write_table(table)
                 if on_rows is not None:
                     on_rows(table.num_rows)
-        os.replace(partial, output)
+            writer.close()
+            os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
     return writer.rows_written

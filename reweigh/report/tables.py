@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
+from reweigh.guard import shown as visible
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -171,11 +173,11 @@ def rendered(block: Block, width: int) -> "RenderableType":
     from rich.text import Text
 
     if isinstance(block, Line):
-        text = Text.assemble(*((part, _colour(style)) for part, style in block.parts))
+        text = Text.assemble(*((visible(part), _colour(style)) for part, style in block.parts))
         return Padding(text, (0, 0, 0, block.indent)) if block.indent else text
     boxed = block.frame == "box"
     drawn = Drawn(
-        title=Text(block.title, "bold") if block.title else None,
+        title=Text(visible(block.title), "bold") if block.title else None,
         title_justify="left",
         box={"rule": box.SIMPLE_HEAD, "none": None, "box": box.HEAVY_HEAD}[block.frame],
         pad_edge=boxed,
@@ -194,7 +196,7 @@ def rendered(block: Block, width: int) -> "RenderableType":
             width=column.width or None,
         )
     for row in block.rows:
-        drawn.add_row(*(Text(row[i].text, _colour(row[i].style)) for i in shown))
+        drawn.add_row(*(Text(visible(row[i].text, one_line=True), _colour(row[i].style)) for i in shown))
     return drawn
 
 
@@ -223,7 +225,8 @@ def to_html(table: Table) -> str:
 
 def cell_html(cell: Cell) -> str:
     """Write a cell of a page; one with a tip can be pointed at, and moved to with the keyboard."""
-    text = f"<code>{escape(cell.text)}</code>" if cell.style == "code" else escape(cell.text)
+    words = escape(visible(cell.text))
+    text = f"<code>{words}</code>" if cell.style == "code" else words
     if not cell.tip:
         return text
     tip = escape(cell.tip)

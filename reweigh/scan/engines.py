@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -75,7 +76,7 @@ def in_order(work: Callable[[P], R], parts: Iterable[P], count: int, name: str, 
     Raises:
         ChildProcessError: a process died.
     """
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),))
     waiting: deque[Future[R]] = deque()
     try:
         for part in parts:
@@ -85,7 +86,10 @@ def in_order(work: Callable[[P], R], parts: Iterable[P], count: int, name: str, 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
+    except BaseException as e:
+        _end(pool)  # what they are at is of no use to anybody: Ctrl-C need not wait for it
+        if not isinstance(e, BrokenProcessPool):
+            raise
         raise ChildProcessError(
             f"{name}: one of {count} worker processes died, most likely killed for want of memory\nhint: {hint}"
         ) from None
@@ -106,7 +110,22 @@ def _children_ignore_interrupts() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _begin() -> None:
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the workers of a pool at once."""
+    processes: dict[int, Any] = getattr(pool, "_processes", None) or {}  # no public way before Python 3.14
+    for process in list(processes.values()):
+        process.kill()
+
+
+def _live_as(parent: int) -> None:
+    """End this process when the one that started it has ended in whatever way, SIGKILL too."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _begin(parent: int) -> None:
+    threading.Thread(target=_live_as, args=(parent,), daemon=True).start()
     # Ctrl-C reaches every process of the terminal: the one that merges decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     single_threaded()
