@@ -48,6 +48,7 @@ _NOTHING = 1e-5
 _ROUNDED = 0.06  # nats over 1 - p, the median: bfloat16 gives .02 to .055 on one side or both
 _BF16 = 0.045
 _OWN = (1.15, 1.5)  # the trainer's distance to the engine's prefill over that of its decode, where both only round
+_ROUNDS = 0.03  # nats, rms of decode to prefill: bfloat16 gives up to .02, faults of decoding .04 and more
 _TOLD = 0.9
 _SERVERS = ("vllm", "sglang", "llama.cpp")  # engines whose cache and weights are often in fewer bits than they say
 _FALLS = 0.3  # of an earlier step: weights that do not arrive make a gap that stays
@@ -149,6 +150,8 @@ def excluded(case: Case, found: Mapping[str, float], spread: Spread | None) -> d
         rule_out(("engine_decode",), "no prefill of the engine")
     elif not only_engine and found.get("decode_less_prefill", 0.0) < 0:
         rule_out(("engine_decode",), "the engine's decode is nearer to its prefill than the trainer is")
+    elif not only_engine and _decode_rms(case) < _ROUNDS:
+        rule_out(("engine_decode",), "the engine's decode is as near to its prefill as rounding leaves it")
     if "repeat" in case.sums and found.get("own_noise", 0.0) < 2 * 0.15:
         rule_out(("dropout",), "two passes of the trainer agree")
     if "seen" not in case.sums:
@@ -280,6 +283,12 @@ def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
     if not finds:
         return None
     return Suspicion("engine_decode", 1.0, 0.0, None if spread is None else spread.share, tuple(finds))
+
+
+def _decode_rms(case: Case) -> float:
+    """Returns the rms distance of the engine's decode to its prefill, nats, as at temperature 1."""
+    n, _, squares, *_ = case.cells("prefill").total[0]
+    return float(np.sqrt(squares / max(n, 1))) * case.temperature
 
 
 def _over_own_noise(case: Case) -> float:
