@@ -23,17 +23,18 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 X86 = {"_base": "x86_64", "_v3": "x86_64_v3", "_v4": "x86_64_v4"}  # dispatch.cpp picks
-# Tag of the wheel: zig's target, the builds of the kernel by suffix, the library's name (`NAME` in native/__init__.py).
+# Tag of the wheel: zig's target, and the builds of the kernel by suffix.
 TARGETS = {
-    "manylinux_2_17_x86_64": ("x86_64-linux-gnu.2.17", X86, "kernel.so"),
-    "manylinux_2_17_aarch64": ("aarch64-linux-gnu.2.17", {"_base": "generic"}, "kernel.so"),
-    "musllinux_1_2_x86_64": ("x86_64-linux-musl", X86, "kernel.so"),
-    "musllinux_1_2_aarch64": ("aarch64-linux-musl", {"_base": "generic"}, "kernel.so"),
-    "macosx_11_0_arm64": ("aarch64-macos.11.0", {"_base": "apple_m1"}, "kernel.dylib"),
-    "macosx_11_0_x86_64": ("x86_64-macos.11.0", X86, "kernel.dylib"),
-    "win_amd64": ("x86_64-windows-gnu", X86, "kernel.dll"),
+    "manylinux_2_17_x86_64": ("x86_64-linux-gnu.2.17", X86),
+    "manylinux_2_17_aarch64": ("aarch64-linux-gnu.2.17", {"_base": "generic"}),
+    "musllinux_1_2_x86_64": ("x86_64-linux-musl", X86),
+    "musllinux_1_2_aarch64": ("aarch64-linux-musl", {"_base": "generic"}),
+    "macosx_11_0_arm64": ("aarch64-macos.11.0", {"_base": "apple_m1"}),
+    "macosx_11_0_x86_64": ("x86_64-macos.11.0", X86),
+    "win_amd64": ("x86_64-windows-gnu", X86),
 }
 PURE = "any"
+NAME = "kernel.bin"  # as native/__init__.py has it
 SOURCE = Path("reweigh", "native")
 # No fast-math and no contraction: the same bits on every processor. Nothing of the C++ library is used.
 FLAGS = [
@@ -78,7 +79,7 @@ def compiled(root: Path, tag: str, out: Path, *flags: str) -> Path:
     Raises:
         subprocess.CalledProcessError: if the compiler fails; it has said why.
     """
-    target, builds, name = TARGETS[tag]
+    target, builds = TARGETS[tag]
     zig = [sys.executable, "-m", "ziglang", "c++", "-target", target]
     own = [*FLAGS, *flags, *([] if "windows" in target else ["-fPIC"])]
     with tempfile.TemporaryDirectory() as folder:
@@ -93,16 +94,16 @@ def compiled(root: Path, tag: str, out: Path, *flags: str) -> Path:
         with ThreadPoolExecutor() as pool:
             objects = [str(path) for path in pool.map(one, builds)]
         strip = [] if "macos" in target else ["-s"]
-        built = Path(folder, name)
+        built = Path(folder, NAME)
         link = [*own, "-shared", *strip, "-nostdlib++", str(root / SOURCE / "dispatch.cpp"), *objects]
         subprocess.run([*zig, *link, "-o", str(built)], check=True)
         out.mkdir(parents=True, exist_ok=True)
         # At once, and as a new file: a process that has the old one loaded keeps it.
-        fresh = out / f".{name}.{os.getpid()}"
+        fresh = out / f".{NAME}.{os.getpid()}"
         fresh.write_bytes(built.read_bytes())
         fresh.chmod(0o755)
-        fresh.replace(out / name)
-    return out / name
+        fresh.replace(out / NAME)
+    return out / NAME
 
 
 class Hook(BuildHookInterface):

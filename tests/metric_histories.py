@@ -253,7 +253,7 @@ LOGGERS = {
 def to_csv(path, steps, logger):
     rows = [{"step": i, **logger(s)} for i, s in enumerate(steps)]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     return path

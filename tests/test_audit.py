@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -600,3 +601,12 @@ def test_intervals_have_the_digits_that_their_width_supports():
     assert interval(Number(5.0, -math.inf, math.inf)) == ("5.0", "")
     assert interval(Number(None, refused="too few")) == ("refused", "")
     assert of_log(812.3) == "e^812"
+
+
+def test_an_audit_is_written_in_a_line_and_for_a_notebook():
+    found = audit(Path(__file__).parents[1] / "examples" / "records" / "vllm_bfloat16.parquet")
+    assert repr(found).startswith(f"Audit({found.verdict.level}: ")
+    assert repr(found).endswith("; 64 responses, 6,175 tokens)")
+    shown = found._repr_html_()
+    assert "<th>6,175 tokens</th>" in shown
+    assert "<th>kl_k3</th><td>0.0014 [" in shown

@@ -15,11 +15,13 @@ import typer
 from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 
 from reweigh.__main__ import main
-from reweigh.cli import plan, probe
+from reweigh.audit.table import Of
+from reweigh.cli import plan, probe, table
 from reweigh.cli.app import app
 from reweigh.cli.options import CutBy
 from reweigh.plan import run as planning
 from reweigh.probe.run import EngineName
+from reweigh.records import RecordWriter
 from reweigh.scan import BYS
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,13 @@ def arguments(path, tmp_path, model):
             return [dump, "--model", model, "--temperature", 1, "--out", tmp_path / "r.jsonl"]
         case ("audit",) | ("doctor",) | ("records", "describe" | "validate"):
             return [RECORDS]
+        case ("table",):
+            return [RECORDS, "--worst", 3]
+        case ("timeline",):
+            for step in range(3):
+                with RecordWriter(tmp_path / f"step_{step}.parquet") as writer:
+                    writer.write([{"sequence_id": str(step), "step": step, "log_mu": [-1.0], "log_pi": [-1.1]}])
+            return [tmp_path / "step_*.parquet"]
         case ("compare",):
             return [RECORDS, RECORDS]
         case ("plan",):
@@ -168,6 +177,7 @@ def test_what_the_command_line_repeats_is_what_the_library_has():
     """Defaults and names that `--help` shows without loading what they are of."""
     assert (plan.BATCH, plan.KEEP) == (planning.BATCH, planning.KEEP)
     assert list(get_args(probe.EngineName)) == [one.value for one in EngineName]
+    assert get_args(table.Of) == get_args(Of)
 
 
 def test_every_command_cuts_by_the_same():
@@ -339,7 +349,7 @@ def test_text_of_responses_is_left_out_on_demand(capsys, tmp_path):
         {
             "sequence_id": str(i),
             "text": words,
-            "token_ids": [7001, 7002],
+            "token_ids": [70017001, 70027002],
             "log_mu": [-1.0, -2.0],
             "log_pi": [-1.1, -2.0],
         }
@@ -350,7 +360,7 @@ def test_text_of_responses_is_left_out_on_demand(capsys, tmp_path):
         page = tmp_path / f"{shown}.html"
         _, out, err = run(capsys, "audit", path, "--format", "json", "--html", page, "--no-doctor", option)
         assert err == f"wrote {page}\n"
-        assert (words in page.read_text()) is (words in out) is ("7001" in out) is shown
+        assert (words in page.read_text()) is (words in out) is ("70017001" in out) is shown
         page.unlink()
         run(capsys, "watch", tmp_path, "--once", "--html", page, "--state", tmp_path / f"{shown}.state", option)
         assert (words in page.read_text()) is shown

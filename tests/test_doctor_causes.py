@@ -111,3 +111,8 @@ def test_a_mistake_is_told_by_cause_and_key(old, new, said):
     with pytest.raises(ValueError, match=r"^causes\.toml: ") as e:
         read_causes(TOML.replace(old, new, 1))
     assert str(e.value).startswith(f"causes.toml: {said}")
+
+
+def test_the_prefix_cache_of_vllm_is_switched_off_by_name():
+    """Leaving `--enable-prefix-caching` out changes nothing: it is on by default."""
+    assert "--no-enable-prefix-caching" in fix_for("stale_kv", ["vllm"])["vllm"]

@@ -632,6 +632,13 @@ OFFLINE = {
     "nemo_sft": ("yaml", "sft:\n  max_num_steps: 60\n", "a section sft", "an SFT run"),
     "roll_dpo": ("yaml", "pipeline_cls: roll.pipeline.dpo.dpo_pipeline.DPOPipeline\n", "DPOPipeline", "a preference"),
     "areal_sft": ("yaml", "model:\n  path: a\ntrain_dataset:\n  type: sft\n", "train_dataset.type=sft", "an SFT run"),
+    "handbook_dpo": (
+        "yaml",
+        "dataset_mixture:\n  datasets:\n  - columns: [chosen, rejected]\n",
+        "chosen and",
+        "a pref",
+    ),
+    "handbook_sft": ("yaml", "model_name_or_path: a\ndataset_name: b\nmax_length: 9\n", "max_length", "an SFT or pref"),
     "verl_sft_yaml": ("yaml", "data:\n  prompt_key: q\n  response_key: a\n", "prompt_key and response_key", "an SFT"),
 }
 
@@ -680,3 +687,55 @@ def test_a_file_in_the_place_of_a_word_is_told_where_it_goes(tmp_path, capsys):
     path.write_text("loss_type: dapo\n")
     assert main(["explain", str(path)]) == 2
     assert f"hint: `reweigh explain --config {path}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ending", "text", "who"),
+    [
+        ("sh", "python3 -m verl.trainer.main config=examples/config.yaml worker.rollout.n=5", "of EasyR1"),
+        ("yaml", "worker:\n  actor:\n    global_batch_size: 128\n  rollout:\n    n: 5\n", "of EasyR1"),
+        ("sh", "python -m examples.train rllm.algorithm.rollout_correction.tis_mode=token", "rLLM's own"),
+    ],
+)
+def test_a_program_without_a_profile_is_refused_by_name(ending, text, who, tmp_path, capsys):
+    path = tmp_path / f"run.{ending}"
+    path.write_text(text)
+    for framework in ([], ["--from", "verl"]):
+        assert main(["explain", "--config", str(path), *framework]) == 2
+        assert who in capsys.readouterr().err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("python3 -m recipe.sppo.main_sppo algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=4", True),
+        ("python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=4", False),
+        ("python3 -m pip install x\npython3 -m verl.trainer.main_ppo actor_rollout_ref.rollout.n=4", False),
+    ],
+)
+def test_a_script_that_starts_another_program_with_verls_options_says_so(text, said, tmp_path, capsys):
+    path = tmp_path / "run.sh"
+    path.write_text(text)
+    assert main(["explain", "--config", str(path)]) == 0
+    both = capsys.readouterr()
+    assert ("it starts recipe.sppo.main_sppo, not verl's own trainer" in both.out + both.err) is said
+
+
+def test_a_command_inside_a_shell_is_read_and_the_launchers_flags_are_not():
+    text = 'srun --nodes=1 --ntasks=1 bash -c "pip install x && python3 -m openrlhf.cli.train_ppo_ray \\\n'
+    text += '  --algo.advantage.is_correction_level token"'
+    found = read_script(text)
+    assert found.values == {"algo": {"advantage": {"is_correction_level": "token"}}}
+    assert translate(detect(found).name, found.values).options == {"is_correction_level": "token"}
+
+
+def test_a_distillation_has_a_loss_of_its_own():
+    found = translate("prime-rl", {"orchestrator": {"algo": {"type": "opd"}}})
+    assert formula(found.reading.plan.estimator) == "w = 1{(pi_t - mu_t) >= -0.2} * r_t"
+    with pytest.raises(RefusedError, match="sft trains by cross-entropy"):
+        translate("prime-rl", {"orchestrator": {"algo": {"type": "sft"}}})
+    loss = {"use_task_rewards": False, "use_policy_gradient": False}
+    with pytest.raises(RefusedError, match="has no policy loss: nothing is weighed"):
+        translate("verl", {"distillation": {"enabled": True, "distillation_loss": loss}})
+    found = translate("verl", {"distillation": {"enabled": True}, "algorithm": {"adv_estimator": "grpo"}})
+    assert "distillation: its loss stands beside the task's, unweighed" in found.reading.notes

@@ -4,12 +4,13 @@ import ast
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from reweigh import Batch, seq_tis
-from reweigh.trainers.seen import Seen, log_to
+from reweigh.trainers.seen import Seen, histograms, log_to
 
 METRICS = {"reweigh/sequence/tv": 0.25, "reweigh/weight/mean": 0.5}
 
@@ -120,6 +121,99 @@ def test_tensorboard_keeps_what_a_correction_reports(tmp_path):
         [event] = found.Scalars(name)
         assert (event.step, event.value) == (7, pytest.approx(value))
     assert logged["reweigh/weight/mean"] == pytest.approx(1.2)
+
+
+def some_batch():
+    log_pi = torch.full((3, 4), -1.0)
+    log_pi[1, 2] = -3.0
+    return Batch.padded(log_pi, torch.full((3, 4), -1.1), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]))
+
+
+def test_histograms_count_what_counts_and_add_up():
+    batch = some_batch()
+    bars = histograms(batch, seq_tis(1.2)(batch))
+    assert {name: int(one.counts.sum()) for name, one in bars.items()} == {
+        "reweigh/token/log_ratio": 7,
+        "reweigh/sequence/log_ratio": 2,
+        "reweigh/weight/of_kept": 2,
+    }
+    token = bars["reweigh/token/log_ratio"]
+    low = [a for a, n in zip(token.edges, token.counts.tolist(), strict=False) if n]
+    high = [b for b, n in zip(token.edges[1:], token.counts.tolist(), strict=True) if n]
+    assert low[0] <= -1.9 < high[0]
+    assert low[1] <= 0.1 < high[1]
+    assert torch.equal((token + token).counts, 2 * token.counts)
+    with pytest.raises(ValueError, match="edges are the same"):
+        token + bars["reweigh/weight/of_kept"]
+
+
+def test_tensorboard_keeps_histograms(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    bars = histograms(some_batch())
+    with SummaryWriter(str(tmp_path)) as writer:
+        log_to(writer, {}, 7, bars=bars)
+        with pytest.raises(ValueError, match="TensorBoard keeps no files"):
+            log_to(writer, {}, 7, page="report.html")
+    found = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    assert set(found.Tags()["histograms"]) == set(bars)
+    [event] = found.Histograms("reweigh/token/log_ratio")
+    assert (event.step, event.histogram_value.num) == (7, 7)
+
+
+def test_wandb_and_mlflow_are_handed_histograms_and_pages(monkeypatch, tmp_path):
+    """By their own interfaces, recorded: what each is called with."""
+    page = tmp_path / "report.html"
+    page.write_text("<p>")
+    calls = []
+
+    class Artifact:
+        def __init__(self, name, **kind):
+            self.name, self.type = name, kind["type"]
+
+        def add_file(self, path):
+            calls.append(("file", self.name, self.type, path))
+
+    class Run:
+        def log_artifact(self, artifact):
+            calls.append(("artifact", artifact.name))
+
+    wandb = SimpleNamespace(
+        log=lambda values, step: calls.append(("log", sorted(values), step)),
+        run=Run(),
+        Artifact=Artifact,
+        Histogram=lambda np_histogram: tuple(map(len, np_histogram)),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    log_to("wandb", {"a": 1.0}, 3, bars=histograms(some_batch()), page=page)
+    assert calls == [
+        ("log", ["a", "reweigh/sequence/log_ratio", "reweigh/token/log_ratio"], 3),
+        ("file", "reweigh", "report", str(page)),
+        ("artifact", "reweigh"),
+    ]
+    calls.clear()
+    mlflow = SimpleNamespace(
+        log_metrics=lambda values, step: calls.append(("log", values, step)),
+        active_run=lambda: object(),
+        log_artifact=lambda path: calls.append(("file", path)),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    log_to("mlflow", {"a": 1.0}, 3, page=page)
+    assert calls == [("log", {"a": 1.0}, 3), ("file", str(page))]
+    with pytest.raises(ValueError, match="mlflow keeps no histograms"):
+        log_to("mlflow", {}, 3, bars=histograms(some_batch()))
+
+
+def test_a_small_batch_does_not_ring_at_every_step():
+    """16 sequences cannot tell a tail, at any step; a heavy tail of many is what `refused` is for."""
+    few = Batch.padded(torch.full((16, 4), -1.0), torch.full((16, 4), -1.1), torch.ones(16, 4))
+    logged = Seen.of(few).flat()
+    assert (logged["reweigh/sequence/refused"], logged["reweigh/sequence/few"]) == (0.0, 1.0)
+    log_mu = torch.full((200, 1), -40.0)
+    heavy = Batch.padded(log_mu + 12 * torch.randn(200, 1).abs(), log_mu, torch.ones(200, 1))
+    logged = Seen.of(heavy).flat()
+    assert (logged["reweigh/sequence/refused"], logged["reweigh/sequence/few"]) == (1.0, 0.0)
 
 
 def test_another_name_is_refused():

@@ -18,7 +18,7 @@ from reweigh.records import RecordWriter
 from reweigh.records.files import cut
 from reweigh.records.schema import Tally
 from reweigh.report import document
-from reweigh.scan import BYS, Job, Measured, Workers, look, measure, scan
+from reweigh.scan import BYS, Job, Measured, Workers, levels, look, measure, scan
 from reweigh.scan.measure import read
 from reweigh.scan.rows import Rows
 
@@ -38,20 +38,25 @@ def small(monkeypatch):
 
 def together(path, **options):
     known = look(path)
-    found = scan(known, [question(by=options.get("by", ())), diagnosing.question(known, options.get("by", ()))])
+    by = options.get("by", ())
+    found = scan(known, [question(by=by), diagnosing.question(known, by), levels.question()])
     return document(answer(found)), diagnosing.answer(found).to_dict()
+
+
+def apart(path, **options):
+    return document(audit(path, **options)), doctor(path, **options).to_dict()
 
 
 @pytest.mark.parametrize("name", ["transformers_int8", "vllm_bfloat16"])
 def test_an_audit_with_a_diagnosis_is_both_to_the_last_bit(name):
     path = EXAMPLES / f"{name}.parquet"
-    assert together(path) == (document(audit(path)), doctor(path).to_dict())
+    assert together(path) == apart(path)
 
 
 @pytest.mark.slow
 def test_every_cut_together_is_every_cut_alone(tmp_path, small):
     path = write(tmp_path / "a.parquet", ROWS, row_group=5)
-    assert together(path, by=BYS) == (document(audit(path, by=BYS)), doctor(path, by=BYS).to_dict())
+    assert together(path, by=BYS) == apart(path, by=BYS)
 
 
 @pytest.mark.slow

@@ -189,3 +189,26 @@ def test_ratios_of_e_300_are_judged():
     assert verdict.level == "fail"
     assert "nan" not in reasons(verdict)
     assert "inf" not in reasons(verdict).replace("infinite", "")
+
+
+@pytest.mark.parametrize("sd", [0.05, 0.1, 0.3])
+def test_swapped_log_probs_are_asked_for(sd):
+    log_mu = -3 - torch.rand(256, 64)
+    log_pi = log_mu + sd * torch.randn(256, 64) - sd**2 / 2
+    ask = "are log_pi and log_mu swapped?"
+    right, wrong = (
+        judge(*RatioStats.of_levels(Batch.padded(a, b, torch.ones(256, 64)), (TOKEN, SEQUENCE)))
+        for a, b in ((log_pi, log_mu), (log_mu, log_pi))
+    )
+    assert wrong.level == "fail"
+    assert ask in wrong.hint
+    assert ask not in str(right)
+    hot = Batch.padded(0.7 * log_mu, log_mu, torch.ones(256, 64))  # raised for another reason
+    assert ask not in str(judge(*RatioStats.of_levels(hot, (TOKEN, SEQUENCE))))
+
+
+def test_a_verdict_is_written_in_a_line():
+    batch = Batch.padded(torch.full((64, 8), -1.0), torch.full((64, 8), -1.0), torch.ones(64, 8))
+    found = judge(*RatioStats.of_levels(batch, (TOKEN, SEQUENCE)))
+    assert repr(found) == f"Verdict(ok: {found.sentence})"
+    assert found._repr_html_().startswith("<b>ok</b> ")

@@ -448,6 +448,32 @@ def test_once_prints_a_line_writes_the_page_and_goes_on_later(tmp_path, capsys):
     assert "the state is of another watch: --by was ['step'], and is ['step', 'env']" in capsys.readouterr().err
 
 
+def broken(path, step):
+    """Rows whose log-probs are of another law than was sampled from: fail, whatever the words."""
+    with RecordWriter(path, RunInfo()) as writer:
+        writer.write([{**row, "log_pi": row["log_mu"] - 0.5} for row in rows_of(step, n=60)])
+    return rest(path)
+
+
+def test_a_command_runs_when_the_verdict_becomes_fail_and_once(tmp_path, capsys):
+    folder, log = tmp_path / "dumps", tmp_path / "log"
+    folder.mkdir()
+    parquet(folder / "a.parquet", 0)
+    tell = f'echo "$REWEIGH_VERDICT: $REWEIGH_REASON" >> {log}'
+    options = ["--state", str(tmp_path / "s"), "--on-fail", tell]
+    assert main(command(folder, *options, "--fail-on", "fail")) == 0
+    assert not log.exists()
+    broken(folder / "b.parquet", 1)
+    assert main(command(folder, *options)) == 0  # nobody asked for an exit code
+    [line] = log.read_text().splitlines()
+    assert line.startswith("fail: ")
+    assert main(command(folder, *options[:2], "--fail-on", "fail")) == 1
+    assert main(["watch", str(folder), *options, "--fail-on", "stop", "--every", "0.05"]) == 1
+    capsys.readouterr()
+    assert main(command(folder, "--state", str(tmp_path / "t"), "--on-fail", "exit 7")) == 0
+    assert "--on-fail: the command ended with 7: exit 7" in capsys.readouterr().err
+
+
 def test_no_folder_is_exit_code_2(tmp_path, capsys):
     assert main(command(tmp_path / "gone", "--state", str(tmp_path / "s"))) == 2
     assert "error:" in capsys.readouterr().err

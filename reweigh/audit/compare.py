@@ -21,6 +21,7 @@ from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.run import FileRead, Report, Scanned, look, scan
 from reweigh.scan.tokens import Part
 from reweigh.stats.intervals import Number, t_quantile
+from reweigh.stats.numerals import plain
 from reweigh.stats.summary import Summary, summarise
 from reweigh.stats.sums import HostSums, RatioStats
 from reweigh.stats.verdict import Verdict, judge
@@ -88,10 +89,10 @@ class Difference:
         numbers = {"a": self.a, "b": self.b, "change": self.change}
         return {"name": self.name, "level": self.level, "sure": self.sure} | {
             key: {
-                "value": _plain(x.value),
-                "low": _plain(x.low),
-                "high": _plain(x.high),
-                "sample": _plain(x.sample),
+                "value": plain(x.value),
+                "low": plain(x.low),
+                "high": plain(x.high),
+                "sample": plain(x.sample),
                 "unit": x.unit,
                 "refused": x.refused,
             }
@@ -431,7 +432,3 @@ def _merged(files: tuple[FileRead, ...]) -> RunInfo:
 def _name(paths: Paths) -> str:
     given = [paths] if isinstance(paths, str) or hasattr(paths, "__fspath__") else list(paths)  # type: ignore[arg-type]
     return str(given[0]) if len(given) == 1 else f"{given[0]} and {len(given) - 1} more"
-
-
-def _plain(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None

@@ -1,5 +1,6 @@
 """An audit as a value that draws nothing: verdict, numbers, and what estimators would do."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from reweigh.doctor.diagnosis import Diagnosis
 from reweigh.records import RunInfo
 from reweigh.scan.cuts import By
 from reweigh.scan.run import FileRead
+from reweigh.stats.intervals import Number
+from reweigh.stats.numerals import count, interval
 from reweigh.stats.summary import Summary
 from reweigh.stats.verdict import Verdict, judge
 
@@ -65,6 +68,21 @@ class Audit:
         cause = None if self.diagnosis is None else self.diagnosis.cause
         return judge(self.levels["token"], self.levels["sequence"], cause=cause, positive=self.positive)
 
+    def __repr__(self) -> str:
+        """Say in a line what was found and of how much."""
+        sizes = f"{sum(f.rows for f in self.files):,} responses, {sum(f.tokens for f in self.files):,} tokens"
+        return f"Audit({self.verdict.level}: {self.verdict.sentence}; {sizes})"
+
+    def _repr_html_(self) -> str:
+        """Show the verdict and the numbers of each level in a notebook; `reweigh.report.page` has all of it."""
+        names = ("mean_ratio", "kl_k3", "kl_k1", "tv", "ess_fraction")
+        rows = "".join(
+            f"<tr><th>{name}</th>{''.join(_cell(level.numbers.get(name)) for level in self.levels.values())}</tr>"
+            for name in names
+        )
+        heads = "".join(f"<th>{count(level.n, name)}</th>" for name, level in self.levels.items())
+        return f"{html.escape(str(self.verdict))}<table><tr><th></th>{heads}</tr>{rows}</table>"
+
     @cached_property
     def recommendation(self) -> Recommendation:
         """Rank what was tried, beside the estimator that the verdict says to use; worked out once."""
@@ -88,3 +106,9 @@ class Audit:
         for file in self.files[1:]:
             merged = merged.merged(file.info)
         return merged
+
+
+def _cell(number: Number | None) -> str:
+    if number is None:
+        return "<td></td>"
+    return f"<td>{html.escape(' '.join(interval(number)).strip())}</td>"

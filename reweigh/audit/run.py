@@ -27,7 +27,7 @@ from reweigh.audit.where import CUTS, Cut, Strata, TokenRows, all_strata
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
 from reweigh.records.files import OF_BATCH, Paths
-from reweigh.records.schema import RunInfo, Violation
+from reweigh.records.schema import Violation
 from reweigh.scan.cuts import COLUMNS_OF, CUT_COLUMNS, By, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import NOT_CHOSEN, Family
@@ -149,9 +149,10 @@ def audit(
         >>> found = audit("report/records.parquet", by=["length"])  # doctest: +SKIP
         >>> print(found.verdict)  # doctest: +SKIP
     """
+    family = question(estimators, by)  # refuses what it cannot do, before anything is read
     found = scan(
         look(paths, reader, rows=rows),
-        [question(estimators, by)],
+        [family],
         keep_going=keep_going,
         engine=engine,
         state=state,
@@ -274,9 +275,9 @@ def _nothing(files: tuple[FileRead, ...], sums: AuditSums, left_out: tuple[Viola
 
 def _notes(files: tuple[FileRead, ...], levels: Mapping[str, Summary], sums: AuditSums) -> tuple[str, ...]:
     notes: dict[str, None] = {}
-    read = [file for file in files if file.rows]
-    known, differ = RunInfo(), dict[str, None]()
-    for file in read:
+    read = [file for file in files if file.rows] or list(files)
+    known, differ = read[0].info, dict[str, None]()
+    for file in read[1:]:
         differ |= dict.fromkeys(known.disagreements(file.info))
         known = replace(known, **{name: x for name, x in vars(file.info).items() if getattr(known, name) is None})
     for name in differ:

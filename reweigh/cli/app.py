@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 # The parser that typer is built on has moved between its versions; its errors are where this one of them is.
 _ERRORS: Any = import_module(typer.BadParameter.__module__)
 _MOST = 3  # names to suggest
+_AS_NEAR = 0.15  # of likeness to the nearest: what is farther off is not meant
 COMPLETE = "_REWEIGH_COMPLETE"  # set by the shell's script when it asks for words
 SHELLS = ("bash", "zsh", "fish")
 
@@ -39,6 +40,8 @@ _COMMANDS = (
     _Lazy("rescore", "Add the trainer's log-probs to rollouts without them.", "reweigh.cli.rescore"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
     _Lazy("compare", "Hold two sets of records side by side.", "reweigh.cli.compare"),
+    _Lazy("timeline", "The gap of each step, beside reward, entropy and the like.", "reweigh.cli.timeline"),
+    _Lazy("table", "Ratios, weights and statistics, a row a token or response.", "reweigh.cli.table"),
     _Lazy("plan", "What modes and thresholds would do at a KL and a length.", "reweigh.cli.plan"),
     _Lazy("watch", "Follow a folder of dumps while the run writes them.", "reweigh.cli.watch"),
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),
@@ -241,4 +244,6 @@ def _near(error: Any, message: str) -> str:
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     near = get_close_matches(word, list(known), _MOST)
+    like = [SequenceMatcher(None, word, one).ratio() for one in near]
+    near = [one for one, ratio in zip(near, like, strict=True) if ratio > like[0] - _AS_NEAR]
     return f"did you mean {' or '.join(near)}? " if near else ""

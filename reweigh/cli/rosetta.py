@@ -64,13 +64,13 @@ def explain(
     _misspelled(words)
     from reweigh.rosetta.config import detect, mistaken, nearest, parse_pairs, read_source, translate
     from reweigh.rosetta.frameworks import profile_of
-    from reweigh.rosetta.offline import refuse_offline
+    from reweigh.rosetta.others import other_program, refuse_others
     from reweigh.rosetta.sources import Source, merged
 
     read = Source({}) if config is None else read_source(config)
     values = merged(read.values, parse_pairs(words))
     given = replace(read, values=values)
-    refuse_offline(given)
+    refuse_others(given)
     framework = source or detect(given).name
     other = None if source is None else mistaken(given, source)
     try:
@@ -89,6 +89,8 @@ def explain(
     cautions = (*read.cautions, said) if under else read.cautions
     if other is not None:
         cautions = (f"these seem to be options of {other}, read as of {framework}; --from {other}?", *cautions)
+    program = other_program(read.text) if told.profile.name == "verl" else ""
+    cautions = (*cautions, program) if program else cautions
     found = None if target is None else nearest(told.reading.plan.estimator, profile_of(target))
     name = "" if target is None else profile_of(target).name
     if form == "json":

@@ -1,11 +1,13 @@
 """`reweigh watch`: follow a folder of dumps while the run writes them, on the terminal and as a page."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from reweigh.watch import Look, Watched
 
 DEFAULT_STATE = Path("reweigh-watch.state")
+FailOn = Literal["never", "fail", "stop"]
 
 
 def watch(
@@ -57,6 +60,16 @@ def watch(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Read everything anew, whatever the state says.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Read what is there, and end.")] = False,
+    on_fail: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Run this in a shell when the verdict becomes fail; it is in REWEIGH_VERDICT and REWEIGH_REASON.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="`fail`: with --once, exit code 1 if the verdict is fail; `stop`: stop then, with 1.")
+    ] = "never",
     form: Form = "text",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -65,14 +78,15 @@ def watch(
 
     Shows a dashboard on a terminal, and a line for each update elsewhere or with --quiet: text, or one JSON object.
     Numbers are always cut by step, and by what --by says. Ctrl-C is how it ends, with exit code 0; the same command
-    goes on from where it was. A file that cannot be read is named and tried again, and ends nothing. Exit code 0; 2 if
-    there is no such folder.
+    goes on from where it was. A file that cannot be read is named and tried again, and ends nothing. Exit code 0; 1 if
+    --fail-on asks for it and the verdict is fail; 2 if there is no such folder.
 
     \b
     Examples:
       reweigh watch runs/dumps
       reweigh watch runs/dumps --html report.html --every 30
-      reweigh watch runs/dumps --once --format json
+      reweigh watch runs/dumps --once --format json --fail-on fail
+      reweigh watch runs/dumps --on-fail 'touch STOP; mail -s "$REWEIGH_REASON" me < /dev/null'
     """
     form = "json" if as_json else form
     from rich.live import Live
@@ -102,7 +116,7 @@ def watch(
     shows_live = form == "text" and not quiet and stdout().is_terminal
     show = _shown(folder, form, every, live if shows_live else None)
     audit: Audit | None = None
-    first, waiting = True, ()
+    first, waiting, failing = True, (), False
     try:
         while True:
             with progress("looking", quiet=quiet or live.is_started):  # the dashboard is there after the first look
@@ -112,12 +126,15 @@ def watch(
                     memory.save(watched)
                     audit = watched.audit()
                     _write_page(html, audit, text)
+                    before, failing = failing, audit is not None and audit.verdict.level == "fail"
+                    if failing and not before:
+                        _run(on_fail, audit, html)
             if first or found.news or shows_live:
                 show(found, audit)
             first = False
             if found.more:
                 continue
-            if once:
+            if once or (failing and fail_on == "stop"):
                 break
             time.sleep(every)
     except KeyboardInterrupt:
@@ -126,6 +143,24 @@ def watch(
         live.stop()
     if not quiet:
         _summary(watched, audit, waiting, kept, html)
+    if failing and (fail_on == "stop" or (once and fail_on == "fail")):
+        raise typer.Exit(1)
+
+
+def _run(command: str | None, audit: "Audit | None", html: Path | None) -> None:
+    """Run what is to be run when the verdict has become fail; its own end is told if it is not 0, and ends nothing."""
+    if command is None or audit is None:
+        return
+    told = {
+        "REWEIGH_VERDICT": audit.verdict.level,
+        "REWEIGH_REASON": audit.verdict.reason,
+        "REWEIGH_PAGE": "" if html is None else str(html),
+    }
+    done = subprocess.run(
+        command, shell=True, env={**os.environ, **told}, stdout=2, check=False
+    )  # what it says is no update
+    if done.returncode:
+        say(f"--on-fail: the command ended with {done.returncode}: {command}")
 
 
 def _shown(folder: Path, form: FormName, every: float, live: "Live | None") -> "Callable[[Look, Audit | None], None]":

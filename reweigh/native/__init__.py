@@ -10,13 +10,12 @@ import hashlib
 import math
 import os
 import struct
-import sys
 import warnings
 from functools import cache
 from pathlib import Path
 
 VERSION = 1  # of the interface: kernel.h has the same
-NAME = {"win32": "kernel.dll", "darwin": "kernel.dylib"}.get(sys.platform, "kernel.so")
+NAME = "kernel.bin"  # on every system: a name that Python does not take for an extension module
 OFF = "REWEIGH_NATIVE"  # 0: not to be used
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 # Fields of RatioStats and their shapes, in the order in which the kernel writes them.

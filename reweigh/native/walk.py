@@ -69,7 +69,9 @@ def sums(
     if not _plain(out):
         return None
     call = (ctypes.byref(request[0]), int(columns == ALL), ctypes.c_void_p(out.data_ptr()), ctypes.byref(odd))
-    return (out, odd.value) if _done(lib.rw_fold(*call)) else None
+    if not _done(lib.rw_fold(*call)) or (given is not None and odd.value):  # a given infinity is meant
+        return None
+    return out, odd.value
 
 
 def counts(mask: Tensor, offsets: Tensor | None) -> Tensor | None:

@@ -81,9 +81,9 @@ def _modes(rows: tuple[ModeRow, ...], data: bool) -> Table:
             own_cells = [] if own is None else [said(Figure(x)) for x in (own.dropped, own.retained, own.ess)]
             cells += own_cells or ["-"] * 3
         out.append([f"{row.mode.framework} {row.mode.name}".strip(), row.mode.estimator.unit, *cells])
-    spare = dict.fromkeys(("capped", "of kept", *(("dropped", "effective") if data else ())), MEDIUM)
+    without = ("capped", "of kept", *(("dropped", "effective") if data else ()))
     heads = [_NAME, Column("unit", "left", spare=MEDIUM)]
-    heads += [Column(x, spare=spare.get(x, 0)) for x in (*_HEADINGS, *starred)]
+    heads += [Column(x, spare=MEDIUM * (x in without)) for x in (*_HEADINGS, *starred)]
     return Table.of(heads, out, notes=["* on your data: a fact about these very units"] if data else [], frame="none")
 
 

@@ -293,7 +293,13 @@ def read_script(text: str) -> Source:
             if re.fullmatch(r"\$\{?\w+\[[@*]\]\}?|\$[@*]|\$\{@\}", raw):
                 continue
             arguments.append(str(_expanded(raw, variables)))
-        found.add(_of_the_program(arguments), conditional)
+        inner = [c for b, f, c in zip(arguments, arguments[1:], arguments[2:], strict=False) if _wraps(b, f)]
+        for command in inner:  # with its own flags, after those of what starts the shell
+            for told_words, within in _lines(re.sub(r"\s(?:&&|\|\||;)\s", "\n", command)):
+                read = [str(_expanded(w, variables)) for w in told_words]
+                found.add(_of_the_program(read), conditional or within)
+        if not inner:
+            found.add(_of_the_program(arguments), conditional)
     environment = {k: v for k, v in variables.items() if k.isupper()}
     return Source(found.values, environment, text, conditional=found.conditional)
 
@@ -323,9 +329,15 @@ _LAUNCHERS = {"python", "python3", "torchrun", "accelerate", "deepspeed", "uv", 
 _OTHERS = {"set", "pip", "pip3", "apt", "apt-get", "curl", "wget", "grep", "mkdir", "rm", "cd", "cp", "docker", "git"}
 
 
+def _wraps(shell: str, flag: str) -> bool:
+    """Tell whether the next word is a command of its own, as of `srun --nodes=1 bash -c "..."`."""
+    return shell.rpartition("/")[2] in ("bash", "sh") and bool(re.fullmatch(r"-\w*c", flag))
+
+
 def _of_the_program(words: list[str]) -> list[str]:
     """Leave the words of the launcher out, and commands that train nothing."""
-    if words and (words[0] in _OTHERS or words[:2] == ["ray", "start"]):
+    program = words[0].rpartition("/")[2] if words else ""
+    if program in _OTHERS or (program == "ray" and words[1:2] == ["start"]):
         return []
     launched = False
     for i, text in enumerate(words):

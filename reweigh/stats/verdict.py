@@ -1,5 +1,6 @@
 """From sums to one verdict: how bad the mismatch is, why, the one thing to do, and the estimator with what decides."""
 
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -37,6 +38,7 @@ NO_TOKENS = "there are no tokens to judge"
 FIX_FIRST = "fix that first, no estimator mends it"
 _NOT_SAMPLED = "the logged log-probs are not of what was sampled"
 _RAISED = "does the engine log before temperature (vLLM: logprobs_mode=processed_logprobs)? are tokens shifted by one?"
+_SWAPPED = "are log_pi and log_mu swapped? the log ratios are as if log_pi were of what sampled"
 _LOWERED = (
     "was sampling truncated (top-p, top-k, min-p) on one side only? is it the sampled token's log-prob that is logged?"
 )
@@ -145,6 +147,15 @@ class Verdict:
     choice: Option | None = None
     runner_up: Option | None = None
     findings: tuple[Finding, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        """Write it in a line; `findings`, `choice` and the like are its own to ask for."""
+        return f"Verdict({self.level}: {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        """Write it for a notebook."""
+        hint = f"<br>{html.escape(self.hint)}" if self.hint else ""
+        return f"<b>{self.level}</b> {html.escape(self.reason)}{hint}"
 
     def __str__(self) -> str:
         """Write it for a terminal or a log line."""
@@ -268,9 +279,18 @@ def wrong_of(levels: Iterable[Summary]) -> Finding | None:
             return Finding(
                 "fail",
                 f"the mean {s.level} ratio is {' '.join(interval(mean)).strip()} and must be 1: {_NOT_SAMPLED}",
-                _RAISED if (mean.value or 0.0) > 1 else _LOWERED,
+                _SWAPPED if _are_swapped(s) else _RAISED if (mean.value or 0.0) > 1 else _LOWERED,
             )
     return None
+
+
+def _are_swapped(s: Summary) -> bool:
+    """Tell whether log ratios are as if pi had sampled: their mean is then plus half their variance, and not minus."""
+    k1, sd = s["kl_k1"], s["sd"].sample
+    if k1.low is None or k1.high is None or sd is None:
+        return False
+    # twice the interval, as 1 in 20 would miss the interval itself
+    return k1.high < 0 and abs((k1.low + k1.high) / 2 + sd**2 / 2) <= k1.high - k1.low
 
 
 def options(gap: Gap) -> tuple[Option, Option | None] | None:

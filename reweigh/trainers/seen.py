@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
+from os import PathLike
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import torch
@@ -15,7 +17,7 @@ from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Weights
 from reweigh.levels import SEQUENCE, TOKEN, heads, k3
 from reweigh.stats.summary import summarise
-from reweigh.stats.sums import RatioStats
+from reweigh.stats.sums import MIN_UNITS, RatioStats
 from reweigh.stats.verdict import SEVERITIES, Verdict, judge
 
 _LOG = logging.getLogger("reweigh")
@@ -223,10 +225,10 @@ class Seen:
     def flat(self, prefix: str = PREFIX, *, intervals: bool = False) -> dict[str, float]:
         """Names to finite floats: for `wandb.log`, `trackio.log`, `mlflow.log_metrics`, TensorBoard, a trainer's own.
 
-        A number that the data cannot carry is left out, and `refused` of its level is 1; what the sample alone says
-        stands under `..._in_sample` in any case. `identity` is 0 if the mean ratio cannot be 1: then the log-probs
-        are not those that were sampled from, and no correction is right. `level` is 0, 1 or 2: the verdict is ok, warn
-        or fail, to alarm on. One host sync.
+        A number that the data cannot carry is left out, and `refused` of its level is 1, or `few` where there are under
+        25 units, too few to tell a tail; what the sample alone says stands under `..._in_sample` in any case.
+        `identity` is 0 if the mean ratio cannot be 1: then the log-probs are not those that were sampled from, and no
+        correction is right. `level` is 0, 1 or 2: the verdict is ok, warn or fail, to alarm on. One host sync.
 
         Args:
             prefix: before every name.
@@ -241,7 +243,9 @@ class Seen:
             out |= {f"{at}n": float(summary.n), f"{at}dropped": float(summary.dropped)}
             if not summary.n:
                 continue
-            out |= {f"{at}identity": float(summary.identity), f"{at}refused": float(bool(summary.refusal))}
+            few = summary.n < MIN_UNITS  # which is so at every step of a small batch, and nothing to be woken by
+            refused = float(bool(summary.refusal) and not few)
+            out |= {f"{at}identity": float(summary.identity), f"{at}refused": refused, f"{at}few": float(few)}
             for name in SHOWN[summary.level]:
                 number = summary[name]
                 if number.value is not None:
@@ -289,6 +293,67 @@ class Measuring:
         return found | ({f"{prefix}unmeasured": float(self.failed)} if self.failed else {})
 
 
+EDGES = tuple(math.sinh(x / 4.0) / 100.0 for x in range(-32, 33))
+"""Edges of a histogram of log ratios, nats: .0025 wide at 0, and 15 at its ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """A histogram with fixed edges, so that those of micro-batches and ranks add up; 0-d sync-free until `log_to`.
+
+    Attributes:
+        counts: `[bins]` float64; what is beyond the last edge counts in the last bin.
+        edges: `[bins + 1]`, rising.
+    """
+
+    counts: Tensor
+    edges: tuple[float, ...] = EDGES
+
+    @classmethod
+    def of(cls, values: Tensor, on: Tensor, edges: tuple[float, ...] = EDGES) -> "Bars":
+        """Count the values where `on`."""
+        inner = torch.tensor(edges[1:-1], dtype=torch.float64, device=values.device)
+        cell = torch.bucketize(values.detach().double().flatten(), inner, right=True)
+        counts = torch.zeros(len(edges) - 1, dtype=torch.float64, device=values.device)
+        return cls(counts.index_add(0, cell, on.flatten().double()), edges)
+
+    def __add__(self, other: "Bars") -> "Bars":
+        """Add the counts of two sets of values.
+
+        Raises:
+            ValueError: the edges differ.
+        """
+        if self.edges != other.edges:
+            raise ValueError("Bars: histograms add up if their edges are the same")
+        return Bars(self.counts + other.counts, self.edges)
+
+
+def histograms(batch: Batch, weights: Weights | None = None) -> dict[str, Bars]:
+    """Histograms for a logger: log ratios of tokens and of sequences, nats, and the weights that were multiplied in.
+
+    Args:
+        batch: its raw ratios.
+        weights: what an estimator made of them, if it was ours.
+
+    Example:
+        >>> import torch
+        >>> from reweigh import Batch
+        >>> batch = Batch.padded(torch.full((3, 4), -1.0), torch.full((3, 4), -1.1), torch.ones(3, 4))
+        >>> {name: int(bars.counts.sum()) for name, bars in histograms(batch).items()}
+        {'reweigh/token/log_ratio': 12, 'reweigh/sequence/log_ratio': 3}
+    """
+    layout, log_ratio = batch.layout, batch.log_ratio
+    found = {
+        f"{PREFIX}token/log_ratio": Bars.of(log_ratio, layout.mask),
+        f"{PREFIX}sequence/log_ratio": Bars.of(layout.sum(log_ratio), layout.lengths > 0),
+    }
+    if weights is not None:
+        held = hold(weights)
+        edges = tuple(2.0 ** (x / 4.0) for x in range(-16, 17))
+        found[f"{PREFIX}weight/of_kept"] = Bars.of(held.per_unit, held.once(held.keep), (0.0, *edges))
+    return found
+
+
 LoggerName = Literal["wandb", "trackio", "mlflow"]
 NAMES: tuple[LoggerName, ...] = get_args(LoggerName)
 
@@ -301,17 +366,27 @@ class ScalarWriter(Protocol):
         ...
 
 
-def log_to(logger: LoggerName | ScalarWriter, metrics: Mapping[str, float], step: int) -> None:
+def log_to(
+    logger: LoggerName | ScalarWriter,
+    metrics: Mapping[str, float],
+    step: int,
+    *,
+    bars: Mapping[str, Bars] | None = None,
+    page: str | PathLike[str] | None = None,
+) -> None:
     """Log numbers at a training step, to the run that is active in that logger.
 
     Args:
         logger: "wandb", "trackio" or "mlflow", whose run the trainer has started; or a TensorBoard `SummaryWriter`.
         metrics: names to finite numbers: `Seen.of(batch, weights).flat()`.
         step: the training step. Weights & Biases drops what comes with a step below its last one.
+        bars: `histograms(batch, weights)`, for Weights & Biases and TensorBoard.
+        page: a file, such as what `reweigh audit --html` wrote, to keep with the run as an artefact: Weights & Biases
+            and MLflow.
 
     Raises:
         ModuleNotFoundError: the logger is not installed.
-        ValueError: another name, or no run has been started.
+        ValueError: another name, no run has been started, or the logger has no histograms or no artefacts.
 
     Example:
         >>> from pathlib import Path
@@ -326,8 +401,11 @@ def log_to(logger: LoggerName | ScalarWriter, metrics: Mapping[str, float], step
     Also called: `wandb.log`, `trackio.log`, `mlflow.log_metrics`, `SummaryWriter.add_scalar`.
     """
     if not isinstance(logger, str):
+        _refuse_page("TensorBoard", page)
         for name, value in metrics.items():
             logger.add_scalar(name, value, step)
+        for name, one in (bars or {}).items():
+            _to_tensorboard(logger, name, one, step)
         return
     if logger not in NAMES:
         raise ValueError(
@@ -349,4 +427,44 @@ def log_to(logger: LoggerName | ScalarWriter, metrics: Mapping[str, float], step
         ) from None
     if run is None:
         raise ValueError(f"log_to: {logger} has no active run\nhint: call {start} before.")
-    log(dict(metrics), step=step)
+    if bars and logger != "wandb":
+        raise ValueError(
+            f"log_to: {logger} keeps no histograms\nhint: bars are for wandb and TensorBoard; leave them out."
+        )
+    if logger == "trackio":
+        _refuse_page(logger, page)
+    drawn = {name: module.Histogram(np_histogram=_counted(one)) for name, one in (bars or {}).items()}
+    log({**metrics, **drawn}, step=step)
+    if page is not None and logger == "wandb":
+        artifact = module.Artifact("reweigh", type="report")
+        artifact.add_file(str(page))
+        run.log_artifact(artifact)
+    elif page is not None:
+        module.log_artifact(str(page))
+
+
+def _refuse_page(logger: str, page: str | PathLike[str] | None) -> None:
+    if page is not None:
+        raise ValueError(f"log_to: {logger} keeps no files\nhint: page is for wandb and mlflow; leave it out.")
+
+
+def _counted(bars: Bars) -> tuple[list[float], list[float]]:
+    return bars.counts.tolist(), list(bars.edges)
+
+
+def _to_tensorboard(writer: Any, name: str, bars: Bars, step: int) -> None:
+    """Write the counts of a histogram; its sums are of the middles of the bins, which is all that is known."""
+    counts, edges = _counted(bars)
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    first, last = (next((i for i in order if counts[i]), 0) for order in (range(len(counts)), range(len(counts))[::-1]))
+    writer.add_histogram_raw(
+        name,
+        edges[first],
+        edges[last + 1],
+        int(sum(counts)),
+        sum(n * x for n, x in zip(counts, middles, strict=True)),
+        sum(n * x * x for n, x in zip(counts, middles, strict=True)),
+        edges[1:],
+        counts,
+        step,
+    )

@@ -203,7 +203,12 @@ def _floor(case: Case) -> Findings:
     m = case.identity
     whole = ratio(m[:, SQUARES], m[:, N])
     finds = (
-        counted("median_size", middle, case.tokens, "median of |log ratio| / (1 - p), nats: bfloat16 gives .02 to .05"),
+        counted(
+            "median_size",
+            middle,
+            case.tokens,
+            "median of |log ratio| / (1 - p), nats: bfloat16 on one side gives .02 to .05",
+        ),
         evidence("mean_square", whole, "mean squared log ratio, nats^2"),
     )
     dtype = str(case.info.get("dtype_mu") or "").lower()

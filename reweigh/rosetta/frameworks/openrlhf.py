@@ -73,7 +73,7 @@ def _compose(o: Options) -> Reading:
     plan = _plan(o)
     low, high = _clip(o)
     loss = Loss("ppo_clip", low=low, high=high, dual=o["dual_clip"], clamp=SAFE.nats)
-    if not o["token_level_loss"] or o["loss_agg_mode"] != "token-mean":
+    if not o.get("token_level_loss", True):  # actor.loss_agg_mode=seq-mean-token-mean
         loss = replace(loss, over="means")
     if o["policy_loss_type"] == "gspo":
         loss = replace(loss, kind="gspo", slope="mean", over="means", clamp=None)

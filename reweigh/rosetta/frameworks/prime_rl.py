@@ -29,12 +29,19 @@ _OF_04: Mapping[str, float] = {
     "sequence_mask_low": 0.0,
     "sequence_mask_high": 100.0,
 }  # with their defaults
+_FELL = 0.2  # by which pi may be under mu in a distillation
 _BOUNDS = {"icepop": (0.2, 5.0), "ppo": (0.8, 1.2), "cispo": (0.0, 5.0)}
 
 
 def _compose(o: Options) -> Reading:
     kind = o["type"]
     loss = Loss("ratio", live="log_pi", centre="log_mu", scale=o["adv_tau"])
+    if o["algo.type"] in ("opd", "opsd"):
+        return _distilled(loss)
+    if o["algo.type"] == "sft":
+        raise RefusedError(
+            "prime-rl: orchestrator.algo.type=sft trains by cross-entropy: nothing is weighed\nhint: grpo weighs"
+        )
     if any(o[n] is not None for n in (*_OF_04, *_OF_05, "ratio_type", "clip_ratio")):
         return _long_before(o, loss)
     if kind == "default" or any(n in o for n in _OF_08):
@@ -63,6 +70,14 @@ def _compose(o: Options) -> Reading:
         "the loss's own ratio is of the live policy to the sampler, and its clip is all there is: no weight beside it"
     )
     return Reading(Plan(), loss=replace(loss, kind="ppo_clip", low=1 - low, high=high - 1), notes=(note,))
+
+
+def _distilled(loss: Loss) -> Reading:
+    """Read on-policy distillation: log ref - log pi stands where advantages do elsewhere."""
+    kept = weigh(TOKEN, AtMost(_FELL), of=prob_diff, scale=-1)
+    note = "orchestrator.algo.type is a distillation: its own loss, with log ref - log pi in place of the advantage; "
+    note += "trainer.loss is not read for it"
+    return Reading(Plan(kept * token_is()), loss=replace(loss, penalty=1e-3), notes=(note,))
 
 
 def _refuse(o: Options, kind: str) -> None:

@@ -20,6 +20,9 @@ from reweigh.transforms import Clip, Reject
 _OVER: dict[str, Over] = {"grpo": "row_means", "dr_grpo": "row_sums", "luspo": "row_sums"}
 
 
+_LENGTH = 512  # tokens, its max_completion_length
+
+
 def _weights(o: Options) -> Plan:
     if not o["vllm_importance_sampling_correction"]:
         return Plan()
@@ -58,7 +61,7 @@ def compose(o: Options) -> Reading:
     if o["delta"] is not None:  # it caps the ratio before the clip, for both signs of the advantage
         loss = replace(loss, high=min(loss.high, o["delta"] - 1), dual=max(o["delta"], 1 + loss.high))
     if kind == "dr_grpo":
-        loss = replace(loss, scale=1 / (o["max_completion_length"] or 1))
+        loss = replace(loss, scale=1 / (o.get("max_completion_length") or _LENGTH))
     if o["importance_sampling_level"] == "sequence":
         loss = replace(loss, kind="gspo", level="sequence", slope="mean")
     if kind == "cispo":

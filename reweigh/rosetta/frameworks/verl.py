@@ -170,7 +170,7 @@ def _compose(o: Options) -> Reading:
         high=_or(o.get("clip_ratio_high", clip), clip),
         dual=o["clip_ratio_c"],
         over=_OVER.get(o["loss_agg_mode"], "tokens"),
-        survivors=True,  # a rejection changes the response mask itself
+        survivors=bool(function),  # of one call, given the mask that a rejection left; V1 trainers count the one before
         mean_of_kept=True,
         clamp=SAFE.nats,
     )
@@ -183,6 +183,15 @@ def _compose(o: Options) -> Reading:
     if function:
         return _recorded(o, mode, plan, loss)
     told = (*told, *_notes(o))
+    if o["distillation.enabled"]:
+        if not o["distillation_loss.use_task_rewards"] and not o["distillation_loss.use_policy_gradient"]:
+            raise RefusedError(
+                "verl: distillation without use_task_rewards and use_policy_gradient has no policy loss: nothing is "
+                "weighed\nhint: distillation.distillation_loss.use_task_rewards=true keeps it"
+            )
+        way = "as a policy loss, same weights" if o["distillation_loss.use_policy_gradient"] else "unweighed"
+        beside = "beside" if o["distillation_loss.use_task_rewards"] else "in place of"
+        told = (*told, f"distillation: its loss stands {beside} the task's, {way}")
     bypass = o["bypass_mode"] or o["bypass_old_logprob_for_rollout"] or o["use_pure_rollout_correction"]
     if not bypass and not o["calculate_log_probs"] and plan.estimator.factors:
         note = "calculate_log_probs=false: the sampler's log-probs are not kept, so nothing is computed or corrected"
@@ -249,6 +258,7 @@ def _bypass_v1(o: Options, mode: str, loss: Loss, told: tuple[str, ...]) -> Read
 
 
 def _bypass(o: Options, plan: Plan, loss: Loss, centre: Field, told: tuple[str, ...]) -> Reading:
+    loss = replace(loss, survivors=True)
     note = "bypass: the sampler's log-probs are the old policy's; the weight is of the live policy over it"
     if o["loss_type"] == "reinforce" or o["use_policy_gradient"] or o["use_pure_rollout_correction"]:
         loss = replace(loss, kind="policy_gradient")

@@ -1,4 +1,4 @@
-"""Tell runs that learn from data which is there already, such as SFT and DPO: nothing samples, so there is no ratio."""
+"""Tell what is not of the frameworks that are known: runs that sample nothing, and programs of others."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ _KINDS = {
     "preference": "a preference run: it learns from pairs or labels that are given",
     "reward": "a reward model's run: it learns from labels that are given",
     "pretraining": "a run of pretraining: it learns from text that is given",
+    "sft or preference": "an SFT or preference run: it learns from text or pairs that are given",
 }
 # What a script or a Python file starts, in the words that only that program has. Modules and classes end there:
 # DPOTrainer is not OnlineDPOTrainer, which samples.
@@ -94,17 +95,21 @@ _ONLINE = _words(
         num_generations rollout actor_rollout_ref grpo rollout_batch_size n_samples_per_prompt reward_funcs
         use_vllm generator orchestrator inference rollout_config gconfig reward_fn num_return_sequences_in_group
         vllm_mode importance_sampling_level advantage_estimator scale_rewards num_samples_per_prompt_rollout
+        max_completion_length response_length total_episodes num_sample_generations
         """
 )
 _SECTIONS = {"sft": "sft", "dpo": "preference", "rm": "reward", "kto": "preference", "orpo": "preference"}
 
 
-def refuse_offline(source: Source) -> None:
-    """Refuse a configuration of a run that samples nothing.
+def refuse_others(source: Source) -> None:
+    """Refuse a configuration of a run that samples nothing, or of a program that has no profile.
 
     Raises:
         RefusedError: if what the file starts, a word or options of it say that it is one; the message says which.
     """
+    foreign = _foreign(source)
+    if foreign is not None:
+        raise RefusedError(f"explain: {foreign}\nhint: only the frameworks of `reweigh explain` are known")
     found = _started(source.text) or _told(source.values)
     if found is None:
         return
@@ -115,9 +120,37 @@ def refuse_offline(source: Source) -> None:
     )
 
 
+def other_program(text: str) -> str:
+    """Name the program that a script of verl's options starts, if it is none of verl's own; "" if it is."""
+    code = _code(text)
+    started = re.findall(r"python3?(?: -\S+)* -m\s+([A-Za-z_][\w.]*)", code)
+    other = [m for m in started if not m.startswith("verl.") and re.search(r"main|train|ppo", m)]
+    if not other or len(other) < len([m for m in started if re.search(r"main|train|ppo", m)]):
+        return ""
+    return f"it starts {other[0]}, not verl's own trainer: what that changes of the loss or the weights is not known"
+
+
+def _foreign(source: Source) -> str | None:
+    """Say of which program without a profile it is."""
+    keys = [key for key, _ in _leaves(source.values)]
+    if re.search(r"\bverl\.trainer\.main\b(?!_)", _code(source.text)) or any(
+        key.startswith(("worker.actor.", "worker.rollout.")) for key in keys
+    ):
+        return "this is of EasyR1, a fork of verl with options of its own (worker.actor): it has no profile"
+    own = [key for key in keys if "rllm." in f"{key}." and "rollout_correction" in key]
+    if own:
+        return f"{own[0]} is rLLM's own, and what it corrects is done there: it has no profile"
+    return None
+
+
+def _code(text: str) -> str:
+    """Give a text without its comments, on unbroken lines."""
+    return re.sub(r"(?m)(?:^|(?<=\s))#.*$", "", text).replace("\\\n", " ")
+
+
 def _started(text: str) -> tuple[str, str] | None:
     """Find the program that a text starts, comments aside; none if one that samples is started as well."""
-    code = re.sub(r"(?m)(?:^|(?<=\s))#.*$", "", text).replace("\\\n", " ")
+    code = _code(text)
     for pattern, kind in _PROGRAMS:
         found = re.search(pattern, code)
         if found and ((kind == "sft" and "sft_loss" in found[0]) or not _SAMPLES.search(code)):
@@ -135,6 +168,8 @@ def _told(values: Mapping[str, Any]) -> tuple[str, str] | None:
         for names, pattern, kind in _KEYS:
             if name in names and isinstance(value, str) and pattern.match(value):
                 return kind, f"{key}={value}"
+        if isinstance(value, list) and {"chosen", "rejected"} <= {v for v in value if isinstance(v, str)}:
+            return "preference", f"{key} are chosen and rejected"
     for section, kind in _SECTIONS.items():
         if isinstance(values.get(section), Mapping):
             return kind, f"a section {section}, and none of a run that samples"
@@ -147,6 +182,9 @@ def _told(values: Mapping[str, Any]) -> tuple[str, str] | None:
     for kind, own in _OWN.items():
         if len(own & names) >= 2:
             return kind, "options " + " and ".join(sorted(own & names)[:3])
+    lengths = names & {"max_length", "max_seq_length"}  # of prompt and answer in one: GRPOConfig has none
+    if lengths and "model_name_or_path" in names and names & {"dataset_name", "dataset_mixture", "dataset_mixer"}:
+        return "sft or preference", f"{lengths.pop()}, and none of a run that samples"
     return None
 
 
