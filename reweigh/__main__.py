@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 _EXTRA_OF = {
     "audit": ("click", "jinja2", "plotly", "pyarrow", "rich", "shellingham", "typer", "yaml"),
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_in_order() -> dict[int, Any]:
-    """Let SIGTERM and SIGHUP, unless somebody has asked for anything else, end what runs as Ctrl-C does; give what was set."""
+    """Let SIGTERM and SIGHUP, unless somebody asked for anything else, end a command as Ctrl-C does; give what was set."""
     before: dict[int, Any] = {}
     if threading.current_thread() is not threading.main_thread():
         return before
