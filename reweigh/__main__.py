@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_in_order() -> dict[int, Any]:
-    """Let SIGTERM and SIGHUP, unless somebody asked for anything else, end a command as Ctrl-C does; give what was set."""
+    """Let SIGTERM and SIGHUP, unless they are used otherwise, end a command as Ctrl-C does; give what was set."""
     before: dict[int, Any] = {}
     if threading.current_thread() is not threading.main_thread():
         return before
