@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _EXTRA_OF = {
     "audit": ("click", "jinja2", "plotly", "pyarrow", "rich", "shellingham", "typer", "yaml"),
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("REWEIGH_DEBUG", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
-    _end_in_order()
+    before = _end_in_order()
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -47,16 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print(e)
         return 2
+    finally:  # of whoever calls this in a process of his own
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _end_in_order() -> None:
-    """Let SIGTERM and SIGHUP, unless somebody has asked for anything else, end what runs as Ctrl-C does."""
+def _end_in_order() -> dict[int, Any]:
+    """Let SIGTERM and SIGHUP, unless they are used otherwise, end a command as Ctrl-C does; give what was set."""
+    before: dict[int, Any] = {}
     if threading.current_thread() is not threading.main_thread():
-        return
+        return before
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _ended)
+            before[number] = signal.signal(number, _ended)
+    return before
 
 
 def _ended(number: int, _: object) -> None:

@@ -6,8 +6,11 @@ import json
 import os
 import re
 import stat
+import threading
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -217,6 +220,26 @@ def write_whole(path: Path, data: bytes | str) -> None:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def live_with(parent: int, begin: str) -> None:
+    """Begin a worker process, which ends when the one that started it has ended in whatever way, SIGKILL too.
+
+    It stands here, where little is imported: a worker that is still importing what it needs has begun to look.
+
+    Args:
+        parent: the process that started it.
+        begin: what else is to be done, as module:function.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+    module, _, function = begin.partition(":")
+    getattr(import_module(module), function)()
 
 
 @contextmanager

@@ -343,7 +343,7 @@ def read_parquet(
 
 
 def _long_texts(metadata: pq.FileMetaData) -> list[str]:
-    """Name the columns of text in which one long text may stand for many rows: it is read once, and rows point to it."""
+    """Name the columns of text in which one long text may stand for many rows: they are read as a dictionary."""
     found: dict[str, None] = {}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):

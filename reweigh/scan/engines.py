@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
+from reweigh.guard import live_with
 from reweigh.records.files import FilePart
 from reweigh.scan.measure import Job, Measured, measure
 
@@ -76,7 +76,12 @@ def in_order(work: Callable[[P], R], parts: Iterable[P], count: int, name: str, 
     Raises:
         ChildProcessError: a process died.
     """
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(
+        count,
+        multiprocessing.get_context("spawn"),
+        initializer=live_with,
+        initargs=(os.getpid(), f"{__name__}:{_begin.__name__}"),
+    )
     waiting: deque[Future[R]] = deque()
     try:
         for part in parts:
@@ -117,15 +122,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _live_as(parent: int) -> None:
-    """End this process when the one that started it has ended in whatever way, SIGKILL too."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _begin(parent: int) -> None:
-    threading.Thread(target=_live_as, args=(parent,), daemon=True).start()
+def _begin() -> None:
     # Ctrl-C reaches every process of the terminal: the one that merges decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     single_threaded()
