@@ -506,7 +506,7 @@ class Seen:
         if not may_look(log_pi) or any(x.is_inference() for x in of):  # those have no version
             return None
         found = walk.sums(log_pi, log_mu, None, layout.mask, layout.runs, native.FEW)
-        if found is None or found[1] or _may_be_placeholder(log_pi, log_mu):
+        if found is None or found[1]:
             return None
         return cls(found[0][:, 1], of, tuple(x._version for x in of))
 
@@ -551,11 +551,6 @@ def _live_of(log_pi: Tensor, log_mu: Tensor, given: Tensor) -> tuple[Tensor, Ten
             return given, None
     live = given & ((log_pi.to(dtype) - log_mu.to(dtype)).abs() < NOT_A_NUMBER)  # False for NaN too
     return live, given ^ live
-
-
-def _may_be_placeholder(log_pi: Tensor, log_mu: Tensor) -> bool:
-    """Whether some number, masked ones included, is so small that a log ratio of it would be none."""
-    return any(bool(x.numel()) and not float(x.detach().amin()) > -NOT_A_NUMBER / 2 for x in (log_pi, log_mu))
 
 
 def _finite_alone(log_pi: Tensor, log_mu: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -222,6 +222,20 @@ def test_what_is_written_to_a_batch_after_it_was_made_counts():
     assert seq_tis(9.0)(half).log_w.tolist() == pytest.approx([0.2, 0.4])
 
 
+@pytest.mark.parametrize("places", [(0, None), (None, 5), (0, 16)])
+def test_a_placeholder_is_no_token_though_another_cancels_it(places):
+    """Minus the largest float32, on either side or on both in one lane: where the sum of the two would be none."""
+    log_pi, log_mu = torch.full((1, 40), -1.0), torch.full((1, 40), -1.5)
+    for x, place in zip((log_pi, log_mu), places, strict=True):
+        if place is not None:
+            x[0, place] = torch.finfo(torch.float32).min
+    batch = Batch.padded(log_pi, log_mu, torch.ones(1, 40))
+    count = 2 - places.count(None)
+    assert batch.dropped is not None
+    assert int(batch.dropped.sum()) == count
+    assert weigh(SEQUENCE)(batch).log_w.tolist() == [0.5 * (40 - count)]
+
+
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("spread", [0.02, 0.5])
 def test_every_estimator_weighs_as_with_torch(name, spread, monkeypatch):

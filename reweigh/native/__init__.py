@@ -14,7 +14,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-VERSION = 1  # of the interface: kernel.h has the same
+VERSION = 2  # of the interface: kernel.h has the same
 NAME = "kernel.bin"  # on every system: a name that Python does not take for an extension module
 OFF = "REWEIGH_NATIVE"  # 0: not to be used
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}

@@ -30,6 +30,7 @@ constexpr float NEAR = 0.3465733f;              // log(2) / 2 = 0.34657359, and 
 constexpr double TOP_OF_GRID = 1048576;         // 2^20, the largest cap
 constexpr double SHIFT_STEP = 16;
 constexpr double SAFE = 300;                    // nats: e^300 times e^-300 is far from both ends of a double
+constexpr float NOT_A_NUMBER = 1e30f;           // nats, as batch.py has it
 constexpr int TILE = 16;                        // vectors that are summed in float32 before double takes over
 constexpr int AHEAD = 48;                       // vectors
 constexpr int64_t BLOCK_SIZES[3] = {1, 8, 64};  // in vectors: 16, 128 and 1,024 slots
@@ -586,7 +587,7 @@ template <class T, bool MASKED, bool GIVEN> void walk(Walk& w, const Input& in, 
 }
 
 // Sums over the tokens of each sequence, for folds of estimators: their number, l, and if asked for (l^2, k3, the
-// largest and the smallest l). A log ratio that is not finite counts as 0, and in `odd`.
+// largest and the smallest l). A log ratio that is not finite, or of a placeholder, counts as 0, and in `odd`.
 template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& in, double* out) {
   int64_t odd = 0;
   for (int64_t i = 0; i < in.sequences; i++) {
@@ -598,7 +599,7 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
     for (int64_t v0 = 0; v0 < vectors; v0 += TILE) {
       const int64_t v1 = v0 + TILE < vectors ? v0 + TILE : vectors;
       Ints alive = Ints{};
-      Floats part = Floats{};
+      Floats part = Floats{}, peak = Floats{};
       if (MASKED) {  // of padding the mask alone is read
         Ints some = Ints{};
         for (int64_t v = v0; v < v1; v++) some |= s.live(v);
@@ -614,7 +615,7 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
             const T* given = s.part(s.given, s.last_given, v);
             for (int j = 0; j < LANES; j++) x[j] = GIVEN ? given[j] : pi[j] - mu[j];
           } else x = widened(log_ratio<GIVEN>(s, v));
-          const Longs here = __builtin_convertvector(live, Longs), there = here & (Longs)((x - x) == 0.0);
+          const Longs here = __builtin_convertvector(live, Longs), there = here & (Longs)(absolute(x) < (double)NOT_A_NUMBER);
           odd += count(here & ~there);
           const Doubles l = (Doubles)(there & (Longs)x);
           total += l;
@@ -627,17 +628,17 @@ template <class T, bool MASKED, bool GIVEN, bool ALL> int64_t fold(const Input& 
         } else {
           ahead_of<GIVEN>(s, v);
           const Floats x = log_ratio<GIVEN>(s, v), l = kept(live, x);
-          part += l;
+          part += l, peak = larger(peak, absolute(l));  // a NaN may leave the peak; it stays in the sum
         }
         alive -= live;
       }
       if constexpr (!(sizeof(T) == 8 || ALL)) {
         const Doubles wide = widened(part);
-        if (__builtin_expect(any((Ints)((part - part) != 0.0f)), 0)) {  // one is not finite: look at each
+        if (__builtin_expect(any(~(Ints)((part - part) == 0.0f) | ~(Ints)(peak < NOT_A_NUMBER)), 0)) {  // look at each
           Floats careful = Floats{};
           for (int64_t v = v0; v < v1; v++) {
             const Floats x = log_ratio<GIVEN>(s, v);
-            const Ints live = s.live(v), there = live & (Ints)((x - x) == 0.0f);
+            const Ints live = s.live(v), there = live & (Ints)(absolute(x) < NOT_A_NUMBER);
             odd += count(live & ~there);
             careful += kept(there, x);
           }
