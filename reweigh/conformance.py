@@ -385,7 +385,7 @@ def loss_of(
         return value.detach(), grad
     scaled = per_token / divisor
     top, below = live, centre
-    clamped = loss.clamp is not None and "clamp_live" in plan.flags
+    clamp = loss.clamp if "clamp_live" in plan.flags else None
     if loss.kind == "gspo" or loss.level == "sequence":
         averaged = Padded(outcome.masked) if loss.mean_of_kept else layout
         known = torch.isfinite(live) & torch.isfinite(centre) | torch.tensor("infinite_live" in plan.flags)
@@ -395,13 +395,13 @@ def loss_of(
             below = live.detach() - mean.detach()
         else:
             top = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
-            top, below = torch.where(mean > loss.clamp, loss.clamp, top) if clamped else top, torch.zeros_like(centre)
-    elif clamped:
+            top, below = top if clamp is None else torch.where(mean > clamp, clamp, top), torch.zeros_like(centre)
+    elif clamp is not None:
         gap = live - centre
         if loss.kind in ("ppo_clip", "ratio"):
-            top, below = gap.clamp(-loss.clamp, loss.clamp), torch.zeros_like(centre)
+            top, below = gap.clamp(-clamp, clamp), torch.zeros_like(centre)
         elif loss.kind == "cispo":
-            below = live.detach() - gap.detach().clamp(-loss.clamp, loss.clamp)
+            below = live.detach() - gap.detach().clamp(-clamp, clamp)
     value = _value(loss, top, below, scaled, weights)
     if loss.penalty is not None:
         penalised = mask if "infinite_live" in plan.flags else mask & torch.isfinite(centre)
@@ -425,16 +425,16 @@ def _multiplied_out(
 ) -> Tensor:
     """Compute the loss in plain arithmetic, as frameworks write it: each term, times its weight, times the masks."""
     averaged = (outcome.masked if loss.mean_of_kept else mask).to(live.dtype)
-    clamped = loss.clamp is not None and "clamp_live" in plan.flags
+    clamp = loss.clamp if "clamp_live" in plan.flags else None
     gap = live - centre
     if loss.kind == "gspo" or loss.level == "sequence":
         mean = (gap * averaged).sum(-1, keepdim=True) / averaged.sum(-1, keepdim=True).clamp(min=1)
         # Through the mean there is one ratio a sequence, so that its gradient is summed before it meets an infinity.
         gap = mean if loss.slope == "mean" else mean.detach() + live - live.detach()
-        gap = gap.clamp(max=loss.clamp) if clamped else gap
+        gap = gap if clamp is None else gap.clamp(max=clamp)
         advantage = advantage[:, :1] if loss.slope == "mean" and loss.kind != "cispo" else advantage
-    elif clamped:
-        gap = gap.clamp(-loss.clamp, loss.clamp)
+    elif clamp is not None:
+        gap = gap.clamp(-clamp, clamp)
     ratio, bounds = gap.exp(), (1 - loss.low, 1 + loss.high)
     if "ratio_times_mask" in plan.flags and loss.kind == "gspo":
         ratio = ratio * mask

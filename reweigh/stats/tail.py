@@ -152,8 +152,8 @@ def mean_ratio(h: HostSums, alpha: float = 0.05) -> tuple[float, float, float]:
         return value, max(0.0, low), high
     # The ends as logarithms: cluster sums are in units of e^shift_max, which a float64 may not hold.
     low, high = clustered(h.clusters["w1"], h.clusters["n"], alpha)
-    ends = (exp(math.log(end) + h.shift_max) if end > 0 else 0.0 for end in (low, high))
-    return value, *ends
+    low, high = (exp(math.log(end) + h.shift_max) if end > 0 else 0.0 for end in (low, high))
+    return value, low, high
 
 
 def identity_holds(h: HostSums, khat: float | None) -> bool:
