@@ -82,7 +82,8 @@ def whole(spread):
 def columns_of(batch, index):
     """The tokens of a padded batch at `index`, as a batch of slices of the same sequences."""
     pick = lambda x: None if x is None else x[:, index]  # noqa: E731
-    mask, turn, advantage = pick(batch.layout.mask | batch.dropped), pick(batch.layout.turn), pick(batch.advantage)
+    given = batch.layout.mask if batch.dropped is None else batch.layout.mask | batch.dropped
+    mask, turn, advantage = pick(given), pick(batch.layout.turn), pick(batch.advantage)
     log_pi, log_mu = batch.log_pi[:, index], batch.log_mu[:, index]
     return Batch.padded(log_pi, log_mu, mask, advantage=advantage, group=batch.group, turn=turn)
 

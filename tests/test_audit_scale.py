@@ -426,7 +426,9 @@ def test_a_state_of_something_else_is_refused(rows, tmp_path, small_parts, monke
 def test_a_broken_state_is_refused(folder, tmp_path):
     state = tmp_path / "audit.state"
     state.write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"audit\.state: not a state of this version of reweigh: .*\nhint: start anew"):
+    with pytest.raises(
+        ValueError, match=r"audit\.state: is there, and is not a state .*: it is not replaced\nhint: name"
+    ):
         audit(folder, state=state, resume=True)
     with pytest.raises(ValueError, match="resume needs the state file"):
         audit(folder, resume=True)

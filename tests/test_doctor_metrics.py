@@ -610,9 +610,7 @@ def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "events.out.tfevents.1.host").write_bytes(b"")
     for name in ("tensorboard", "tensorboard.backend.event_processing", "tensorboard.util"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r'(?s)needs the package tensorboard\nhint: pip install "reweigh\[tens'
-    ):
+    with pytest.raises(ModuleNotFoundError, match="needs the package tensorboard\nhint: pip install tensorboard, or"):
         diagnose_metrics(tmp_path)
 
 

@@ -91,6 +91,7 @@ def audit(
     from reweigh.guard import check_output
     from reweigh.report.audit import of_trial
     from reweigh.report.document import recommendation
+    from reweigh.report.page import MARKS
     from reweigh.report.tables import WIDE, to_terminal
     from reweigh.scan import look, scan
     from reweigh.scan.engines import single_threaded
@@ -99,12 +100,12 @@ def audit(
     single_threaded()  # a second thread of one small operation mostly waits for the first
     kept = state_of("audit", state, html)
     if html is not None:  # before minutes of work
-        check_output(html, "--html", report.PAGE_MARKS)
+        check_output(html, "--html", MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
             known = look(paths, reader, rows=rows_of(where, limit, sample))
             if html is not None:
-                check_output(html, "--html", report.PAGE_MARKS, known.files)
+                check_output(html, "--html", MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
             if doctor:
                 families.append(diagnosing.question(known, most=_SAMPLE))

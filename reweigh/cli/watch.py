@@ -96,7 +96,7 @@ def watch(
     from reweigh.audit import question
     from reweigh.cli.scans import asked, engine_of
     from reweigh.guard import check_output
-    from reweigh.report import PAGE_MARKS
+    from reweigh.report.page import MARKS
     from reweigh.scan import Job
     from reweigh.scan.engines import single_threaded
 
@@ -110,7 +110,7 @@ def watch(
     memory = watching.Memory.of(kept, folder, job)
     memory.check()
     if html is not None:
-        check_output(html, "--html", PAGE_MARKS)
+        check_output(html, "--html", MARKS)
     watched = watching.Watched() if fresh else memory.load()
     live = Live(console=stdout(), auto_refresh=False)
     shows_live = form == "text" and not quiet and stdout().is_terminal

@@ -14,14 +14,13 @@ from reweigh.report import audit as audits
 from reweigh.report import causes, gate, plan
 from reweigh.report.document import document_of
 from reweigh.report.gate import junit, markdown
-from reweigh.report.page import MARKS as PAGE_MARKS
 from reweigh.report.page import page
 from reweigh.report.tables import WIDE, to_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["PAGE_MARKS", "document", "junit", "markdown", "page", "terminal", "text"]
+__all__ = ["document", "junit", "markdown", "page", "terminal", "text"]
 
 Result = Audit | Diagnosis | Gate | Plan
 

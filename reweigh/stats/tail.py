@@ -258,7 +258,7 @@ def block_rates(h: HostSums) -> dict[int, tuple[float, float]]:
     rates: dict[int, tuple[float, float]] = {}
     for size, (count, squares, fourths, shift) in zip(BLOCK_SIZES, h.blocks, strict=True):
         if count >= MIN_UNITS and squares > 0:
-            error = math.sqrt(max(0.0, fourths / squares**2 - 1 / count))
+            error = math.sqrt(max(0.0, fourths / squares / squares - 1 / count))
             rates[size] = float(math.log(squares / count) + 2 * shift), float(error)
     return rates
 
