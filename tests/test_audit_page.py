@@ -337,7 +337,8 @@ def test_the_page_stays_small_whatever_is_audited(tmp_path):
         with RecordWriter(tmp_path / f"{i}.parquet", RunInfo(note="x" * 9000, trainer=f"t{i} " + "y" * 3000)) as writer:
             writer.write(rows[i::60])
     found = audit(tmp_path, estimators=None)
-    many = replace(found, trials=found.trials * 40, diagnosis=DIAGNOSIS)
+    notes = tuple(f"note {i} " + "n" * 3000 for i in range(100))
+    many = replace(found, trials=found.trials * 40, diagnosis=DIAGNOSIS, notes=(*found.notes, *notes))
     html = report.page(many)
     assert len(html.encode()) < MAX_BYTES
     assert "more, which --json has" in html  # of the notes
