@@ -37,7 +37,7 @@ test: $(VENV)/.dev  ## the fast tests: every module and its laws, under two minu
 	$(PYTEST) -m "not slow"
 
 test-all: test  ## all tests: the fast ones, then the slow ones, one at a time: some end processes or start Ray
-	$(BIN)/python -m pytest -n 0 -m slow
+	$(PYTEST) -n 0 -m slow
 
 trust: $(VENV)/.dev  ## docs/trust.md again: hostile files, full disks, ended processes, and 20,000 commands of mutated dumps
 	REWEIGH_TRUST=20000 $(BIN)/python -m pytest -n 0 tests/test_trust.py

@@ -66,7 +66,7 @@ def test_the_two_commands_leave_no_test_out():
     recipes = dict(re.findall(r"^([a-z-]+):(.*\n(?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M))
     assert '$(PYTEST) -m "not slow"\n' in recipes["test"]
     assert recipes["test-all"].split()[0] == "test"
-    assert "$(PYTEST) -m slow\n" in recipes["test-all"]
+    assert "$(PYTEST) -n 0 -m slow\n" in recipes["test-all"]
 
 
 def pins(path):
