@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,9 @@ from numpy.typing import NDArray
 
 from reweigh.audit.slices import Slices
 from reweigh.levels import SEQUENCE, TOKEN
-from reweigh.records import RunInfo
 from reweigh.records.files import Paths
 from reweigh.records.table import groups_of
-from reweigh.scan.cuts import CUT_COLUMNS, By, Key, label, merge, refuse_other_cuts
+from reweigh.scan.cuts import CUT_COLUMNS, By, in_ranges, label, merge, refuse_other_cuts
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
 from reweigh.scan.rows import EVERY, Rows
@@ -256,7 +256,7 @@ def conclude(a: Scanned, b: Scanned, names: tuple[str, str] = ("A", "B")) -> Com
     slices: dict[By, tuple[SliceChange, ...]] = {
         by: _slices(by, first.slices[by], second.slices[by], paired) for by in first.slices if by in second.slices
     }
-    runs = _merged(a.files).disagreements(_merged(b.files))
+    runs = a.info.disagreements(b.info)
     return Comparison(
         names,
         (judge(*levels[0]), judge(*levels[1])),
@@ -380,24 +380,16 @@ def _half(x: Array, in_a: NDArray[np.bool_], y: Array, in_b: NDArray[np.bool_], 
 def _slices(by: By, a: Slices, b: Slices, paired: bool) -> tuple[SliceChange, ...]:
     """Compare the slices that both have, at one width of ranges."""
     width = (a + b).width
-    sides = [replace(one, token=_at(one, width), width=width) for one in (a, b)]
-    keys = [key for key in sides[0].token if key in sides[1].token]
+    sides = [in_ranges(one.token, width) for one in (a, b)]
+    keys = [key for key in sides[0] if key in sides[1]]
     keys.sort(key=lambda key: (key is None, isinstance(key, str), key if key is not None else 0))
     rows: list[SliceChange] = []
     for key in keys:
-        stats = [side.token[key] for side in sides]
+        stats = [side[key] for side in sides]
         numbers = [summarise(one).numbers["kl_k3"] for one in stats]
         residuals = [_residual(_k3(one.host), one.host.clusters["n"]) for one in stats]
         rows.append(SliceChange(label(by, key, width), _difference("kl_k3", "token", numbers, residuals, paired)))
     return tuple(rows)
-
-
-def _at(slices: Slices, width: int) -> dict[Key, RatioStats]:
-    found: dict[Key, RatioStats] = {}
-    for key, stats in slices.token.items():
-        new = key // width * width if isinstance(key, int) and slices.width != width else key
-        found[new] = found[new] + stats if new in found else stats
-    return found
 
 
 def _notes(
@@ -422,13 +414,6 @@ def _notes(
                 yield f"{name}: {rule.count:,} {rule.counted} left out: {rule.rule}, first in {rule.place}"
 
 
-def _merged(files: tuple[FileRead, ...]) -> RunInfo:
-    merged = files[0].info
-    for file in files[1:]:
-        merged = merged.merged(file.info)
-    return merged
-
-
 def _name(paths: Paths) -> str:
-    given = [paths] if isinstance(paths, str) or hasattr(paths, "__fspath__") else list(paths)  # type: ignore[arg-type]
+    given = [paths] if isinstance(paths, str | PathLike) else list(paths)
     return str(given[0]) if len(given) == 1 else f"{given[0]} and {len(given) - 1} more"

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reweigh.doctor.metrics.history import Series
 from reweigh.doctor.metrics.read import read_history
 from reweigh.doctor.metrics.steps import ranks
 from reweigh.levels import SEQUENCE, TOKEN
 from reweigh.records.files import Paths
-from reweigh.scan.cuts import Key, codes
+from reweigh.scan.cuts import Key, codes, in_ranges, merge, width_of
 from reweigh.scan.engines import Engine, Workers
 from reweigh.scan.measure import Family
 from reweigh.scan.rows import EVERY, Rows
@@ -53,13 +54,13 @@ class Steps:
     Attributes:
         token: stats of tokens, by the first step of a range.
         sequence: stats of sequences.
-        reward: sum and number of rewards.
+        reward: `[2]`: sum and number of rewards.
         width: steps of a range.
     """
 
     token: Mapping[Key, RatioStats] = field(default_factory=dict[Key, RatioStats])
     sequence: Mapping[Key, RatioStats] = field(default_factory=dict[Key, RatioStats])
-    reward: Mapping[Key, tuple[float, float]] = field(default_factory=dict[Key, tuple[float, float]])
+    reward: Mapping[Key, NDArray[np.float64]] = field(default_factory=dict[Key, NDArray[np.float64]])
     width: int = 1
 
     @classmethod
@@ -70,56 +71,32 @@ class Steps:
         lengths, reward = part.batch.layout.lengths, part.column("reward")
         token: dict[Key, RatioStats] = {}
         sequence: dict[Key, RatioStats] = {}
-        rewards: dict[Key, tuple[float, float]] = {}
+        rewards: dict[Key, NDArray[np.float64]] = {}
         for n in step[lengths > 0].unique().tolist():
             chosen = step.numpy() == n
             key = None if n == MISSING else int(n)
             token[key], sequence[key] = RatioStats.of_levels(take_sequences(part.batch, chosen), (TOKEN, SEQUENCE))
             known = np.array([]) if reward is None else reward[chosen].astype(np.float64)
             known = known[np.isfinite(known)]
-            rewards[key] = (float(known.sum()), float(len(known)))
+            rewards[key] = np.array([known.sum(), len(known)], np.float64)
         return cls(token, sequence, rewards)._limited()
 
     def __add__(self, other: "Steps") -> "Steps":
         """Add up both."""
         width = max(self.width, other.width)
         a, b = self._at(width), other._at(width)
-        return Steps(
-            _both(a.token, b.token), _both(a.sequence, b.sequence), _both_pairs(a.reward, b.reward), width
-        )._limited()
+        both = (merge(a.token, b.token), merge(a.sequence, b.sequence), merge(a.reward, b.reward))
+        return Steps(*both, width)._limited()
 
     def _limited(self) -> "Steps":
-        width = self.width
-        while len({_first(key, width) for key in self.token}) > MOST:
-            width *= 2
-        return self._at(width)
+        # Those that do not say their step are one of them.
+        return self._at(max(self.width, width_of("step", self.token, MOST - (None in self.token))))
 
     def _at(self, width: int) -> "Steps":
         if width == self.width:
             return self
-        token: dict[Key, RatioStats] = {}
-        sequence: dict[Key, RatioStats] = {}
-        reward: dict[Key, tuple[float, float]] = {}
-        for key in self.token:
-            new = _first(key, width)
-            token = _both(token, {new: self.token[key]})
-            sequence = _both(sequence, {new: self.sequence[key]})
-            reward = _both_pairs(reward, {new: self.reward[key]})
-        return Steps(token, sequence, reward, width)
-
-
-def _first(key: Key, width: int) -> Key:
-    return key // width * width if isinstance(key, int) else key
-
-
-def _both(a: Mapping[Key, RatioStats], b: Mapping[Key, RatioStats]) -> dict[Key, RatioStats]:
-    return {**a, **{key: a[key] + x if key in a else x for key, x in b.items()}}
-
-
-def _both_pairs(
-    a: Mapping[Key, tuple[float, float]], b: Mapping[Key, tuple[float, float]]
-) -> dict[Key, tuple[float, float]]:
-    return {**a, **{k: (a[k][0] + x[0], a[k][1] + x[1]) if k in a else x for k, x in b.items()}}
+        ranges = (in_ranges(self.token, width), in_ranges(self.sequence, width), in_ranges(self.reward, width))
+        return Steps(*ranges, width)
 
 
 @dataclass(frozen=True)
@@ -283,7 +260,7 @@ def _moment(sums: Steps, key: int, metrics: Mapping[str, Series], logged: Mappin
         values = series.values[(series.steps >= key) & (series.steps < key + sums.width)]
         if len(values):
             beside[label] = float(values.mean())
-    total, count = sums.reward[key]
+    total, count = sums.reward[key].tolist()
     if "reward" not in logged and count:
         beside["reward"] = total / count
     numbers = {name: token[name] for name in ("kl_k3", "mean_ratio")} | {"ess_fraction": sequence["ess_fraction"]}

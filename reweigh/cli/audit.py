@@ -84,6 +84,7 @@ def audit(
       reweigh audit runs/ --estimators "seq_tis(2), geo_rs(0.99, 1.01) * token_tis(2)" --batch 512
       reweigh audit /data/runs/ --engine ray --ray-address auto
     """
+    form = "json" if as_json else form
     from reweigh import audit as auditing
     from reweigh import doctor as diagnosing
     from reweigh import report
@@ -128,7 +129,7 @@ def audit(
     except KeyboardInterrupt as e:
         say_interrupted(e, kept)
         raise typer.Exit(INTERRUPTED) from None
-    if as_json or form == "json":
+    if form == "json":
         said = {} if tried is None else {"recommendation": recommendation(found.recommendation)}
         print_json(report.document(found) | said)
     elif quiet:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reweigh.cli.options import Form, Json, KeepGoing, Limit, Quiet, Reader, Sample, Where
-from reweigh.cli.output import INTERRUPTED, print_json, print_written, progress, say
+from reweigh.cli.output import print_json, print_written, progress
 
 if TYPE_CHECKING:
     from reweigh.audit.table import Decode
@@ -67,25 +67,21 @@ def table(
     count = 0
     weights = {} if estimators is None else asked_for(estimators).estimators
     question = Asked(of, weights, worst, None if tokenizer is None else _decoder(tokenizer))
-    try:
-        with progress("reading records: rows", quiet=quiet or (out is None and worst is None and of != "id")) as bar:
-            pieces = tables(
-                paths,
-                question,
-                keep_going=keep_going,
-                reader=reader,
-                rows=rows_of(where, limit, sample),
-                on_progress=reporting(bar, "writing"),
-            )
-            if out is not None:
-                count = write(pieces, out)
-            elif form == "json":
-                print_json({"reweigh_table": 1, "of": of, "rows": [row for one in pieces for row in plain_rows(one)]})
-            else:
-                _print_csv(pieces)
-    except KeyboardInterrupt:
-        say("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+    with progress("reading records: rows", quiet=quiet or (out is None and worst is None and of != "id")) as bar:
+        pieces = tables(
+            paths,
+            question,
+            keep_going=keep_going,
+            reader=reader,
+            rows=rows_of(where, limit, sample),
+            on_progress=reporting(bar, "writing"),
+        )
+        if out is not None:
+            count = write(pieces, out)
+        elif form == "json":
+            print_json({"reweigh_table": 1, "of": of, "rows": [row for one in pieces for row in plain_rows(one)]})
+        else:
+            _print_csv(pieces)
     if out is not None:
         print_written(out, form, rows=count)
 

@@ -18,7 +18,7 @@ from reweigh.cli.options import (
     Where,
     Workers,
 )
-from reweigh.cli.output import INTERRUPTED, print_json, progress, say, stdout
+from reweigh.cli.output import print_json, progress, stdout
 
 
 def timeline(
@@ -61,21 +61,17 @@ def timeline(
     from reweigh.scan.engines import single_threaded
 
     single_threaded()  # a second thread of one small operation mostly waits for the first
-    try:
-        with progress("reading records: rows", quiet=quiet) as bar:
-            found = make(
-                paths,
-                metrics,
-                show=show or (),
-                rows=rows_of(where, limit, sample),
-                keep_going=keep_going,
-                reader=reader,
-                engine=engine_of("timeline", engine, workers, ray_address),
-                on_progress=reporting(bar),
-            )
-    except KeyboardInterrupt:
-        say("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+    with progress("reading records: rows", quiet=quiet) as bar:
+        found = make(
+            paths,
+            metrics,
+            show=show or (),
+            rows=rows_of(where, limit, sample),
+            keep_going=keep_going,
+            reader=reader,
+            engine=engine_of("timeline", engine, workers, ray_address),
+            on_progress=reporting(bar),
+        )
     if form == "json":
         print_json(found.to_dict())
     elif quiet:

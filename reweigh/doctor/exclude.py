@@ -11,7 +11,7 @@ from reweigh.doctor.causes import ABOUT, CAUSES, CauseId
 from reweigh.doctor.cells import Array, ratio
 from reweigh.doctor.diagnosis import NAMED, Evidence, Spread, Suspicion
 from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
-from reweigh.doctor.families.noise import size_of
+from reweigh.doctor.families.noise import decode_rms, size_of
 from reweigh.doctor.families.place import sizes_by_step
 from reweigh.doctor.families.responses import correlation_of, profile_of
 from reweigh.doctor.family import Case, counted, once, p_above
@@ -150,7 +150,7 @@ def excluded(case: Case, found: Mapping[str, float], spread: Spread | None) -> d
         rule_out(("engine_decode",), "no prefill of the engine")
     elif not only_engine and found.get("decode_less_prefill", 0.0) < 0:
         rule_out(("engine_decode",), "the engine's decode is nearer to its prefill than the trainer is")
-    elif not only_engine and _decode_rms(case) < _ROUNDS:
+    elif not only_engine and decode_rms(case) * case.temperature < _ROUNDS:
         rule_out(("engine_decode",), "the engine's decode is as near to its prefill as rounding leaves it")
     if "repeat" in case.sums and found.get("own_noise", 0.0) < 2 * 0.15:
         rule_out(("dropout",), "two passes of the trainer agree")
@@ -283,12 +283,6 @@ def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
     if not finds:
         return None
     return Suspicion("engine_decode", 1.0, 0.0, None if spread is None else spread.share, tuple(finds))
-
-
-def _decode_rms(case: Case) -> float:
-    """Returns the rms distance of the engine's decode to its prefill, nats, as at temperature 1."""
-    n, _, squares, *_ = case.cells("prefill").total[0]
-    return float(np.sqrt(squares / max(n, 1))) * case.temperature
 
 
 def _over_own_noise(case: Case) -> float:

@@ -115,6 +115,12 @@ def _dropout(case: Case) -> Findings:
     return [Suspicion("dropout", p_above(own, 0.2), min(own.value / 0.3, rms / 0.08), share, finds)]
 
 
+def decode_rms(case: Case) -> float:
+    """Returns the rms distance of the engine's decode to its own prefill, nats."""
+    n, _, squares, *_ = case.cells("prefill").total[0]
+    return float(np.sqrt(squares / max(n, 1)))
+
+
 def _decode(case: Case) -> Findings:
     if "prefill" not in case.sums:
         return [
@@ -126,7 +132,7 @@ def _decode(case: Case) -> Findings:
         ]
     m = case.cells("prefill").data[:, 0]
     own = ratio(m[:, 2] - m[:, 1], m[:, 3])
-    rms = float(np.sqrt(m[:, 2].sum() / max(m[:, 0].sum(), 1)))
+    rms = decode_rms(case)
     to_trainer = max(float(m[:, 1].sum()), 1e-12 * float(m[:, 2].sum()), 1e-300)  # 0 where it ran the same kernels
     over = float(np.sqrt(m[:, 2].sum() / to_trainer))
     finds = (
