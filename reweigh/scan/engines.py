@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from reweigh.guard import live_with
 from reweigh.records.files import FilePart
 from reweigh.scan.measure import Job, Measured, measure
 
+_WRITTEN = 5.0  # seconds, by which the results that are being written are
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -91,35 +93,50 @@ def in_order(work: Callable[[P], R], parts: Iterable[P], count: int, name: str, 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BaseException as e:
-        _end(pool)  # what they are at is of no use to anybody: Ctrl-C need not wait for it
-        if not isinstance(e, BrokenProcessPool):
-            raise
+    except BrokenProcessPool:
         raise ChildProcessError(
             f"{name}: one of {count} worker processes died, most likely killed for want of memory\nhint: {hint}"
         ) from None
+    except BaseException:
+        _end(pool)  # what they are at is of no use to anybody: Ctrl-C need not wait for it
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
 def _children_ignore_interrupts() -> Generator[None, None, None]:
-    """What is started here does not hear Ctrl-C, not even while it is still importing what it needs."""
+    """What is started here does not hear Ctrl-C, not even while it is still importing what it needs; this process hears
+    it afterwards, as one that is ignored is lost."""
     if threading.current_thread() is not threading.main_thread():  # only there may a handler be set
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if sys.platform == "win32" else lambda n, _: heard.append(n))
+    mask: Collection[int] = ()
+    if sys.platform != "win32":  # what is started inherits what is held back
+        resource_tracker.ensure_running()  # when it starts by itself it lets SIGINT through again
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         yield
     finally:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
-    """End the workers of a pool at once."""
-    processes: dict[int, Any] = getattr(pool, "_processes", None) or {}  # no public way before Python 3.14
+    """End the workers of a pool at once, but none in the middle of a result: who reads that would wait for the rest."""
+    # No public way before Python 3.14. A result is written under a lock that all workers share.
+    processes: dict[int, Any] = getattr(pool, "_processes", None) or {}
+    writing: Any = getattr(getattr(pool, "_result_queue", None), "_wlock", None)
+    held = False if writing is None else bool(writing.acquire(timeout=_WRITTEN))
     for process in list(processes.values()):
         process.kill()
+    if writing is not None and held:
+        writing.release()
 
 
 def _begin() -> None:
