@@ -95,7 +95,7 @@ def _in_short(audit: Audit, width: int) -> Iterator[Block]:
     yield _sizes(audit, width)
     who = run_line(info, brief=True)
     rows = [] if told.action == "fix" else [("known", audit.place.sentence, "")]  # of wrong numbers none is usual
-    rows += [("read", f"{counted(audit)}{f'; {who}' if who else ''}", "dim")]
+    rows += [("read", f"{counted(audit, brief=True)}{f'; {who}' if who else ''}", "dim")]
     notes = [*audit.notes, *_notes(audit)]
     rows += [("note", note, "dim") for note in notes[:MAX_NOTES]]
     if len(notes) > MAX_NOTES:

@@ -9,7 +9,7 @@ from reweigh.doctor.causes import ABOUT, BENIGN, CauseId
 from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Finding, InputNote
 from reweigh.doctor.exclude import CLUSTERS, FEWEST
 from reweigh.records import RunInfo
-from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
+from reweigh.report.tables import EMPTY, INTERVAL, MEDIUM, NAMES, Block, Cell, Column, Line, Table, line
 from reweigh.report.words import CUT_WORDS
 from reweigh.stats.numerals import share, two
 
@@ -119,10 +119,15 @@ def brief(found: Diagnosis, info: RunInfo | None = None, width: int = 92) -> Ite
             yield "", f"to decide: {text}", "dim"
     if found.spread is not None:
         yield "where", spread_sentence(found.spread), ""
-    if out := excluded(found):
+    out, doubts = excluded(found), list(dict.fromkeys(one.id for one in untold(found)))
+    if out and doubts and width < MEDIUM:  # lines are short, and a terminal has few
+        said = in_one_line("ruled out", out, width // 2)
+        yield "", f"{said}; {in_one_line('cannot tell', doubts, width - len(said) - 2)}", "dim"
+        return
+    if out:
         yield "", in_one_line("ruled out", out, width), "dim"
-    if doubts := untold(found):
-        yield "", in_one_line("cannot tell", dict.fromkeys(one.id for one in doubts), width), "dim"
+    if doubts:
+        yield "", in_one_line("cannot tell", doubts, width), "dim"
 
 
 def verdict(found: Diagnosis) -> Line:
