@@ -155,7 +155,7 @@ class MeasuredRun:
 
     @property
     def kl(self) -> float:
-        """KL(mu||pi) of a token by k3, nats; at most `MOST_KL`: one log-prob of -9999 makes a k3 that no float64 holds."""
+        """KL(mu||pi) of a token by k3, nats, at most `MOST_KL`: that of one log-prob of -9999 fits no float64."""
         return min(max(0.0, self.token.numbers["kl_k3"].sample or 0.0), MOST_KL)
 
     def law(self) -> MixedRatio:
