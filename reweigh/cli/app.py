@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
@@ -22,6 +23,7 @@ from typer.core import TyperGroup
 _ERRORS: Any = import_module(typer.BadParameter.__module__)
 _MOST = 3  # names to suggest
 _AS_NEAR = 0.15  # of likeness to the nearest: what is farther off is not meant
+COMMAND = ContextVar("command", default="")  # as it was typed; empty if none runs
 COMPLETE = "_REWEIGH_COMPLETE"  # set by the shell's script when it asks for words
 SHELLS = ("bash", "zsh", "fish")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from reweigh.cli.app import COMMAND
 from reweigh.cli.options import (
     By,
     Estimators,
@@ -20,6 +21,7 @@ from reweigh.cli.options import (
     Runs,
     Sample,
     State,
+    Tokenizer,
     Where,
     Workers,
 )
@@ -41,6 +43,7 @@ def audit(
     as_json: Json = False,
     html: Html = None,
     text: Text = True,
+    tokenizer: Tokenizer = None,
     estimators: Estimators = None,
     batch: Annotated[
         int | None,
@@ -88,7 +91,7 @@ def audit(
     from reweigh import audit as auditing
     from reweigh import doctor as diagnosing
     from reweigh import report
-    from reweigh.cli.scans import asked, engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.cli.scans import asked, decoder, engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.guard import check_output
     from reweigh.report.audit import of_trial
     from reweigh.report.document import recommendation
@@ -139,7 +142,7 @@ def audit(
         if tried is not None:
             to_terminal(of_trial(found), stdout(), WIDE)
     if html is not None:  # last: what it was for is on the screen, whatever the disk says
-        write_output(html, report.page(found))
+        write_output(html, report.page(found, COMMAND.get(), None if tokenizer is None else decoder(tokenizer)))
         say(f"wrote {html}", quiet)
     if found.verdict.level in _FAILING[fail_on]:
         raise typer.Exit(1)

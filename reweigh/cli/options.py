@@ -52,6 +52,10 @@ TextOption = Annotated[
         help="Show the worst responses' text and token ids, if the records have them, on the page and in JSON.",
     ),
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Text of token ids: smollm2, a folder, or a hub name. Needs the extra probe."),
+]
 Estimators = Annotated[
     str | None,
     typer.Option(
