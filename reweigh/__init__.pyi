@@ -2,7 +2,12 @@
 
 __version__: str
 
-from reweigh.batch import Batch as Batch
+from reweigh.batch import (
+    Batch as Batch,
+)
+from reweigh.batch import (
+    Candidates as Candidates,
+)
 from reweigh.distributed import all_reduce as all_reduce
 from reweigh.estimators import (
     Estimator as Estimator,
