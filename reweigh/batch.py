@@ -68,9 +68,9 @@ class Candidates:
         Candidates(2 a place at [1, 1]; the likeliest)
     """
 
-    ids: Int[Tensor, "*tok k"]
-    log_mu: Float[Tensor, "*tok k"]
-    log_pi: Float[Tensor, "*tok k"]
+    ids: Tensor
+    log_mu: Tensor
+    log_pi: Tensor
     complete: bool = False
 
     def __post_init__(self) -> None:

@@ -351,7 +351,7 @@ BAD_CANDIDATES = [
     ({"ids": torch.zeros(1, 2, 3)}, "ids must be integers"),
     ({"ids": torch.zeros(3, dtype=torch.long)}, r"must be \[S, T, k\] or \[N, k\]"),
     ({"log_mu": torch.zeros(1, 2, 2)}, r"log_mu and ids must have one shape, got \(1, 2, 2\) and \(1, 2, 3\)"),
-    ({"log_pi": [1.0]}, "log_pi must be a tensor, got a list"),
+    ({"log_mu": torch.zeros(1, 2, 3, dtype=torch.long)}, "log_mu must be log-probs of a floating type"),
 ]
 
 
@@ -400,5 +400,3 @@ def test_candidates_belong_to_the_places_of_the_batch():
     log_p = torch.full((1, 3), -1.0)
     with pytest.raises(ValueError, match=r"at the places of log_pi, \(1, 3, 'k'\), got \(1, 2, 3\)"):
         Batch.padded(log_p, log_p, torch.ones(1, 3), candidates=candidates())
-    with pytest.raises(ValueError, match=r"candidates must be Candidates, got a tuple(.|\n)*hint: reweigh.Candidates"):
-        Batch.padded(log_p, log_p, torch.ones(1, 3), candidates=(log_p, log_p))
