@@ -8,6 +8,12 @@ from reweigh.batch import (
 from reweigh.batch import (
     Candidates as Candidates,
 )
+from reweigh.centring import (
+    Centred as Centred,
+)
+from reweigh.centring import (
+    centred as centred,
+)
 from reweigh.distributed import all_reduce as all_reduce
 from reweigh.estimators import (
     Estimator as Estimator,

@@ -103,8 +103,8 @@ class Candidates:
     def flat(self) -> "Candidates":
         """Lay rows end to end: `[S, T, k]` to `[S * T, k]`."""
         k = self.ids.shape[-1]
-        parts = [x.reshape(-1, k) for x in (self.ids, self.log_mu, self.log_pi)]
-        return Candidates(*parts, self.complete)
+        ids, log_mu, log_pi = (x.reshape(-1, k) for x in (self.ids, self.log_mu, self.log_pi))
+        return Candidates(ids, log_mu, log_pi, self.complete)
 
     def check(self, mask: Bool[Tensor, "*tok"]) -> "Candidates":
         """Read the values (a host sync) and raise if they cannot be candidates at the places of the mask.

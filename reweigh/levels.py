@@ -90,11 +90,19 @@ class Level:
 
     Units of a "sequence" level are `[S]`. Units of a "token" or "turn" level are token-shaped; a turn's value stands
     on each of its tokens, and the turn is counted once, at its first token (`heads`).
+
+    Attributes:
+        name: as it is written in factors and specifications.
+        unit: what a value belongs to.
+        fold: from token values to unit values.
+        instead: the unit's value had its own token been another: `(x, others, layout)` with others `[..., k]` gives
+            `[..., k]`. None where the value depends on tokens that come later too, so that nobody knows.
     """
 
     name: str
     unit: Unit
     fold: Callable[[Tensor, Layout], Tensor] = field(repr=False)
+    instead: Callable[[Tensor, Tensor, Layout], Tensor] | None = field(repr=False, default=None)
 
     def valid(self, layout: Layout) -> Tensor:
         """Mark the units that exist: tokens of the mask, or sequences and turns with at least one."""
@@ -155,9 +163,17 @@ def _worst(x: Tensor, layout: Layout) -> Tensor:
     return layout.max(x)
 
 
-TOKEN = Level("token", "token", _token)
+def _token_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return others
+
+
+def _prefix_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return (layout.cumsum_zeroed(x) - x)[..., None] + others
+
+
+TOKEN = Level("token", "token", _token, _token_instead)
 """Each token on its own: x_t."""
-PREFIX = Level("prefix", "token", _prefix)
+PREFIX = Level("prefix", "token", _prefix, _prefix_instead)
 """The running sum up to and including the token: x_0 + ... + x_t."""
 SUFFIX = Level("suffix", "token", _suffix)
 """The sum from the token to the end: x_t + ... + x_{T-1}."""
