@@ -165,7 +165,7 @@ class WeightSums:
     bounded: Tensor
     total: Tensor
     largest: Tensor
-    overflow: Tensor = field(kw_only=True)
+    overflow: Tensor
 
     @classmethod
     def of(cls, weights: Weights) -> "WeightSums":
