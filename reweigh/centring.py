@@ -7,7 +7,18 @@ from torch import Tensor
 
 from reweigh.batch import Batch, Candidates
 from reweigh.estimators import Centre, Estimator, Statistic, Weights, check_estimator_kind, sign_gate
-from reweigh.levels import Unit
+from reweigh.levels import (
+    Unit,
+    binary_kl,
+    k1,
+    k2,
+    k3,
+    log_ratio,
+    prob_diff,
+    prob_gap,
+    reverse_binary_kl,
+    signed_binary_kl,
+)
 
 # Mass that sums of probabilities in float32 do not resolve: a smaller tail is taken for this one, as verl and vime do.
 UNRESOLVED = 1e-6
@@ -123,7 +134,26 @@ def centred(estimator: Estimator) -> Centred:
                 "hint: centre a weight of tokens or prefixes: centred(token_tis(2.0)), centred(prefix_tis(2.0)); "
                 "docs/centring.md says why there is no form for others."
             )
+        if not _of_its_own_token(factor.of):
+            raise ValueError(
+                f"centred: the statistic {factor.of.__name__} of a token depends on other tokens of its sequence, so "
+                "its value for a token that was not sampled is not known\n"
+                "hint: a statistic of a token alone: log_ratio, k1, k2, k3, prob_diff, prob_gap, binary_kl, ..."
+            )
     return Centred(estimator)
+
+
+_OWN = (log_ratio, k1, k2, k3, prob_diff, prob_gap, binary_kl, reverse_binary_kl, signed_binary_kl)
+
+
+def _of_its_own_token(of: Statistic) -> bool:
+    """Whether a statistic's value at a token is of that token alone; of one that is not ours, by trying it."""
+    if of in _OWN:
+        return True
+    log_pi, log_mu = torch.tensor([[-0.5, -1.0, -2.0]]), torch.tensor([[-1.0, -0.7, -2.5]])
+    together = of(Batch.padded(log_pi, log_mu, torch.ones(1, 3)))
+    apart = of(Batch.padded(log_pi.T, log_mu.T, torch.ones(3, 1)))
+    return torch.allclose(together.flatten(), apart.flatten())
 
 
 def _centre(estimator: Estimator, batch: Batch, candidates: Candidates) -> Centre:

@@ -22,16 +22,26 @@ from reweigh import (
     check_estimator,
     cispo,
     cispo_cap,
+    cppo,
+    ctpo,
     dppo_kl,
     dppo_tv,
+    flash_reinforce,
     for_advantage,
     gspo,
+    ipo,
+    kpop,
     m2po,
+    minpro,
     naive,
+    pnpo,
     policy_gradient,
     ppo_clip,
     prefix_is,
     prefix_tis,
+    rec_one_side,
+    rec_ring,
+    sapo,
     seq_tis,
     snis,
     suffix_is,
@@ -39,12 +49,19 @@ from reweigh import (
     token_mis,
     token_tis,
     turn_tis,
+    vaco,
     weigh,
 )
 from reweigh.levels import Level, k2
 from reweigh.named import NAMED
 from reweigh.testing import drift
 from reweigh.transforms import AtMost
+
+
+def twice(batch):
+    """A statistic of one's own."""
+    return 2 * batch.log_ratio
+
 
 APPLIES = [
     naive(),
@@ -59,6 +76,15 @@ APPLIES = [
     weigh(TOKEN, Shrink(1.0)) * weigh(TOKEN, AtMost(0.2), of=k2),
     weigh(TOKEN, Power(0.5)) * for_advantage(-1, weigh(PREFIX, Screen(0.5, 2.0))),
     weigh(PREFIX, Reject(0.8, 3.0)),
+    ctpo(0.2, 0.3),
+    pnpo(0.7, 1.4),
+    minpro(0.3, 1.2),
+    sapo(1.5, 2.0),
+    ipo(0.1, 1.3),
+    kpop(0.05),
+    rec_one_side(),
+    rec_ring(0.2, 0.2, 0.4, 0.6),
+    weigh(TOKEN, Clip(0.8, 1.3), of=twice),
 ]
 
 
@@ -87,9 +113,10 @@ def test_every_named_estimator_is_centred_or_refused_by_name():
     for name in applies:
         assert drift(centred(NAMED[name]())).abs().max() < 1e-12, name
     assert {"naive", "token_is", "token_tis", "token_mis", "cispo_cap", "dppo_tv", "dppo_kl"} <= applies
-    assert {"prefix_is", "prefix_tis"} <= applies
+    assert {"prefix_is", "prefix_tis", "ctpo", "pnpo", "minpro"} <= applies
+    assert {"sapo", "ipo", "kpop", "rec_one_side", "rec_ring"} <= applies
     assert not applies & {"seq_is", "snis", "group_snis", "suffix_is", "geo_is", "turn_tis", "seq_tis", "seq_mis"}
-    assert not applies & {"geo_rs", "geo_mis", "k1_rs", "k3_rs", "trm", "opsm", "m2po", "psis", "vespo"}
+    assert not applies & {"geo_rs", "geo_mis", "k1_rs", "k3_rs", "trm", "opsm", "m2po", "psis", "vespo", "topr"}
 
 
 def _takes(estimator):
@@ -342,6 +369,9 @@ REFUSED = [
     (suffix_is(), "at level suffix depends"),
     (turn_tis(), "at level turn depends"),
     (snis(), "self-normalised weights depend on what else was sampled"),
+    (vaco(), "the statistic signed_gap_of_sequence of a token depends on other tokens"),
+    (flash_reinforce(), "at level geometric depends on tokens that come later"),
+    (cppo(), r"at level prefix_budget\(0.02, 0.8\) depends on tokens that come later"),
     (m2po(), r"MeanAtMost\(bound=0.04\) chooses by the whole batch"),
 ]
 
