@@ -45,8 +45,8 @@ class Candidates:
     """What mu could have sampled at each place: k tokens, and what each policy gave them.
 
     Either the k that mu thinks likeliest (`complete=False`: the rest of the mass is the tail, of which only its size is
-    known), or all that mu could have sampled after top-p, top-k or min-p (`complete=True`: both policies' log-probs are
-    then renormalised over these).
+    known), or all that mu could have sampled after top-p, top-k or min-p (`complete=True`: mu is normalised over
+    these, and pi too if its ratios are to have mean 1).
 
     Which tokens stand here must not depend on which one was sampled: a server that adds the sampled token to its k
     likeliest hands back k + 1, of which the last is to be left out. Otherwise what is subtracted follows the sample,
@@ -111,7 +111,8 @@ class Candidates:
 
         Raises:
             ValueError: a log-prob that is NaN or positive; a token with an id and no probability under pi; one token
-                twice; masses over 1, or of a complete support under 1. Each has the first place and a remedy.
+                twice; masses over 1, or one of mu under 1 over a complete support. Each has the first place and a
+                remedy.
         """
         there, live = self.ids >= 0, mask[..., None]
         for name, log_p in (("log_mu", self.log_mu.detach()), ("log_pi", self.log_pi.detach())):
@@ -126,11 +127,11 @@ class Candidates:
                 f"the probabilities of {name} add up to more than 1",
                 "are these of one place, and under the temperature that was sampled at?",
             )
-            if self.complete:
+            if self.complete and name == "log_mu":  # pi may be of the whole vocabulary
                 _refuse_place(
                     (mass < 1 - _MASS_TOLERANCE) & there.any(-1) & mask,
                     f"the probabilities of {name} add up to less than 1, and complete=True says that these are all",
-                    "renormalise both policies over the support, or say complete=False for the k likeliest",
+                    "renormalise mu over its support, or say complete=False for the k likeliest",
                 )
         _refuse_place(
             there & live & ~(self.log_pi.detach() > -NOT_A_NUMBER),

@@ -188,7 +188,7 @@ def _centre(estimator: Estimator, batch: Batch, candidates: Candidates) -> Centr
         log_w, keep = log_w + lw, keep & kept
     log_mass = torch.where(keep & present, all_mu + log_w, -torch.inf)
     tail = None if candidates.complete else log_mass[..., k]
-    return Centre(log_mass[..., :k], tail, log_pi, there)
+    return Centre(log_mass[..., :k], tail, there)
 
 
 def tail_of(log_p: Tensor, some: Tensor) -> Tensor:

@@ -154,13 +154,11 @@ class Centre:
     Attributes:
         log_mass: `[..., k]`, nats: log of `mu_v w_v` of each candidate; -inf where the estimator drops it.
         log_tail: `[...]`, nats: the same of all other tokens together; None if there are no others.
-        log_pi: `[..., k]`, nats: what the batch's pi gave the candidates; -inf where there is none.
         there: `[..., k]`, which candidates there are.
     """
 
     log_mass: Float[Tensor, "*tok k"]
     log_tail: Float[Tensor, "*tok"] | None
-    log_pi: Float[Tensor, "*tok k"]
     there: Bool[Tensor, "*tok k"]
 
     @property

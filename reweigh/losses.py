@@ -58,7 +58,7 @@ def policy_gradient(
     """
     check_weights("policy_gradient", weights)
     gain = _gain(weights, advantage) * _live(weights.keep_tokens, log_pi)
-    return -(gain.sum() - _centring("policy_gradient", weights, advantage, candidates, None)) / denominator
+    return -(gain.sum() - _centring("policy_gradient", weights, advantage, candidates)) / denominator
 
 
 def ppo_clip(
@@ -72,14 +72,15 @@ def ppo_clip(
     high: float = 0.2,
     dual: float | None = None,
     candidates: Tensor | None = None,
+    old_candidates: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """`-(1/D) sum_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)` with `r = pi / pi_old`.
 
     Which policies meet is decided by what is passed. *Decoupled* (three policies): `log_old` is the trainer's own
     log-prob from before the update (the proximal policy), and the weights are of a batch of `log_old` and `log_mu`.
     *Two-policy*: `log_old` is `log_mu` itself and the weights are `naive()`'s, or a screen's.
-    With `centred` weights of a batch of `log_old` and `log_mu`, what is subtracted is the mean under mu of what the
-    clipped term does to a score; its value is another, its gradient is that.
+    With `centred` weights, what is subtracted is the mean under mu of what the clipped term does to a score; its value
+    is another, its gradient is that.
 
     Args:
         log_pi: current policy, nats, with gradient.
@@ -91,6 +92,7 @@ def ppo_clip(
         high: clip above 1, a ratio difference.
         dual: if given, over 1: for A < 0 the term is at most `dual |A|`, which bounds what a huge ratio can do.
         candidates: `[..., k]` nats, with gradient: log-probs of the batch's candidates, if the weights are centred.
+        old_candidates: `[..., k]` nats: theirs under the policy that `log_old` is of; not differentiated.
 
     Raises:
         ValueError: if dual is not over 1, or a bound is negative; the weights are centred and candidates are not given,
@@ -112,7 +114,7 @@ def ppo_clip(
         inside = torch.where(positive, log_r <= math.log1p(high), (log_r >= least) & (log_r <= most))
         return torch.where(inside, log_r.exp(), 0)
 
-    centring = _centring("ppo_clip", weights, advantage, candidates, slope)
+    centring = _centring("ppo_clip", weights, advantage, candidates, (old_candidates, slope))
     return _clipped(log_ratio, advantage, weights, denominator, low, high, dual) + centring / denominator
 
 
@@ -126,6 +128,7 @@ def cispo(
     low: float = 1.0,
     high: float = 4.0,
     candidates: Tensor | None = None,
+    old_candidates: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """`-(1/D) sum_t w_t clip(r_t, 1 - low, 1 + high)_detached A_t log pi_t` with `r = pi / pi_old`.
 
@@ -140,6 +143,7 @@ def cispo(
         low: clip below 1; 1 (the default) means no lower bound.
         high: clip above 1.
         candidates: `[..., k]` nats, with gradient: log-probs of the batch's candidates, if the weights are centred.
+        old_candidates: `[..., k]` nats: theirs under the policy that `log_old` is of; not differentiated.
 
     Raises:
         ValueError: a bound is negative; the weights are centred and candidates are not given, or the other way round.
@@ -157,7 +161,7 @@ def cispo(
         """Give what multiplies the score."""
         return log_r.exp().clamp(*bounds)
 
-    centring = _centring("cispo", weights, advantage, candidates, slope)
+    centring = _centring("cispo", weights, advantage, candidates, (old_candidates, slope))
     return -((_gain(weights, advantage) * ratio * live).sum() - centring) / denominator
 
 
@@ -253,7 +257,7 @@ def _centring(
     weights: Weights,
     advantage: Tensor,
     candidates: Tensor | None,
-    slope: Callable[[Tensor, Tensor], Tensor] | None,
+    clipped: tuple[Tensor | None, Callable[[Tensor, Tensor], Tensor]] | None = None,
 ) -> Tensor | float:
     """`sum_t A_t sum_v c_v log pi_v` over all tokens, c detached: what a loss of centred weights takes away; 0 if none.
 
@@ -266,40 +270,45 @@ def _centring(
         weights: of the batch.
         advantage: token-shaped, or one a sequence.
         candidates: their log-probs now, nats.
-        slope: g, of the log ratio of pi now to the batch's and of whether the advantage is positive; None is 1.
+        clipped: theirs under the policy that the loss is centred on, and g, of the log ratio of pi now to that policy
+            and of whether the advantage is positive; if not given, g is 1.
     """
     centre = weights.centre
     if centre is None:
-        if candidates is not None:
+        if candidates is not None or (clipped is not None and clipped[0] is not None):
             raise ValueError(
                 f"{where}: candidates are for centred weights, and these are not\nhint: centred(estimator)(batch)."
             )
         return 0.0
+    shape = tuple(centre.there.shape)
     if candidates is None:
         raise ValueError(
             f"{where}: the weights are centred, so the log-probs of the candidates are needed, with their gradient\n"
-            f"hint: {where}(..., candidates=log_pi_of_candidates), shaped {tuple(centre.there.shape)}."
+            f"hint: {where}(..., candidates=log_pi_of_candidates), shaped {shape}."
         )
-    if candidates.shape != centre.there.shape:
+    if clipped is not None and clipped[0] is None:
         raise ValueError(
-            f"{where}: candidates must be shaped as the batch's, {tuple(centre.there.shape)}, "
-            f"got {tuple(candidates.shape)}"
+            f"{where}: the weights are centred, so what log_old's policy gave the candidates is needed\n"
+            f"hint: {where}(..., old_candidates=log_old_of_candidates), shaped {shape}."
         )
+    for name, x in (("candidates", candidates), ("old_candidates", clipped and clipped[0])):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{where}: {name} must be shaped as the batch's, {shape}, got {tuple(x.shape)}")
     live = _live(centre.there, candidates)
     now = torch.where(centre.there, live.detach(), -torch.inf)
     held = _advantage(weights.layout, advantage)[..., None]
     some = centre.there.any(-1, keepdim=True)
 
-    def factor(log_now: Tensor, log_then: Tensor) -> Tensor | float:
-        return 1.0 if slope is None else slope(torch.where(some, log_now - log_then, 0), held > 0)
-
     coefficient = centre.log_mass.exp()
-    if slope is not None:
-        then = torch.where(centre.there, centre.log_pi, 0)
-        coefficient = coefficient * factor(live.detach(), then)
-    if centre.log_tail is not None:
-        tail_now = tail_of(now, some)
-        tail = (centre.log_tail[..., None] - tail_now).exp() * factor(tail_now, tail_of(centre.log_pi, some))
+    tail_now = tail_of(now, some)
+    tail = None if centre.log_tail is None else (centre.log_tail[..., None] - tail_now).exp()
+    if clipped is not None and clipped[0] is not None:
+        old, slope = _live(centre.there, clipped[0].detach()), clipped[1]
+        coefficient = coefficient * slope(live.detach() - old, held > 0)
+        if tail is not None:
+            tail_old = tail_of(torch.where(centre.there, old, -torch.inf), some)
+            tail = tail * slope(tail_now - tail_old, held > 0)
+    if tail is not None:
         coefficient = coefficient - torch.where(some, tail, 0) * now.exp()
     # A place without an advantage has no use for a coefficient that no float holds.
     coefficient = torch.where(centre.there & (held != 0), coefficient, 0)

@@ -246,7 +246,9 @@ def test_losses_with_a_third_policy_are_centred(name, sign, k):
     advantage = sign * log_mu.exp()
 
     def slope(estimator, candidates):
-        loss = make(now[:, None], old[:, None], advantage, estimator(batch), 1.0, candidates=candidates, **bounds)
+        then = None if candidates is None else old[ids]
+        given = {"candidates": candidates, "old_candidates": then, **bounds}
+        loss = make(now[:, None], old[:, None], advantage, estimator(batch), 1.0, **given)
         return torch.autograd.grad(loss, logits, retain_graph=True)[0]
 
     assert slope(centred(token_tis(1.1)), now[ids]).abs().max() < 1e-12  # five of six leave a tail of one token
@@ -394,6 +396,8 @@ def test_what_is_missing_is_said():
         policy_gradient(batch.log_pi, torch.ones(1), value(batch), 1.0)
     with pytest.raises(ValueError, match=r"candidates are for centred weights, and these are not"):
         policy_gradient(batch.log_pi, torch.ones(1), naive()(batch), 1.0, candidates=batch.candidates.log_pi)
+    with pytest.raises(ValueError, match=r"what log_old's policy gave the candidates is needed(.|\n)*old_candidates="):
+        ppo_clip(*(batch.log_pi, batch.log_mu, torch.ones(1), value(batch), 1.0), candidates=batch.candidates.log_pi)
     with pytest.raises(ValueError, match=r"must be shaped as the batch's, \(1, 1, 4\), got \(1, 1, 3\)"):
         policy_gradient(batch.log_pi, torch.ones(1), value(batch), 1.0, candidates=torch.zeros(1, 1, 3))
     with pytest.raises(ValueError, match=r"gspo: its ratio is one of the whole sequence"):

@@ -250,8 +250,9 @@ def test_centred_weights_and_their_losses_are_one_graph(unchecked, kind):
             out += [weights.centre.log_mass, weights.centre.log_tail]
             out.append(rw.policy_gradient(batch.log_pi, x["advantage"], weights, 3.0, candidates=head))
             rest = x["advantage"], weights, 3.0
-            out.append(rw.ppo_clip(batch.log_pi, batch.log_mu, *rest, dual=3.0, candidates=head))
-            out.append(rw.cispo(batch.log_pi, batch.log_mu, *rest, candidates=head))
+            given = {"candidates": head, "old_candidates": heads[0]}
+            out.append(rw.ppo_clip(batch.log_pi, batch.log_mu, *rest, dual=3.0, **given))
+            out.append(rw.cispo(batch.log_pi, batch.log_mu, *rest, **given))
         return out
 
     inputs = [heads[1].clone().requires_grad_() for _ in range(2)]
