@@ -2,7 +2,18 @@
 
 __version__: str
 
-from reweigh.batch import Batch as Batch
+from reweigh.batch import (
+    Batch as Batch,
+)
+from reweigh.batch import (
+    Candidates as Candidates,
+)
+from reweigh.centring import (
+    Centred as Centred,
+)
+from reweigh.centring import (
+    centred as centred,
+)
 from reweigh.distributed import all_reduce as all_reduce
 from reweigh.estimators import (
     Estimator as Estimator,
@@ -24,6 +35,15 @@ from reweigh.levels import (
 )
 from reweigh.levels import (
     PREFIX as PREFIX,
+)
+from reweigh.levels import (
+    PREFIX_LEAST as PREFIX_LEAST,
+)
+from reweigh.levels import (
+    PREFIX_MEAN as PREFIX_MEAN,
+)
+from reweigh.levels import (
+    PREFIX_ROOT as PREFIX_ROOT,
 )
 from reweigh.levels import (
     SEQUENCE as SEQUENCE,
@@ -68,10 +88,19 @@ from reweigh.named import (
     cispo_cap as cispo_cap,
 )
 from reweigh.named import (
+    cppo as cppo,
+)
+from reweigh.named import (
+    ctpo as ctpo,
+)
+from reweigh.named import (
     dppo_kl as dppo_kl,
 )
 from reweigh.named import (
     dppo_tv as dppo_tv,
+)
+from reweigh.named import (
+    flash_reinforce as flash_reinforce,
 )
 from reweigh.named import (
     geo_is as geo_is,
@@ -86,19 +115,31 @@ from reweigh.named import (
     group_snis as group_snis,
 )
 from reweigh.named import (
+    ipo as ipo,
+)
+from reweigh.named import (
     k1_rs as k1_rs,
 )
 from reweigh.named import (
     k3_rs as k3_rs,
 )
 from reweigh.named import (
+    kpop as kpop,
+)
+from reweigh.named import (
     m2po as m2po,
+)
+from reweigh.named import (
+    minpro as minpro,
 )
 from reweigh.named import (
     naive as naive,
 )
 from reweigh.named import (
     opsm as opsm,
+)
+from reweigh.named import (
+    pnpo as pnpo,
 )
 from reweigh.named import (
     prefix_is as prefix_is,
@@ -108,6 +149,15 @@ from reweigh.named import (
 )
 from reweigh.named import (
     psis as psis,
+)
+from reweigh.named import (
+    rec_one_side as rec_one_side,
+)
+from reweigh.named import (
+    rec_ring as rec_ring,
+)
+from reweigh.named import (
+    sapo as sapo,
 )
 from reweigh.named import (
     seq_is as seq_is,
@@ -137,10 +187,16 @@ from reweigh.named import (
     token_tis as token_tis,
 )
 from reweigh.named import (
+    topr as topr,
+)
+from reweigh.named import (
     trm as trm,
 )
 from reweigh.named import (
     turn_tis as turn_tis,
+)
+from reweigh.named import (
+    vaco as vaco,
 )
 from reweigh.named import (
     vespo as vespo,
@@ -154,6 +210,9 @@ from reweigh.transforms import (
 )
 from reweigh.transforms import (
     Clip as Clip,
+)
+from reweigh.transforms import (
+    Outside as Outside,
 )
 from reweigh.transforms import (
     Power as Power,

@@ -41,6 +41,119 @@ def tame(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Candidates:
+    """What mu could have sampled at each place: k tokens, and what each policy gave them.
+
+    Either the k that mu thinks likeliest (`complete=False`: the rest of the mass is the tail, of which only its size is
+    known), or all that mu could have sampled after top-p, top-k or min-p (`complete=True`: mu is normalised over
+    these, and pi too if its ratios are to have mean 1).
+
+    Which tokens stand here must not depend on which one was sampled: a server that adds the sampled token to its k
+    likeliest hands back k + 1, of which the last is to be left out. Otherwise what is subtracted follows the sample,
+    and `centred` is no longer centred.
+
+    Attributes:
+        ids: `[S, T, k]` or `[N, k]`, token ids; -1 where there is none.
+        log_mu: the same shape, nats; -inf where there is none.
+        log_pi: the same shape, nats, of the policy that the batch's `log_pi` is of; -inf where there is none.
+        complete: whether mu could have sampled nothing else.
+
+    Raises:
+        ValueError: if something is no tensor, or has another type, or shapes disagree.
+
+    Example:
+        >>> import torch
+        >>> ids, log_p = torch.tensor([[[5, 7]]]), torch.tensor([[[0.6, 0.3]]]).log()
+        >>> Candidates(ids, log_p, log_p)
+        Candidates(2 a place at [1, 1]; the likeliest)
+    """
+
+    ids: Tensor
+    log_mu: Tensor
+    log_pi: Tensor
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what has not one shape and the right types; values are not read."""
+        _check_kinds("Candidates", self.log_pi, self.log_mu, ids=self.ids)
+        if self.ids.is_floating_point() or self.ids.dtype == torch.bool:
+            raise ValueError(f"Candidates: ids must be integers, -1 where there is none, got {self.ids.dtype}")
+        if self.ids.dim() not in (2, 3):
+            raise ValueError(f"Candidates: ids must be [S, T, k] or [N, k], got shape {tuple(self.ids.shape)}")
+        for name, x in (("log_mu", self.log_mu), ("log_pi", self.log_pi)):
+            if x.shape != self.ids.shape:
+                raise ValueError(
+                    f"Candidates: {name} and ids must have one shape, got {tuple(x.shape)} and {tuple(self.ids.shape)}"
+                )
+
+    def __repr__(self) -> str:
+        """Say how many there are, and of what kind."""
+        place, kind = list(self.ids.shape[:-1]), "all of the support" if self.complete else "the likeliest"
+        return f"Candidates({self.ids.shape[-1]} a place at {place}; {kind})"
+
+    @property
+    def there(self) -> Bool[Tensor, "*tok k"]:
+        """Mark the places of a candidate that hold one which mu could have sampled."""
+        return (self.ids >= 0) & (self.log_mu.detach() > -NOT_A_NUMBER)
+
+    def take(self, tokens: slice | Tensor) -> "Candidates":
+        """Take those of some rows, or slots, alone."""
+        return Candidates(self.ids[tokens], self.log_mu[tokens], self.log_pi[tokens], self.complete)
+
+    def flat(self) -> "Candidates":
+        """Lay rows end to end: `[S, T, k]` to `[S * T, k]`."""
+        k = self.ids.shape[-1]
+        ids, log_mu, log_pi = (x.reshape(-1, k) for x in (self.ids, self.log_mu, self.log_pi))
+        return Candidates(ids, log_mu, log_pi, self.complete)
+
+    def check(self, mask: Bool[Tensor, "*tok"]) -> "Candidates":
+        """Read the values (a host sync) and raise if they cannot be candidates at the places of the mask.
+
+        Raises:
+            ValueError: a log-prob that is NaN or positive; a token with an id and no probability under pi; one token
+                twice; masses over 1, or one of mu under 1 over a complete support. Each has the first place and a
+                remedy.
+        """
+        there, live = self.ids >= 0, mask[..., None]
+        for name, log_p in (("log_mu", self.log_mu.detach()), ("log_pi", self.log_pi.detach())):
+            _refuse_place(
+                (torch.isnan(log_p) | (log_p > POSITIVE_TOLERANCE)) & there & live,
+                f"{name} is no log-prob",
+                "a log-prob is a finite number of at most 0; take log_softmax over the vocabulary, in float32",
+            )
+            mass = torch.where(there, log_p.double(), -torch.inf).exp().sum(-1)
+            _refuse_place(
+                (mass > 1 + _MASS_TOLERANCE) & mask,
+                f"the probabilities of {name} add up to more than 1",
+                "are these of one place, and under the temperature that was sampled at?",
+            )
+            if self.complete and name == "log_mu":  # pi may be of the whole vocabulary
+                _refuse_place(
+                    (mass < 1 - _MASS_TOLERANCE) & there.any(-1) & mask,
+                    f"the probabilities of {name} add up to less than 1, and complete=True says that these are all",
+                    "renormalise mu over its support, or say complete=False for the k likeliest",
+                )
+        _refuse_place(
+            there & live & ~(self.log_pi.detach() > -NOT_A_NUMBER),
+            "log_pi gives a candidate no probability",
+            "pi has to be computed for every id that is given; -1 stands where there is none",
+        )
+        ordered = self.ids.sort(-1).values
+        twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+        _refuse_place(twice.any(-1) & mask, "a token stands twice", "each candidate once, -1 where there is none")
+        return self
+
+
+_MASS_TOLERANCE = 1e-3  # by how much probabilities given in bfloat16 or rounded text may add up to more than 1
+
+
+def _refuse_place(bad: Tensor, what: str, hint: str) -> None:
+    if bool(bad.any()):
+        place = ", ".join(str(int(i)) for i in bad.nonzero()[0])
+        raise ValueError(f"Candidates: {what} at {int(bad.sum())} places, first [{place}]\nhint: {hint}.")
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Two policies' log-probs of the same sampled tokens.
 
@@ -61,6 +174,7 @@ class Batch:
         dropped: token-shaped, True where a token of the given mask had a non-finite log-prob; None if there is none.
         given: token-shaped, a log ratio to take in place of the difference, 0 off the mask; None as a rule.
         seen: what was summed when the tokens were looked at for numbers that are not finite; None if they were not.
+        candidates: what else could have been sampled at each place, for `centred`; None if it is not known.
     """
 
     log_pi: Float[Tensor, "*tok"]
@@ -71,6 +185,7 @@ class Batch:
     dropped: Bool[Tensor, "*tok"] | None = field(default=None, repr=False)
     given: Float[Tensor, "*tok"] | None = field(default=None, repr=False)
     seen: "Seen | None" = field(default=None, repr=False)
+    candidates: Candidates | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,7 +206,10 @@ class Batch:
         """Keep the log ratio with the batch, for what reads it more than once; costs a token-shaped tensor."""
         if self.given is not None:
             return self
-        return Batch(self.log_pi, self.log_mu, self.layout, self.advantage, self.group, self.dropped, self.log_ratio)
+        return Batch(
+            *(self.log_pi, self.log_mu, self.layout, self.advantage, self.group, self.dropped, self.log_ratio),
+            candidates=self.candidates,
+        )
 
     def parts(self, slots: int = CHUNK_SLOTS) -> "list[Batch]":
         """Cut between sequences into parts of about that many slots, so that what is made of one fits the cache.
@@ -111,6 +229,7 @@ class Batch:
                 _cut(self.group, seqs),
                 _cut(self.dropped, tokens),
                 _cut(self.given, tokens),
+                candidates=None if self.candidates is None else self.candidates.take(tokens),
             )
             for tokens, seqs in places
         ]
@@ -125,6 +244,7 @@ class Batch:
         advantage: Tensor | None = None,
         group: Tensor | None = None,
         turn: Tensor | None = None,
+        candidates: Candidates | None = None,
         check: bool = True,
     ) -> "Batch":
         """Batch from `[S, T]` tensors with a mask, as verl, TRL and SkyRL hold them.
@@ -136,6 +256,7 @@ class Batch:
             advantage: `[S, T]`, or `[S]` or `[S, 1]` for one value a sequence.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: `[S, T]` integers; a turn is a run of equal values.
+            candidates: what else could have been sampled, `[S, T, k]`.
             check: on a CPU, outside of a compiled graph: look at the first 65,536 slots, and refuse what are plainly no
                 log-probs (probabilities, logits), and a mask that is not of 0 and 1. `check()` reads everything.
 
@@ -158,12 +279,13 @@ class Batch:
             raise ValueError(f"Batch.padded: log_pi must be [S, T], got shape {tuple(log_pi.shape)}{hint}")
         others = {"log_mu": log_mu, "mask": mask, "turn": turn}
         _check_shapes("Batch.padded", log_pi, others, log_pi.shape[0], advantage, group)
+        _check_candidates("Batch.padded", log_pi, candidates)
         if check and may_look(log_pi):
             _look("Batch.padded", log_pi, log_mu, mask)
         layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Padded(live, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
-        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen, candidates=candidates)
 
     @classmethod
     def packed(
@@ -176,6 +298,7 @@ class Batch:
         advantage: Tensor | None = None,
         group: Tensor | None = None,
         turn: Tensor | None = None,
+        candidates: Candidates | None = None,
         check: bool = True,
     ) -> "Batch":
         """Batch from `[N]` tensors, sequences end to end, as AReaL, prime-rl and slime hold them.
@@ -188,6 +311,7 @@ class Batch:
             advantage: `[N]`, or `[S]` for one value a sequence.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: `[N]` integers; a turn is a run of equal values within a sequence.
+            candidates: what else could have been sampled, `[N, k]`.
             check: as of `padded`; and that offsets rise from 0 to N.
 
         Raises:
@@ -213,13 +337,14 @@ class Batch:
             )
         others = {"log_mu": log_mu, "mask": mask, "turn": turn}
         _check_shapes("Batch.packed", log_pi, others, cu_seqlens.shape[0] - 1, advantage, group)
+        _check_candidates("Batch.packed", log_pi, candidates)
         if check and may_look(log_pi):
             _check_offsets(cu_seqlens, log_pi.shape[0])
             _look("Batch.packed", log_pi, log_mu, mask)
         layout, dropped, seen = _looked_at(log_pi, log_mu, mask, lambda live: Packed(live, cu_seqlens, turn))
         if advantage is not None and advantage.shape != log_pi.shape:
             advantage = layout.spread(advantage.flatten())
-        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen)
+        return cls(log_pi, log_mu, layout, advantage, group, dropped, seen=seen, candidates=candidates)
 
     @classmethod
     def from_lists(
@@ -231,6 +356,7 @@ class Batch:
         advantage: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
         turn: Sequence[Tensor] | None = None,
+        candidates: Candidates | None = None,
         check: bool = True,
     ) -> "Batch":
         """Batch from one 1-D tensor a sequence, as slime, prime-rl and tinker hand them to a loss.
@@ -242,6 +368,7 @@ class Batch:
             advantage: the same, token by token.
             group: `[S]` integers, equal for responses to the same prompt.
             turn: the same as masks, integers.
+            candidates: what else could have been sampled, `[N, k]`, sequences end to end.
             check: as of `padded`.
 
         Raises:
@@ -278,6 +405,7 @@ class Batch:
             advantage=None if advantage is None else _cat(advantage),
             group=group,
             turn=None if turn is None else _cat(turn, torch.int64),
+            candidates=candidates,
             check=check,
         )
 
@@ -294,6 +422,7 @@ class Batch:
                 said.append(f"{left:,} left out for their log-probs")
         said.append(f"{str(self.log_pi.dtype).removeprefix('torch.')} on {self.log_pi.device}")
         held = {"advantage": self.advantage, "group": self.group, "turn": self.layout.turn}
+        held["candidates"] = None if self.candidates is None else self.candidates.ids
         if any(x is not None for x in held.values()):
             said.append("with " + ", ".join(name for name, x in held.items() if x is not None))
         return f"Batch({'; '.join(said)})"
@@ -310,13 +439,16 @@ class Batch:
 
         Raises:
             ValueError: offsets that do not rise from 0 to N; log-probs that are NaN, infinite or positive on a token
-                of the mask; a mask with no token. Each message has the count, the first place and a remedy.
+                of the mask; a mask with no token; candidates that are none (`Candidates.check`). Each message has the
+                count, the first place and a remedy.
         """
         if isinstance(self.layout, Packed):
             _check_offsets(self.layout.cu_seqlens, self.log_pi.shape[0])
         mask = self.layout.mask if self.dropped is None else self.layout.mask | self.dropped
         for name, log_p in (("log_pi", self.log_pi), ("log_mu", self.log_mu)):
             _check_log_probs(name, log_p.detach(), mask)
+        if self.candidates is not None:
+            self.candidates.check(mask)
         if not bool(mask.any()):
             raise ValueError(
                 f"Batch: the mask is empty: 0 of {mask.numel()} tokens count.\n"
@@ -430,6 +562,22 @@ def _check_shapes(
     if group is not None and (group.shape != (num_seqs,) or group.is_floating_point()):
         raise ValueError(
             f"{where}: group must be integers, one a sequence ({num_seqs},), got {group.dtype} {tuple(group.shape)}"
+        )
+
+
+def _check_candidates(where: str, log_pi: Tensor, candidates: object) -> None:
+    """Refuse candidates that are not of the places of the log-probs."""
+    if candidates is None:
+        return
+    if not isinstance(candidates, Candidates):
+        raise ValueError(
+            f"{where}: candidates must be Candidates, got {_kind(candidates)}\n"
+            "hint: reweigh.Candidates(ids, log_mu, log_pi), each of the shape of log_pi and one more, k."
+        )
+    if candidates.ids.shape[:-1] != log_pi.shape:
+        raise ValueError(
+            f"{where}: candidates must stand at the places of log_pi, {(*log_pi.shape, 'k')}, "
+            f"got {tuple(candidates.ids.shape)}"
         )
 
 

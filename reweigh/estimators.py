@@ -66,7 +66,7 @@ class Estimator:
         Raises:
             ValueError: if either side is self-normalised, or the other is no estimator.
         """
-        _check_estimator("Estimator", "what is multiplied", other)
+        check_estimator_kind("Estimator", "what is multiplied", other)
         if self.normalise or other.normalise:
             raise ValueError("Estimator: self-normalise last: write self_normalised(a * b)")
         return Estimator(self.factors + other.factors)
@@ -109,7 +109,7 @@ class Estimator:
                 lw, k = layout.spread(lw), layout.spread(k)
                 moved = None if moved is None else layout.spread(moved)
             if f.sign:
-                gate = _sign_gate(batch, f.sign)
+                gate = sign_gate(batch, f.sign)
                 lw, k = torch.where(gate, lw, 0), k | ~gate
                 moved = None if moved is None else moved & gate
             log_w, keep = log_w + lw, keep & k
@@ -148,6 +148,26 @@ class Estimator:
 
 
 @dataclass(frozen=True, eq=False)
+class Centre:
+    """What a loss subtracts at each place so that a constant advantage moves nothing in the mean; see `centred`.
+
+    Attributes:
+        log_mass: `[..., k]`, nats: log of `mu_v w_v` of each candidate; -inf where the estimator drops it.
+        log_tail: `[...]`, nats: the same of all other tokens together; None if there are no others.
+        there: `[..., k]`, which candidates there are.
+    """
+
+    log_mass: Float[Tensor, "*tok k"]
+    log_tail: Float[Tensor, "*tok"] | None
+    there: Bool[Tensor, "*tok k"]
+
+    @property
+    def num_places(self) -> Tensor:
+        """Count the tokens at whose places something is subtracted, 0-d."""
+        return self.there.any(-1).sum()
+
+
+@dataclass(frozen=True, eq=False)
 class Weights:
     """One weight for each unit of a batch, and what was done to it. All detached.
 
@@ -158,6 +178,7 @@ class Weights:
         valid: units that exist.
         unit: "token", "turn" or "sequence".
         layout: the batch's.
+        centre: what a loss subtracts; None unless the estimator is `centred`.
     """
 
     log_w: Float[Tensor, "*unit"]
@@ -166,6 +187,7 @@ class Weights:
     valid: Bool[Tensor, "*unit"]
     unit: Unit
     layout: Layout
+    centre: Centre | None = None
 
     def __repr__(self) -> str:
         """Say in a line what the weights are; they are read on a CPU alone."""
@@ -176,7 +198,8 @@ class Weights:
         if len(kept):
             said += f"; mean {float(kept.mean()):.3g}, {float(kept.min()):.3g} to {float(kept.max()):.3g}"
         bounded = int(self.num_bounded)
-        return f"Weights({said}{f'; {bounded:,} at a bound' if bounded else ''})"
+        said += f"; {bounded:,} at a bound" if bounded else ""
+        return f"Weights({said}{'' if self.centre is None else f'; {int(self.centre.num_places):,} places centred'})"
 
     def _repr_html_(self) -> str:
         """Say the same in a notebook."""
@@ -275,7 +298,7 @@ def self_normalised(estimator: Estimator, by: Normalise = "batch") -> Estimator:
     Raises:
         ValueError: it is no estimator, or `by` is another word.
     """
-    _check_estimator("self_normalised", "estimator", estimator)
+    check_estimator_kind("self_normalised", "estimator", estimator)
     if by not in get_args(Normalise):
         raise ValueError(
             f"self_normalised: by must be {' or '.join(map(repr, get_args(Normalise)))}, got {by!r}\n"
@@ -294,7 +317,7 @@ def for_advantage(sign: int, estimator: Estimator) -> Estimator:
     Raises:
         ValueError: on another sign, a self-normalised estimator, or one that has a sign already.
     """
-    _check_estimator("for_advantage", "estimator", estimator)
+    check_estimator_kind("for_advantage", "estimator", estimator)
     if sign not in (-1, 1):
         raise ValueError(f"for_advantage: sign must be +1 or -1, got {sign}")
     if estimator.normalise:
@@ -304,7 +327,7 @@ def for_advantage(sign: int, estimator: Estimator) -> Estimator:
     return Estimator(tuple(replace(f, sign=sign) for f in estimator.factors))
 
 
-def _check_estimator(where: str, name: str, x: object) -> None:
+def check_estimator_kind(where: str, name: str, x: object) -> None:
     """Refuse what is no estimator, with what it may have been meant to be."""
     if isinstance(x, Estimator):
         return
@@ -342,7 +365,8 @@ def check_weights(where: str, weights: object) -> None:
     raise ValueError(f"{where}: weights must be Weights, got {_short(weights)}\nhint: {hint}")
 
 
-def _sign_gate(batch: Batch, sign: int) -> Tensor:
+def sign_gate(batch: Batch, sign: int) -> Tensor:
+    """Mark the tokens whose advantage has this sign."""
     if batch.advantage is None:
         raise ValueError(
             "Estimator: a factor depends on the sign of the advantage and the batch has none.\n"

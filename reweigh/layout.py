@@ -249,6 +249,10 @@ class Layout(ABC):
         """Running sum, inclusive, that starts again in each sequence, of something that is 0 off the mask already."""
 
     @abstractmethod
+    def cummax_floored(self, x: Tensor) -> Tensor:
+        """Running maximum, inclusive, that starts again in each sequence, of something that is -inf off the mask."""
+
+    @abstractmethod
     def spread(self, s: Tensor) -> Tensor:
         """Give each token its sequence's value: `[S]` -> tokens."""
 
@@ -350,6 +354,10 @@ class Padded(Layout):
     def cumsum_zeroed(self, x: Tensor) -> Tensor:
         """Running sum along each row."""
         return x.cumsum(-1)
+
+    def cummax_floored(self, x: Tensor) -> Tensor:
+        """Running maximum along each row."""
+        return x.cummax(-1).values if x.shape[-1] else x
 
     def spread(self, s: Tensor) -> Tensor:
         """Repeat a row's value along the row."""
@@ -454,6 +462,14 @@ class Packed(Layout):
         for low, high in zip((0.0, *_BANDS), (*_BANDS, torch.inf), strict=True):
             total += self._running(torch.where((size >= low) & (size < high), x64, 0))
         return total.to(x.dtype)
+
+    def cummax_floored(self, x: Tensor) -> Tensor:
+        """Running maximum within each run of tokens."""
+        # Of ranks, with those of a later run above all of earlier ones: integers, so that no value is rounded.
+        ordered, order = x.sort()
+        place = torch.arange(len(x), device=x.device)
+        above = self.spread(torch.arange(self.num_seqs, device=x.device)) * len(x)
+        return ordered[(torch.empty_like(order).scatter(0, order, place) + above).cummax(0).values - above]
 
     def _running(self, x: Tensor) -> Tensor:
         total = x.cumsum(0)

@@ -58,6 +58,14 @@ def prob_diff(batch: Batch) -> Float[Tensor, "*tok"]:
     return torch.exp(log_mu + batch.log_ratio) - torch.exp(log_mu)
 
 
+def prob_gap(batch: Batch) -> Float[Tensor, "*tok"]:
+    """`|pi - mu|` of the sampled token, in [0, 1]: a lower bound of the total variation at that token's state.
+
+    Also called: `abs_probs_diff` in prime-rl, `tv` in OpenRLHF.
+    """
+    return prob_diff(batch).abs()
+
+
 def binary_kl(batch: Batch) -> Float[Tensor, "*tok"]:
     """`mu log(mu/pi) + (1 - mu) log((1 - mu)/(1 - pi))`, nats: KL(mu||pi) of "this token or another one".
 
@@ -72,6 +80,23 @@ def binary_kl(batch: Batch) -> Float[Tensor, "*tok"]:
     rest_mu, rest_pi = -torch.expm1(log_mu), -torch.expm1(log_pi)
     rest = torch.where(rest_mu > 0, rest_mu * (torch.log(rest_mu) - torch.log(rest_pi)), 0)
     return torch.where(batch.layout.mask, rest - log_mu.exp() * batch.log_ratio, 0)
+
+
+def reverse_binary_kl(batch: Batch) -> Float[Tensor, "*tok"]:
+    """`pi log(pi/mu) + (1 - pi) log((1 - pi)/(1 - mu))`, nats: KL(pi||mu) of "this token or another one".
+
+    `binary_kl` with the policies changed round: infinite where mu is 1 and pi is not.
+    """
+    return binary_kl(Batch(batch.log_mu, batch.log_pi, batch.layout, given=-batch.log_ratio))
+
+
+def signed_gap_of_sequence(batch: Batch) -> Float[Tensor, "*tok"]:
+    """The sequence's mean of `|r - 1|` on each of its tokens, with the sign of the token's log ratio.
+
+    Half of that mean is an estimate of the total variation between the policies at the states of the sequence.
+    """
+    gap = batch.layout.spread(_geometric(torch.expm1(batch.log_ratio).abs(), batch.layout))
+    return torch.where(batch.layout.mask, gap * batch.log_ratio.sign(), 0)
 
 
 def signed_binary_kl(batch: Batch) -> Float[Tensor, "*tok"]:
@@ -90,11 +115,19 @@ class Level:
 
     Units of a "sequence" level are `[S]`. Units of a "token" or "turn" level are token-shaped; a turn's value stands
     on each of its tokens, and the turn is counted once, at its first token (`heads`).
+
+    Attributes:
+        name: as it is written in factors and specifications.
+        unit: what a value belongs to.
+        fold: from token values to unit values.
+        instead: the unit's value had its own token been another: `(x, others, layout)` with others `[..., k]` gives
+            `[..., k]`. None where the value depends on tokens that come later too, so that nobody knows.
     """
 
     name: str
     unit: Unit
     fold: Callable[[Tensor, Layout], Tensor] = field(repr=False)
+    instead: Callable[[Tensor, Tensor, Layout], Tensor] | None = field(repr=False, default=None)
 
     def valid(self, layout: Layout) -> Tensor:
         """Mark the units that exist: tokens of the mask, or sequences and turns with at least one."""
@@ -155,10 +188,82 @@ def _worst(x: Tensor, layout: Layout) -> Tensor:
     return layout.max(x)
 
 
-TOKEN = Level("token", "token", _token)
+def _token_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return others
+
+
+def _prefix_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return (layout.cumsum_zeroed(x) - x)[..., None] + others
+
+
+def _places(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """Number the tokens of each sequence from 1 on; at least 1 elsewhere, so that one may divide by it."""
+    return layout.cumsum_zeroed(layout.mask.to(dtype)).clamp(min=1)
+
+
+def _prefix_mean(x: Tensor, layout: Layout) -> Tensor:
+    return layout.cumsum_zeroed(x) / _places(layout, x.dtype)
+
+
+def _prefix_mean_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return _prefix_instead(x, others, layout) / _places(layout, x.dtype)[..., None]
+
+
+def _prefix_root(x: Tensor, layout: Layout) -> Tensor:
+    return layout.cumsum_zeroed(x) / _places(layout, x.dtype).sqrt()
+
+
+def _prefix_root_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return _prefix_instead(x, others, layout) / _places(layout, x.dtype).sqrt()[..., None]
+
+
+def _least_before(x: Tensor, layout: Layout) -> Tensor:
+    """Take the least of the earlier tokens of the sequence; 0 at its first."""
+    seq = layout.spread(torch.arange(layout.num_seqs, device=x.device)).flatten()
+    least = -layout.cummax_floored(torch.where(layout.mask, -x, -torch.inf)).flatten()
+    before = torch.cat([torch.full_like(least[:1], torch.inf), least[:-1]])
+    starts = torch.cat([torch.ones_like(seq[:1], dtype=torch.bool), seq[1:] != seq[:-1]])
+    before = torch.where(starts, torch.inf, before).view(x.shape)
+    return torch.where(layout.mask & before.isfinite(), before, 0)
+
+
+def _prefix_least(x: Tensor, layout: Layout) -> Tensor:
+    return x + _least_before(x, layout)
+
+
+def _prefix_least_instead(x: Tensor, others: Tensor, layout: Layout) -> Tensor:
+    return _least_before(x, layout)[..., None] + others
+
+
+_SPENT = 1e3  # a statistic from here on is taken for this much: it is over any budget, and running sums stay exact
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What a token's move away from mu takes: its own weighed share, or what is over the prefix's budget, if more."""
+
+    mean: float
+    floor: float
+
+    def __call__(self, x: Tensor, layout: Layout) -> Tensor:
+        place = _places(layout, x.dtype)
+        last = layout.spread(layout.lengths).to(x.dtype) - 1
+        weight = torch.where(layout.mask, 1 - (1 - self.floor) * (place - 1) / last.clamp(min=1), 0)
+        own = weight * x.abs().clamp(max=_SPENT)
+        over = layout.cumsum_zeroed(own) - self.mean * (layout.cumsum_zeroed(weight) - weight)
+        return torch.where(x > 0, torch.maximum(own, over), -torch.inf)
+
+
+TOKEN = Level("token", "token", _token, _token_instead)
 """Each token on its own: x_t."""
-PREFIX = Level("prefix", "token", _prefix)
+PREFIX = Level("prefix", "token", _prefix, _prefix_instead)
 """The running sum up to and including the token: x_0 + ... + x_t."""
+PREFIX_MEAN = Level("prefix_mean", "token", _prefix_mean, _prefix_mean_instead)
+"""The mean up to and including the token: (x_1 + ... + x_t) / t; of log ratios, the log of their geometric mean."""
+PREFIX_ROOT = Level("prefix_root", "token", _prefix_root, _prefix_root_instead)
+"""The running sum over the root of its number of tokens: (x_1 + ... + x_t) / sqrt(t), of one size at every t."""
+PREFIX_LEAST = Level("prefix_least", "token", _prefix_least, _prefix_least_instead)
+"""The token's value and the least of earlier ones: x_t + min_{s < t} x_s; the first token's own alone."""
 SUFFIX = Level("suffix", "token", _suffix)
 """The sum from the token to the end: x_t + ... + x_{T-1}."""
 TURN = Level("turn", "turn", _turn)
@@ -170,8 +275,29 @@ GEOMETRIC = Level("geometric", "sequence", _geometric)
 WORST = Level("worst", "sequence", _worst)
 """The maximum over the sequence's tokens."""
 
-LEVELS = (TOKEN, PREFIX, SUFFIX, TURN, SEQUENCE, GEOMETRIC, WORST)
-"""Every level, from the finest unit to the coarsest."""
+LEVELS = (TOKEN, PREFIX, PREFIX_MEAN, PREFIX_ROOT, PREFIX_LEAST, SUFFIX, TURN, SEQUENCE, GEOMETRIC, WORST)
+"""Every level without numbers of its own, from the finest unit to the coarsest."""
+
+
+def prefix_budget(mean: float, floor: float = 0.8) -> Level:
+    """Make the level of a token's share of what its prefix may move: for a gate such as `AtMost(bound)`.
+
+    With weights `v_t` that fall from 1 at the first token to `floor` at the last, x positive where pi moves away from
+    mu, it is `max(v_t x_t, sum_{s <= t} v_s |x_s| - mean sum_{s < t} v_s)` there, and minus infinity elsewhere, which
+    passes every bound. A `|x|` over 1,000 counts as that much.
+
+    Args:
+        mean: what the weighed `|x|` of a prefix may be on average.
+        floor: weight of the last token, in (0, 1].
+
+    Raises:
+        ValueError: a number outside of that.
+
+    Source: Mao et al. (2026), CPPO, 2606.10968, eq. 8 to 10.
+    """
+    if not (0 < floor <= 1 and mean >= 0):
+        raise ValueError(f"prefix_budget: floor must be in (0, 1] and mean at least 0, got floor={floor}, mean={mean}")
+    return Level(f"prefix_budget({mean:g}, {floor:g})", "token", _Budget(mean, floor))
 
 
 def folded(batch: Batch, of: Callable[[Batch], Tensor], level: Level, scale: float) -> Float[Tensor, " S"] | None:

@@ -10,26 +10,36 @@ from reweigh.estimators import Estimator, for_advantage, self_normalised, weigh
 from reweigh.levels import (
     GEOMETRIC,
     PREFIX,
+    PREFIX_LEAST,
+    PREFIX_MEAN,
+    PREFIX_ROOT,
     SEQUENCE,
     SUFFIX,
     TOKEN,
     TURN,
     WORST,
     Level,
+    binary_kl,
     k1,
     k2,
     k3,
+    prefix_budget,
     prob_diff,
+    prob_gap,
+    reverse_binary_kl,
     signed_binary_kl,
+    signed_gap_of_sequence,
 )
 from reweigh.transforms import (
     AtMost,
     Clip,
     MeanAtMost,
+    Outside,
     ParetoSmooth,
     Reject,
     Screen,
     Shrink,
+    SigmoidGate,
     SoftKernel,
     Truncate,
     TruncateAt,
@@ -518,6 +528,224 @@ def vespo(
     Source: Shen, Zhao, Cheng, Huang, Yu (2026), VESPO, 2602.10693, eq. 17.
     """
     return for_advantage(+1, weigh(SEQUENCE, SoftKernel(*rise))) * for_advantage(-1, weigh(SEQUENCE, SoftKernel(*fall)))
+
+
+@_named(unbiased="no", bound="none", source="Zhang et al. 2026 (CTPO)")
+def ctpo(low: float = 0.025, high: float = 0.05) -> Estimator:
+    """`w_t = R_t 1{sign(A) log R_t <= b sqrt(t)}`, R_t the prefix ratio; b = high where A > 0, low where A < 0.
+
+    When: prefixes are to be corrected, and a fixed band would cut late tokens alone: the log of the prefix ratio
+    spreads as the root of its length, and so do the bounds. Needs the advantage. Cost: one running sum and an exp a
+    token.
+
+    Args:
+        low: nats, at the first token: how far a prefix of negative advantage may fall; the authors' script has .025.
+        high: nats, at the first token: how far a prefix of positive advantage may rise; the authors' script has .05.
+
+    Also called: `cum-token-cumprod-la` (the authors' verl), whose dual clip is not here.
+    Source: Zhang et al. (2026), Rethinking importance sampling in LLM policy optimization, 2605.07331, as the weight of
+    each token's own score.
+    """
+    rise = for_advantage(+1, weigh(PREFIX_ROOT, AtMost(high)))
+    fall = for_advantage(-1, weigh(PREFIX_ROOT, AtMost(low), scale=-1))
+    return rise * fall * weigh(PREFIX)
+
+
+@_named(unbiased="no", bound="high", source="Zhang et al. 2026 (PNPO)")
+def pnpo(low: float = 0.0, high: float = math.inf) -> Estimator:
+    """`w_t = g_t 1{low <= g_t <= high}`, `g_t = exp(mean_{s <= t} log r_s)`: the geometric mean of the prefix.
+
+    When: rollouts are used several times; it keeps what led to a token in view at the size of one ratio. No importance
+    weight of anything. Cost: two running sums and an exp a token.
+
+    Args:
+        low: ratio pi/mu; none by default: the paper rejects by this mean too, at bounds that we could not verify.
+        high: ratio pi/mu; likewise.
+
+    Source: Zhang et al. (2026), Reusing rollouts under policy lag, 2608.01418; the weight, not the bounds.
+    """
+    return weigh(PREFIX_MEAN, Reject(low, high))
+
+
+@_named(unbiased="no", bound="high", source="Lei et al. 2026 (MinPRO)")
+def minpro(low: float = 0.0, high: float = 5.0) -> Estimator:
+    """`w_t = min(max(r_t min_{s < t} r_s, low), high)`: the token's ratio times the least before it.
+
+    When: data are far off-policy: one token that pi has left behind damps all that follow. The first token weighs its
+    own ratio. Cost: a running minimum and an exp a token.
+
+    Args:
+        low: ratio, `1 - epsilon_low` of the paper, whose numbers we could not verify; none by default.
+        high: ratio, `1 + epsilon_high` of the paper; as of `cispo_cap`.
+
+    Source: Lei, Cheng, Tao (2026), A step back: prefix importance ratio stabilizes policy optimization, 2601.22718.
+    """
+    return weigh(PREFIX_LEAST, Clip(low, high))
+
+
+@_named(unbiased="no", bound="none", source="Mao et al. 2026 (CPPO)")
+def cppo(bound: float = 0.15, mean: float = 0.02, floor: float = 0.8) -> Estimator:
+    """`w_t = r_t 1{A (r_t - 1) <= 0 or (v_t d_t <= b and S_t <= b + m V_{t-1})}`, `d_t = |pi_t - mu_t|`.
+
+    With weights v that fall from 1 to `floor` over the response, `S_t = sum_{s <= t} v_s d_s` and
+    `V_t = sum_{s <= t} v_s`: a token may move so far, and its prefix in all. When: as `dppo_tv`, where early tokens
+    matter more than late ones. Needs the advantage, and the whole response: v depends on its length. Cost: two running
+    sums and two exps a token.
+
+    Args:
+        bound: b, a probability; .15 for dense models, .2 for a mixture of experts.
+        mean: m, a probability: what a prefix may move by on average.
+        floor: weight of the last token.
+
+    Source: Mao et al. (2026), Beyond uniform token-level trust region, 2606.10968, eq. 8 to 11, with the binary TV of
+    its ablation; slime's `cppo` is of log ratios, and another rule.
+    """
+    level = prefix_budget(mean, floor)
+    rise = for_advantage(+1, weigh(level, AtMost(bound), of=prob_diff))
+    fall = for_advantage(-1, weigh(level, AtMost(bound), of=prob_diff, scale=-1))
+    return rise * fall * weigh(TOKEN)
+
+
+@_named(unbiased="no", bound="none", source="Gao et al. 2025 (SAPO)")
+def sapo(rise: float = 1.0, fall: float = 1.05) -> Estimator:
+    """`w_t = r_t sech^2(tau (r_t - 1) / 2)`, tau = rise where A > 0, fall where A < 0: a smooth trust region.
+
+    When: in place of a clip, without an edge: 1 at r = 1, near r below, falling as `4 r e^(-tau r)` above. Needs the
+    advantage. Cost: three exps a token.
+
+    Args:
+        rise: temperature for positive advantages; the larger, the narrower.
+        fall: temperature for negative advantages.
+
+    Also called: `loss_type="sapo"` (TRL, ms-swift), `sapo` (verl, SkyRL, Trinity), `use_sapo_loss` (AReaL): objectives
+    `4 sigmoid(tau (r - 1)) / tau`, whose gradient is this weight times the score.
+    Source: Gao et al. (2025), Soft adaptive policy optimization, 2511.20347.
+    """
+    return for_advantage(+1, weigh(TOKEN, SigmoidGate(rise))) * for_advantage(-1, weigh(TOKEN, SigmoidGate(fall)))
+
+
+@_named(unbiased="no", bound="cap", source="prime-rl 2026")
+def ipo(gap: float = 0.3, cap: float = 1e4) -> Estimator:
+    """`w_t = min(r_t, cap) 1{|pi_t - mu_t| <= gap}`: a bound on the move of a probability, either way.
+
+    When: as `dppo_tv`, without regard to the advantage's sign, so that it can be centred by one mean. Cost: two exps a
+    token.
+
+    Args:
+        gap: probability difference; .3 in prime-rl, .1 before.
+        cap: ratio pi/mu.
+
+    Also called: `loss.type="ipo"` (prime-rl), with `score_centering` the `centred` one.
+    Source: prime-rl's `IPOLoss`; the measure is DPPO's (Qi et al. 2026), 2602.04879.
+    """
+    return weigh(TOKEN, AtMost(gap), of=prob_gap) * weigh(TOKEN, Truncate(cap))
+
+
+@_named(unbiased="no", bound="none", source="Zhang 2026 (FlashREINFORCE)")
+def flash_reinforce(nats: float = 1e-3) -> Estimator:
+    """`w_t = r_t 1{mean_t binary_kl_t <= nats}`: token ratios of the sequences that stayed near mu.
+
+    When: one rollout a prompt, asynchronously. Divide by all tokens and sequences, those that are dropped too. Cost:
+    logs and exps a token.
+
+    Args:
+        nats: a token; .001 in verl, .003 to .005 in slime's scripts.
+
+    Also called: `loss_mode=flash_reinforce` (verl), `binary_kl_trust_region_function` (slime), both of which clamp log
+    ratios beyond 20 or 30 nats.
+    Source: FlashREINFORCE (2026), as in verl's documentation of it and NVIDIA's labs-molt.
+    """
+    return weigh(TOKEN) * weigh(GEOMETRIC, AtMost(nats), of=binary_kl)
+
+
+@_named(unbiased="no", bound="1", source="AReaL 2026")
+def kpop(nats: float = 2.0) -> Estimator:
+    """`w_t = 1{max(KL(mu||pi), KL(pi||mu)) <= nats}` of "this token or another one": a mask by a divergence, both ways.
+
+    When: as IcePop (`token_mis`), by a bound that does not punish rare tokens; multiply with `token_is()` for weights.
+    Cost: logs and exps a token.
+
+    Args:
+        nats: bound on either binary KL.
+
+    Also called: KPop, `rejection_sampling.metric=binary_kl` (AReaL, 2.0), proposed for verl as `rollout_rs=binary_kl`.
+    Source: AReaL's documentation of KPop (2026).
+    """
+    return weigh(TOKEN, AtMost(nats), of=binary_kl) * weigh(TOKEN, AtMost(nats), of=reverse_binary_kl)
+
+
+@_named(unbiased="no", bound="none", source="Honari et al. 2026; open-instruct")
+def vaco(bound: float = 2.0) -> Estimator:
+    """`w_t = r_t 1{mean_t |r_t - 1| <= bound or A log r_t <= 0}`: far sequences keep what brings them back.
+
+    When: the gap of a whole sequence is what one fears, and tokens that narrow it are welcome. Needs the advantage.
+    Cost: a mean a sequence and an exp a token.
+
+    Args:
+        bound: of the sequence's mean `|r - 1|`, twice an estimate of its total variation.
+
+    Also called: `rho_mask_tv_divergence` (open-instruct until it took binary divergences; ratios capped at 2 there).
+    Source: Honari et al. (2026), Align and filter, 2603.01365: the filter alone, as open-instruct had it; the realigned
+    advantages (V-trace) are no weight.
+    """
+    rise = for_advantage(+1, weigh(TOKEN, AtMost(bound), of=signed_gap_of_sequence))
+    fall = for_advantage(-1, weigh(TOKEN, AtMost(bound), of=signed_gap_of_sequence, scale=-1))
+    return rise * fall * weigh(TOKEN)
+
+
+@_named(unbiased="no", bound="1", source="Le Roux et al. 2025 (TOPR)")
+def topr(cap: float = 1.0) -> Estimator:
+    """`w = 1{A > 0} + min(r, cap) 1{A < 0}`, r the sequence ratio: failures fade as pi leaves them, successes stay.
+
+    When: offline, or far off-policy, with many failures: what pi no longer says is pushed down no further. Needs the
+    advantage, with the sign of the reward. Cost: one sum a sequence.
+
+    Args:
+        cap: ratio pi/mu; 1 in the paper.
+
+    Also called: `use_topr_neg_loss_coef` (ROLL).
+    Source: Le Roux et al. (2025), Tapered off-policy REINFORCE, 2503.14286.
+    """
+    return for_advantage(-1, weigh(SEQUENCE, Truncate(cap)))
+
+
+@_named(unbiased="no", bound="1", source="Yao et al. 2025 (REC)")
+def rec_one_side(low: float = 0.2, high: float = 0.2) -> Estimator:
+    """`w_t = 1{A > 0: r_t <= 1 + high; A < 0: r_t >= 1 - low}`: the mask of PPO's clip, without its ratio.
+
+    When: to see what the clip alone does; the ratio is no part of it. Multiply with `token_is()` for REC-OneSide-IS.
+    Needs the advantage. Cost: a comparison a token.
+
+    Args:
+        low: below 1, a ratio difference.
+        high: above 1, a ratio difference; up to 2 in the paper.
+
+    Also called: REC-OneSide-NoIS, `clip_mode="one-side"` (Trinity).
+    Source: Yao et al. (2025), Group-relative REINFORCE is secretly an off-policy algorithm, 2509.24203.
+    """
+    rise = for_advantage(+1, weigh(TOKEN, Screen(0.0, 1 + high)))
+    return rise * for_advantage(-1, weigh(TOKEN, Screen(1 - low)))
+
+
+@_named(unbiased="no", bound="1", source="Yao et al. 2025 (REC)")
+def rec_ring(low: float = 0.2, high: float = 0.2, far_low: float = 0.6, far_high: float = 2.0) -> Estimator:
+    """`w_t = 1{1 - low <= r_t <= 1 + high, or A > 0 and r_t <= 1 - far_low, or A < 0 and r_t >= 1 + far_high}`.
+
+    When: tokens far on the side that the advantage pulls back from are to be pulled; those a little off are left alone.
+    Needs the advantage. Cost: comparisons a token.
+
+    Args:
+        low: below 1, a ratio difference.
+        high: above 1, a ratio difference.
+        far_low: below 1, at least low.
+        far_high: above 1, at least high.
+
+    Also called: REC-Ring-NoIS, `clip_mode="ring"` (Trinity).
+    Source: Yao et al. (2025), 2509.24203, as in Trinity.
+    """
+    rise = weigh(TOKEN, Screen(0.0, 1 + high)) * weigh(TOKEN, Outside(1 - far_low, 1 - low))
+    fall = weigh(TOKEN, Screen(1 - low)) * weigh(TOKEN, Outside(1 + high, 1 + far_high))
+    return for_advantage(+1, rise) * for_advantage(-1, fall)
 
 
 def _truncated(level: Level, cap: float | CapRule) -> Estimator:

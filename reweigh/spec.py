@@ -5,12 +5,26 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, cast, get_args
 
 from reweigh.caps import Balance, CapRule, Cubic, Post, PostBatch, SqrtN, Tradeoff
 from reweigh.estimators import Estimator, Factor, Normalise, Statistic, for_advantage, self_normalised
-from reweigh.levels import LEVELS, binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
+from reweigh.levels import (
+    LEVELS,
+    Level,
+    binary_kl,
+    k1,
+    k2,
+    k3,
+    log_ratio,
+    prefix_budget,
+    prob_diff,
+    prob_gap,
+    reverse_binary_kl,
+    signed_binary_kl,
+    signed_gap_of_sequence,
+)
 from reweigh.named import NAMED
 from reweigh.transforms import (
     AtMost,
@@ -18,11 +32,13 @@ from reweigh.transforms import (
     Clip,
     Identity,
     MeanAtMost,
+    Outside,
     ParetoSmooth,
     Power,
     Reject,
     Screen,
     Shrink,
+    SigmoidGate,
     SoftKernel,
     Transform,
     TruncateAt,
@@ -31,21 +47,26 @@ from reweigh.transforms import (
 TRANSFORMS: Mapping[str, type[Transform]] = {
     t.__name__: t
     for t in (
-        *(Identity, Clip, Reject, Screen, AtMost, MeanAtMost),
-        *(Shrink, Power, SoftKernel, ParetoSmooth, TruncateAt),
+        *(Identity, Clip, Reject, Screen, Outside, AtMost, MeanAtMost),
+        *(Shrink, Power, SoftKernel, SigmoidGate, ParetoSmooth, TruncateAt),
     )
 }
 STATISTICS: Mapping[str, Statistic] = {
-    f.__name__: f for f in (log_ratio, k1, k2, k3, prob_diff, binary_kl, signed_binary_kl)
+    f.__name__: f
+    for f in (
+        *(log_ratio, k1, k2, k3, prob_diff, prob_gap),
+        *(binary_kl, reverse_binary_kl, signed_binary_kl, signed_gap_of_sequence),
+    )
 }
 RULES: Mapping[str, type[CapRule]] = {r.__name__: r for r in (Balance, Cubic, Post, PostBatch, SqrtN, Tradeoff)}
 _LEVELS = {level.name: level for level in LEVELS}
+_LEVEL_MAKERS: Mapping[str, Callable[..., Level]] = {prefix_budget.__name__: prefix_budget}
 _FACTOR_KEYS = ("level", "transform", "of", "sign", "scale")
 _FORMS = ("name", "factors", "product", "self_normalised", "for_advantage")
 _EXAMPLE = "hint: {name: seq_tis, cap: 2}, or a list of such for their product; docs/trial.md has all forms."
 TEXT_HINT = 'hint: --estimators "seq_tis(2), geo_rs(0.99, 1.01) * token_tis(2)", all, or a YAML file.'
 _LEVEL_WORDS = {level.name.upper(): level.name for level in LEVELS}
-_MAKERS: Mapping[str, Callable[..., Any]] = {**TRANSFORMS, **RULES, **NAMED}
+_MAKERS: Mapping[str, Callable[..., Any]] = {**TRANSFORMS, **RULES, **NAMED, **_LEVEL_MAKERS}
 _WORDS = (*NAMED, "weigh", "self_normalised", "for_advantage")
 
 
@@ -141,12 +162,28 @@ def _factor_dict(factor: Factor) -> dict[str, Any]:
     name = next((name for name, statistic in STATISTICS.items() if statistic is factor.of), None)
     if name is None:
         raise ValueError(f"to_dict: {factor.of!r} is not a statistic of this library, so no name says it")
-    if factor.level.name not in _LEVELS:
-        raise ValueError(f"to_dict: {factor.level!r} is not a level of this library, so no name says it")
-    spec: dict[str, Any] = {"level": factor.level.name, "transform": _value_dict(factor.transform, TRANSFORMS)}
+    spec: dict[str, Any] = {"level": _level_dict(factor.level)}
+    spec["transform"] = _value_dict(factor.transform, TRANSFORMS)
     spec |= {} if name == "log_ratio" else {"of": name}
     spec |= {} if factor.sign == 0 else {"sign": factor.sign}
     return spec if factor.scale == 1 else spec | {"scale": _plain(factor.scale)}
+
+
+def _level_dict(level: Level) -> str | dict[str, Any]:
+    if _LEVELS.get(level.name) == level:
+        return level.name
+    name = level.name.partition("(")[0]
+    if name in _LEVEL_MAKERS and is_dataclass(level.fold) and not isinstance(level.fold, type):
+        spec = {"name": name, **{field.name: _plain(getattr(level.fold, field.name)) for field in fields(level.fold)}}
+        if _level(spec, "to_dict") == level:
+            return spec
+    raise ValueError(f"to_dict: {level!r} is not a level of this library, so no name says it")
+
+
+def _level(value: Any, where: str) -> Level:
+    if isinstance(value, Mapping):
+        return _named_value(value, _LEVEL_MAKERS, "level", where)
+    return _LEVELS[_known(value, _LEVELS, "level", where)]
 
 
 def _value_dict(value: Any, known: Mapping[str, type]) -> dict[str, Any]:
@@ -194,7 +231,7 @@ def _factor(value: Any, where: str) -> Factor:
     _no_others(given, _FACTOR_KEYS, "a factor", where)
     if "level" not in given:
         raise ValueError(f"{where}: needs a level\n{example}")
-    level = _LEVELS[_known(given["level"], _LEVELS, "level", where)]
+    level = _level(given["level"], where)
     of = STATISTICS[_known(given.get("of", "log_ratio"), STATISTICS, "statistic", where)]
     transform = _named_value(given.get("transform", {"name": "Identity"}), TRANSFORMS, "transform", where)
     sign = _integer(given.get("sign", 0), f"{where}, sign")
@@ -203,7 +240,7 @@ def _factor(value: Any, where: str) -> Factor:
     return Factor(level, transform, of, sign, _number(given.get("scale", 1.0), f"{where}, scale"))
 
 
-def _named_value(value: Any, known: Mapping[str, type], kind: str, where: str) -> Any:
+def _named_value(value: Any, known: Mapping[str, Callable[..., Any]], kind: str, where: str) -> Any:
     given: dict[str, Any] = (
         {str(k): v for k, v in cast("Mapping[Any, Any]", value).items()}
         if isinstance(value, Mapping)
@@ -364,5 +401,5 @@ def _value(node: ast.expr, where: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.func.id == "Truncate":
             return {"name": "Clip", **_bound("Truncate", ("high",), node.args, _keywords(node, where), where, _value)}
-        return _call(_known(node.func.id, (*TRANSFORMS, *RULES), "estimator", where), node, where)
+        return _call(_known(node.func.id, (*TRANSFORMS, *RULES, *_LEVEL_MAKERS), "estimator", where), node, where)
     raise ValueError(f"{where}: not a value: {ast.unparse(node)}\n{TEXT_HINT}")

@@ -1,14 +1,17 @@
 """The laws that every estimator obeys, as one public check for anyone's composition."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from reweigh.batch import Batch
+from reweigh.batch import Batch, Candidates
+from reweigh.centring import Centred
 from reweigh.estimators import Estimator, Weights, weigh
 from reweigh.levels import TOKEN
+from reweigh.losses import policy_gradient
 from reweigh.transforms import Clip
 
 
@@ -47,15 +50,79 @@ def odd_batch(seed: int = 0, spread: float = 0.3, dtype: torch.dtype = torch.flo
     )
 
 
-def check_estimator(estimator: Estimator, seed: int = 0) -> None:
+Loss = Callable[[Tensor, Batch, Weights, Tensor], Tensor]
+"""`(log_pi, batch, weights, log_pi of the candidates)` -> the sum of a loss; the advantage is the batch's."""
+
+
+def drift(
+    estimator: Estimator | Centred,
+    sign: float = 1.0,
+    *,
+    loss: Loss | None = None,
+    k: int | None = None,
+    vocab: int = 4,
+    length: int = 3,
+    gap: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
+    """Work out the expected gradient of a loss under an advantage that is the same for every sequence.
+
+    Exactly, over all sequences that mu can sample, in float64: what an estimator makes of an advantage that says
+    nothing. For importance sampling, and for what is `centred`, it is 0.
+
+    Args:
+        estimator: any that does not read the batch, or a centred one.
+        sign: the advantage.
+        loss: `policy_gradient` if not given.
+        k: how many of mu's likeliest tokens are candidates; all, said to be complete, if not given.
+        vocab: tokens.
+        length: of every sequence.
+        gap: standard deviation of the logits' difference, nats.
+        seed: of the policies.
+
+    Returns:
+        `[contexts, vocab]`, of the logits of pi.
+    """
+    g = torch.Generator().manual_seed(seed)
+    starts = [sum(vocab**t for t in range(n)) for n in range(length + 1)]
+    logits = torch.randn(starts[-1], vocab, generator=g, dtype=torch.float64)
+    log_mu = (logits + gap * torch.randn(logits.shape, generator=g, dtype=torch.float64)).log_softmax(-1)
+    tokens = torch.cartesian_prod(*[torch.arange(vocab)] * length).view(-1, length)
+    base = vocab ** torch.arange(length - 1, -1, -1)
+    codes = [(tokens[:, :t] * base[length - t :]).sum(-1) for t in range(length)]  # the prefix as a number
+    row = torch.stack([starts[t] + code for t, code in enumerate(codes)], -1)
+    log_pi = logits.requires_grad_().log_softmax(-1)
+    chances = log_mu[row, tokens].sum(-1).exp()
+    ids = torch.arange(vocab).expand(*row.shape, vocab)
+    if k is not None:
+        ids = log_mu[row].topk(k, -1).indices
+    heads = [table[row].gather(-1, ids) for table in (log_mu, log_pi)]
+    batch = Batch.padded(
+        log_pi[row, tokens],
+        log_mu[row, tokens],
+        torch.ones_like(row),
+        advantage=sign * chances,  # so that a sum over sequences is a mean over mu
+        candidates=Candidates(ids, *heads, complete=k is None),
+    )
+    weights = estimator(batch)
+    if loss is not None:
+        total = loss(batch.log_pi, batch, weights, heads[1])
+    else:
+        candidates = None if weights.centre is None else heads[1]
+        total = policy_gradient(batch.log_pi, sign * chances, weights, 1.0, candidates=candidates)
+    return torch.autograd.grad(total, logits)[0]
+
+
+def check_estimator(estimator: Estimator | Centred, seed: int = 0) -> None:
     """Raise unless the estimator obeys the laws of the algebra on awkward batches.
 
     Weights are finite, at least 0, detached, 0 off the mask and on dropped units; padded and packed agree; the order of
     sequences, the padding and, unless the estimator reads the whole batch, the way a batch is cut change nothing; equal
-    policies give every unit one weight and keep all; it pickles, prints, and commutes with another factor.
+    policies give every unit one weight and keep all; it pickles, prints, and commutes with another factor. If it is
+    `centred`: a constant advantage has no expected gradient, which is 0 to 1e-12 over all tokens.
 
     Args:
-        estimator: any composition.
+        estimator: any composition, or a centred one.
         seed: of the batches.
 
     Raises:
@@ -65,6 +132,12 @@ def check_estimator(estimator: Estimator, seed: int = 0) -> None:
         >>> from reweigh import check_estimator, geo_rs, token_tis
         >>> check_estimator(geo_rs(0.9, 1.1) * token_tis(2.0))
     """
+    if isinstance(estimator, Centred):
+        for sign in (1.0, -1.0):
+            size = float(drift(estimator, sign, seed=seed).abs().max())
+            _law(f"constant advantage: zero expected gradient (largest component {size:.2g})", size < 1e-12)
+        _law("it pickles", pickle.loads(pickle.dumps(estimator)) == estimator)
+        estimator = estimator.estimator
     batch = odd_batch(seed)
     w = estimator(batch)
     tokens = w.per_token

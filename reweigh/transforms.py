@@ -124,6 +124,31 @@ class Screen(Transform):
 
 @final
 @dataclass(frozen=True)
+class Outside(Transform):
+    """A unit with its ratio strictly between low and high is dropped; the others weigh 1. `Screen` turned round.
+
+    Args:
+        low: ratio pi/mu, at least 0; the bound itself is kept.
+        high: ratio pi/mu, at least low; the bound itself is kept.
+
+    Raises:
+        ValueError: unless 0 <= low <= high.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that cross."""
+        _check_bounds("Outside", self.low, self.high)
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop what is between; weigh the rest 1."""
+        return torch.zeros_like(x), valid & ((x <= _log(self.low)) | (x >= _log(self.high)))
+
+
+@final
+@dataclass(frozen=True)
 class AtMost(Transform):
     """A unit whose statistic is over `bound` is dropped; the others weigh 1.
 
@@ -233,6 +258,36 @@ class SoftKernel(Transform):
     def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Where exp(x) overflows, the weight is 0, as it should be."""
         return self.a * x - self.b * torch.expm1(x), valid
+
+
+@final
+@dataclass(frozen=True)
+class SigmoidGate(Transform):
+    """A smooth trust region: `w = r sech^2(tau (r - 1) / 2)`, what `4 sigmoid(tau (r - 1)) / tau` has for a slope.
+
+    An objective of that sigmoid moves a token's score by its derivative times r, `4 s (1 - s) r`, which is this.
+    It is 1 at r = 1, like r for small ratios, and falls as `4 r e^(-tau r)` for large ones.
+
+    Args:
+        tau: temperature, over 0; the larger, the narrower.
+
+    Raises:
+        ValueError: unless tau > 0.
+
+    Source: Gao et al. (2025), Soft adaptive policy optimization, 2511.20347.
+    """
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that would turn the gate round."""
+        if not self.tau > 0:
+            raise ValueError(f"SigmoidGate: tau must be > 0, got {self.tau}")
+
+    def __call__(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """`log sech^2(h) = 2 (log 2 - |h| - log(1 + e^(-2 |h|)))`, so that no cosh overflows."""
+        half = (self.tau / 2 * torch.expm1(x)).abs()
+        return x + 2 * (math.log(2) - half - torch.log1p(torch.exp(-2 * half))), valid
 
 
 @final

@@ -215,6 +215,118 @@ def vespo(seqs, rise=(2.0, 3.0), fall=(3.0, 2.0)):
     return per_token(seqs, weight)
 
 
+def prefix_sum(s, t):
+    return sum(s.lr(u) for u in s.live() if u <= t)
+
+
+def place(s, t):
+    """Number of the token among the live ones, from 1."""
+    return s.live().index(t) + 1
+
+
+def sign(x):
+    return (x > 0) - (x < 0)
+
+
+def ctpo(seqs, low=0.025, high=0.05):
+    def weight(s, t):
+        total, root = prefix_sum(s, t), math.sqrt(place(s, t))
+        drop = (s.advantage[t] > 0 and total > high * root) or (s.advantage[t] < 0 and -total > low * root)
+        return 0.0 if drop else exp(total)
+
+    return per_token(seqs, weight)
+
+
+def pnpo(seqs, low=0.0, high=math.inf):
+    def weight(s, t):
+        g = exp(prefix_sum(s, t) / place(s, t))
+        return g if low <= g <= high else 0.0
+
+    return per_token(seqs, weight)
+
+
+def minpro(seqs, low=0.0, high=5.0):
+    def weight(s, t):
+        before = [s.lr(u) for u in s.live() if u < t]
+        return min(max(exp(s.lr(t) + min(before, default=0.0)), low), high)
+
+    return per_token(seqs, weight)
+
+
+def cppo(seqs, bound=0.15, mean=0.02, floor=0.8):
+    def keep(s, target):
+        """Algorithm 1 of the paper, up to the token."""
+        total = weights = 0.0
+        for t in s.live():
+            v = 1 - (1 - floor) * (place(s, t) - 1) / max(1, len(s.live()) - 1)
+            z = v * abs(math.exp(s.log_pi[t]) - math.exp(s.log_mu[t]))
+            if t == target:
+                return s.advantage[t] * (s.r(t) - 1) <= 0 or z <= min(bound, bound + mean * weights - total)
+            total, weights = total + z, weights + v
+        raise AssertionError
+
+    return per_token(seqs, lambda s, t: s.r(t) if keep(s, t) else 0.0)
+
+
+def sapo(seqs, rise=1.0, fall=1.05):
+    def weight(s, t):
+        if s.advantage[t] == 0:
+            return 1.0
+        tau = rise if s.advantage[t] > 0 else fall
+        p = 1 / (1 + math.exp(-tau * (s.r(t) - 1)))
+        return 4 * p * (1 - p) * s.r(t)
+
+    return per_token(seqs, weight)
+
+
+def prob_gap(s, t):
+    return abs(math.exp(s.log_pi[t]) - math.exp(s.log_mu[t]))
+
+
+def ipo(seqs, gap=0.3, cap=1e4):
+    return per_token(seqs, lambda s, t: min(s.r(t), cap) if prob_gap(s, t) <= gap else 0.0)
+
+
+def flash_reinforce(seqs, nats=1e-3):
+    return per_token(seqs, lambda s, t: s.r(t) if s.mean(lambda u: binary_kl(s, u)) <= nats else 0.0)
+
+
+def kpop(seqs, nats=2.0):
+    def worse(s, t):
+        turned = Seq(s.log_mu, s.log_pi, s.mask)
+        return max(binary_kl(s, t), binary_kl(turned, t))
+
+    return per_token(seqs, lambda s, t: float(worse(s, t) <= nats))
+
+
+def vaco(seqs, bound=2.0):
+    def weight(s, t):
+        far = s.mean(lambda u: abs(s.r(u) - 1)) > bound
+        return 0.0 if far and sign(s.advantage[t]) * s.lr(t) > 0 else s.r(t)
+
+    return per_token(seqs, weight)
+
+
+def topr(seqs, cap=1.0):
+    return per_token(seqs, lambda s, t: min(exp(s.sum()), cap) if s.advantage[t] < 0 else 1.0)
+
+
+def rec_one_side(seqs, low=0.2, high=0.2):
+    def keep(s, t):
+        a, r = s.advantage[t], s.r(t)
+        return r <= 1 + high if a > 0 else r >= 1 - low if a < 0 else True
+
+    return per_token(seqs, lambda s, t: float(keep(s, t)))
+
+
+def rec_ring(seqs, low=0.2, high=0.2, far_low=0.6, far_high=2.0):
+    def keep(s, t):
+        a, r = s.advantage[t], s.r(t)
+        return a == 0 or 1 - low <= r <= 1 + high or (r <= 1 - far_low if a > 0 else r >= 1 + far_high)
+
+    return per_token(seqs, lambda s, t: float(keep(s, t)))
+
+
 def psis(seqs, min_units=25):
     """Pareto smoothing as in Vehtari et al. (2024), appendix: fit of Zhang and Stephens (2009), with its prior."""
     live = [i for i, s in enumerate(seqs) if any(s.mask)]

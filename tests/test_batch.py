@@ -7,7 +7,7 @@ import pytest
 import torch
 from batches import packed, random_batch, tight
 
-from reweigh import SEQUENCE, TOKEN, Batch, RatioStats, geo_mis, geo_rs, seq_tis
+from reweigh import SEQUENCE, TOKEN, Batch, Candidates, RatioStats, geo_mis, geo_rs, seq_tis
 
 
 def small(**kwargs):
@@ -317,3 +317,86 @@ def test_a_batch_may_be_a_view_that_begins_anywhere(first):
     assert torch.equal(loose.layout.lengths, mask[first:].view(2, 192)[:, :150].sum(1))
     copy = Batch.padded(*(t[first:].view(2, 192)[:, :150].clone() for t in (x, x * 2, mask)))
     assert torch.equal(RatioStats.of(loose, TOKEN).moments, RatioStats.of(copy, TOKEN).moments)
+
+
+def candidates(shape=(1, 2), k=3, complete=False, **changed):
+    """k candidates a place, with half the mass, or all of it."""
+    ids = torch.arange(k).expand(*shape, k)
+    log_p = torch.full((*shape, k), (1.0 if complete else 0.5) / k).log()
+    return Candidates(**{"ids": ids, "log_mu": log_p, "log_pi": log_p, "complete": complete, **changed})
+
+
+def test_candidates_stay_with_their_tokens():
+    """Through the ratio kept, the cut into parts, and both layouts."""
+    log_p = torch.full((3, 2), -1.0)
+    ids = torch.arange(3 * 2 * 4).view(3, 2, 4)
+    given = candidates((3, 2), 4, ids=ids)
+    batch = Batch.padded(log_p, log_p, torch.ones(3, 2), candidates=given)
+    assert batch.with_ratio().candidates is given
+    parts = [part.candidates for part in batch.parts(2)]
+    assert len(parts) == 3
+    assert torch.cat([part.ids for part in parts]).equal(ids)
+    cu = torch.tensor([0, 2, 4, 6])
+    flat = Batch.packed(log_p.flatten(), log_p.flatten(), cu, candidates=given.flat())
+    assert torch.cat([part.candidates.ids for part in flat.parts(1)]).equal(ids.flatten(0, 1))
+    assert batch.check() is batch
+    assert repr(batch).endswith("with candidates)")
+    assert repr(given) == "Candidates(4 a place at [3, 2]; the likeliest)"
+    lists = Batch.from_lists(list(log_p), list(log_p), candidates=given.flat())
+    assert lists.candidates.ids.shape == (6, 4)
+
+
+EACH = torch.full((1, 2, 3), 0.2).log()
+BAD_CANDIDATES = [
+    ({"ids": torch.zeros(1, 2, 3)}, "ids must be integers"),
+    ({"ids": torch.zeros(3, dtype=torch.long)}, r"must be \[S, T, k\] or \[N, k\]"),
+    ({"log_mu": torch.zeros(1, 2, 2)}, r"log_mu and ids must have one shape, got \(1, 2, 2\) and \(1, 2, 3\)"),
+    ({"log_mu": torch.zeros(1, 2, 3, dtype=torch.long)}, "log_mu must be log-probs of a floating type"),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), BAD_CANDIDATES)
+def test_what_cannot_be_candidates_is_refused(changed, text):
+    with pytest.raises(ValueError, match=text):
+        candidates(**changed)
+
+
+def with_one(value, at=(0, 1, 2)):
+    out = EACH.clone()
+    out[at] = value
+    return out
+
+
+WRONG_CANDIDATES = [
+    ({"log_mu": with_one(torch.nan)}, r"log_mu is no log-prob at 1 places, first \[0, 1, 2\]"),
+    ({"log_pi": with_one(0.5)}, r"log_pi is no log-prob at 1 places, first \[0, 1, 2\]"),
+    ({"log_pi": with_one(-0.1)}, r"the probabilities of log_pi add up to more than 1 at 1 places, first \[0, 1\]"),
+    ({"log_pi": with_one(-torch.inf)}, r"log_pi gives a candidate no probability at 1 places, first \[0, 1, 2\]"),
+    ({"ids": torch.tensor([[[0, 1, 2], [0, 1, 0]]])}, r"a token stands twice at 1 places, first \[0, 1\]"),
+    ({"complete": True, "log_mu": EACH, "log_pi": EACH}, r"add up to less than 1, and complete=True says"),
+]
+
+
+@pytest.mark.parametrize(("changed", "text"), WRONG_CANDIDATES)
+def test_check_names_what_is_wrong_with_candidates(changed, text):
+    log_p = torch.full((1, 2), -1.0)
+    batch = Batch.padded(log_p, log_p, torch.ones(1, 2), candidates=candidates(**changed))
+    with pytest.raises(ValueError, match=text):
+        batch.check()
+    nowhere = Batch.padded(log_p, log_p, torch.tensor([[1, 0]]), candidates=candidates(**changed))
+    if "first [0, 1" in text.replace("\\", ""):  # a place that does not count may hold anything
+        nowhere.check()
+
+
+def test_ids_of_minus_1_are_no_candidates():
+    ids = torch.tensor([[[4, -1, -1], [-1, -1, -1]]])
+    given = candidates(ids=ids, log_mu=torch.where(ids < 0, torch.nan, EACH), log_pi=torch.where(ids < 0, 7.0, EACH))
+    log_p = torch.full((1, 2), -1.0)
+    Batch.padded(log_p, log_p, torch.ones(1, 2), candidates=given).check()
+    assert given.there.tolist() == [[[True, False, False], [False, False, False]]]
+
+
+def test_candidates_belong_to_the_places_of_the_batch():
+    log_p = torch.full((1, 3), -1.0)
+    with pytest.raises(ValueError, match=r"at the places of log_pi, \(1, 3, 'k'\), got \(1, 2, 3\)"):
+        Batch.padded(log_p, log_p, torch.ones(1, 3), candidates=candidates())

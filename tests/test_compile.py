@@ -231,3 +231,35 @@ def test_without_values_there_is_nothing_to_wait_for(unchecked, kind):
     got = run(**{k: v.to("meta") for k, v in x.items()})
     assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in expected]
     assert all(t.is_meta for t in got)
+
+
+@layouts
+def test_centred_weights_and_their_losses_are_one_graph(unchecked, kind):
+    rw = unchecked
+    x = tensors() if kind == "padded" else flatten(tensors())
+    g = torch.Generator().manual_seed(5)
+    heads = [torch.randn(*x["log_pi"].shape, 9, generator=g).log_softmax(-1)[..., :5] for _ in range(2)]
+    ids = torch.arange(5).expand(heads[0].shape)
+    estimators = [rw.centred(rw.token_tis(1.1)), rw.centred(rw.prefix_tis(1.1) * rw.dppo_tv(0.05, 0.02))]
+
+    def run(head):
+        candidates = rw.Candidates(ids, heads[0], head)
+        batch = getattr(rw.Batch, kind)(**x, candidates=candidates)
+        out = []
+        for weights in (e(batch) for e in estimators):
+            out += [weights.centre.log_mass, weights.centre.log_tail]
+            out.append(rw.policy_gradient(batch.log_pi, x["advantage"], weights, 3.0, candidates=head))
+            rest = x["advantage"], weights, 3.0
+            given = {"candidates": head, "old_candidates": heads[0]}
+            out.append(rw.ppo_clip(batch.log_pi, batch.log_mu, *rest, dual=3.0, **given))
+            out.append(rw.cispo(batch.log_pi, batch.log_mu, *rest, **given))
+        return out
+
+    inputs = [heads[1].clone().requires_grad_() for _ in range(2)]
+    plain, fast = run(inputs[0]), torch.compile(run, fullgraph=True)(inputs[1])
+    assert_equal(fast, plain)
+    slopes = [
+        torch.autograd.grad(sum(o for o in out if o.dim() == 0), y)[0]
+        for out, y in ((plain, inputs[0]), (fast, inputs[1]))
+    ]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-6)

@@ -8,10 +8,9 @@ import pytest
 
 from reweigh import GEOMETRIC, TOKEN, Clip, Reject, Screen, Truncate, naive, token_is, token_tis, weigh
 from reweigh.__main__ import main
-from reweigh.levels import WORST, k1
+from reweigh.levels import WORST, k1, prob_gap
 from reweigh.rosetta import PROFILES, RefusedError, profile_of
 from reweigh.rosetta.config import detect, looks_like_a_correction, mistaken, registered, translate
-from reweigh.rosetta.parts import prob_gap
 from reweigh.rosetta.sources import Source, Unresolved, parse_pairs, read_script, read_source
 from reweigh.rosetta.words import formula
 from reweigh.transforms import AtMost

@@ -8,6 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reweigh import (
+    Batch,
+    Candidates,
+    centred,
+    dppo_tv,
     geo_rs,
     naive,
     policy_gradient,
@@ -26,6 +30,7 @@ from reweigh.caps import Balance
 from reweigh.named import NAMED
 from reweigh.theory.lab import (
     Advantage,
+    PerSequence,
     Policies,
     PPOClip,
     Reward,
@@ -298,3 +303,58 @@ def test_what_the_post_gets_wrong_fails_where_it_should():
     world = World(Policies(fair, fair, 1), torch.full((2,), 4.0, dtype=torch.float64))
     left, right = inequalities(world, distances(world), norms(world), 2.0, (0.9, 1.1), 1)[min(HOLD_NOT, key=len)]
     assert (left, right) == pytest.approx((8.0, 2.0))
+
+
+CENTRED = [token_tis(1.1), prefix_tis(1.2), naive(), dppo_tv(0.05, 0.03), token_mis(0.7, 1.3)]
+
+
+@pytest.mark.parametrize("world", [random_world(3, 3, gap=0.7), random_world(3, 4, eos=0, gap=0.7, masked=0.2, seed=3)])
+@pytest.mark.parametrize("estimator", CENTRED, ids=str)
+def test_centred_in_a_world_a_constant_advantage_moves_nothing(world, estimator):
+    """Also where sequences end early, and where mu cannot sample all of the vocabulary."""
+    constant = PerSequence(torch.ones(len(world.mu), dtype=torch.float64))
+    assert exact(world, estimator, constant).mean.norm() > 1e-3
+    assert exact(world, centred(estimator), constant).mean.abs().max() < 1e-12
+    # So a baseline changes no mean.
+    means = [exact(world, centred(estimator), Reward(b)).mean for b in (0.0, 5.0)]
+    if not any(f.sign for f in estimator.factors):
+        torch.testing.assert_close(means[0], means[1], rtol=0, atol=1e-12)
+
+
+def test_centring_of_importance_sampling_is_no_change_where_all_can_be_sampled():
+    world = random_world(3, 3, gap=0.7)
+    plain, other = exact(world, token_is()), exact(world, centred(token_is()))
+    torch.testing.assert_close(other.mean, plain.mean, rtol=0, atol=1e-12)
+    assert other.trace_cov == pytest.approx(plain.trace_cov)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_moments_of_a_centred_estimator_are_those_of_its_gradients(k):
+    """Against autograd, sequence by sequence."""
+    world, estimator = random_world(3, 2, gap=0.7, seed=2), centred(token_tis(1.1))
+    found = exact(world, estimator, k=k)
+    s, table = world.sampled, world.policies.log_pi.clone().requires_grad_()
+    given = world.candidates(k)
+    rows = []
+    for i in range(len(world.mu)):
+        log_p = table.log_softmax(-1)
+        head = log_p[s.row[i : i + 1]].gather(-1, given.ids[i : i + 1].clamp(min=0))
+        own = log_p[s.row[i : i + 1], s.tokens[i : i + 1]]
+        candidates = Candidates(given.ids[i : i + 1], given.log_mu[i : i + 1], head, given.complete)
+        batch = Batch.padded(own, s.log_mu[i : i + 1], s.mask[i : i + 1], candidates=candidates)
+        loss = policy_gradient(own, world.reward[i : i + 1], estimator(batch), 1.0, candidates=head)
+        rows.append(-torch.autograd.grad(loss, table)[0].flatten())
+    each = torch.stack(rows)
+    mean = world.mu @ each
+    torch.testing.assert_close(found.mean, mean, rtol=1e-9, atol=1e-12)
+    assert found.trace_cov == pytest.approx(float(world.mu @ (each - mean).square().sum(-1)), rel=1e-9)
+    assert found.second_moment == pytest.approx(float(world.mu @ each.square().sum(-1)), rel=1e-9)
+
+
+def test_centred_clipped_losses_in_a_world():
+    world = random_world(3, 3, gap=0.7)
+    for sign in (1.0, -1.0):
+        constant = PerSequence(torch.full((len(world.mu),), sign, dtype=torch.float64))
+        for loss in (PPOClip(0.1, 0.2), PPOClip(0.1, 0.2, dual=1.5)):
+            assert exact(world, naive(), constant, loss=loss).mean.norm() > 1e-3
+            assert exact(world, centred(naive()), constant, loss=loss).mean.abs().max() < 1e-12

@@ -6,8 +6,35 @@ import pytest
 import torch
 from batches import packed, random_batch, tight
 
-from reweigh import GEOMETRIC, PREFIX, SEQUENCE, SUFFIX, TOKEN, TURN, WORST, Batch
-from reweigh.levels import LEVELS, binary_kl, heads, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
+from reweigh import (
+    GEOMETRIC,
+    PREFIX,
+    PREFIX_LEAST,
+    PREFIX_MEAN,
+    PREFIX_ROOT,
+    SEQUENCE,
+    SUFFIX,
+    TOKEN,
+    TURN,
+    WORST,
+    Batch,
+)
+from reweigh.layout import Packed, Padded
+from reweigh.levels import (
+    LEVELS,
+    binary_kl,
+    heads,
+    k1,
+    k2,
+    k3,
+    log_ratio,
+    prefix_budget,
+    prob_diff,
+    prob_gap,
+    reverse_binary_kl,
+    signed_binary_kl,
+    signed_gap_of_sequence,
+)
 
 LR = torch.tensor([[1.0, -2.0, 4.0, 8.0], [16.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
@@ -22,6 +49,9 @@ def batch():
 BY_HAND = {
     TOKEN: [1.0, -2.0, 8.0, 16.0],
     PREFIX: [1.0, -1.0, 7.0, 16.0],
+    PREFIX_MEAN: [1.0, -0.5, 7.0 / 3, 16.0],
+    PREFIX_ROOT: [1.0, -1 / math.sqrt(2), 7 / math.sqrt(3), 16.0],
+    PREFIX_LEAST: [1.0, -1.0, 6.0, 16.0],
     SUFFIX: [7.0, 6.0, 8.0, 16.0],
     TURN: [-1.0, -1.0, 8.0, 16.0],
     SEQUENCE: [7.0, 16.0, 0.0],
@@ -112,7 +142,13 @@ def test_a_log_prob_just_over_0_is_certain_not_nan():
     assert signed_binary_kl(b).item() == math.inf
 
 
-@pytest.mark.parametrize("statistic", [log_ratio, k1, k2, k3, prob_diff, binary_kl, signed_binary_kl])
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        *(log_ratio, k1, k2, k3, prob_diff, prob_gap, binary_kl),
+        *(reverse_binary_kl, signed_binary_kl, signed_gap_of_sequence),
+    ],
+)
 def test_statistics_are_0_off_the_mask_and_detached(statistic):
     b = random_batch(1)
     x = statistic(b)
@@ -122,3 +158,62 @@ def test_statistics_are_0_off_the_mask_and_detached(statistic):
         torch.full((1, 1), -1.0, requires_grad=True), torch.full((1, 1), -2.0, requires_grad=True), torch.ones(1, 1)
     )
     assert not statistic(live).requires_grad
+
+
+def test_reverse_binary_kl_by_hand():
+    """Of pi = 1/2 and mu = 1/4: log(2) / 2 + log(2/3) / 2; and it is the other one with the policies changed round."""
+    b = Batch.padded(torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log(), torch.ones(1, 1))
+    assert reverse_binary_kl(b).item() == pytest.approx((math.log(2) + math.log(2 / 3)) / 2, rel=1e-6)
+    batch = random_batch(3)
+    turned = Batch.padded(batch.log_mu, batch.log_pi, batch.layout.mask)
+    assert reverse_binary_kl(batch).equal(binary_kl(turned))
+
+
+def test_running_levels_by_hand():
+    """Values 1, -2, (a hole), 4; then a sequence of one, and an empty one."""
+    x = torch.tensor([[1.0, -2.0, 0.0, 4.0], [3.0, 0.0, 0.0, 0.0], [0.0] * 4])
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
+    rows = Padded(mask)
+    runs = Packed(mask.flatten(), torch.tensor([0, 4, 8, 12]))
+    expected = {
+        PREFIX_MEAN: ([1, -0.5, 1], 3),
+        PREFIX_ROOT: ([1, -1 / math.sqrt(2), 3 / math.sqrt(3)], 3),
+        PREFIX_LEAST: ([1, -1, 2], 3),  # -2 + 1, 4 - 2
+        # weights 1, 3/4, 1/2: own 1, 1.5, 2; over: 1, 2.5 - .1, 4.5 - .175; what moves back passes
+        prefix_budget(0.1, 0.5): ([1, -math.inf, 4.325], 3),
+    }
+    for level, (first, second) in expected.items():
+        got = level.fold(x, rows)
+        assert got[0][mask[0]].tolist() == pytest.approx(first), level
+        assert got[1, 0].item() == pytest.approx(second), level
+        assert level.fold(x.flatten(), runs).view(3, 4)[mask].equal(got[mask]), level
+
+
+@pytest.mark.parametrize("level", [TOKEN, PREFIX, PREFIX_MEAN, PREFIX_ROOT, PREFIX_LEAST])
+def test_another_token_in_its_place_gives_what_a_fold_of_it_would(level):
+    """`instead` against folding the sequence with the one token changed."""
+    batch = random_batch(2)
+    layout, x = batch.layout, batch.log_ratio
+    others = torch.randn(*x.shape, 2, generator=torch.Generator().manual_seed(0))
+    got = level.instead(x, others, layout)
+    for i, t in layout.mask.nonzero().tolist():
+        for k in range(2):
+            changed = x.clone()
+            changed[i, t] = others[i, t, k]
+            assert got[i, t, k].item() == pytest.approx(level.fold(changed, layout)[i, t].item(), abs=1e-5)
+
+
+def test_running_maxima_are_the_same_in_both_layouts():
+    """To the last bit, with ties, runs of one slot, empty runs, and nothing at all."""
+    g = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([0, 5, 1, 0, 0, 17, 3, 0])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    x = torch.randint(-3, 4, (26,), generator=g).float() * 1e20
+    x[7] = -torch.inf
+    got = Packed(torch.ones(26, dtype=torch.bool), offsets).cummax_floored(x)
+    expected = torch.cat([row.cummax(0).values for row in x.split(lengths.tolist()) if len(row)])
+    assert got.equal(expected)
+    for empty in (Packed(torch.ones(0, dtype=torch.bool), torch.tensor([0])), Padded(torch.ones(2, 0).bool())):
+        nothing = torch.zeros(empty.mask.shape)
+        assert empty.cummax_floored(nothing).shape == nothing.shape
+        assert PREFIX_LEAST.fold(nothing, empty).shape == nothing.shape

@@ -32,6 +32,18 @@ WIDER = {
     "shrunk_seq_is": (2.0,),
     "opsm": (0.01,),
     "m2po": (0.01,),
+    "ctpo": (0.1, 0.2),
+    "pnpo": (0.9, 1.1),
+    "minpro": (0.5, 1.1),
+    "cppo": (0.06, 0.01, 0.5),
+    "sapo": (3.0, 1.5),
+    "ipo": (0.05, 1.2),
+    "flash_reinforce": (0.01,),
+    "kpop": (0.02,),
+    "vaco": (0.2,),
+    "topr": (0.8,),
+    "rec_one_side": (0.1, 0.3),
+    "rec_ring": (0.05, 0.1, 0.2, 0.3),
 }
 
 
@@ -75,6 +87,15 @@ def test_equals_the_plain_loops_with_both_sides_of_the_bounds_met(name):
         "seq_mis",
         "opsm",
         "m2po",
+        "ctpo",
+        "pnpo",
+        "cppo",
+        "ipo",
+        "flash_reinforce",
+        "kpop",
+        "vaco",
+        "rec_one_side",
+        "rec_ring",
     ):
         assert seen.any(), "the bounds keep nothing, so the test shows little"
         assert not seen.all(), "the bounds drop nothing, so the test shows little"
@@ -159,6 +180,41 @@ GOLDEN = [
     ("vespo", (), 1.0, (16 * math.exp(-9),) * 3),
     ("vespo", (), -1.0, (64 * math.exp(-6),) * 3),
     ("vespo", (), 0.0, (1, 1, 1)),
+    # prefix ratios 2, 1, 4, their logs over the root of the place .69, 0, .80
+    ("ctpo", (0.1, 0.75), 1.0, (2, 1, 0)),
+    ("ctpo", (0.1, 0.85), 1.0, (2, 1, 4)),
+    ("ctpo", (0.1, 0.75), -1.0, (2, 1, 4)),  # none fell
+    ("ctpo", (-0.1, 0.75), -1.0, (2, 0, 4)),
+    ("pnpo", (), 1.0, (2, 1, G)),
+    ("pnpo", (1.0, 1.9), 1.0, (0, 1, G)),
+    ("minpro", (), 1.0, (2, 1, 2)),  # the first alone, 1/2 * 2, 4 * 1/2
+    ("minpro", (1.2, 1.8), 1.0, (1.8, 1.2, 1.8)),
+    # |pi - mu|: 1/8, 1/16, 3/8; with floor 1/2 weighed 1, 3/4, 1/2 to .125, .0469, .1875
+    ("cppo", (0.2, 1.0, 0.5), 1.0, (2, 0.5, 4)),
+    ("cppo", (0.15, 1.0, 0.5), 1.0, (2, 0.5, 0)),
+    ("cppo", (0.2, 0.05, 0.5), 1.0, (2, 0.5, 0)),  # .1875 is over .2 + .05 * 1.75 - .1719 = .1156
+    ("cppo", (0.04, 1.0, 0.5), -1.0, (2, 0, 4)),
+    ("sapo", (2.0, 1.0), 1.0, (2 / math.cosh(1) ** 2, 0.5 / math.cosh(0.5) ** 2, 4 / math.cosh(3) ** 2)),
+    ("sapo", (2.0, 1.0), -1.0, (2 / math.cosh(0.5) ** 2, 0.5 / math.cosh(0.25) ** 2, 4 / math.cosh(1.5) ** 2)),
+    ("ipo", (), 1.0, (2, 0.5, 0)),
+    ("ipo", (0.4, 3.0), -1.0, (2, 0.5, 3)),
+    ("flash_reinforce", (0.131,), 1.0, (2, 0.5, 4)),  # the mean of .048, .026 and .316 is .130
+    ("flash_reinforce", (0.129,), 1.0, (0, 0, 0)),
+    ("kpop", (), 1.0, (1, 1, 1)),
+    ("kpop", (0.35,), 1.0, (1, 1, 0)),  # KL(pi||mu) of the last is .413, its KL(mu||pi) .314
+    ("kpop", (0.42,), 1.0, (1, 1, 1)),
+    ("vaco", (1.4,), 1.0, (0, 0.5, 0)),  # the mean of |r - 1| is (1 + 1/2 + 3) / 3
+    ("vaco", (1.4,), -1.0, (2, 0, 4)),
+    ("vaco", (1.6,), 1.0, (2, 0.5, 4)),
+    ("topr", (), 1.0, (1, 1, 1)),
+    ("topr", (), -1.0, (1, 1, 1)),
+    ("topr", (3.0,), -1.0, (3, 3, 3)),
+    ("rec_one_side", (0.2, 1.5), 1.0, (1, 1, 0)),
+    ("rec_one_side", (0.2, 1.5), -1.0, (1, 0, 1)),
+    ("rec_ring", (0.2, 0.2, 0.5, 2.0), 1.0, (0, 1, 0)),  # 1/2 is far below
+    ("rec_ring", (0.2, 0.2, 0.6, 2.0), 1.0, (0, 0, 0)),
+    ("rec_ring", (0.2, 0.2, 0.6, 2.0), -1.0, (0, 0, 1)),  # 4 is far above
+    ("rec_ring", (0.2, 0.2, 0.6, 2.0), 0.0, (1, 1, 1)),
 ]
 
 

@@ -33,10 +33,10 @@ from reweigh import (
 from reweigh.__main__ import main
 from reweigh.caps import Balance, CapRule, Tradeoff
 from reweigh.cli.scans import asked, read_estimators
-from reweigh.levels import k1, log_ratio, prob_diff
+from reweigh.levels import k1, log_ratio, prefix_budget, prob_diff
 from reweigh.named import NAMED
 from reweigh.spec import RULES, STATISTICS, TRANSFORMS, from_dict, parse, to_dict
-from reweigh.transforms import Transform, TruncateAt
+from reweigh.transforms import AtMost, Transform, TruncateAt
 
 COMPOSED = {
     "product": geo_rs(0.99, 1.01) * token_tis(2.0),
@@ -82,6 +82,10 @@ FORMS = [
     ({"factors": [{"level": "sequence", "transform": {"name": "Clip", "high": 2}}]}, seq_tis(2.0)),
     ({"factors": [{"level": "geometric", "transform": {"name": "AtMost", "bound": 0.01}, "of": "k3"}]}, k3_rs()),
     ({"factors": [{"level": "sequence"}], "normalise": "prompt"}, group_snis()),
+    (
+        {"factors": [{"level": {"name": "prefix_budget", "mean": 0.1}, "transform": {"name": "AtMost", "bound": 1}}]},
+        weigh(prefix_budget(0.1), AtMost(1.0)),
+    ),
     ({"self_normalised": {"name": "seq_is"}}, snis()),
     (
         {"for_advantage": -1, "estimator": {"factors": [{"level": "geometric", "transform": "Identity", "of": "k1"}]}},
@@ -111,6 +115,8 @@ WRONG = [
     ({"name": "vespo", "rise": [1]}, "vespo, rise: must be 2 numbers, got [1]"),
     ({"name": "vespo", "rise": 1}, "vespo, rise: must be 2 numbers, got 1"),
     ({"factors": [{"level": "seq"}]}, "factor 1: no level is called 'seq'"),
+    ({"factors": [{"level": {"name": "prefix_badget"}}]}, "no level is called 'prefix_badget'\nhint: did you mean"),
+    ({"factors": [{"level": {"name": "prefix_budget", "mean": -1}}]}, "mean at least 0, got floor=0.8, mean=-1.0"),
     ({"factors": [{"levels": "token"}]}, "a factor does not go with levels\nhint: did you mean level?"),
     ({"factors": [{"transform": "Clip"}]}, "factor 1: needs a level"),
     ({"factors": [{"level": "token", "sign": 2}]}, "factor 1: sign must be -1, 0 or 1, got 2"),

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from reweigh import AtMost, Clip, Power, Reject, Screen, Shrink, Truncate
+from reweigh import AtMost, Clip, Outside, Power, Reject, Screen, Shrink, Truncate
 from reweigh.caps import Post
-from reweigh.transforms import Identity, MeanAtMost, ParetoSmooth, SoftKernel
+from reweigh.transforms import Identity, MeanAtMost, ParetoSmooth, SigmoidGate, SoftKernel
 
 RATIOS = (0.25, 1.0, 4.0)
 L4 = math.log(4)
@@ -113,6 +113,8 @@ def test_pareto_smoothing_leaves_ties_with_the_foot_as_they_are():
         (lambda: Reject(math.nan, 0.5), r"Reject: low must be .*nan"),
         (lambda: Screen(2.0, 0.5), r"Screen: low must be <= high"),
         (lambda: Screen(0.0, math.nan), r"Screen: low must be <= high, got low=0\.0, high=nan"),
+        (lambda: Outside(2.0, 0.5), r"Outside: low must be <= high, got low=2\.0, high=0\.5"),
+        (lambda: SigmoidGate(0.0), r"SigmoidGate: tau must be > 0, got 0\.0"),
         (lambda: AtMost(math.nan), r"AtMost: bound must be a number, got nan"),
         (lambda: Shrink(0.0), r"Shrink: lam must be > 0, got 0\.0"),
         (lambda: Power(1.5), r"Power: alpha must be in \[0, 1\], got 1\.5"),

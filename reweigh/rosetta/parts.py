@@ -11,7 +11,7 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, for_advantage, weigh
 from reweigh.layout import Layout
-from reweigh.levels import GEOMETRIC, TOKEN, TURN, Level, prob_diff, signed_binary_kl
+from reweigh.levels import GEOMETRIC, TOKEN, TURN, Level, signed_binary_kl
 from reweigh.transforms import AtMost, Transform, Truncate
 
 Rule = Callable[[Tensor], Tensor]
@@ -50,11 +50,6 @@ def k3_reversed(batch: Batch) -> Tensor:
     return torch.expm1(-batch.log_ratio) + batch.log_ratio
 
 
-def prob_gap(batch: Batch) -> Tensor:
-    """`|pi - mu|`."""
-    return prob_diff(batch).abs()
-
-
 def prob_gap_from_probs(batch: Batch) -> Tensor:
     """`|pi - mu|`, from the two probabilities, so that a probability of 0 is one."""
     return prob_diff_from_probs(batch).abs()
@@ -83,12 +78,6 @@ def prob_gap_of_clamped(batch: Batch) -> Tensor:
     """`|pi - mu|` of probabilities that were clamped to [1e-6, 1 - 1e-6] before."""
     mu, pi = (x.detach().exp().clamp(1e-6, 1 - 1e-6) for x in (batch.log_mu, batch.log_pi))
     return torch.where(batch.layout.mask, (mu - pi).abs(), 0)
-
-
-def signed_gap_of_sequence(batch: Batch) -> Tensor:
-    """The sequence's mean of `|r - 1|` on each of its tokens, with the sign of the token's log ratio."""
-    gap = batch.layout.spread(GEOMETRIC.fold(torch.expm1(batch.log_ratio).abs(), batch.layout))
-    return torch.where(batch.layout.mask, gap * batch.log_ratio.sign(), 0)
 
 
 def abs_log_ratio(batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Factor, Statistic, Weights
 from reweigh.layout import Padded
-from reweigh.levels import WORST, k1, log_ratio, prob_diff, signed_binary_kl
+from reweigh.levels import WORST, k1, log_ratio, prob_diff, prob_gap, signed_binary_kl
 from reweigh.rosetta.parts import (
     NanPasses,
     OrNan,
@@ -19,7 +19,6 @@ from reweigh.rosetta.parts import (
     as_it_comes,
     fold_of_ratio,
     prob_diff_from_probs,
-    prob_gap,
     prob_gap_from_probs,
     signed_binary_kl_from_probs,
 )

@@ -10,13 +10,24 @@ from typing import Any
 import torch
 
 from reweigh.estimators import Estimator, Factor, Statistic
-from reweigh.levels import binary_kl, k1, k2, k3, log_ratio, prob_diff, signed_binary_kl
+from reweigh.levels import (
+    binary_kl,
+    k1,
+    k2,
+    k3,
+    log_ratio,
+    prob_diff,
+    prob_gap,
+    reverse_binary_kl,
+    signed_binary_kl,
+    signed_gap_of_sequence,
+)
 from reweigh.rosetta.frameworks import PROFILES
 from reweigh.rosetta.metrics import View
-from reweigh.rosetta.parts import BandAboveZero, Within, fold_of_ratio, k3_reversed, prob_gap, signed_gap_of_sequence
+from reweigh.rosetta.parts import BandAboveZero, Within, fold_of_ratio, k3_reversed
 from reweigh.rosetta.plan import Reading, Situation, Tensors, run
 from reweigh.rosetta.profile import Profile, Word
-from reweigh.transforms import AtMost, Clip, Identity, MeanAtMost, Reject, Screen, SoftKernel
+from reweigh.transforms import AtMost, Clip, Identity, MeanAtMost, Outside, Reject, Screen, SigmoidGate, SoftKernel
 
 _RATIOS = {
     "token": "r_t",
@@ -25,8 +36,18 @@ _RATIOS = {
     "sequence": "r",
     "geometric": "g",
     "worst": "max_t r_t",
+    "prefix": "prod_{s <= t} r_s",
+    "prefix_mean": "exp(mean_{s <= t} log r_s)",
+    "prefix_least": "r_t min_{s < t} r_s",
 }
-_FOLDS = {"token": "", "sequence": "sum_t ", "geometric": "mean_t ", "worst": "max_t ", "turn": "sum_turn "}
+_FOLDS = {
+    "token": "",
+    "prefix_root": "sum_{s <= t} / sqrt(t) ",
+    "sequence": "sum_t ",
+    "geometric": "mean_t ",
+    "worst": "max_t ",
+    "turn": "sum_turn ",
+}
 _STATISTICS: dict[Statistic, str] = {
     k1: "k1_t",
     k2: "k2_t",
@@ -35,6 +56,7 @@ _STATISTICS: dict[Statistic, str] = {
     prob_diff: "(pi_t - mu_t)",
     prob_gap: "|pi_t - mu_t|",
     binary_kl: "binary_kl_t",
+    reverse_binary_kl: "reverse_binary_kl_t",
     signed_binary_kl: "sign(log r_t) binary_kl_t",
     fold_of_ratio: "e^|log r_t|",
     signed_gap_of_sequence: "sign(log r_t) mean_t |r_t - 1|",
@@ -91,6 +113,10 @@ def _weight(f: Factor) -> str:
         return _inside(x, t.low, t.high)
     if isinstance(t, SoftKernel):
         return f"{x}^{t.a:g} e^({t.b:g} (1 - {x}))"
+    if isinstance(t, SigmoidGate):
+        return f"{x} sech^2({t.tau / 2:g} ({x} - 1))"
+    if isinstance(t, Outside):
+        return f"1{{{x} <= {t.low:g} or {x} >= {t.high:g}}}"
     return f"{t!r} of {x}"
 
 

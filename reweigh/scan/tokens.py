@@ -247,6 +247,10 @@ class Runs(Layout):
         """Running sum within each run of tokens."""
         return self._once("cumsum", x, lambda: self._cumsum(x))
 
+    def cummax_floored(self, x: Tensor) -> Tensor:
+        """Running maximum within each run of tokens."""
+        return self._once("cummax", x, lambda: self._packed.cummax_floored(x).numpy())
+
     def spread(self, s: Tensor) -> Tensor:
         """Repeat each sequence's value."""
         return self._once("spread", s, lambda: np.repeat(s.numpy(), self.sizes))

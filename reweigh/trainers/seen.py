@@ -4,7 +4,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
 from os import PathLike
@@ -45,7 +45,7 @@ class HeldWeights(Weights):
         overflow: units that were kept, and whose weight is `LARGEST` or more.
     """
 
-    overflow: Tensor
+    overflow: Tensor = field(kw_only=True)
 
     @property
     def overflow_tokens(self) -> Tensor:
@@ -64,9 +64,8 @@ def hold(weights: Weights) -> HeldWeights:
         return weights
     small = weights.log_w < math.log(LARGEST)  # False for NaN
     keep, overflow = weights.keep & small, weights.keep & ~small
-    return HeldWeights(
-        weights.log_w, keep, weights.bounded & keep, weights.valid, weights.unit, weights.layout, overflow
-    )
+    parts = weights.log_w, keep, weights.bounded & keep, weights.valid, weights.unit, weights.layout, weights.centre
+    return HeldWeights(*parts, overflow=overflow)
 
 
 def factor(weights: Weights) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from reweigh.batch import Batch
 from reweigh.estimators import for_advantage, weigh
-from reweigh.levels import GEOMETRIC, TOKEN, Level
+from reweigh.levels import GEOMETRIC, TOKEN, Level, signed_gap_of_sequence
 from reweigh.rosetta.metrics import View, log
-from reweigh.rosetta.parts import BandAboveZero, Clamped, signed_gap_of_sequence
+from reweigh.rosetta.parts import BandAboveZero, Clamped
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, Tensors
 from reweigh.rosetta.profile import read_profile
 from reweigh.transforms import AtMost, Clip, Screen

@@ -6,10 +6,10 @@ from typing import Any, cast
 from torch import Tensor
 
 from reweigh.estimators import weigh
-from reweigh.levels import GEOMETRIC, TOKEN, binary_kl
+from reweigh.levels import GEOMETRIC, TOKEN, binary_kl, prob_gap
 from reweigh.named import token_is
 from reweigh.rosetta.metrics import SAFE, View, share_beyond
-from reweigh.rosetta.parts import binary_kl_of_clamped, prob_gap, prob_gap_of_clamped
+from reweigh.rosetta.parts import binary_kl_of_clamped, prob_gap_of_clamped
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, swapped
 from reweigh.rosetta.plan import empty_rows_count as _empty_rows_count
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept

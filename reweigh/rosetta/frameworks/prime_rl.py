@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from reweigh.estimators import Factor, weigh
-from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, k3, prob_diff
+from reweigh.levels import GEOMETRIC, SEQUENCE, TOKEN, WORST, k1, k3, prob_diff, prob_gap
 from reweigh.named import dppo_tv, token_is
 from reweigh.rosetta.metrics import View
-from reweigh.rosetta.parts import NanPasses, Within, prob_gap
+from reweigh.rosetta.parts import NanPasses, Within
 from reweigh.rosetta.plan import Loss, Options, Plan, Reading, RefusedError, Situation, probabilities_as_they_are
 from reweigh.rosetta.plan import infinite_kept as _infinite_kept
 from reweigh.rosetta.plan import multiplied_out as _multiplied_out

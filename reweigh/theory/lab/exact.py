@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from reweigh.batch import Batch
+from reweigh.centring import Centred
 from reweigh.estimators import Estimator, Weights
 from reweigh.losses import policy_gradient, ppo_clip
 from reweigh.named import prefix_is, seq_is, token_is, token_tis
@@ -179,16 +180,24 @@ class PPOClip:
     def __call__(self, log_pi: Tensor, batch: Batch, weights: Weights) -> Tensor:
         """The sum over the batch."""
         advantage = _advantage(batch)
-        return ppo_clip(log_pi, batch.log_mu, advantage, weights, 1.0, low=self.low, high=self.high, dual=self.dual)
+        bounds: dict[str, Any] = {"low": self.low, "high": self.high, "dual": self.dual}
+        if weights.centre is not None and batch.candidates is not None:
+            bounds |= {"candidates": batch.candidates.log_pi, "old_candidates": batch.candidates.log_mu}
+        return ppo_clip(log_pi, batch.log_mu, advantage, weights, 1.0, **bounds)
 
 
 def reinforce(log_pi: Tensor, batch: Batch, weights: Weights) -> Tensor:
     """The public `policy_gradient`, as a loss for `exact`."""
-    return policy_gradient(log_pi, _advantage(batch), weights, 1.0)
+    return policy_gradient(log_pi, _advantage(batch), weights, 1.0, candidates=_candidates(batch, weights))
 
 
 def exact(
-    world: World, estimator: Estimator, advantage: AnyAdvantage | None = None, *, loss: Loss = reinforce
+    world: World,
+    estimator: Estimator | Centred,
+    advantage: AnyAdvantage | None = None,
+    *,
+    loss: Loss = reinforce,
+    k: int | None = None,
 ) -> Exact:
     """Mean, bias and covariance of minus the gradient of a loss, over one sequence sampled from mu.
 
@@ -197,9 +206,10 @@ def exact(
 
     Args:
         world: small enough to enumerate.
-        estimator: any product that is not self-normalised.
+        estimator: any product that is not self-normalised, or a centred one.
         advantage: the reward if not given.
         loss: `reinforce`, or for example `PPOClip(0.2, 0.2)`.
+        k: how many of mu's likeliest tokens a centred estimator is given at each place; all if not given.
 
     Raises:
         ValueError: on an estimator whose weights depend on the other sequences of the batch.
@@ -211,14 +221,22 @@ def exact(
         >>> print(f"{exact(world, seq_tis(2.0), Reward('value')).efficiency(64):.2f}")
         0.54
     """
-    coef = coefficients(world, estimator, advantage, loss=loss)
+    coef = coefficients(world, estimator, advantage, loss=loss, k=k)
     return moments(world.gradient, world.sampled, world.mu, coef)
 
 
 def coefficients(
-    world: World, estimator: Estimator, advantage: AnyAdvantage | None = None, *, loss: Loss = reinforce
-) -> Float[Tensor, "sampled T"]:
+    world: World,
+    estimator: Estimator | Centred,
+    advantage: AnyAdvantage | None = None,
+    *,
+    loss: Loss = reinforce,
+    k: int | None = None,
+) -> Tensor:
     """Find what multiplies the score of each token in the gradient: `w_t A_t`, from the loss, for what mu can sample.
+
+    Returns:
+        `[sampled, T]`; of a centred estimator `[sampled, T, V]`, for every token at each place.
 
     Raises:
         ValueError: on an estimator whose weights depend on the other sequences of the batch.
@@ -228,16 +246,40 @@ def coefficients(
             f"exact: the weights of {estimator} depend on the other sequences of a batch, and not on one sequence.\n"
             "hint: for self-normalised sequence weights, reweigh.theory.lab.exact_snis has the exact result at any N."
         )
-    batch = world.batch_with((advantage or Reward()).of(world))
+    values = (advantage or Reward()).of(world)
+    if isinstance(estimator, Centred):
+        return _of_all_tokens(world, estimator, values, loss, k)
+    batch = world.batch_with(values)
     log_pi = batch.log_pi.clone().requires_grad_()
     # A token's log-prob enters only its own sequence's terms, so one backward pass serves all sequences.
     (slope,) = torch.autograd.grad(loss(log_pi, batch, estimator(batch)), log_pi)
     return -slope
 
 
-def moments(g: Tensor, sequences: Sequences, p: Float[Tensor, " L"], coef: Float[Tensor, "L T"]) -> Exact:
-    """First and second moments of `sum_t coef_t s_t` when sequences have the probabilities p."""
-    mean = sequences.total(p[:, None] * coef)
+def _of_all_tokens(world: World, estimator: Centred, values: Tensor, loss: Loss, k: int | None) -> Tensor:
+    """Find what multiplies the score of every token at each place, of a loss that reads those of candidates too."""
+    s, candidates = world.sampled, world.candidates(k)
+    candidates = replace(candidates, log_pi=candidates.log_pi.clone().requires_grad_())
+    batch = world.batch_with(values, candidates)
+    log_pi = batch.log_pi.clone().requires_grad_()
+    own, others = torch.autograd.grad(loss(log_pi, batch, estimator(batch)), (log_pi, candidates.log_pi))
+    out = torch.zeros(*s.tokens.shape, world.policies.vocab, dtype=own.dtype)
+    out = out.scatter_add(-1, s.tokens.clamp(min=0)[:, :, None], torch.where(s.mask, own, 0)[:, :, None])
+    there = candidates.ids >= 0
+    return -out.scatter_add(-1, torch.where(there, candidates.ids, 0), torch.where(there, others, 0))
+
+
+def moments(g: Tensor, sequences: Sequences, p: Float[Tensor, " L"], coef: Tensor) -> Exact:
+    """First and second moments of `sum_t coef_t s_t` when sequences have the probabilities p.
+
+    Args:
+        g: the true gradient.
+        sequences: all that can be sampled.
+        p: their probabilities.
+        coef: `[L, T]`, or `[L, T, V]` with one for every token at each place.
+    """
+    sampled = coef.dim() == 2
+    mean = sequences.total(p[:, None] * coef) if sampled else sequences.total_of_all(p[:, None, None] * coef)
     rows = sequences.each(coef)
     expected = mean.unflatten(0, sequences.policies.log_pi.shape)[sequences.row]
     expected = torch.where(sequences.first[:, :, None], expected, 0)
@@ -248,6 +290,11 @@ def moments(g: Tensor, sequences: Sequences, p: Float[Tensor, " L"], coef: Float
         away = sequences.dense(coef) - mean
         cov = away.T @ (p[:, None] * away)
     return Exact(g, mean, max(0.0, float(p @ centred)), float(p @ rows.square().sum((1, 2))), cov)
+
+
+def _candidates(batch: Batch, weights: Weights) -> Tensor | None:
+    """Give the log-probs of the candidates, with their gradient, if the weights are centred."""
+    return None if weights.centre is None or batch.candidates is None else batch.candidates.log_pi
 
 
 def _advantage(batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reweigh.batch import Batch
+from reweigh.batch import Batch, Candidates
 
 MAX_SLOTS = 1 << 22  # sequences times length: some hundreds of megabytes of float64 arrays
 ROUNDING = 1e-9  # by how much a row of probabilities may miss 1
@@ -280,22 +280,37 @@ class Sequences:
         visits = out.unflatten(-1, policies.log_pi.shape).sum(-1, keepdim=True)
         return out - (visits * policies.log_pi.exp()).flatten(-2)
 
-    def each(self, coef: Float[Tensor, "L T"]) -> Float[Tensor, "L T V"]:
+    def total_of_all(self, coef: Float[Tensor, "L T V"]) -> Float[Tensor, " params"]:
+        """`sum_l sum_t sum_v coef_ltv s_ltv`, with the score of every token at every place, sampled or not."""
+        policies = self.policies
+        out = coef.new_zeros(policies.log_pi.shape)
+        return out.index_add(0, self.row.flatten(), self._scored(coef).flatten(0, 1)).flatten()
+
+    def each(self, coef: Tensor) -> Float[Tensor, "L T V"]:
         """`sum_t coef_lt s_lt` of each sequence, as one row a distinct context, at the context's first position.
 
         The other components of a sequence's gradient are 0, so this is all of it, at T rows a sequence in place of one
         for every context there is.
+
+        Args:
+            coef: `[L, T]`, of the sequence's own tokens, or `[L, T, V]`, of every token at each place.
         """
-        live = torch.where(self.mask, coef, 0)
-        hot = torch.nn.functional.one_hot(self.tokens.clamp(min=0), self.policies.vocab).double()
-        s = live[:, :, None] * (hot - self.policies.log_pi.exp()[self.row])
+        if coef.dim() == 2:
+            hot = torch.nn.functional.one_hot(self.tokens.clamp(min=0), self.policies.vocab).double()
+            coef = torch.where(self.mask, coef, 0)[:, :, None] * hot
+        s = self._scored(coef)
         return torch.zeros_like(s).scatter_add(1, self.slot[:, :, None].expand(s.shape), s)
+
+    def _scored(self, coef: Float[Tensor, "L T V"]) -> Float[Tensor, "L T V"]:
+        """Multiply the scores of all tokens at each place, in the parameters of its context."""
+        live = torch.where(self.mask[:, :, None], coef, 0)
+        return live - live.sum(-1, keepdim=True) * self.policies.log_pi.exp()[self.row]
 
     def square_norms(self, coef: Float[Tensor, "L T"]) -> Float[Tensor, " L"]:
         """`|sum_t coef_lt s_lt|^2` of each sequence."""
         return self.each(coef).square().sum((1, 2))
 
-    def dense(self, coef: Float[Tensor, "L T"]) -> Float[Tensor, "L params"]:
+    def dense(self, coef: Tensor) -> Float[Tensor, "L params"]:
         """`sum_t coef_lt s_lt` of each sequence over all parameters: large, so for small worlds."""
         rows = self.each(coef)
         out = rows.new_zeros(len(rows), *self.policies.log_pi.shape)
@@ -413,17 +428,30 @@ class World:
         """Everything that mu can sample, as one batch without an advantage."""
         return self.batch_with(None)
 
-    def batch_with(self, advantage: Tensor | None) -> Batch:
+    def candidates(self, k: int | None = None) -> Candidates:
+        """Tell what mu could have sampled at every place of what it can sample.
+
+        Args:
+            k: its so many likeliest tokens; all of its support, said to be complete, if not given.
+        """
+        s, policies = self.sampled, self.policies
+        log_mu = policies.log_mu[s.row]
+        chosen = log_mu.topk(policies.vocab if k is None else min(k, policies.vocab), -1)
+        ids = torch.where(s.mask[:, :, None] & chosen.values.isfinite(), chosen.indices, -1)
+        return Candidates(ids, chosen.values, policies.log_pi[s.row].gather(-1, chosen.indices), complete=k is None)
+
+    def batch_with(self, advantage: Tensor | None, candidates: Candidates | None = None) -> Batch:
         """Make one batch of what mu can sample, for the estimators and losses of the library.
 
         Args:
             advantage: `[sampled, T]`, or `[sampled]` for one a sequence.
+            candidates: for a centred estimator.
         """
         s = self.sampled
         turn = None
         if self.turn_length is not None:
             turn = (torch.arange(s.mask.shape[1]) // self.turn_length).expand(s.mask.shape)
-        return Batch.padded(s.log_pi, s.log_mu, s.mask, advantage=advantage, turn=turn)
+        return Batch.padded(s.log_pi, s.log_mu, s.mask, advantage=advantage, turn=turn, candidates=candidates)
 
     @cached_property
     def gradient(self) -> Float[Tensor, " params"]:
