@@ -11,10 +11,12 @@ from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.experiment import grid as grids
 from reweigh.experiment import results
+from reweigh.experiment.gradients import _numbers, measure
 from reweigh.experiment.train import EVERY, Method, Run, Setting, Training, run
 from reweigh.experiment.world import Brackets, Model, as_stored, check_weights, sample, score, warm_start
 from reweigh.records import read_batches, validate
 from reweigh.report import experiment as shown
+from reweigh.theory.sga import Moments
 
 SHORT = Setting(lag=3, stale_from=2, steps=10, warm=3, length=6, prompts=4, answers=4)
 
@@ -189,7 +191,7 @@ def test_a_grid_names_each_run_once_and_in_order(grid_file):
     assert jobs[0].records == (3, 5)
 
 
-@pytest.mark.parametrize("name", ["main", "quarter", "hour"])
+@pytest.mark.parametrize("name", ["main", "quarter", "hour", "theory"])
 def test_our_grids_can_be_run(name):
     found = grids.grid(name)
     assert len({grids.file_name(job) for job in found.jobs}) == len(found.jobs)
@@ -281,6 +283,36 @@ def test_advice_is_judged_by_the_ends_of_all():
 def test_blame_is_counted_by_size():
     (one,) = results.blamed([made("naive()", 0, (0.5,) * 3)])
     assert (one.low, one.windows, one.token, one.sequence, one.either) == (0.05, 1, 1, 0, 1)
+
+
+def test_gradients_on_policy_are_those_of_pi():
+    """With no lag every ratio is 1: one gradient for all, and of the same mean as the true one."""
+    training = Training(Setting(warm=60, length=6, prompts=16, answers=4), Method.of("naive()"), 0)
+    training.rollouts()
+    before = {name: w.clone() for name, w in training.model.state_dict().items()}
+    found = measure(training, ["naive()", "seq_is()", "ppo_clip", "token_tis(2)"], batches=12)
+    for numbers in found.values():
+        assert numbers["noise"] == pytest.approx(found["naive()"]["noise"], rel=1e-2)
+        value, error = numbers["cosine"]
+        assert abs(value - 1) < 3 * error + 0.05
+        assert numbers["efficiency"][0] > 0.1
+    assert all(torch.equal(w, before[name]) for name, w in training.model.state_dict().items())
+    assert training.model.training
+
+
+def test_numbers_of_gradients_whose_moments_are_known():
+    """Against `Moments`, which has them from the vectors themselves."""
+    draws = torch.Generator().manual_seed(1)
+    true, own = torch.tensor([3.0, 0.0, 0.0, 0.0]), torch.tensor([2.0, 1.0, 0.0, 0.0])
+    rows = own + 2 * torch.randn(4000, 4, generator=draws)
+    exact = true + torch.randn(4000, 4, generator=draws)
+    found = _numbers(*(x.double() for x in (rows @ rows.T, rows @ exact.T, exact @ exact.T)))
+    moments = Moments(true.tolist(), own.tolist(), variance=16.0)
+    assert found["cosine"] == pytest.approx(2 / 5**0.5, abs=0.02)
+    assert found["bias"] == pytest.approx(moments.bias_norm**2 / 9, abs=0.05)
+    assert found["noise"] == pytest.approx(16 / 9, abs=0.05)
+    assert found["efficiency"] == pytest.approx(moments.efficiency(), abs=0.02)
+    assert found["mse"] == pytest.approx(moments.mse() / 9, abs=0.1)
 
 
 def test_pictures_and_tables_are_of_the_file_alone(grid_file, tmp_path, capsys):

@@ -5,14 +5,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomllib
 
-from reweigh.experiment.train import Method, Run, Setting, key_of, run
+from reweigh.experiment.gradients import measure
+from reweigh.experiment.train import Method, Run, Setting, Training, key_of, run
 from reweigh.guard import claimed
 from reweigh.scan.engines import in_order, single_threaded
 
@@ -24,12 +25,21 @@ _HERE = Path(__file__).parent / "grid.toml"
 
 @dataclass(frozen=True)
 class Job:
-    """A run to do."""
+    """A run to do.
+
+    Attributes:
+        setting: of the run.
+        method: name of the method.
+        seed: of everything that is drawn.
+        records: steps whose rollouts are written.
+        gradients: steps at which the estimators' gradients are measured.
+    """
 
     setting: Setting
     method: str
     seed: int
     records: tuple[int, ...] = ()
+    gradients: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
@@ -73,11 +83,11 @@ def _jobs(name: str, tables: Mapping[str, Any], path: Path, inside: tuple[str, .
     if name in inside:
         raise ValueError(f"{where}: includes itself")
     table = tables[name]
-    if not isinstance(table, Mapping) or set(table) - {"title", "include", "block", "records"}:
-        raise ValueError(f"{where}: must be a table of title, include, records and block")
+    if not isinstance(table, Mapping) or set(table) - {"title", "include", "block", "records", "gradients"}:
+        raise ValueError(f"{where}: must be a table of title, include, records, gradients and block")
     for other in table.get("include", ()):
         yield from _jobs(other, tables, path, (*inside, name))
-    records = tuple(int(step) for step in table.get("records", ()))
+    records, gradients = (tuple(int(step) for step in table.get(key, ())) for key in ("records", "gradients"))
     for i, block in enumerate(table.get("block", ())):
         at = f"{where}, block {i + 1}"
         missing = [key for key in ("settings", "methods", "seeds") if not block.get(key)]
@@ -86,7 +96,9 @@ def _jobs(name: str, tables: Mapping[str, Any], path: Path, inside: tuple[str, .
         settings = [Setting.from_dict(one, at) for one in block["settings"]]
         methods = [Method.of(one).name for one in block["methods"]]
         for seed in block["seeds"]:
-            yield from (Job(setting, method, int(seed), records) for setting in settings for method in methods)
+            yield from (
+                Job(setting, method, int(seed), records, gradients) for setting in settings for method in methods
+            )
 
 
 def read(path: Path) -> list[Run]:
@@ -188,7 +200,14 @@ def _do(job: Job, folder: Path, with_records: bool) -> Run:
     if job.records and with_records:
         (folder / RECORDS).mkdir(parents=True, exist_ok=True)
         where = folder / RECORDS / f"{file_name(job)}.parquet", job.records
-    return run(job.setting, Method.of(job.method), job.seed, folder / WARM, where)
+    measured: list[dict[str, Any]] = []
+
+    def look(training: Training) -> None:
+        if training.step in job.gradients:
+            measured.append({"step": training.step, "of": measure(training)})
+
+    one = run(job.setting, Method.of(job.method), job.seed, folder / WARM, where, look)
+    return replace(one, gradients=tuple(measured))
 
 
 def file_name(job: Job) -> str:

@@ -131,14 +131,12 @@ class Advised:
 
     def among_best(self, use: str, most: int = 2) -> bool:
         """Tell whether a method is among the best, or ends as well as the last of them."""
-        if use not in self.ends:
-            return False
         falling = sorted(self.ends.values(), reverse=True)
         return self.ends[use] >= falling[min(most, len(falling)) - 1] - ALIKE
 
     def lost(self, use: str) -> float:
-        """Give what a method ends under the best; all of it if the verdict says to stop and fix."""
-        return max(self.ends.values()) - self.ends.get(use, 0.0)
+        """Give what a method ends under the best."""
+        return max(self.ends.values()) - self.ends[use]
 
     @property
     def at_random(self) -> tuple[float, float]:
@@ -166,9 +164,8 @@ def advised(runs: Sequence[Run], window: int = 1, field: Sequence[str] = FIELD) 
         gap = [i for i, k3 in enumerate(run.windows["k3"]) if k3 > _MISMATCH]
         if gap:
             at = gap[min(window, len(gap)) - 1]
-            action = run.windows["action"][at]
-            use = run.windows["use"][at] or ("" if action == "fix" else NAIVE)
-            found.append(Advised(run.setting, run.seed, action, use, ends[run.setting]))
+            use = run.windows["use"][at] or NAIVE
+            found.append(Advised(run.setting, run.seed, run.windows["action"][at], use, ends[run.setting]))
     return found
 
 
@@ -185,7 +182,11 @@ class Worth:
 
 
 def worth(found: Sequence[Advised]) -> tuple[list[Worth], Interval]:
-    """Compare the advice with each fixed choice and with chance; and the advice's loss less that of `seq_tis(2)`."""
+    """Compare the advice with each fixed choice and with chance; and the advice's loss less that of `seq_tis(2)`.
+
+    A verdict that says to fix the log-probs first names no method and takes no part.
+    """
+    found = [one for one in found if one.action != "fix"]
     fixed = list(dict.fromkeys(name for one in found for name in FIELD if name in one.ends))
     by_setting: dict[Setting, list[Advised]] = {}
     for one in found:
@@ -199,6 +200,42 @@ def worth(found: Sequence[Advised]) -> tuple[list[Worth], Interval]:
         ways.append(Worth(f"always {name}", over(lambda a, n=name: a.among_best(n)), over(lambda a, n=name: a.lost(n))))
     ways.append(Worth("at random", over(lambda a: a.at_random[0]), over(lambda a: a.at_random[1])))
     return ways, over(lambda a: a.lost(a.use) - a.lost(FIXED))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A method's gradient at a step of runs of one method: see `gradients.NUMBERS`; figures are means over seeds."""
+
+    run: str
+    step: int
+    method: str
+    numbers: Mapping[str, Interval]
+
+
+def directions(runs: Iterable[Run]) -> list[Direction]:
+    """Put together what was measured of gradients, in order of run, step and method."""
+    found: dict[tuple[str, int, str], list[Mapping[str, Sequence[float]]]] = {}
+    for run in runs:
+        for at in run.gradients:
+            for method, numbers in at["of"].items():
+                found.setdefault((run.method, at["step"], method), []).append(numbers)
+    return [
+        Direction(run, step, method, {name: _pooled([one[name] for one in some]) for name in some[0]})
+        for (run, step, method), some in found.items()
+    ]
+
+
+def _pooled(pairs: Sequence[Sequence[float]]) -> Interval:
+    """Mean of figures with standard errors, and two errors of the mean to each side, what seeds differ by included."""
+    values = [pair[0] for pair in pairs]
+    error = math.sqrt(sum(pair[1] ** 2 for pair in pairs)) / len(pairs)
+    if len(values) > 1:
+        error = max(error, stdev(values) / math.sqrt(len(values)))
+    return mean(values), mean(values) - 2 * error, mean(values) + 2 * error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -204,6 +204,7 @@ class Run:
         series: a number a step, by name of `SERIES`.
         windows: what a verdict on the records of each 5 steps alone says, by name of `seen`.
         stopped: whether it was over before its last step.
+        gradients: what `gradients.measure` found, and at which step, where it was asked.
         seconds: of one core, without the warm start.
     """
 
@@ -214,6 +215,7 @@ class Run:
     series: dict[str, tuple[float, ...]]
     windows: dict[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     stopped: bool = False
+    gradients: tuple[dict[str, Any], ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -243,6 +245,7 @@ class Run:
                 series,
                 {str(k): tuple(v) for k, v in values["windows"].items()},
                 bool(values.get("stopped", False)),
+                tuple(dict(x) for x in values.get("gradients", ())),
                 float(values.get("seconds", 0.0)),
             )
         except (KeyError, TypeError, AttributeError) as e:
@@ -300,14 +303,21 @@ class Training:
         return float(task.rewards(prompts, answers).mean())
 
     def rollouts(self) -> Rollouts:
-        """Sample a batch with the weights that the sampler has at this step."""
-        setting, task = self.setting, self.setting.task
-        if self.step < setting.stale_from:
+        """Sample a batch with the weights that the sampler has at this step, once a step."""
+        if self.step < self.setting.stale_from:
             self._past.clear()
         self._past.append({name: w.detach().clone() for name, w in self.model.state_dict().items()})
-        self.engine.load_state_dict(as_stored(self._past[0], setting.weights))
-        prompts = task.prompts(setting.prompts, self.draws).repeat_interleave(setting.answers, 0)
-        sampled = sample(self.engine, prompts, task.length, self.draws, setting.top_p, setting.cache)
+        self.engine.load_state_dict(as_stored(self._past[0], self.setting.weights))
+        return self.drawn(self.draws)
+
+    def drawn(self, draws: torch.Generator, from_pi: bool = False) -> Rollouts:
+        """Draw a batch from the engine as it is, or from pi itself."""
+        setting, task = self.setting, self.setting.task
+        prompts = task.prompts(setting.prompts, draws).repeat_interleave(setting.answers, 0)
+        if from_pi:
+            sampled = sample(self.model, prompts, task.length, draws)
+        else:
+            sampled = sample(self.engine, prompts, task.length, draws, setting.top_p, setting.cache)
         rewards = task.rewards(prompts, sampled.tokens)
         grouped = rewards.view(-1, setting.answers)
         spread = grouped.std(1, keepdim=True) + _LITTLE
@@ -351,7 +361,7 @@ def run(
         seed: of everything that is drawn.
         folder: where warm starts are kept.
         records: a Parquet file, and the steps whose rollouts are written to it as records.
-        look: called before each step.
+        look: called at each step with what is trained, after the sampler has sampled and before the update.
     """
     began = time.process_time()
     training = Training(setting, method, seed, folder)
@@ -369,9 +379,9 @@ def run(
                 stopped = len(evals) >= GONE_FOR and max(evals[-GONE_FOR:]) < GONE and step < setting.steps
             if step == setting.steps or stopped:
                 break
+            rolled = training.rollouts()
             if look is not None:
                 look(training)
-            rolled = training.rollouts()
             log_pi, entropy, batch = training.batch_of(rolled)
             loss, weights = method.objective(log_pi, batch, rolled.advantage)
             stats = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
@@ -391,7 +401,7 @@ def run(
     }
     seconds = round(time.process_time() - began, 2)
     found = {name: tuple(one[name] for one in windows) for name in (windows[0] if windows else ())}
-    return Run(setting, method.name, seed, tuple(round(x, 4) for x in evals), series, found, stopped, seconds)
+    return Run(setting, method.name, seed, tuple(round(x, 4) for x in evals), series, found, stopped, (), seconds)
 
 
 def seen(token: RatioStats, sequence: RatioStats) -> dict[str, Any]:

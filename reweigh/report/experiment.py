@@ -46,7 +46,7 @@ def tables(runs: Sequence[Run]) -> Iterator[Table]:
     yield outcomes(results.rows(runs))
     for windows in (1, 2):
         found = results.advised(runs, windows)
-        if found:
+        if any(one.action != "fix" for one in found):
             yield advice(found, windows)
     warned = results.alarms(runs)
     if warned and warned[0].dead and warned[0].alive:
@@ -54,6 +54,10 @@ def tables(runs: Sequence[Run]) -> Iterator[Table]:
     blamed = results.blamed(runs)
     if blamed:
         yield accused(blamed)
+    found = results.directions(runs)
+    for run in dict.fromkeys(one.run for one in found):
+        of = [one for one in found if one.run == run]
+        yield from (directions(of, name) for name in ("cosine", "efficiency", "mse"))
 
 
 def outcomes(found: Sequence[Row]) -> Table:
@@ -89,7 +93,8 @@ def advice(found: Sequence[results.Advised], windows: int) -> Table:
     said = ", ".join(f"{action} {sum(one.action == action for one in found)}" for action in actions)
     notes = (
         f"The verdict of the {which} {EVERY} steps with a mismatch of an uncorrected run, "
-        f"{count(len(found), 'run')} in {count(settings, 'setting')}; verdicts: {said}.",
+        f"{count(len(found), 'run')} in {count(settings, 'setting')}; verdicts: {said}. One "
+        "that says to fix the log-probs first names no method, and takes no part.",
         f"Lost by the advice, less what always {results.FIXED} loses: {_figure(difference)}.",
         "Among the best two: of the methods run in the setting, by mean reward at the end over its seeds, or within "
         f"{results.ALIKE} of the second. Intervals are over settings.",
@@ -143,6 +148,36 @@ def accused(found: Sequence[results.Blamed]) -> Table:
         "sampled, by k3 in nats a token.",
     )
     return Table.of(heads, made, "Honest log-probs that are blamed", notes)
+
+
+_OF_GRADIENTS = {
+    "cosine": ("Where the mean gradient points", "cosine with the true gradient"),
+    "efficiency": ("What a batch's gradient is sure to gain", "share of the gain of the true gradient, of a batch"),
+    "mse": ("How far a batch's gradient is off", "mean squared error over the squared length of the true gradient"),
+}
+
+
+def directions(found: Sequence[results.Direction], number: str) -> Table:
+    """One number of each method's gradient, a column a step of the run."""
+    steps = sorted({one.step for one in found})
+    by = {(one.method, one.step): one.numbers[number] for one in found}
+    methods = dict.fromkeys(one.method for one in found)
+    made = [
+        (method, *(_about(by[method, step]) if (method, step) in by else "" for step in steps)) for method in methods
+    ]
+    title, what = _OF_GRADIENTS[number]
+    notes = (
+        f"{what[:1].upper()}{what[1:]}, with two standard errors; at steps of runs of {found[0].run}. The true "
+        "gradient is of answers of pi itself, a method's of the sampler's, 32 batches each. Squares are of different "
+        "batches, so that a cosine of what is small can leave -1 to 1.",
+    )
+    heads = columns(*(f"step {step}" for step in steps))
+    return Table.of(heads, made, f"{title}, in runs of {found[0].run}", notes)
+
+
+def _about(x: Interval) -> str:
+    value, low, high = x
+    return f"{value:.2g} ± {(high - low) / 2:.1g}"
 
 
 def to_dict(runs: Sequence[Run]) -> dict[str, Any]:
