@@ -256,12 +256,13 @@ def test_an_alarm_has_its_threshold_of_one_half_and_is_tested_on_the_other():
     setting = Setting(lag=1, stale_from=2, steps=30)
     quiet, loud = [0.1] * 30, [0.1] * 6 + [0.9] * 24
     dead, alive = (0.9, 0.9, 0.9, 0.1, 0.0, 0.0, 0.0), (0.9,) * 7
-    runs = [made("a", seed, dead, setting, sd=loud) for seed in (0, 1)]
+    runs = [made("a", seed, dead, setting, sd=loud, reward=[0.9] * 18 + [0.0] * 12) for seed in (0, 1)]
     runs += [made("b", 0, alive, setting, sd=quiet), made("b", 1, alive, setting, sd=loud)]
     first = results.alarms(runs)[0]
     assert first.hits[0] == 1.0
     assert first.false[0] == 1.0  # the odd seed's survivor was loud, whatever the even seeds promised
-    assert first.lead == (8, 8, 8)  # from step 7, the second that is loud, to 15
+    assert first.lead == (12, 12, 12)  # from step 7, the second that is loud, to 19, the second without a reward
+    assert first.ahead == (8, 8, 8)  # to the measurement at 15
     assert 0.1 <= first.threshold < 0.9
 
 

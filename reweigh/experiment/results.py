@@ -30,12 +30,14 @@ class Outcome:
         final: at the end; of a run that was over before, its last measurement counts for what was left.
         collapsed: whether it ended at half of its peak or less.
         halved: step at which pi's reward was first found under half of the most it had been; None if never.
+        noticed: the same of the rollouts' reward, median of three steps, which is what a trainer logs.
     """
 
     peak: float
     final: float
     collapsed: bool
     halved: int | None
+    noticed: int | None
 
     @classmethod
     def of(cls, run: Run) -> "Outcome":
@@ -44,13 +46,24 @@ class Outcome:
         evals = [*run.evals, *[run.evals[-1]] * (whole - len(run.evals))]
         thirds = [mean(evals[i : i + 3]) for i in range(max(1, len(evals) - 2))]
         peak, final = max(thirds), mean(evals[-LAST:])
-        most, halved = 0.0, None
-        for i, value in enumerate(evals):
-            most = max(most, value)
-            if value < most / 2:
-                halved = min(i * EVERY, run.setting.steps)
-                break
-        return cls(peak, final, final <= HALF * peak, halved)
+        halved, noticed = _under_half(evals), _under_half(smoothed(run.series["reward"]))
+        halved = None if halved is None else min(halved * EVERY, run.setting.steps)
+        return cls(peak, final, final <= HALF * peak, halved, noticed)
+
+
+def _under_half(values: Sequence[float]) -> int | None:
+    """Index of the first value under half of the largest before it."""
+    most = 0.0
+    for i, value in enumerate(values):
+        most = max(most, value)
+        if value < most / 2:
+            return i
+    return None
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Median of each value and the two before it: what one odd batch does not move."""
+    return [median(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
 
 
 @dataclass(frozen=True)
@@ -254,11 +267,12 @@ def _series(name: str, sign: float = 1.0) -> Callable[[Run], Sequence[float]]:
     return lambda run: [sign * x for x in run.series[name]]
 
 
+_ESS = "sequence ESS under"
 SIGNALS = (
     Signal("sequence log-ratio sd, nats", _series("sd")),
     Signal("mean |log ratio|, nats a token", _series("abs")),
     Signal("k3, nats a token", _series("k3")),
-    Signal("sequence ESS under", _series("ess", -1.0)),
+    Signal(_ESS, _series("ess", -1.0)),
     Signal("mean token ratio off 1 by", lambda run: [abs(x - 1) for x in run.series["ratio"]]),
     Signal("gradient norm", _series("gradient")),
     Signal("entropy over its start of the lag by, nats", lambda run: _since_lag(run, "entropy", 1.0)),
@@ -281,11 +295,6 @@ def _fallen(run: Run) -> list[float]:
     return out
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Median of each value and the two before it: what one odd batch does not move."""
-    return [median(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
-
-
 def crossing(run: Run, signal: Signal, threshold: float) -> int | None:
     """Step after which the smoothed number is first over the threshold, from the first stale step on."""
     values = smoothed(signal.of(run))
@@ -299,9 +308,10 @@ class Alarm:
     Attributes:
         name: of the signal.
         threshold: over which it is an alarm, in the signal's unit.
-        hits: share of the runs that collapsed in which it came before pi's reward had halved.
+        hits: share of the runs that collapsed in which it came before the rollouts' reward had halved.
         false: share of the runs that did not in which it came at all.
-        lead: steps from the alarm to the measurement that found pi's reward halved, in the hits: least, median, most.
+        lead: steps from the alarm until the rollouts' reward had halved, in the hits: least, median, most.
+        ahead: steps from the alarm to the measurement that found pi's own reward halved, in the same; below 0 if later.
         dead: runs that collapsed, of the half that tests.
         alive: the others.
     """
@@ -311,6 +321,7 @@ class Alarm:
     hits: Interval
     false: Interval
     lead: tuple[float, float, float] | None
+    ahead: tuple[float, float, float] | None
     dead: int
     alive: int
 
@@ -327,11 +338,16 @@ def alarms(runs: Sequence[Run]) -> list[Alarm]:
         values = sorted({x for run, _ in learn for x in smoothed(signal.of(run))[run.setting.stale_from :]})
         tried = values[:: max(1, len(values) // 100)]
         threshold = max(tried, key=lambda t: _youden(learn, signal, t))
-        hits, false, leads, dead, alive = _tested(test, signal, threshold)
-        lead = (min(leads), median(leads), max(leads)) if leads else None
-        shown = -threshold if signal.name.startswith("sequence ESS") else threshold
-        found.append(Alarm(signal.name, shown, share_of(hits, dead), share_of(false, alive), lead, dead, alive))
+        hits, false, times, dead, alive = _tested(test, signal, threshold)
+        lead, ahead = (_ends([pair[i] for pair in times]) for i in (0, 1))
+        shown = -threshold if signal.name == _ESS else threshold
+        shares = share_of(hits, dead), share_of(false, alive)
+        found.append(Alarm(signal.name, shown, *shares, lead, ahead, dead, alive))
     return found
+
+
+def _ends(values: Sequence[int]) -> tuple[float, float, float] | None:
+    return (min(values), median(values), max(values)) if values else None
 
 
 def _youden(pairs: Sequence[tuple[Run, Outcome]], signal: Signal, threshold: float) -> float:
@@ -341,20 +357,22 @@ def _youden(pairs: Sequence[tuple[Run, Outcome]], signal: Signal, threshold: flo
 
 def _tested(
     pairs: Sequence[tuple[Run, Outcome]], signal: Signal, threshold: float
-) -> tuple[int, int, list[int], int, int]:
+) -> tuple[int, int, list[tuple[int, int]], int, int]:
     hits = false = dead = alive = 0
-    leads: list[int] = []
+    times: list[tuple[int, int]] = []
     for run, outcome in pairs:
         at = crossing(run, signal, threshold)
-        if outcome.collapsed and outcome.halved is not None:
-            dead += 1
-            if at is not None and at < outcome.halved:
-                hits += 1
-                leads.append(outcome.halved - at)
-        elif not outcome.collapsed:
+        end = len(run.series["reward"])
+        noticed = end if outcome.noticed is None else outcome.noticed
+        if not outcome.collapsed:
             alive += 1
             false += at is not None
-    return hits, false, leads, dead, alive
+            continue
+        dead += 1
+        if at is not None and at < noticed:
+            hits += 1
+            times.append((noticed - at, (end if outcome.halved is None else outcome.halved) - at))
+    return hits, false, times, dead, alive
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -115,17 +115,18 @@ def warning(found: Sequence[results.Alarm]) -> Table:
             f"{alarm.threshold:.3g}",
             _share(alarm.hits),
             _share(alarm.false),
-            "" if alarm.lead is None else "{:.0f}, {:.0f}, {:.0f}".format(*alarm.lead),
+            *("" if x is None else "{:.0f}, {:.0f}, {:.0f}".format(*x) for x in (alarm.lead, alarm.ahead)),
         )
         for alarm in found
     ]
     notes = (
         "Median of three steps over a threshold that runs of even seeds chose; shares are of the runs of odd seeds: "
         f"{found[0].dead} that collapsed, {found[0].alive} that did not.",
-        "In time: before pi's own reward, measured every 5 steps, was found under half of its most. Lead: least, "
-        "median, most steps. Runs without a lag take no part.",
+        "In time: before the reward of the rollouts, which a trainer sees, was under half of its most. Lead, in steps, "
+        "least, median and most: until then, and until pi's own reward, measured every 5 steps, was found under half; "
+        "below 0 the alarm came later. Runs without a lag take no part.",
     )
-    heads = columns("threshold", "in time", "false alarms", "lead")
+    heads = columns("threshold", "in time", "false alarms", "lead on the rollouts", "lead on pi")
     return Table.of(heads, made, "Which number warns", notes)
 
 
