@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from statistics import mean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from reweigh.experiment import results
 from reweigh.experiment.results import Interval, Outcome, Row
 from reweigh.experiment.train import EVERY, Run, Setting
-from reweigh.report.tables import Block, Cell, Line, Table, columns, to_html
+from reweigh.report.tables import Block, Cell, Column, Line, Table, columns, to_html
 from reweigh.stats.numerals import count, share
 
 SVG_MARKS = (b"<!-- reweigh experiment -->",)
@@ -43,7 +44,10 @@ def blocks(runs: Sequence[Run]) -> Iterator[Block]:
 
 def tables(runs: Sequence[Run]) -> Iterator[Table]:
     """Make every table that the runs have enough for."""
-    yield outcomes(results.rows(runs))
+    found, main = results.rows(runs), main_setting(runs)
+    yield outcomes([row for row in found if row.setting in (main, control_of(main))] or found)
+    if len({row.setting for row in found}) > 2:
+        yield settings(runs)
     for windows in (1, 2):
         found = results.advised(runs, windows)
         if any(one.action != "fix" for one in found):
@@ -81,6 +85,37 @@ def outcomes(found: Sequence[Row]) -> Table:
         "Intervals: t over seeds for rewards, Chernoff for shares; a single seed has none.",
     )
     return Table.of(heads, made, "Who collapses", notes)
+
+
+def settings(runs: Sequence[Run]) -> Table:
+    """How the methods that were run everywhere end in each setting, and what the verdict said at first."""
+    found = {(row.setting, row.method): row for row in results.rows(runs) if row.method in results.FIELD}
+    said: dict[Setting, list[str]] = {}
+    for one in results.advised(runs):
+        said.setdefault(one.setting, []).append("fix the log-probs" if one.action == "fix" else one.use)
+    made: list[list[Cell | str]] = []
+    for setting in dict.fromkeys(setting for setting, _ in found):
+        rows = {method: found[setting, method] for method in results.FIELD if (setting, method) in found}
+        if len(rows) < len(results.FIELD):
+            continue
+        best = max(row.final[0] for row in rows.values())
+        cells = [_cell(row, best) for row in rows.values()]
+        words = said.get(setting, [])
+        counted = [f"{use} {words.count(use)}" if len(set(words)) > 1 else use for use in dict.fromkeys(words)]
+        made.append([setting.name, str(len(rows[results.NAIVE].outcomes)), *cells, ", ".join(counted)])
+    heads = columns("seeds", *(_short(method) for method in results.FIELD), wrap=True)
+    notes = (
+        "Mean reward of pi at the end, and how many seeds collapsed; * within "
+        f"{results.ALIKE} of the best of the row. geo_rs is of the band .95 to 1.05. Verdict: what it says of the "
+        f"first {EVERY} steps with a mismatch of an uncorrected run, by number of seeds.",
+    )
+    return Table.of((*heads, Column("verdict", "left", wrap=True, prose=True)), made, "Other settings", notes)
+
+
+def _cell(row: Row, best: float) -> Cell:
+    star = "*" if row.final[0] >= best - results.ALIKE else ""
+    dead = f", {row.collapsed} of {len(row.outcomes)}" if row.collapsed else ""
+    return Cell(f"{row.final[0]:.2f}{star}{dead}", style="fail" if row.collapsed else "")
 
 
 def advice(found: Sequence[results.Advised], windows: int) -> Table:
@@ -237,6 +272,15 @@ def main_setting(runs: Sequence[Run]) -> Setting | None:
     return max(counts, key=lambda s: counts[s]) if counts else None
 
 
+def control_of(setting: Setting | None) -> Setting | None:
+    """The same without a mismatch."""
+    if setting is None:
+        return None
+    return replace(
+        setting, lag=0, stale_from=Setting.stale_from, weights="", cache="", top_p=1.0, replay=False, dropout=0.0
+    )
+
+
 def shown_methods(runs: Sequence[Run], most: int = 5) -> list[str]:
     """Choose the methods of the picture: the first of the setting's, in the order of the grid."""
     setting = main_setting(runs)
@@ -246,8 +290,7 @@ def shown_methods(runs: Sequence[Run], most: int = 5) -> list[str]:
 def picture(runs: Sequence[Run]) -> str:
     """Draw pi's own reward over the steps of each run: a panel a method, red where it collapsed, as an SVG."""
     setting, methods = main_setting(runs), shown_methods(runs)
-    control = [run for run in runs if setting is not None and not run.setting.others.keys() - {"steps", "warm"}]
-    control = [run for run in control if setting is not None and run.setting.steps == setting.steps]
+    control = [run for run in runs if run.setting == control_of(setting) and run.method == results.NAIVE]
     panels = [("no mismatch", control)] if control else []
     panels += [(name, [r for r in runs if r.setting == setting and r.method == name]) for name in methods]
     wide = min(3, max(1, len(panels)))
