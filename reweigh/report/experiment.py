@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html import escape
 from statistics import mean
 from typing import Any
@@ -37,8 +36,8 @@ def summary(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def blocks(runs: Sequence[Run]) -> Iterator[Block]:
-    """Show all tables."""
-    yield from summary(runs)
+    """Show all tables, under what was run."""
+    yield Line(((_title(runs), "bold"),))
     yield from tables(runs)
 
 
@@ -263,11 +262,14 @@ def _share(x: Interval) -> str:
 # Pictures
 
 
+_MISMATCHES = {"lag", "stale_from", "weights", "cache", "top_p", "replay", "dropout"}
+
+
 def main_setting(runs: Sequence[Run]) -> Setting | None:
     """Find the setting of the picture: with a mismatch, and the most runs; the first of those."""
     counts: dict[Setting, int] = {}
     for run in runs:
-        if run.setting.others.keys() & {"lag", "weights", "cache", "top_p", "dropout"}:
+        if run.setting.others.keys() & _MISMATCHES:
             counts[run.setting] = counts.get(run.setting, 0) + 1
     return max(counts, key=lambda s: counts[s]) if counts else None
 
@@ -276,9 +278,8 @@ def control_of(setting: Setting | None) -> Setting | None:
     """The same without a mismatch."""
     if setting is None:
         return None
-    return replace(
-        setting, lag=0, stale_from=Setting.stale_from, weights="", cache="", top_p=1.0, replay=False, dropout=0.0
-    )
+    same = {name: value for name, value in setting.others.items() if name not in _MISMATCHES}
+    return Setting(**same)
 
 
 def shown_methods(runs: Sequence[Run], most: int = 5) -> list[str]:
