@@ -83,22 +83,36 @@ def _jobs(name: str, tables: Mapping[str, Any], path: Path, inside: tuple[str, .
     if name in inside:
         raise ValueError(f"{where}: includes itself")
     table = tables[name]
-    if not isinstance(table, Mapping) or set(table) - {"title", "include", "block", "records", "gradients"}:
+    if not isinstance(table, dict) or set(table) - {"title", "include", "block", "records", "gradients"}:
         raise ValueError(f"{where}: must be a table of title, include, records, gradients and block")
-    for other in table.get("include", ()):
+    for other in _listed(table, "include", str, where):
         yield from _jobs(other, tables, path, (*inside, name))
-    records, gradients = (tuple(int(step) for step in table.get(key, ())) for key in ("records", "gradients"))
-    for i, block in enumerate(table.get("block", ())):
+    records, gradients = (tuple(_listed(table, key, int, where)) for key in ("records", "gradients"))
+    for i, block in enumerate(_listed(table, "block", dict, where)):
         at = f"{where}, block {i + 1}"
-        missing = [key for key in ("settings", "methods", "seeds") if not block.get(key)]
-        if missing:
-            raise ValueError(f"{at}: needs {missing[0]}, a list with something in it")
-        settings = [Setting.from_dict(one, at) for one in block["settings"]]
-        methods = [Method.of(one).name for one in block["methods"]]
-        for seed in block["seeds"]:
-            yield from (
-                Job(setting, method, int(seed), records, gradients) for setting in settings for method in methods
-            )
+        kinds = {"settings": dict, "methods": str, "seeds": int}
+        missing = [key for key in kinds if not block.get(key)]
+        if missing or set(block) - set(kinds):
+            raise ValueError(f"{at}: must have settings, methods and seeds, each a list with something in it")
+        settings, methods, seeds = (_listed(block, key, kind, at) for key, kind in kinds.items())
+        pairs = [(Setting.from_dict(one, at), method) for one in settings for method in _methods(methods, at)]
+        yield from (Job(*pair, seed, records, gradients) for seed in seeds for pair in pairs)
+
+
+def _methods(names: Iterable[str], where: str) -> list[str]:
+    try:
+        return [Method.of(name).name for name in names]
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+
+
+def _listed(table: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
+    """Take a list of one kind of values from a table; empty where there is none."""
+    values: Any = table.get(key, [])
+    if not isinstance(values, list) or not all(type(x) is kind for x in values):
+        word = {int: "integers", str: "texts", dict: "tables"}[kind]
+        raise ValueError(f"{where}: {key} must be a list of {word}, got {values!r}")
+    return values
 
 
 def read(path: Path) -> list[Run]:

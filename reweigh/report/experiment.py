@@ -9,7 +9,7 @@ from typing import Any
 from reweigh.experiment import results
 from reweigh.experiment.results import Interval, Outcome, Row
 from reweigh.experiment.train import EVERY, Run, Setting
-from reweigh.report.tables import Block, Cell, Column, Line, Table, columns, to_html
+from reweigh.report.tables import NAMES, Block, Cell, Column, Line, Table, columns, to_html
 from reweigh.stats.numerals import count, share
 
 SVG_MARKS = (b"<!-- reweigh experiment -->",)
@@ -77,7 +77,8 @@ def outcomes(found: Sequence[Row]) -> Table:
         )
         for row in found
     ]
-    heads = columns("method", "seeds", "peak", "reward at the end", "collapsed", "95% interval")
+    first = (NAMES, Column("method", "left", wrap=True))
+    heads = columns("seeds", "peak", "reward at the end", "collapsed", "95% interval", first=first)
     notes = (
         "peak: the best mean of three measurements in a row of pi's own reward, of 256 answers each; at the end: the "
         "mean of the last four. Collapsed: ended at half of the peak or less.",
@@ -299,9 +300,8 @@ def picture(runs: Sequence[Run]) -> str:
     width, height = _LEFT + wide * (_PANEL + 18), _TOP + deep * (_HIGH + _GAP) + 16
     of = "" if setting is None else f": {setting.name}"
     out = [_head(width, height), _text(8, 20, f"Reward of the policy that trains{of}", 15, bold=True)]
-    out.append(
-        _text(8, 39, "a line a seed; orange: ended at half of its peak or less; grey: no mismatch, mean", 12, SOFT)
-    )
+    said = "a line a seed; orange: it ended at half of its peak or less; at the right: how many; grey: no mismatch"
+    out.append(_text(8, 39, said, 12, SOFT))
     grey = _mean([run.evals for run in control])
     for i, (name, some) in enumerate(panels):
         x, y = _LEFT + (i % wide) * (_PANEL + 18), _TOP + (i // wide) * (_HIGH + _GAP)
@@ -317,7 +317,7 @@ def picture(runs: Sequence[Run]) -> str:
             collapsed = Outcome.of(run).collapsed
             out.append(_curve(x, y, steps, run.evals, DEAD if collapsed else ALIVE, 1.3 if len(some) > 4 else 1.8))
         out.append(_text(x, y - 8, _short(name), 12.5, mono=name != "no mismatch"))
-        out.append(_text(x + _PANEL, y - 8, f"{dead} of {len(some)} collapsed", 11.5, DEAD if dead else SOFT, "end"))
+        out.append(_text(x + _PANEL, y - 8, f"{dead} of {len(some)}", 11.5, DEAD if dead else SOFT, "end"))
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
@@ -434,7 +434,7 @@ def page(runs: Sequence[Run]) -> str:
     style = (
         "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}"
-        "th[scope=row],th.text,td.text{text-align:left}.soft{color:#6b7280}.scroll{overflow-x:auto}"
+        "td{white-space:nowrap}th[scope=row],th.text,td.text,.words{text-align:left}.words{white-space:normal}.soft{color:#6b7280}.scroll{overflow-x:auto}"
         "svg{max-width:100%;height:auto}figure{margin:1rem 0}"
     )
     return (
