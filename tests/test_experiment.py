@@ -353,6 +353,25 @@ def test_pictures_and_tables_are_of_the_file_alone(grid_file, tmp_path, capsys):
     assert (tmp_path / "mine.svg").read_text() == "<svg>mine</svg>"
 
 
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(grid_file, tmp_path, capsys, monkeypatch):
+    command = ["experiment", "--grid", f"{grid_file}:main", "--out", str(tmp_path / "out"), "--workers", "1"]
+    told = []
+
+    def line_of(run):
+        told.append(run.key)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr(shown, "line_of", line_of)
+    assert main(command) == 130
+    assert "interrupted: 2 of 4 runs are done; the same command goes on" in capsys.readouterr().err
+    assert len(grids.read(tmp_path / "out" / grids.RESULTS)) == 2
+    assert main(command) == 0
+    assert len(told) == 4
+    assert len(set(told)) == 4
+
+
 def test_a_file_that_is_none_of_results_is_named_with_its_line(tmp_path, capsys):
     path = tmp_path / "results.jsonl"
     path.write_text('{"reweigh_experiment": 1}\n{"setting": {}}\n')
