@@ -36,7 +36,7 @@ FLOORS = (
     ("scan",),
     ("doctor", "probe", "rosetta"),
     ("audit",),
-    ("plan", "gate", "watch", "trainers", "conformance"),
+    ("plan", "gate", "watch", "trainers", "conformance", "experiment"),
     ("report",),
     ("cli",),
     ("__main__",),

@@ -49,6 +49,7 @@ _COMMANDS = (
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),
     _Lazy("doctor", "Name the cause of the gap, with evidence and fix.", "reweigh.cli.doctor"),
     _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab", has_commands=True),
+    _Lazy("experiment", "Watch small policies collapse, and survive, on a laptop.", "reweigh.cli.experiment"),
     _Lazy(
         "explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta", takes_flags=True
     ),
