@@ -174,6 +174,42 @@ def test_a_mask_is_0_or_1(tmp_path, mask):
     assert skipped.count == 1
 
 
+def damaged_line(field, value):
+    lines = (DATA / "prime_rl/token_exports/step_4/rank_0.jsonl").read_text().splitlines()
+    record = json.loads(lines[-1])
+    record[field] = value(record[field])
+    return "\n".join([*lines[:-1], json.dumps(record)]) + "\n", len(lines)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loss_mask", lambda mask: [0.5, *mask[1:]]),
+        ("rl_weights", lambda old: [math.nan, *[1.0] * (len(old) - 1)]),
+        ("token_ids", lambda ids: ids[1:]),
+        ("advantages", lambda old: old[1:]),
+        ("schema_version", lambda _: 99),
+    ],
+)
+@pytest.mark.parametrize("command", ["audit", "gate", "plan"])
+def test_a_record_that_is_no_good_is_an_error_unless_it_is_to_be_left_out(tmp_path, field, value, command, capsys):
+    path = tmp_path / "rank_0.jsonl"
+    text, count = damaged_line(field, value)
+    path.write_text(text)
+    policy = tmp_path / "gate.yaml"
+    policy.write_text("version: 1\nbounds: [{number: mean_ratio, level: token, at_least: 0.01, reason: any}]\n")
+    more = {"audit": ["--no-doctor", str(path)], "gate": ["--policy", str(policy), str(path)]}
+    arguments = [command, *more.get(command, ["--length", "10", "--from", str(path)])]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"rank_0.jsonl:{count}: " in said
+    assert said.count("error: ") == 1
+    assert main([*arguments, "--keep-going", "--json"]) < 2
+    if command == "audit":
+        found = json.loads(capsys.readouterr().out)
+        assert any("1 record left out" in note for note in found["notes"]), found["notes"]
+
+
 def test_a_line_that_would_fill_the_memory_is_not_read(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wb") as file:
@@ -319,6 +355,24 @@ def test_states_of_two_questions_are_kept_apart(records, tmp_path):
     assert state.read_bytes() == kept
     assert audit(records, state=state, resume=True).files[0].rows == 40
     assert not state.exists()
+
+
+def test_a_state_that_was_damaged_is_refused(records, tmp_path, capsys):
+    from reweigh.audit import audit
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    state = tmp_path / "x.state"
+    with pytest.raises(KeyboardInterrupt):
+        audit(records, state=state, on_progress=stop)
+    kept = state.read_bytes()
+    for at in range(len(kept) // 2, len(kept), len(kept) // 40):
+        state.write_bytes(kept[:at] + bytes([kept[at] ^ 0x40]) + kept[at + 1 :])
+        assert main(["audit", str(records), "--state", str(state), "--resume", "--no-doctor"]) == 2
+        assert "damaged: the checksum" in capsys.readouterr().err
+    state.write_bytes(kept)
+    assert audit(records, state=state, resume=True).files[0].rows == 40
 
 
 def test_a_second_writer_is_told(tmp_path):
