@@ -46,6 +46,7 @@ from reweigh.dumps.skyrl import _STUBS
 from reweigh.dumps.tensors import _ALLOWED, load_pickle, load_torch
 from reweigh.guard import claimed, loads, shown, write_whole
 from reweigh.records import RecordWriter, RunInfo, UnreadableFileError, describe
+from reweigh.records.footer import read_groups
 from reweigh.trainers.capture import Capture
 
 DATA = Path(__file__).parent / "data" / "readers"
@@ -558,6 +559,48 @@ def test_mutated_dumps_are_read_or_told(tmp_path, capsys):
         assert "--debug shows where it comes from" not in said, (said, path, command)
         if code == 2 and "validate" not in command:
             assert said.count("error: ") == 1, said
+
+
+def footer_of(path):
+    data = path.read_bytes()
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def test_the_footer_says_what_arrow_says(tmp_path, records):
+    wide = pa.table({"a": [[1.0]] * 9, "b": [{"c": "x", "d": [1, 2]}] * 9, "log_mu": [[-1.0] * 3] * 9, "é": [True] * 9})
+    pq.write_table(wide, tmp_path / "wide.parquet", row_group_size=2)
+    pq.write_table(wide.slice(0, 0), tmp_path / "none.parquet")
+    pq.write_table(pa.table({f"c{i}": [i] * 3 for i in range(40)}), tmp_path / "many.parquet", row_group_size=1)
+    for path in (records, *tmp_path.glob("*.parquet")):
+        with open(path, "rb") as file:
+            groups = read_groups(file)
+        metadata = pq.ParquetFile(path).metadata
+        assert len(groups) == metadata.num_row_groups
+        for i, group in enumerate(groups):
+            theirs = metadata.row_group(i)
+            assert group.num_rows == theirs.num_rows
+            for chunk, k in zip(group.chunks, range(theirs.num_columns), strict=True):
+                column = theirs.column(k)
+                sizes = (column.num_values, column.total_compressed_size, column.total_uncompressed_size)
+                assert (chunk.path, chunk.num_values, chunk.packed, chunk.unpacked) == (column.path_in_schema, *sizes)
+
+
+def test_a_damaged_footer_is_one_error_or_read(tmp_path, records):
+    """Arrow itself is not asked here: it may end the process."""
+    whole, path = records.read_bytes(), tmp_path / "damaged.parquet"
+    at, rng, refused = footer_of(records), random.Random(3), 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            data[rng.randrange(at, len(data) - 8)] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            with open(path, "rb") as file:
+                assert all(isinstance(group.num_rows, int) for group in read_groups(file))
+        except ValueError as e:
+            refused += 1
+            assert str(e) == "the footer is damaged"  # noqa: PT017 - it may also be read
+    assert 50 < refused < 2000
 
 
 @pytest.mark.parametrize("column", ["log_mu", "versions", "text"])
