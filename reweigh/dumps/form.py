@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from reweigh.guard import LimitError, limited_lines, loads, open_regular, read_packed
+from reweigh.guard import LimitError, finite, limited_lines, loads, open_regular, read_packed
 from reweigh.records.files import FilePart, Opened, cut_at_lines, numbered_lines, open_lines
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
 from reweigh.records.table import other_base, short, to_numpy, wrong_unit
@@ -326,10 +326,7 @@ def number(value: Any) -> float | None:
     """A finite number, or None for anything else (a reward may be a dictionary)."""
     if isinstance(value, torch.Tensor | np.ndarray) and math.prod(value.shape) == 1:
         value = value.item()
-    try:
-        return float(value) if isinstance(value, bool | int | float) and math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
+    return float(value) if finite(value) else None
 
 
 def version(value: Any) -> int | None:

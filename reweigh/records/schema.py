@@ -2,7 +2,6 @@
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from reweigh.guard import UnreadableFileError as UnreadableFileError
-from reweigh.guard import loads
+from reweigh.guard import finite, loads
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
@@ -129,7 +128,11 @@ class RunInfo:
                 value = getattr(self, name)
                 if value is None:
                     continue
-                if isinstance(value, bool) or not isinstance(value, types) or not _is_finite(value):
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, types)
+                    or not (isinstance(value, str) or finite(value))
+                ):
                     raise ValueError(f"RunInfo: {name} must be {word} or None, got {_short(value)}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,14 +187,6 @@ _FIELD_TYPES: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] =
 )
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether a number is one that a float64 holds; what is no number is."""
-    try:
-        return not isinstance(value, int | float) or math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "an integer of more than 64 bits"
     return text if len(text) <= 60 else text[:57] + "..."
@@ -223,6 +218,8 @@ class Violation:
         return f"{self.place}: {self.detail}{more}\nhint: {self.hint}"
 
 
+RECORDS_LOST = "records"
+"""What a violation counts that loses a whole record of a dump, whatever is wrong with it."""
 Report = Callable[[Violation], None]
 
 
