@@ -356,7 +356,7 @@
       w.places.forEach((place, i) => {
         const token = document.createElement("b"), l = w.shades[i], lines = [place];
         if (w.said[i]) {
-          token.style.background = "rgba(var(" + (l < 0 ? "--less" : "--more") + ")," + Math.abs(l) + ")";
+          token.style.background = "rgba(var(" + (l < 0 ? "--less" : "--more") + ")," + Math.abs(l) * (w.words.length ? 0.6 : 1) + ")"; // under a word, pale enough to be read
           lines.push(w.said[i], "One token (n = 1): no interval.");
         } else {
           token.className = "off";
