@@ -17,6 +17,7 @@ from reweigh.cli.options import (
     Quiet,
     RayAddress,
     Reader,
+    Replay,
     Resume,
     Runs,
     Sample,
@@ -62,6 +63,7 @@ def audit(
     where: Where = None,
     limit: Limit = None,
     sample: Sample = None,
+    replay: Replay = False,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -107,7 +109,7 @@ def audit(
         check_output(html, "--html", MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            known = look(paths, reader, rows=rows_of(where, limit, sample))
+            known = look(paths, reader, rows=rows_of(where, limit, sample, replay))
             if html is not None:
                 check_output(html, "--html", MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]

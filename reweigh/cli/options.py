@@ -79,6 +79,11 @@ Sample = Annotated[
     typer.Option("--sample", metavar="SHARE", help="Read this share of the prompts alone, by hash: .1, say."),
 ]
 
+Replay = Annotated[
+    bool,
+    typer.Option("--replay", help="Take ratios over what the sampler kept (top-p, top-k): needs log_support_pi."),
+]
+
 EngineName = Literal["local", "ray"]
 
 Runs = Annotated[EngineName, typer.Option("--engine", help="This machine's cores, or a Ray cluster's.")]

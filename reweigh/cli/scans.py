@@ -32,13 +32,13 @@ def engine_of(command: str, name: EngineName, workers: int | None, ray_address: 
     return Workers(workers)
 
 
-def rows_of(where: list[str] | None, limit: int | None, sample: float | None) -> Rows:
+def rows_of(where: list[str] | None, limit: int | None, sample: float | None, replay: bool = False) -> Rows:
     """Choose the rows that a scan reads.
 
     Raises:
         ValueError: a condition that is none, or a share that is none.
     """
-    return Rows.of(where or (), 1.0 if sample is None else sample, limit)
+    return Rows.of(where or (), 1.0 if sample is None else sample, limit, replay)
 
 
 def state_of(command: str, state: Path | None, html: Path | None = None) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.options import Form, Json, KeepGoing, Limit, Quiet, Reader, Sample, Tokenizer, Where
+from reweigh.cli.options import Form, Json, KeepGoing, Limit, Quiet, Reader, Replay, Sample, Tokenizer, Where
 from reweigh.cli.output import print_json, print_written, progress
 
 Of = Literal["token", "sequence", "id"]  # of reweigh.audit.table, which takes a second to load
@@ -32,6 +32,7 @@ def table(
     where: Where = None,
     limit: Limit = None,
     sample: Sample = None,
+    replay: Replay = False,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     quiet: Quiet = False,
@@ -65,7 +66,7 @@ def table(
             question,
             keep_going=keep_going,
             reader=reader,
-            rows=rows_of(where, limit, sample),
+            rows=rows_of(where, limit, sample, replay),
             on_progress=reporting(bar, "writing"),
         )
         if out is not None:

@@ -307,6 +307,26 @@ class Constant:
         return next((name for name, n in self._tokens.items() if n >= enough), None)
 
 
+def likeliest(places: Sequence[Sequence[tuple[Any, Any]]]) -> dict[str, Any]:
+    """Make columns of the sampler's likeliest tokens at each place; none if a place has none.
+
+    A server that was asked for k gives k + 1 where the sampled token is not among them: which tokens stand here must
+    not depend on which was sampled, so that as many are taken of every place as the shortest has.
+
+    Args:
+        places: token ids and log-probs, in any order.
+    """
+    known = all(isinstance(i, int) and isinstance(x, int | float) for place in places for i, x in place)
+    k = min((len(place) for place in places), default=0)
+    if not k or not known:
+        return {}
+    best = [sorted(place, key=lambda one: -one[1])[:k] for place in places]
+    return {
+        "top_ids": [np.array([i for i, _ in place], np.int64) for place in best],
+        "top_log_mu": [np.array([x for _, x in place], np.float64) for place in best],
+    }
+
+
 def prompt_name(ids: Any) -> str:
     """A name for a prompt that the dump does not name: equal token ids, equal names."""
     given = array(ids, "prompt token ids")

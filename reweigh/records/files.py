@@ -5,6 +5,7 @@ import glob
 import gzip
 import io
 import json
+import math
 import os
 import re
 import weakref
@@ -20,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
-from reweigh.batch import Batch
+from reweigh.batch import Batch, Candidates
 from reweigh.guard import LimitError, is_unfinished, limited_lines, loads, open_regular, opened_regular
 from reweigh.records.arrays import numbers, valid
 from reweigh.records.footer import Group, read_groups
@@ -38,6 +40,7 @@ from reweigh.records.schema import (
     fail,
 )
 from reweigh.records.table import (
+    Ragged,
     aligned,
     batch_of,
     check_names,
@@ -385,7 +388,8 @@ def _check_growth(path: Path, group: Group, number: int) -> None:
         if column.per_token and name == "log_mu":
             grown = size > GROWTH_FREE and size > GROWTH_TIMES * packed
         elif column.per_token:
-            grown = size > GROWTH_FREE and chunk.num_values > _MORE_VALUES * (tokens + group.num_rows)
+            most = _MANY_VALUES if column.many else _MORE_VALUES
+            grown = size > GROWTH_FREE and chunk.num_values > most * (tokens + group.num_rows)
         else:
             grown = size > GROWTH_FREE and chunk.num_values > 2 * group.num_rows
         if grown:
@@ -398,6 +402,7 @@ def _check_growth(path: Path, group: Group, number: int) -> None:
 
 GROWTH_TIMES, GROWTH_FREE = 10, 256 << 20
 _MORE_VALUES = 4
+_MANY_VALUES = 256  # of a column of many values a token, in the mean
 _LONG_TEXTS = 1 << 30  # bytes that all texts of a row group could come to, from which on they are read as a dictionary
 _WIDTHS = {"float": 4, "int32": 4, "int64": 8, "bool": 1}
 
@@ -563,7 +568,9 @@ def lines_of(table: pa.Table) -> bytes:
         if column.name not in table.schema.names:
             continue
         values = single(table, column.name)
-        if column.per_token:
+        if column.many:
+            texts = [None if x is None else json.dumps(_finite(x), separators=(",", ":")) for x in values.to_pylist()]
+        elif column.per_token:
             body = pc.binary_join(_texts(values), ",").to_pylist()
             texts = [None if x is None else f"[{x}]" for x in body]
         elif pa.types.is_string(column.type):
@@ -573,6 +580,10 @@ def lines_of(table: pa.Table) -> bytes:
         fields.append([None if x is None else f'"{column.name}":{x}' for x in texts])
     rows = zip(*fields, strict=True)
     return "".join("{" + ",".join(x for x in row if x is not None) + "}\n" for row in rows).encode()
+
+
+def _finite(places: list[Any]) -> list[Any]:
+    return [None if x is None else [v if v is not None and math.isfinite(v) else None for v in x] for x in places]
 
 
 def _texts(lists: pa.Array) -> pa.Array:
@@ -711,8 +722,26 @@ class RecordBatch:
         """
         if not _known(name).per_token:
             raise ValueError(f"RecordBatch.tokens: {name} has one value a row\nhint: use .column({name!r}).")
+        if _known(name).many:
+            raise ValueError(f"RecordBatch.tokens: {name} has many values a token\nhint: use .many({name!r}).")
         values = self._values(name)
         return None if values is None else numbers(token_values(values, self.lengths))
+
+    def many(self, name: str) -> Ragged | None:
+        """A column of many values a token, end to end; None if the file has not got it, or not for these rows."""
+        if not _known(name).many:
+            raise ValueError(f"RecordBatch.many: {name} has not many values a token\nhint: use .tokens({name!r}).")
+        values = self._values(name)
+        return None if values is None else Ragged.of(values, self.lengths)
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """The sampler's likeliest tokens of each place under both policies, for `Batch`; None if not all is known."""
+        ids, log_mu, log_pi = map(self.many, ("top_ids", "top_log_mu", "top_log_pi"))
+        if ids is None or log_mu is None or log_pi is None:
+            return None
+        floats = (torch.from_numpy(x.padded(-np.inf).astype(np.float32)) for x in (log_mu, log_pi))
+        return Candidates(torch.from_numpy(ids.padded(-1).astype(np.int64)), *floats)
 
     def check(self) -> "RecordBatch":
         """Raise on the first value that breaks a rule (see `reweigh records validate`), with file, row and token."""

@@ -43,7 +43,8 @@ from reweigh.records.table import aligned, check_names, check_units, check_value
 
 
 def _leaf(column: Column) -> str:
-    return f"{column.name}.list.element" if column.per_token else column.name
+    inner = ".list.element" * (column.per_token + column.many)
+    return f"{column.name}{inner}"
 
 
 # Log-probs hardly repeat: split into byte planes they take 3.4 bytes a token with zstd, in a dictionary 5.2.

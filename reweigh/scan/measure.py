@@ -27,6 +27,7 @@ from reweigh.records.table import (
     check_values,
     conform,
     lengths_of,
+    replayed,
     single,
     stable_hashes,
     token_values,
@@ -295,12 +296,24 @@ def read(
                 if not some.num_rows:
                     before += size
                     continue
+            if job.rows.replay:
+                some = _replayed(some, here)
             good, place = (some, here) if kept is None else _rows(some, here, kept)
             check_values(good, place, tally if job.keep_going else partial(_refuse, part.path, tally))
             if lenient:
                 check_counts(good, place, tally)
             yield Part(some, here, kept, before)
             before += size
+
+
+def _replayed(table: pa.Table, origin: Origin) -> pa.Table:
+    if "log_support_pi" not in table.schema.names or single(table, "log_support_pi").null_count:
+        raise ValueError(
+            f"{origin.place(0)}: --replay needs log_support_pi in every row: the log of the mass that pi has on what "
+            "the sampler kept\n"
+            "hint: have the engine return what it kept (support_ids), and `reweigh rescore` compute it."
+        )
+    return replayed(table)
 
 
 NOT_CHOSEN = "rows that were not asked for"
