@@ -35,6 +35,9 @@ def table() -> str:
 def page() -> str:
     """The page with every docstring whole."""
     parts = ["# Estimators", "Made from the docstrings by `docs/estimators.py`.", table()]
+    parts.append(
+        "Names that one may miss here: [looked for, and not here](concepts/estimators.md#looked-for-and-not-here)."
+    )
     for name, make in NAMED.items():
         parts.append(f"## `{name}{inspect.signature(make)}`".replace(" -> reweigh.estimators.Estimator", ""))
         parts.append(inspect.getdoc(make))

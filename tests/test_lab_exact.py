@@ -1,6 +1,8 @@
 """Exact results: against plain sums over sequences and autograd, and the identities that must hold in every world."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -358,3 +360,11 @@ def test_centred_clipped_losses_in_a_world():
         for loss in (PPOClip(0.1, 0.2), PPOClip(0.1, 0.2, dual=1.5)):
             assert exact(world, naive(), constant, loss=loss).mean.norm() > 1e-3
             assert exact(world, centred(naive()), constant, loss=loss).mean.abs().max() < 1e-12
+
+
+@pytest.mark.slow
+def test_the_tables_of_centring_are_those_of_the_lab():
+    root = Path(__file__).parents[1]
+    script = runpy.run_path(str(root / "docs" / "centring.py"))
+    text = (root / "docs" / "centring.md").read_text()
+    assert script["page"](text) == text, "python docs/centring.py"
