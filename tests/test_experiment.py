@@ -314,6 +314,12 @@ def test_gradients_on_policy_are_those_of_pi():
     assert training.model.training
 
 
+def test_where_pi_has_no_reward_there_is_nothing_to_compare_with():
+    training = Training(replace(SHORT, warm=0, length=24), Method.of("naive()"), 0)
+    training.rollouts()
+    assert measure(training, ["naive()", "seq_is()"], batches=3) == {"naive()": None, "seq_is()": None}
+
+
 def test_numbers_of_gradients_whose_moments_are_known():
     """Against `Moments`, which has them from the vectors themselves."""
     draws = torch.Generator().manual_seed(1)

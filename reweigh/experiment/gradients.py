@@ -26,7 +26,7 @@ guaranteed (`Moments.efficiency`)."""
 
 def measure(
     training: Training, methods: Sequence[str] = METHODS, batches: int = BATCHES
-) -> dict[str, dict[str, tuple[float, float]]]:
+) -> dict[str, dict[str, tuple[float, float]] | None]:
     """Measure each method's gradient where a run is, on batches that the run itself does not see.
 
     The true gradient is that of the reward under pi, from answers of pi itself; a method's is of the engine's answers.
@@ -39,7 +39,8 @@ def measure(
         batches: from each policy; the cost is a backward pass a method and batch.
 
     Returns:
-        By method, each of `NUMBERS` with its standard error, from leaving out each batch in turn.
+        By method, each of `NUMBERS` with its standard error, from leaving out each batch in turn. None where the true
+        gradient cannot be told from 0, as where pi has no reward at all: there is nothing to compare with.
     """
     draws = torch.Generator().manual_seed(SEED)
     training.model.eval()
@@ -81,9 +82,11 @@ def _gradient(
     return out
 
 
-def _compared(rows: Tensor, exact: Tensor) -> dict[str, tuple[float, float]]:
+def _compared(rows: Tensor, exact: Tensor) -> dict[str, tuple[float, float]] | None:
     """Numbers of a method from its batches' gradients and the true ones, each with a jackknife's standard error."""
     own, both, true = rows @ rows.T, rows @ exact.T, exact @ exact.T
+    if min(_between(_without(true, i, i)) for i in range(len(exact))) <= 0:
+        return None
     whole = _numbers(own, both, true)
     by_rows = [_numbers(_without(own, i, i), _without(both, i, None), true) for i in range(len(rows))]
     by_true = [_numbers(own, _without(both, None, i), _without(true, i, i)) for i in range(len(exact))]
@@ -98,7 +101,7 @@ def _numbers(own: Tensor, both: Tensor, true: Tensor) -> dict[str, float]:
     variance = max(0.0, each - mean2) if n > 1 else 0.0
     size = max(mean2, 1e-300)
     return {
-        "cosine": along / math.sqrt(size * max(true2, 1e-300)) if mean2 > 0 < true2 else 0.0,
+        "cosine": along / math.sqrt(size * true2) if mean2 > 0 else 0.0,
         "bias": (mean2 - 2 * along + true2) / true2,
         "noise": variance / true2,
         "efficiency": max(0.0, along) ** 2 / (true2 * max(each, 1e-300)),

@@ -8,6 +8,7 @@ from statistics import mean, median, stdev
 
 from reweigh.experiment.train import EVERY, Run, Setting
 from reweigh.stats.intervals import bernoulli_kl, t_quantile
+from reweigh.stats.verdict import KL_DYING
 
 HALF = 0.5  # of the peak: a run that ends there or lower has collapsed
 LAST = 4  # measurements whose mean a run ends at
@@ -248,7 +249,8 @@ def directions(runs: Iterable[Run]) -> list[Direction]:
     for run in runs:
         for at in run.gradients:
             for method, numbers in at["of"].items():
-                found.setdefault((run.method, at["step"], method), []).append(numbers)
+                if numbers is not None:
+                    found.setdefault((run.method, at["step"], method), []).append(numbers)
     return [
         Direction(run, step, method, {name: _pooled([one[name] for one in some]) for name in some[0]})
         for (run, step, method), some in found.items()
@@ -270,10 +272,17 @@ def _pooled(pairs: Sequence[Sequence[float]]) -> Interval:
 
 @dataclass(frozen=True)
 class Signal:
-    """A number that may warn, and the way in which it is bad."""
+    """A number that may warn, and the way in which it is bad.
+
+    Attributes:
+        name: of it.
+        of: a run's, a value a step; what is larger is worse.
+        at: a threshold that is in use; None to have it chosen.
+    """
 
     name: str
     of: Callable[[Run], Sequence[float]]
+    at: float | None = None
 
 
 def _series(name: str, sign: float = 1.0) -> Callable[[Run], Sequence[float]]:
@@ -285,6 +294,7 @@ SIGNALS = (
     Signal("sequence log-ratio sd, nats", _series("sd")),
     Signal("mean |log ratio|, nats a token", _series("abs")),
     Signal("k3, nats a token", _series("k3")),
+    Signal("k3, at the verdict's threshold", _series("k3"), KL_DYING),
     Signal(_ESS, _series("ess", -1.0)),
     Signal("mean token ratio off 1 by", lambda run: [abs(x - 1) for x in run.series["ratio"]]),
     Signal("gradient norm", _series("gradient")),
@@ -348,15 +358,19 @@ def alarms(runs: Sequence[Run]) -> list[Alarm]:
         return []
     found: list[Alarm] = []
     for signal in SIGNALS:
-        values = sorted({x for run, _ in learn for x in smoothed(signal.of(run))[run.setting.stale_from :]})
-        tried = values[:: max(1, len(values) // 100)]
-        threshold = max(tried, key=lambda t: _youden(learn, signal, t))
+        threshold = _best(learn, signal) if signal.at is None else signal.at
         hits, false, times, dead, alive = _tested(test, signal, threshold)
         lead, ahead = (_ends([pair[i] for pair in times]) for i in (0, 1))
         shown = -threshold if signal.name == _ESS else threshold
         shares = share_of(hits, dead), share_of(false, alive)
         found.append(Alarm(signal.name, shown, *shares, lead, ahead, dead, alive))
     return found
+
+
+def _best(pairs: Sequence[tuple[Run, Outcome]], signal: Signal) -> float:
+    """Choose the threshold, of a hundred or so, with the most hits less false alarms, each as a share."""
+    values = sorted({x for run, _ in pairs for x in smoothed(signal.of(run))[run.setting.stale_from :]})
+    return max(values[:: max(1, len(values) // 100)], key=lambda threshold: _youden(pairs, signal, threshold))
 
 
 def _ends(values: Sequence[int]) -> tuple[float, float, float] | None:
