@@ -19,7 +19,7 @@ from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
 from reweigh.records.arrays import arrow, numbers, valid
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
-from reweigh.records.schema import RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
+from reweigh.records.schema import COLUMNS, RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import (
     aligned,
     check_counts,
@@ -58,7 +58,7 @@ class Family:
     Attributes:
         name: what its sums are called in what a scan gives back.
         measure: adds up some records; a function of a module, or one with its first arguments given.
-        columns: what it reads beside the columns of a batch; None for all columns. Values of columns that are named
+        columns: what it reads beside the columns of a batch; None for all but those of many values a token. Values of
             here must be of the right type and length in every row, unless bad values are left out.
         types: dataclasses that its sums are made of, so that they can be read back from bytes.
         identity: what is asked, by the name of the option: what a state file is of.
@@ -95,10 +95,10 @@ class Job:
     rows: Rows = EVERY
 
     @property
-    def columns(self) -> tuple[str, ...] | None:
-        """What is read of the files; None for all columns."""
+    def columns(self) -> tuple[str, ...]:
+        """What is read of the files: of many values a token, which are large, only what is asked for by name."""
         if any(family.columns is None for family in self.families):
-            return None
+            return tuple(dict.fromkeys((*(c.name for c in COLUMNS if not c.many), *self.strict_columns)))
         return self.strict_columns
 
     @property

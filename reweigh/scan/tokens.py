@@ -418,6 +418,7 @@ class Tokens:
         prefill: log_mu by the engine's prefill.
         advantage: of the token; None if not known.
         rows: what holds for whole responses.
+        support: log of the mass that pi has on what the sampler kept, nats.
     """
 
     log_pi: Array
@@ -433,6 +434,7 @@ class Tokens:
     prefill: Array | None
     advantage: Array | None
     rows: Rows
+    support: Array | None = None
 
     def __len__(self) -> int:
         """How many."""
@@ -564,6 +566,7 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
         _within(column("log_mu_prefill", np.float64), -np.inf, 0.0),
         column("advantage", np.float64),
         rows,
+        _within(column("log_support_pi", np.float64), -np.inf, 0.0),
     )
     return whole.take(live)
 

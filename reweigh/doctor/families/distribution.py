@@ -53,7 +53,8 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
 
     `content` is `[64, surprisal x entropy, (n, gap, gap^2, x, x^2, x gap)]`, x = log pi + entropy, which is 0 on
     average under pi; without entropies all are in the first entropy bin, with x = 0. `tail` is `[64, entropy, (n,
-    far, entropy)]`: tokens, those more than `FAR` nats more surprising than the entropy, and its sum.
+    far, entropy)]`: tokens, those more than `FAR` nats more surprising than the entropy, and its sum. `support` is
+    `[64, 1, (n, gap^2, the same over the support, mass)]` of tokens of which it is known what the sampler kept.
     """
     gap, squares, bucket = tokens.gap, tokens.squares, tokens.bucket
     one = np.ones(len(gap))
@@ -87,7 +88,11 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
     e = binned(ENTROPY_EDGES, entropy)
     cell = binned(SURPRISAL_EDGES, -tokens.log_pi) * NUM_ENTROPY + e
     moments = (one, gap, squares, x, x**2, x * gap)
+    on = np.zeros(len(gap), np.bool_) if tokens.support is None else np.isfinite(tokens.support)
+    kept = np.where(on, 0.0 if tokens.support is None else tokens.support, 0.0)
+    over = np.where(on, (gap - kept) ** 2, 0.0)
     return {
+        "support": Cells.of(bucket, None, 1, on, np.where(on, squares, 0.0), over, np.where(on, np.exp(kept), 0.0)),
         "identity": identity,
         "content": Cells.of(bucket, cell, NUM_SURPRISAL * NUM_ENTROPY, *moments),
         "tail": Cells.of(bucket, e, NUM_ENTROPY, known, known & (-tokens.log_pi - entropy > FAR), entropy),
@@ -178,6 +183,23 @@ def improper(case: Case) -> bool:
     return (above.z > 4 and above.value > _LEAST) or (whole.z < -4 and whole.value < -least)
 
 
+def _support(case: Case) -> Findings:
+    """Tells from what the sampler kept whether ratios over that are nearer to 1: nothing is left to guess."""
+    m = case.cells("support").data[:, 0]
+    n, squares, over, _ = m.sum(0)
+    if not n or n < 0.9 * case.identity.sum(0)[N] or squares <= 0:
+        return []
+    mass = ratio(m[:, 3], m[:, 0])
+    if mass.value > 1 - _LEAST or over >= 0.5 * squares:
+        return []
+    finds = (
+        evidence("mass_on_support", mass, "mean mass that log_pi's distribution has on what the sampler kept"),
+        counted("left_over_support", over / squares, n, "share of the squared log ratio that is left over the support"),
+    )
+    share = round(case.share(squares - over), 4)  # of an engine in the trainer's numbers it is 1 but for rounding
+    return [Suspicion("truncated_sampling", 0.0, 10.0, share, finds, proven=True)]
+
+
 def _both_raw(case: Case) -> Findings:
     m = case.identity
     total = m.sum(0)
@@ -236,7 +258,7 @@ NORMALISATION = Family(
     ("wrong_units", "raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
     {"entropy_pi": "both sides raw looks like no gap at all"},
     _measure_normalisation,
-    lambda case: [*_mean_ratios(case), *_both_raw(case)],
+    lambda case: [*_support(case), *_mean_ratios(case), *_both_raw(case)],
 )
 
 
