@@ -25,7 +25,14 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from reweigh.logits import LinearLogits, linear_log_probs, log_probs, state_divergences
+from reweigh.logits import (
+    LinearLogits,
+    linear_candidate_log_probs,
+    linear_log_probs,
+    linear_support_log_probs,
+    log_probs,
+    state_divergences,
+)
 
 Case = Callable[[], object]
 warnings.filterwarnings("ignore", module="torch.*")
@@ -121,6 +128,31 @@ def hidden_scores(states: int, width: int, hidden: int, with_entropy: bool = Fal
     return cases
 
 
+def some_tokens(states: int, width: int, hidden: int, over_support: bool, k: int = 32) -> dict[str, Case]:
+    """Log-probs over a support of k tokens, or those of k tokens over all, and the gradients; the sampled one is in."""
+    h = torch.randn(states, hidden).requires_grad_()
+    weight = torch.randn(width, hidden).div_(hidden**0.5).requires_grad_()
+    ids = torch.randint(width // k, (states, k)) + torch.arange(k) * (width // k)  # none twice
+    tokens = ids[:, k // 2].clone()
+
+    def step(score: Callable[[], torch.Tensor]) -> Case:
+        return lambda: torch.autograd.grad(score().sum(), (h, weight))
+
+    def plain() -> torch.Tensor:
+        logits = linear(h, weight)
+        if over_support:
+            kept = torch.zeros(states, width, dtype=torch.bool).scatter_(-1, ids, True)
+            return logits.masked_fill(~kept, -torch.inf).log_softmax(-1).gather(-1, tokens[:, None])
+        return logits.log_softmax(-1).gather(-1, ids)
+
+    def ours() -> torch.Tensor:
+        if over_support:
+            return linear_support_log_probs(h, weight, tokens, ids).log_p
+        return linear_candidate_log_probs(h, weight, tokens, ids)[1]
+
+    return {"plain": step(plain), "reweigh": step(ours)}
+
+
 def accuracy() -> None:
     """Errors against float64: divergences of close policies, and log-probs and gradients of a bfloat16 head."""
     mu = 3 * torch.randn(64, 50_000)
@@ -177,6 +209,8 @@ def problems(args: argparse.Namespace) -> dict[str, Callable[[int, int], dict[st
         "log-probs and gradient": lambda s, v: logits_scores(s // 2, v),
         "log-probs from hidden states and gradient": lambda s, v: hidden_scores(s // 2, v, args.hidden),
         "with entropy": lambda s, v: hidden_scores(s // 2, v, args.hidden, with_entropy=True),
+        "over a support of 32, and gradient": lambda s, v: some_tokens(s, v, args.hidden, True),
+        "of 32 candidates, and gradient": lambda s, v: some_tokens(s, v, args.hidden, False),
     }
 
 

@@ -86,7 +86,7 @@ def main() -> None:
         path, page = Path("records.parquet"), Path("page.html")
         records(path)
         found = replace(audit(path), diagnosis=doctor(path))
-        page.write_text(report.page(found), encoding="utf-8")
+        page.write_text(report.page(found, "reweigh audit records.parquet --html page.html"), encoding="utf-8")
         browser.open(page)
         save("top", browser.picture())
         browser.js("document.getElementById('filters').style.position = 'static'")

@@ -1,6 +1,7 @@
 """The console script `reweigh`, the same as `python -m reweigh`."""
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -73,9 +74,10 @@ def _ended(number: int, _: object) -> None:
 def _run(args: list[str]) -> int:
     import typer
 
-    from reweigh.cli.app import Errors, app, complete, explained
+    from reweigh.cli.app import COMMAND, Errors, app, complete, explained
 
     complete()
+    COMMAND.set(shlex.join(["reweigh", *args]))
     try:
         code = app(args=args, prog_name="reweigh", standalone_mode=False)
     except Errors.NO_ARGUMENTS as e:

@@ -3,6 +3,7 @@ means one thing, and text that cannot steer a terminal."""
 
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -179,6 +180,14 @@ def read_packed(file: IO[bytes], path: Path, most: int) -> bytes:
     if len(text) > most:
         _refuse(path, f"one JSON value of more than {most >> 20} MB" + f" in {size:,} bytes" * packed)
     return text
+
+
+def finite(value: Any) -> bool:
+    """Whether a value is a number that a float64 holds: no NaN, infinity or integer of hundreds of digits."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 PARTIAL = re.compile(

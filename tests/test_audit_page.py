@@ -4,14 +4,18 @@ import io
 import json
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from rich.console import Console
 
+import reweigh
 from reweigh import report
+from reweigh.__main__ import main
 from reweigh.audit import audit
 from reweigh.doctor import CAUSES
 from reweigh.doctor.causes import ABOUT
@@ -20,6 +24,7 @@ from reweigh.records import RecordWriter, RunInfo
 from reweigh.report.causes import in_short, section
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <b>"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "records" / "vllm_bfloat16.parquet"
 MAX_BYTES = 10_000_000
 MIDDLE = "(() => { const r = %s.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2] })()"
 
@@ -181,9 +186,10 @@ def test_what_records_say_is_no_markup(html, parsed):
     assert not set("<>&") & set(data)
 
 
-def test_the_verdict_comes_first_then_what_to_do_then_why(found, html):
+def test_the_verdict_comes_first_then_why_the_cause_the_size_and_what_to_do(found, html):
     top = found.headline
-    order = [html.index(text) for text in ("<h1>", "What to do", ">Why<", 'id="causes"', 'id="gap"', 'id="where"')]
+    parts = ("<h1>", ">why<", ">cause<", "KL(mu||pi) by k3", "What to do", 'id="causes"', 'id="gap"', 'id="where"')
+    order = [html.index(text) for text in parts]
     assert order == sorted(order)
     assert "likely cause: the engine logs before temperature" in top.sentence
     assert top.todo == (
@@ -276,11 +282,59 @@ def test_causes_are_all_there(found, html):
         assert text in html
     assert html.index("raw_logprobs</code>") < html.index("stale_weights</code>")
     assert 'style="width: 81%"' in html
-    assert "not in the log ratio" in html
+    assert "Suspected, not sure" in html
+    assert re.search(r"<li>the sampler is some updates behind <code>stale_weights</code>: confidence 0\.\d+", html)
+    lag = section(Diagnosis("stale_weights", (Finding("stale_weights", 0.9, None, ()),)))
+    assert [number.text for _, number, _ in lag.cards[0].bars] == ["0.90", "not in the log ratio"]
+    assert lag.suspected == ()
     assert "mask: all tokens count: 3 rows, first at a.parquet, row 17. look at the mask" in html
     bare = report.page(replace(found, diagnosis=None))
     assert 'id="causes"' not in bare
     assert "likely cause" not in bare
+
+
+def test_what_is_recommended_stands_out_with_its_reason(healthy, found):
+    html = report.page(healthy)
+    [row] = re.findall(r'<tr class="use">.*?</tr>', html, re.DOTALL)
+    assert f">{healthy.verdict.use}<" in row
+    assert row.endswith('<td class="text">use</td></tr>')
+    assert f"advice: {healthy.verdict.hint}" in html
+    assert '<td class="text">next best</td>' in html
+    fixed = report.page(found)  # where no estimator helps, none is marked
+    assert found.verdict.action == "fix"
+    assert '<tr class="use">' not in fixed
+    assert ">advice</th>" not in fixed
+
+
+def test_it_says_when_by_what_and_of_which_version_it_was_made(healthy, tmp_path, capsys):
+    html = report.page(healthy, "reweigh audit 'a b.parquet' --html x.html")
+    made = re.search(r"reweigh (\S+), (\d{4}-\d\d-\d\d \d\d:\d\d) UTC: <code>(.*?)</code>", html)
+    assert made[1] == reweigh.__version__
+    assert abs(datetime.strptime(f"{made[2]}+0000", "%Y-%m-%d %H:%M%z") - datetime.now(timezone.utc)) < timedelta(
+        hours=1
+    )
+    assert made[3] == "reweigh audit &#39;a b.parquet&#39; --html x.html"
+    args = ["audit", str(EXAMPLE), "--html", str(tmp_path / "x.html"), "-q"]
+    assert main(args) == 0
+    assert f"<code>reweigh {' '.join(args)}</code>" in (tmp_path / "x.html").read_text(encoding="utf-8")
+
+
+def test_nothing_is_shown_of_what_there_is_nothing_of(healthy):
+    """Without advantages, no card of their sign."""
+    assert not any(one.by_sign["positive"].units for one in healthy.trials)
+    assert 'id="fig-by-sign"' not in report.page(healthy)
+
+
+def test_worst_sequences_have_a_scale_and_words_of_their_own(found):
+    html = report.page(found, decode=lambda i: f"<{i}>")
+    drawn = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])["worst"]
+    for one, told in zip(found.worst, drawn, strict=True):
+        assert max(map(abs, told["shades"])) == 1  # its own farthest token, however near that is
+        assert told["words"] == [f"<{i}>" for i in one.token_ids.tolist()]
+    assert "Each word is a token" in html
+    boxes = report.page(found)
+    assert "Each box is a token" in boxes
+    assert all(not told["words"] for told in json.loads(re.search(r'id="data">(.*?)</script>', boxes)[1])["worst"])
 
 
 def test_every_cause_has_words():
@@ -353,13 +407,37 @@ def test_it_draws_without_an_error_and_asks_nobody(browser, page):
     assert [url for url in browser.requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
     svgs = "p => p.querySelectorAll('.main-svg').length"
     drawn = browser.js(f"[...document.querySelectorAll('.plot')].filter(p => !p.hidden).map({svgs})")
-    assert len(drawn) == 4 + 7 + 5
+    assert len(drawn) == 4 + 7 + 3
     assert all(drawn)
     assert browser.js("document.querySelectorAll('.strip b').length") > 500
     assert browser.js("document.querySelector('#worst h3').textContent").startswith(EVIL)
     assert EVIL in browser.js("document.querySelector('#worst pre').textContent")
     browser.js("fetch('http://127.0.0.1:9/').catch(() => 0)")  # what a policy of 'none' is worth
     assert any("Content Security Policy" in text for text in browser.errors)
+
+
+def test_the_mean_ratio_s_axis_holds_its_intervals(browser, page, healthy, tmp_path):
+    other = tmp_path / "healthy.html"
+    other.write_text(report.page(healthy), encoding="utf-8")
+    for path in (page, other):
+        browser.open(path)
+        plot = "document.getElementById('plot-identity')"
+        low, high = browser.js(f"{plot}.layout.xaxis.range")
+        numbers = browser.js("JSON.parse(document.getElementById('data').textContent).identity")
+        near = [x for x in numbers if x["value"] is not None and abs(x["value"] - 1) <= 1]
+        assert near
+        assert all(low <= x["low"] <= x["value"] <= x["high"] <= high for x in near)
+        said = browser.js(f"{plot}.textContent")
+        assert all(x["refused"] in said for x in numbers)
+
+
+def test_no_card_is_empty_and_wide_tables_show_that_they_go_on(browser, page):
+    browser.open(page, width=390)
+    empty = "c => !c.hidden && !c.querySelector('.main-svg') && c.textContent.trim().length < 40"
+    assert browser.js(f"[...document.querySelectorAll('.card')].filter({empty}).map(c => c.id)") == []
+    wide = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth)"
+    assert browser.js(f"{wide}.length") > 2
+    assert browser.js(f"{wide}.every(s => getComputedStyle(s).backgroundImage.includes('gradient'))")
 
 
 def test_filters_change_what_is_drawn(browser, page):
@@ -437,7 +515,7 @@ def test_pictures_say_more_when_pointed_at(browser, page):
     assert browser.errors == []
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", [390, 800, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_and_is_legible(browser, page, width, dark):
     browser.open(page, width=width, dark=dark)

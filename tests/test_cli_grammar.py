@@ -98,6 +98,11 @@ def arguments(path, tmp_path, model):
             return [tmp_path / "recorded.json"]
         case ("doctor-install",):
             return ["verl"]
+        case ("experiment",):
+            setting = "lag = 2, stale_from = 1, steps = 5, warm = 1, length = 4, prompts = 2, answers = 2"
+            block = f'[[tiny.block]]\nsettings = [{{ {setting} }}]\nmethods = ["naive()"]\nseeds = [100]\n'
+            (tmp_path / "grid.toml").write_text(f"[tiny]\n{block}")
+            return ["--grid", f"{tmp_path / 'grid.toml'}:tiny", "--out", tmp_path / "out", "--workers", 1]
         case ("records", "convert"):
             return [RECORDS, tmp_path / "a.jsonl", "--force"]
     raise AssertionError(f"{path}: say here how to run it")

@@ -301,6 +301,7 @@ def test_the_page_lists_every_column():
     page = _page()
     for column in COLUMNS:
         kind = f"list<{column.value_type}>" if column.per_token else str(column.type)
+        kind = f"list<{kind}>" if column.many else kind
         row = next((line for line in page.splitlines() if line.startswith(f"| `{column.name}` |")), "")
         assert f"| {kind} |" in row, column.name
         assert column.meaning in row, column.name

@@ -738,3 +738,9 @@ def test_a_distillation_has_a_loss_of_its_own():
         translate("verl", {"distillation": {"enabled": True, "distillation_loss": loss}})
     found = translate("verl", {"distillation": {"enabled": True}, "algorithm": {"adv_estimator": "grpo"}})
     assert "distillation: its loss stands beside the task's, unweighed" in found.reading.notes
+
+
+@pytest.mark.parametrize("option", ["tis_clip", "tis_clip_low"])
+def test_a_number_that_is_switched_off_where_there_is_no_such_value_is_refused(option):
+    with pytest.raises(ValueError, match=f"slime: {option} must be a number, got null\nhint: leave it out"):
+        profile_of("slime").read({"use_tis": True, option: None})

@@ -5,6 +5,7 @@ Every import counts, also one inside a function: what is imported late is needed
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 from functools import cache
@@ -36,7 +37,7 @@ FLOORS = (
     ("scan",),
     ("doctor", "probe", "rosetta"),
     ("audit",),
-    ("plan", "gate", "watch", "trainers", "conformance"),
+    ("plan", "gate", "watch", "trainers", "conformance", "experiment"),
     ("report",),
     ("cli",),
     ("__main__",),
@@ -217,6 +218,55 @@ def test_importing_the_package_loads_no_optional_dependency():
         "httpx",
         "beartype",
     }
+
+
+ON_IMPORT = """
+import locale, logging, os, random, signal, sys, threading, warnings
+import numpy, torch
+def state():
+    return {
+        "threads": sorted(t.name for t in threading.enumerate()),
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)],
+        "warnings": warnings.filters[:],
+        "log handlers": (logging.root.handlers[:], logging.root.level),
+        "hooks": (sys.excepthook, sys.displayhook, sys.path[:]),
+        "seeds": (random.getstate(), numpy.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "numpy": numpy.geterr(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "folder": os.getcwd(),
+        "umask": (lambda old: (os.umask(old), old)[1])(os.umask(0o22)),
+        "files": sorted(os.listdir()),
+        "limits": sys.getrecursionlimit(),
+    }
+before = state()
+import importlib, reweigh
+reweigh.Batch
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks for signals that it has not got")
+def test_importing_changes_nothing_of_the_process(tmp_path):
+    """Of all modules that need no framework: no thread, file, handler, seed, variable or filter is another one."""
+    others = ("__main__", "trainers", "cli", "probe")
+    modules = [f"reweigh.{name}" for name in sorted(files()) if not name.startswith(others)]
+    assert len(modules) > 100
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | {"PYTHONPATH": str(PACKAGE.parent)}
+    run = [sys.executable, "-W", "error", "-c", ON_IMPORT, *modules]
+    out = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
+    assert (out.stdout, out.stderr) == ("[]\n", "")
+
+
+def test_importing_the_package_warns_of_nothing():
+    for code in ("import reweigh", "import reweigh; reweigh.Batch; from reweigh import *", "import reweigh.cli.app"):
+        run = [sys.executable, "-W", "error", "-c", code]
+        out = subprocess.run(run, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+        assert (out.returncode, out.stdout, out.stderr) == (0, "", "")
 
 
 def test_help_loads_nothing_heavy():

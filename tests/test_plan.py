@@ -300,6 +300,27 @@ def test_a_fault_of_the_records_comes_first(tmp_path):
     assert (far.action, far.reason) == ("fix", found.verdict.reason)
 
 
+@pytest.mark.parametrize("length", [[], ["--length", 4096]])
+def test_one_placeholder_whose_ratio_no_float_holds(tmp_path, capsys, length):
+    log_mu = np.full(64, -1.0, "f4")
+    log_mu[7] = -9999.0
+    with RecordWriter(tmp_path / "a.parquet", RunInfo()) as writer:
+        log_pi = np.full(64, -1.01, "f4")
+        writer.write([{"sequence_id": str(i), "log_mu": log_mu, "log_pi": log_pi} for i in range(24)])
+    code, out, err = run(capsys, "--from", tmp_path / "a.parquet", *length)
+    assert (code, err) == (0, "")
+    assert out.startswith("fail: ")
+    assert "fix that first" in out
+
+
+@pytest.mark.parametrize("kl", [1e-12, 3, 10, 800, 1e6, 1e200])
+@pytest.mark.parametrize("length", [1, 1000])
+def test_any_gap_can_be_planned_for(capsys, kl, length):
+    code, out, err = run(capsys, "--kl", kl, "--length", length)
+    assert (code, err) == (0, "")
+    assert "Length-aware band" in out
+
+
 def run(capsys, *args):
     code = main(["plan", *map(str, args)])
     return code, *capsys.readouterr()

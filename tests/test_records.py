@@ -466,11 +466,11 @@ def test_another_schema_version_is_refused(tmp_path):
     path = raw_parquet(tmp_path / "x.parquet", **minimal())
     table = pq.read_table(path).replace_schema_metadata({b"reweigh": b'{"schema_version": 99}'})
     pq.write_table(table, path)
-    with pytest.raises(UnreadableFileError, match=r"x.parquet: RunInfo: schema_version must be 1, got 99\nhint: "):
+    with pytest.raises(UnreadableFileError, match=r"x.parquet: RunInfo: schema_version must be 1 or 2, got 99\nhint: "):
         whole(path)
     lines = tmp_path / "x.jsonl"
     lines.write_text('{"reweigh": {"schema_version": 99}}\n')
-    with pytest.raises(UnreadableFileError, match=r"x.jsonl:1: RunInfo: schema_version must be 1, got 99"):
+    with pytest.raises(UnreadableFileError, match=r"x.jsonl:1: RunInfo: schema_version must be 1 or 2, got 99"):
         whole(lines)
 
 

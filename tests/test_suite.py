@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tools import licences
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -100,3 +103,26 @@ def test_the_lowest_versions_are_those_that_the_project_allows():
     used = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][x] for x in ("audit", "probe"))]
     names = {canonicalize_name(Requirement(text).name) for group in used for text in group}
     assert names - {"reweigh", "torch"} <= set(pinned)
+
+
+def test_licences_of_what_comes_along_are_listed_and_known():
+    """Of the versions that constraints.txt pins: elsewhere others come along."""
+    pinned = pins(ROOT / "constraints.txt")
+    there = {canonicalize_name(one.name): one.version for one in distributions()}
+    page = (ROOT / "docs" / "licences.md").read_text()
+    rows = dict(re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \| ", page.partition("|---")[2], re.M))
+    assert {"torch", "numpy", "jaxtyping", "pyarrow", "trl", "ray"} <= rows.keys()
+    as_pinned = all(there.get(name, "").partition("+")[0] == pinned[name] for name in rows.keys() & pinned.keys())
+    if sys.version_info[:2] == (3, 11) and sys.platform == "linux" and as_pinned:
+        assert licences.main(["--check"]) == 0
+    assert licences.odd([licences.Brought("x", "GPL-3.0-only", ())])
+    assert not licences.odd([licences.Brought("x", "MIT OR Apache-2.0", ())])
+
+
+def test_each_extra_is_installed_alone_in_ci_and_releases_say_where_they_were_built():
+    workflows = {path.stem: path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    [extras] = re.findall(r"^ +extra: \[(.*)\]$", workflows["test"], re.M)
+    assert set(extras.split(", ")) == {*PROJECT["optional-dependencies"], "core"} - {"dev"}
+    assert "actions/attest-build-provenance@" in workflows["release"]
+    assert "cmp " in workflows["release"]  # the wheel, built twice
+    assert "pip-audit" in workflows["upstream"]

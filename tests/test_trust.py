@@ -46,6 +46,7 @@ from reweigh.dumps.skyrl import _STUBS
 from reweigh.dumps.tensors import _ALLOWED, load_pickle, load_torch
 from reweigh.guard import claimed, loads, shown, write_whole
 from reweigh.records import RecordWriter, RunInfo, UnreadableFileError, describe
+from reweigh.records.footer import read_groups
 from reweigh.trainers.capture import Capture
 
 DATA = Path(__file__).parent / "data" / "readers"
@@ -172,6 +173,42 @@ def test_a_mask_is_0_or_1(tmp_path, mask):
     skipped = Skipped()
     assert list(read(path, skip_bad=True, skipped=skipped)) == []
     assert skipped.count == 1
+
+
+def damaged_line(field, value):
+    lines = (DATA / "prime_rl/token_exports/step_4/rank_0.jsonl").read_text().splitlines()
+    record = json.loads(lines[-1])
+    record[field] = value(record[field])
+    return "\n".join([*lines[:-1], json.dumps(record)]) + "\n", len(lines)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loss_mask", lambda mask: [0.5, *mask[1:]]),
+        ("rl_weights", lambda old: [math.nan, *[1.0] * (len(old) - 1)]),
+        ("token_ids", lambda ids: ids[1:]),
+        ("advantages", lambda old: old[1:]),
+        ("schema_version", lambda _: 99),
+    ],
+)
+@pytest.mark.parametrize("command", ["audit", "gate", "plan"])
+def test_a_record_that_is_no_good_is_an_error_unless_it_is_to_be_left_out(tmp_path, field, value, command, capsys):
+    path = tmp_path / "rank_0.jsonl"
+    text, count = damaged_line(field, value)
+    path.write_text(text)
+    policy = tmp_path / "gate.yaml"
+    policy.write_text("version: 1\nbounds: [{number: mean_ratio, level: token, at_least: 0.01, reason: any}]\n")
+    more = {"audit": ["--no-doctor", str(path)], "gate": ["--policy", str(policy), str(path)]}
+    arguments = [command, *more.get(command, ["--length", "10", "--from", str(path)])]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"rank_0.jsonl:{count}: " in said
+    assert said.count("error: ") == 1
+    assert main([*arguments, "--keep-going", "--json"]) < 2
+    if command == "audit":
+        found = json.loads(capsys.readouterr().out)
+        assert any("1 record left out" in note for note in found["notes"]), found["notes"]
 
 
 def test_a_line_that_would_fill_the_memory_is_not_read(tmp_path):
@@ -319,6 +356,24 @@ def test_states_of_two_questions_are_kept_apart(records, tmp_path):
     assert state.read_bytes() == kept
     assert audit(records, state=state, resume=True).files[0].rows == 40
     assert not state.exists()
+
+
+def test_a_state_that_was_damaged_is_refused(records, tmp_path, capsys):
+    from reweigh.audit import audit
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    state = tmp_path / "x.state"
+    with pytest.raises(KeyboardInterrupt):
+        audit(records, state=state, on_progress=stop)
+    kept = state.read_bytes()
+    for at in range(len(kept) // 2, len(kept), len(kept) // 40):
+        state.write_bytes(kept[:at] + bytes([kept[at] ^ 0x40]) + kept[at + 1 :])
+        assert main(["audit", str(records), "--state", str(state), "--resume", "--no-doctor"]) == 2
+        assert "damaged: the checksum" in capsys.readouterr().err
+    state.write_bytes(kept)
+    assert audit(records, state=state, resume=True).files[0].rows == 40
 
 
 def test_a_second_writer_is_told(tmp_path):
@@ -504,6 +559,48 @@ def test_mutated_dumps_are_read_or_told(tmp_path, capsys):
         assert "--debug shows where it comes from" not in said, (said, path, command)
         if code == 2 and "validate" not in command:
             assert said.count("error: ") == 1, said
+
+
+def footer_of(path):
+    data = path.read_bytes()
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def test_the_footer_says_what_arrow_says(tmp_path, records):
+    wide = pa.table({"a": [[1.0]] * 9, "b": [{"c": "x", "d": [1, 2]}] * 9, "log_mu": [[-1.0] * 3] * 9, "é": [True] * 9})
+    pq.write_table(wide, tmp_path / "wide.parquet", row_group_size=2)
+    pq.write_table(wide.slice(0, 0), tmp_path / "none.parquet")
+    pq.write_table(pa.table({f"c{i}": [i] * 3 for i in range(40)}), tmp_path / "many.parquet", row_group_size=1)
+    for path in (records, *tmp_path.glob("*.parquet")):
+        with open(path, "rb") as file:
+            groups = read_groups(file)
+        metadata = pq.ParquetFile(path).metadata
+        assert len(groups) == metadata.num_row_groups
+        for i, group in enumerate(groups):
+            theirs = metadata.row_group(i)
+            assert group.num_rows == theirs.num_rows
+            for chunk, k in zip(group.chunks, range(theirs.num_columns), strict=True):
+                column = theirs.column(k)
+                sizes = (column.num_values, column.total_compressed_size, column.total_uncompressed_size)
+                assert (chunk.path, chunk.num_values, chunk.packed, chunk.unpacked) == (column.path_in_schema, *sizes)
+
+
+def test_a_damaged_footer_is_one_error_or_read(tmp_path, records):
+    """Arrow itself is not asked here: it may end the process."""
+    whole, path = records.read_bytes(), tmp_path / "damaged.parquet"
+    at, rng, refused = footer_of(records), random.Random(3), 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            data[rng.randrange(at, len(data) - 8)] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            with open(path, "rb") as file:
+                assert all(isinstance(group.num_rows, int) for group in read_groups(file))
+        except ValueError as e:
+            refused += 1
+            assert str(e) == "the footer is damaged"  # noqa: PT017 - it may also be read
+    assert 50 < refused < 2000
 
 
 @pytest.mark.parametrize("column", ["log_mu", "versions", "text"])

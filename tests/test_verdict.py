@@ -135,7 +135,7 @@ def test_a_mean_ratio_that_is_not_1_fails_and_names_where_to_look(shift, word):
 def test_a_share_that_cannot_be_trusted_is_said_to_be_of_this_sample():
     verdict = judge(stats(normal(0.8, (2000, 8)))[1])
     assert verdict.level in ("warn", "fail")
-    assert verdict.reason.endswith("of the responses effective in this sample") or "capped at 2" in verdict.reason
+    assert verdict.reason.endswith("of the responses effective here") or "capped at 2" in verdict.reason
 
 
 def test_bad_log_probs_are_counted():

@@ -160,8 +160,7 @@ def _normal(like: Sequence[KnownRun], kl: float, mean_abs: float) -> bool:
 def _of_like(like: Sequence[KnownRun], kl: float, mean_abs: float, who: str) -> str:
     sizes = sorted({two(one.kl) for one in like if one.kl}, key=lambda x: float(x.replace(",", "")))
     ends = "" if not sizes else f"KL {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}; "
-    models = ", ".join(dict.fromkeys(one.model for one in like if one.model))
-    known = f"{ends}{count(len(like), 'run')}{f' of {models}' if models else ''}"
+    known = f"{ends}{count(len(like), 'run')}"
     times = min(one.times(kl, mean_abs) for one in like)
     if times > _ALIKE:
         return f"{two(times)} times what is known of {who} ({known})"

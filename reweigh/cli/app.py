@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
@@ -22,6 +23,7 @@ from typer.core import TyperGroup
 _ERRORS: Any = import_module(typer.BadParameter.__module__)
 _MOST = 3  # names to suggest
 _AS_NEAR = 0.15  # of likeness to the nearest: what is farther off is not meant
+COMMAND = ContextVar("command", default="")  # as it was typed; empty if none runs
 COMPLETE = "_REWEIGH_COMPLETE"  # set by the shell's script when it asks for words
 SHELLS = ("bash", "zsh", "fish")
 
@@ -47,6 +49,7 @@ _COMMANDS = (
     _Lazy("gate", "Hold records against a policy and a baseline, for CI.", "reweigh.cli.gate"),
     _Lazy("doctor", "Name the cause of the gap, with evidence and fix.", "reweigh.cli.doctor"),
     _Lazy("lab", "Exact results on small worlds; the post, claim by claim.", "reweigh.cli.lab", has_commands=True),
+    _Lazy("experiment", "Watch small policies collapse, and survive, on a laptop.", "reweigh.cli.experiment"),
     _Lazy(
         "explain", "What a trainer's option or configuration really computes.", "reweigh.cli.rosetta", takes_flags=True
     ),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from reweigh.cli.app import COMMAND
 from reweigh.cli.options import (
     By,
     Estimators,
@@ -16,10 +17,12 @@ from reweigh.cli.options import (
     Quiet,
     RayAddress,
     Reader,
+    Replay,
     Resume,
     Runs,
     Sample,
     State,
+    Tokenizer,
     Where,
     Workers,
 )
@@ -41,6 +44,7 @@ def audit(
     as_json: Json = False,
     html: Html = None,
     text: Text = True,
+    tokenizer: Tokenizer = None,
     estimators: Estimators = None,
     batch: Annotated[
         int | None,
@@ -59,6 +63,7 @@ def audit(
     where: Where = None,
     limit: Limit = None,
     sample: Sample = None,
+    replay: Replay = False,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     workers: Workers = None,
@@ -88,7 +93,7 @@ def audit(
     from reweigh import audit as auditing
     from reweigh import doctor as diagnosing
     from reweigh import report
-    from reweigh.cli.scans import asked, engine_of, reporting, rows_of, say_interrupted, state_of
+    from reweigh.cli.scans import asked, decoder, engine_of, reporting, rows_of, say_interrupted, state_of
     from reweigh.guard import check_output
     from reweigh.report.audit import of_trial
     from reweigh.report.document import recommendation
@@ -104,7 +109,7 @@ def audit(
         check_output(html, "--html", MARKS)
     try:
         with progress("reading records: rows", quiet=quiet) as bar:
-            known = look(paths, reader, rows=rows_of(where, limit, sample))
+            known = look(paths, reader, rows=rows_of(where, limit, sample, replay))
             if html is not None:
                 check_output(html, "--html", MARKS, known.files)
             families = [auditing.question(None if tried is None else tried.estimators, [one.value for one in by or []])]
@@ -139,7 +144,7 @@ def audit(
         if tried is not None:
             to_terminal(of_trial(found), stdout(), WIDE)
     if html is not None:  # last: what it was for is on the screen, whatever the disk says
-        write_output(html, report.page(found))
+        write_output(html, report.page(found, COMMAND.get(), None if tokenizer is None else decoder(tokenizer)))
         say(f"wrote {html}", quiet)
     if found.verdict.level in _FAILING[fail_on]:
         raise typer.Exit(1)

@@ -52,6 +52,10 @@ TextOption = Annotated[
         help="Show the worst responses' text and token ids, if the records have them, on the page and in JSON.",
     ),
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Text of token ids: smollm2, a folder, or a hub name. Needs the extra probe."),
+]
 Estimators = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +77,11 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="
 Sample = Annotated[
     float | None,
     typer.Option("--sample", metavar="SHARE", help="Read this share of the prompts alone, by hash: .1, say."),
+]
+
+Replay = Annotated[
+    bool,
+    typer.Option("--replay", help="Take ratios over what the sampler kept (top-p, top-k): needs log_support_pi."),
 ]
 
 EngineName = Literal["local", "ray"]

@@ -112,6 +112,12 @@ def probe(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
     temperature: Annotated[float, typer.Option(help="Over 0.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Mass of the nucleus; 1 = off.")] = 1.0,
+    support: Annotated[
+        bool,
+        typer.Option(
+            "--support", help="Record what could have been drawn at each token, for `reweigh audit --replay`."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal samples.")] = 0,
     trainer_model: Annotated[
         str | None,
@@ -186,6 +192,7 @@ def probe(
             served_model=served_model,
             api_key=api_key,
             concurrency=concurrency,
+            support=support,
             args=_key_values(engine_arg or []),
         )
         settings = SamplingSettings(temperature, top_p, max_tokens, seed, samples_per_prompt)

@@ -1,7 +1,6 @@
 """`reweigh explain`: what a trainer's option or configuration really computes."""
 
 import json
-import math
 import pkgutil
 from dataclasses import replace
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from reweigh.cli.options import Form, FormName, Json, Quiet
 from reweigh.cli.output import print_json, stderr, stdout
+from reweigh.guard import finite
 
 if TYPE_CHECKING:
     from reweigh.rosetta.config import Nearest, Translated
@@ -268,8 +268,7 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in cast("list[Any]", value)]
-    number = isinstance(value, (int, float)) and math.isfinite(value)
-    return value if number or value is None or isinstance(value, str) else str(value)
+    return value if finite(value) or value is None or isinstance(value, str) else str(value)
 
 
 def _options(options: Any) -> str:

@@ -2,6 +2,7 @@
 # pyright: reportUnknownParameterType=false, reportMissingModuleSource=false
 # pyyaml ships no types.
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,13 +32,13 @@ def engine_of(command: str, name: EngineName, workers: int | None, ray_address: 
     return Workers(workers)
 
 
-def rows_of(where: list[str] | None, limit: int | None, sample: float | None) -> Rows:
+def rows_of(where: list[str] | None, limit: int | None, sample: float | None, replay: bool = False) -> Rows:
     """Choose the rows that a scan reads.
 
     Raises:
         ValueError: a condition that is none, or a share that is none.
     """
-    return Rows.of(where or (), 1.0 if sample is None else sample, limit)
+    return Rows.of(where or (), 1.0 if sample is None else sample, limit, replay)
 
 
 def state_of(command: str, state: Path | None, html: Path | None = None) -> Path:
@@ -111,3 +112,14 @@ def _entry(value: Any, where: str) -> Estimator:
     if len(estimators) != 1:
         raise ValueError(f"{where}: must be one estimator, got {len(estimators)}\nhint: join factors with *.")
     return estimators[0]
+
+
+def decoder(name: str) -> Callable[[int], str]:
+    """Load a tokenizer, by the name that `--tokenizer` takes, to write the text of a token id."""
+    from transformers.utils import logging as transformers_logging
+
+    from reweigh.probe.models import find_model, load_tokenizer
+
+    transformers_logging.set_verbosity_error()
+    loaded = load_tokenizer(find_model(name))
+    return lambda i: str(loaded.decode([i]))  # type: ignore[reportUnknownMemberType]

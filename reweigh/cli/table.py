@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from reweigh.cli.options import Form, Json, KeepGoing, Limit, Quiet, Reader, Sample, Where
+from reweigh.cli.options import Form, Json, KeepGoing, Limit, Quiet, Reader, Replay, Sample, Tokenizer, Where
 from reweigh.cli.output import print_json, print_written, progress
-
-if TYPE_CHECKING:
-    from reweigh.audit.table import Decode
 
 Of = Literal["token", "sequence", "id"]  # of reweigh.audit.table, which takes a second to load
 
@@ -29,17 +26,13 @@ def table(
     worst: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The N rows that are farthest off, worst first.")
     ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="Text of token ids: smollm2, a folder, or a hub name. Needs the extra probe."
-        ),
-    ] = None,
+    tokenizer: Tokenizer = None,
     form: Form = "text",
     as_json: Json = False,
     where: Where = None,
     limit: Limit = None,
     sample: Sample = None,
+    replay: Replay = False,
     keep_going: KeepGoing = False,
     reader: Reader = None,
     quiet: Quiet = False,
@@ -60,20 +53,20 @@ def table(
     form = "json" if as_json else form
     from reweigh.audit.table import Asked, plain_rows, tables, write
     from reweigh.cli.scans import asked as asked_for
-    from reweigh.cli.scans import reporting, rows_of
+    from reweigh.cli.scans import decoder, reporting, rows_of
     from reweigh.scan.engines import single_threaded
 
     single_threaded()  # a second thread of one small operation mostly waits for the first
     count = 0
     weights = {} if estimators is None else asked_for(estimators).estimators
-    question = Asked(of, weights, worst, None if tokenizer is None else _decoder(tokenizer))
+    question = Asked(of, weights, worst, None if tokenizer is None else decoder(tokenizer))
     with progress("reading records: rows", quiet=quiet or (out is None and worst is None and of != "id")) as bar:
         pieces = tables(
             paths,
             question,
             keep_going=keep_going,
             reader=reader,
-            rows=rows_of(where, limit, sample),
+            rows=rows_of(where, limit, sample, replay),
             on_progress=reporting(bar, "writing"),
         )
         if out is not None:
@@ -96,13 +89,3 @@ def _print_csv(pieces: object) -> None:
         csv.write_csv(piece, sink, csv.WriteOptions(include_header=first))
         sys.stdout.write(sink.getvalue().to_pybytes().decode())
         first = False
-
-
-def _decoder(name: str) -> "Decode":
-    from transformers.utils import logging as transformers_logging
-
-    from reweigh.probe.models import find_model, load_tokenizer
-
-    transformers_logging.set_verbosity_error()
-    loaded = load_tokenizer(find_model(name))
-    return lambda i: str(loaded.decode([i]))  # type: ignore[reportUnknownMemberType]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from reweigh.cli.app import COMMAND
 from reweigh.cli.audit import without_text
 from reweigh.cli.options import (
     By,
@@ -186,7 +187,7 @@ def _write_page(html: Path | None, audit: "Audit | None", text: bool) -> None:
         return
     from reweigh.report import page
 
-    write_output(html, page(audit if text else without_text(audit)))
+    write_output(html, page(audit if text else without_text(audit), COMMAND.get()))
 
 
 def _summary(

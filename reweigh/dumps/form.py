@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from reweigh.guard import LimitError, limited_lines, loads, open_regular, read_packed
+from reweigh.guard import LimitError, finite, limited_lines, loads, open_regular, read_packed
 from reweigh.records.files import FilePart, Opened, cut_at_lines, numbered_lines, open_lines
 from reweigh.records.schema import RunInfo, UnreadableFileError, Violation
 from reweigh.records.table import other_base, short, to_numpy, wrong_unit
@@ -307,6 +307,26 @@ class Constant:
         return next((name for name, n in self._tokens.items() if n >= enough), None)
 
 
+def likeliest(places: Sequence[Sequence[tuple[Any, Any]]]) -> dict[str, Any]:
+    """Make columns of the sampler's likeliest tokens at each place; none if a place has none.
+
+    A server that was asked for k gives k + 1 where the sampled token is not among them: which tokens stand here must
+    not depend on which was sampled, so that as many are taken of every place as the shortest has.
+
+    Args:
+        places: token ids and log-probs, in any order.
+    """
+    known = all(isinstance(i, int) and isinstance(x, int | float) for place in places for i, x in place)
+    k = min((len(place) for place in places), default=0)
+    if not k or not known:
+        return {}
+    best = [sorted(place, key=lambda one: -one[1])[:k] for place in places]
+    return {
+        "top_ids": [np.array([i for i, _ in place], np.int64) for place in best],
+        "top_log_mu": [np.array([x for _, x in place], np.float64) for place in best],
+    }
+
+
 def prompt_name(ids: Any) -> str:
     """A name for a prompt that the dump does not name: equal token ids, equal names."""
     given = array(ids, "prompt token ids")
@@ -326,10 +346,7 @@ def number(value: Any) -> float | None:
     """A finite number, or None for anything else (a reward may be a dictionary)."""
     if isinstance(value, torch.Tensor | np.ndarray) and math.prod(value.shape) == 1:
         value = value.item()
-    try:
-        return float(value) if isinstance(value, bool | int | float) and math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
+    return float(value) if finite(value) else None
 
 
 def version(value: Any) -> int | None:

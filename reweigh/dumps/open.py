@@ -54,7 +54,7 @@ from reweigh.records.files import (
     parquet_names,
     source_of,
 )
-from reweigh.records.schema import Origin, Report, RunInfo, Tally, UnreadableFileError, Violation, fail
+from reweigh.records.schema import RECORDS_LOST, Origin, Report, RunInfo, Tally, UnreadableFileError, Violation, fail
 from reweigh.records.table import table_of
 
 FORMATS: Mapping[str, Format] = {
@@ -703,14 +703,15 @@ def _each(one: Format, part: FilePart, report: Report) -> Iterator[tuple[Item, R
             for row in rows:
                 check_row(row, one.option)
         except BadRecordError as e:
-            report(Violation(e.rule, item.place(part.path), e.detail, e.hint))
+            report(Violation(e.rule, item.place(part.path), e.detail, e.hint, counted=RECORDS_LOST))
             continue
         except UnreadableFileError as e:  # of a file beside it
             detail, _, hint = str(e).partition("\nhint: ")
-            report(Violation("record: unreadable", item.place(part.path), detail, hint))
+            report(Violation("record: unreadable", item.place(part.path), detail, hint, counted=RECORDS_LOST))
             continue
         except Exception as e:  # of whatever a record makes of a reader
-            report(Violation("record: another shape", item.place(part.path), _shape(one, e), _SHAPE_HINT))
+            shape = _shape(one, e)
+            report(Violation("record: another shape", item.place(part.path), shape, _SHAPE_HINT, counted=RECORDS_LOST))
             continue
         for row in rows:
             yield item, row

@@ -19,6 +19,7 @@ from reweigh.dumps.form import (
     first_object,
     items_of_lines,
     itself,
+    likeliest,
     number,
     prompt_name,
     same_length,
@@ -101,8 +102,12 @@ def _of_request_output(one: Mapping[str, Any]) -> Mapping[str, Any]:
     for token, at in zip(one["token_ids"], given, strict=False):
         found = (at or {}).get(str(token))
         value = found.get("logprob") if isinstance(found, Mapping) else found
-        others = [x.get("logprob") if isinstance(x, Mapping) else x for x in (at or {}).values()]
-        entries.append({"token_id": token, "logprob": value, "top_logprobs": [{"logprob": x} for x in others]})
+        others = [
+            {"token_id": int(i), "logprob": x.get("logprob") if isinstance(x, Mapping) else x}
+            for i, x in (at or {}).items()
+            if str(i).isdecimal()
+        ]
+        entries.append({"token_id": token, "logprob": value, "top_logprobs": others})
     return {**one, "logprobs": {"content": entries}}
 
 
@@ -225,7 +230,30 @@ def _row(
         "finish_reason": choice.get("finish_reason"),
         "text": message.get("content") if isinstance(message, Mapping) else choice.get("text"),
     }
-    return row
+    return row | likeliest(_top(logprobs, tokens)[start:])
+
+
+def _top(logprobs: Mapping[str, Any], tokens: Sequence[Any]) -> list[list[tuple[Any, Any]]]:
+    """Ids and log-probs of the likeliest tokens at each place, where the server gives ids and not texts alone."""
+    entries = [t.get("top_logprobs") or () for t in tokens if isinstance(t, Mapping)]
+    if entries:
+        return [[(_id(one), _floored(one.get("logprob"))) for one in place] for place in entries]
+    found = logprobs.get("top_logprobs") or ()
+    if len(found) != len(tokens):
+        return []
+    return [[(_id({"token": text}), _floored(x)) for text, x in (place or {}).items()] for place in found]
+
+
+def _id(entry: Mapping[str, Any]) -> int | None:
+    given = next((entry[name] for name in ("token_id", "id") if isinstance(entry.get(name), int)), None)
+    text = str(entry.get("token", ""))
+    if given is None and text.startswith(_PREFIX) and text[len(_PREFIX) :].isdecimal() and len(text) < 30:
+        return int(text[len(_PREFIX) :])
+    return given
+
+
+def _floored(x: Any) -> Any:
+    return -np.inf if isinstance(x, int | float) and x <= FLOOR else x
 
 
 def _tokens(logprobs: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[float | None]]:

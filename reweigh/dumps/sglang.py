@@ -17,6 +17,7 @@ from reweigh.dumps.form import (
     first_object,
     items_of_lines,
     itself,
+    likeliest,
     number,
     one_version,
     prompt_name,
@@ -73,6 +74,9 @@ def _rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence
         "finish_reason": finish.get("type") if isinstance(finish, Mapping) else finish,
         "text": answer.get("text"),
     }
+    top = meta.get("output_top_logprobs") or ()
+    if len(top) == len(triples):
+        row |= likeliest([[(one[1], one[0]) for one in place or ()] for place in top])
     if known:
         row |= {"prompt_ids": prompt, "prompt_id": prompt_name(prompt)}
     return [row]

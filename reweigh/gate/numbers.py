@@ -14,6 +14,7 @@ from reweigh import __version__
 from reweigh import doctor as diagnosing
 from reweigh.audit.run import AuditSums, answer, question
 from reweigh.audit.slices import Slices
+from reweigh.guard import finite
 from reweigh.records import RunInfo
 from reweigh.records.files import Paths
 from reweigh.scan import By, Engine, Report, Workers, look, scan
@@ -344,12 +345,12 @@ def _cut_of(data: Mapping[str, Any], where: str, damaged: Callable[[str, object]
     if data["by"] not in (None, *get_args(By)):
         raise damaged(f"{where}.by", data["by"])
     for key in ("n", "sequences", "tokens"):
-        if type(data[key]) is not int or data[key] < 1:
+        if type(data[key]) is not int or not finite(data[key]) or data[key] < 1:
             raise damaged(f"{where}.{key}", data[key])
     numbers: dict[str, Number] = {}
     for name, x in data["numbers"].items():
         for key in _FIELDS:
-            if x[key] is not None and (type(x[key]) not in (int, float) or not math.isfinite(x[key])):
+            if x[key] is not None and (type(x[key]) not in (int, float) or not finite(x[key])):
                 raise damaged(f"{where}.numbers.{name}.{key}", x[key])
         value, low, high = (None if x[key] is None else float(x[key]) for key in _FIELDS)
         ends = [end for end in (low, value, high) if end is not None]

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from reweigh.audit import By
 from reweigh.gate.numbers import INSTEAD, KINDS, LEVEL_NAMES, LevelName, Run
+from reweigh.guard import finite
 from reweigh.scan.cuts import BYS
 from reweigh.stats.intervals import Number
 
@@ -113,7 +114,7 @@ class Bound:
 
     def _check_limit(self) -> None:
         kind, limit = KINDS[self.number], self.limit
-        if not math.isfinite(limit):
+        if not finite(limit):
             raise ValueError(f"{self.place}: {self.rule} must be a finite number, got {limit}\nhint: write the limit.")
         if self.rule in HISTORICAL:
             self._check_historical()

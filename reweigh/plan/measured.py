@@ -23,6 +23,7 @@ from reweigh.stats.sums import RatioStats
 
 Array = NDArray[np.float64]
 
+MOST_KL = 1e4  # nats a token; in the model nothing is left of any weight long before
 _LENGTHS = 24  # groups of sequences of nearly one length, for the model
 
 
@@ -154,8 +155,8 @@ class MeasuredRun:
 
     @property
     def kl(self) -> float:
-        """KL(mu||pi) of a token by k3, nats."""
-        return max(0.0, self.token.numbers["kl_k3"].sample or 0.0)
+        """KL(mu||pi) of a token by k3, nats, at most `MOST_KL`: that of one log-prob of -9999 fits no float64."""
+        return min(max(0.0, self.token.numbers["kl_k3"].sample or 0.0), MOST_KL)
 
     def law(self) -> MixedRatio:
         """The model with this KL, these lengths and this spread between sequences."""

@@ -274,8 +274,13 @@ class Band:
         return f"geo_rs({self.low:.9g}, {self.high:.9g})"
 
     def options(self) -> dict[str, Mapping[str, Any]]:
-        """By framework: the options that make exactly this band, alone or (where it has no other) with token ratios."""
+        """By framework: the options that make exactly this band, alone or (where it has no other) with token ratios.
+
+        None where the band has no end below or above that a trainer could take: it is as wide as all ratios.
+        """
         options: dict[str, Mapping[str, Any]] = {}
+        if self.low == 0 or math.log(self.high) >= LARGEST:
+            return options
         for profile in PROFILES:
             for wanted in (geo_rs(self.low, self.high), geo_rs(self.low, self.high) * token_is()):
                 near = nearest(wanted, profile)
@@ -286,9 +291,10 @@ class Band:
     def _rounded(self, sign: int) -> float:
         half = self.width / math.sqrt(self.length)
         places = 9 if half == 0 else min(9, max(2, 2 - math.floor(math.log10(half))))
-        return round(math.exp(-self.kl + sign * half), places)
+        return round(math.exp(min(-self.kl + sign * half, LARGEST)), places)
 
 
+LARGEST = 690.0  # nats: e to it is still a float64
 _ROUNDING = 1e-12  # of sums in float64
 _PREFIXES = 64  # of a sequence, over which a prefix estimator is averaged: by the midpoint rule
 

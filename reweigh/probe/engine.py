@@ -76,6 +76,7 @@ class Sample:
         token_ids: the response, with its end token if it drew one; may be empty if it was cut.
         log_mu: nats, of each token under the distribution it was drawn from.
         finish_reason: "stop", "length", CUT, or the engine's own word.
+        support: ids that could have been drawn at each token, where that was asked for and is not all.
     """
 
     prompt: int
@@ -83,6 +84,7 @@ class Sample:
     token_ids: tuple[int, ...]
     log_mu: tuple[float, ...]
     finish_reason: str | None
+    support: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class TransformersEngine(Engine):
         dtype: NumberFormat,
         end_ids: Sequence[int],
         batch_size: int = 32,
+        support: bool = False,
     ) -> None:
         """Wrap a loaded model.
 
@@ -36,12 +37,14 @@ class TransformersEngine(Engine):
             dtype: the number format that it was loaded in.
             end_ids: tokens that end a response.
             batch_size: sequences in flight; throughput against memory.
+            support: also give what could have been drawn at each token, where top-p leaves any out.
         """
         self._model = model
         self._name = name
         self._dtype = dtype
         self._end_ids = torch.tensor(list(end_ids), dtype=torch.int64, device=model.device)
         self._batch_size = batch_size
+        self._support = support
 
     @property
     def info(self) -> EngineInfo:
@@ -78,6 +81,8 @@ class TransformersEngine(Engine):
         cache = DynamicCache(config=self._model.config)
         token_ids: list[list[int]] = [[] for _ in jobs]
         log_mu: list[list[float]] = [[] for _ in jobs]
+        support: list[list[tuple[int, ...]]] = [[] for _ in jobs]
+        keeps = self._support and settings.top_p < 1
         stopped = [False] * len(jobs)
         live = torch.arange(len(jobs), device=device)  # the job of each row still in flight
         position = mask.cumsum(-1).sub(1).clamp(min=0)
@@ -99,6 +104,9 @@ class TransformersEngine(Engine):
                 token_ids[job].append(token_id)
                 log_mu[job].append(value)
                 stopped[job] = is_end
+            if keeps:
+                for job, row in zip(live.tolist(), log_p.isfinite(), strict=True):
+                    support[job].append(tuple(row.nonzero().squeeze(-1).tolist()))
             on_tokens(len(live))
             going = (~ended).nonzero().squeeze(-1)
             if len(going) == 0:
@@ -110,7 +118,14 @@ class TransformersEngine(Engine):
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
             position = position[:, -1:] + 1
         return [
-            Sample(prompt, k, tuple(token_ids[i]), tuple(log_mu[i]), "stop" if stopped[i] else "length")
+            Sample(
+                prompt,
+                k,
+                tuple(token_ids[i]),
+                tuple(log_mu[i]),
+                "stop" if stopped[i] else "length",
+                tuple(support[i]) if keeps else None,
+            )
             for i, (prompt, k) in enumerate(jobs)
         ]
 

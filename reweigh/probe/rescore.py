@@ -66,13 +66,15 @@ def rescore(
             full = [row for row in group if len(row.columns["token_ids"])]
             prompts = [[] if row.prompt_ids is None else [int(x) for x in row.prompt_ids] for row in full]
             tokens_of = [[int(x) for x in row.columns["token_ids"]] for row in full]
-            responses = [Response(*pair) for pair in zip(prompts, tokens_of, strict=True)]
+            kept = [row.columns.get("support_ids") for row in full]
+            responses = [Response(*one) for one in zip(prompts, tokens_of, kept, strict=True)]
             scores = scorer.score(responses, lambda n: progress(1, n))
             written = [_columns(row, score) for row, score in zip(full, scores, strict=True)]
             writer.write(written)
             for row, columns, score in zip(full, written, scores, strict=True):
                 live = np.asarray(columns["mask"])
-                gap += float(np.abs(np.asarray(score.log_pi) - np.asarray(columns["log_mu"]))[live].sum())
+                less = 0.0 if score.log_support_pi is None else np.asarray(score.log_support_pi)
+                gap += float(np.abs(np.asarray(score.log_pi) - less - np.asarray(columns["log_mu"]))[live].sum())
                 counted += int(live.sum())
                 masked += _num_counted(row) - int(live.sum())
                 outside += score.num_outside
@@ -127,6 +129,8 @@ def _columns(row: DumpRow, score: Score) -> dict[str, Any]:
     mask = row.columns.get("mask")
     live = np.isfinite(log_mu) if mask is None else np.asarray(mask) & np.isfinite(log_mu)
     scored = {"log_pi": score.log_pi, "entropy_pi": score.entropy_pi, "log_pi_repeat": score.log_pi_repeat}
+    if score.log_support_pi is not None:
+        scored["log_support_pi"] = score.log_support_pi
     return {**row.columns, **scored, "mask": live}
 
 

@@ -38,6 +38,7 @@ class Rollout:
         log_mu: nats, a token.
         finish_reason: why it ended, if known.
         text: the response decoded, if asked for.
+        support_ids: what could have been drawn at each token, if asked for and not all.
     """
 
     sequence_id: str
@@ -47,6 +48,7 @@ class Rollout:
     log_mu: list[float]
     finish_reason: str | None = None
     text: str | None = None
+    support_ids: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
 
 def _rollout(row: dict[str, Any], path: Path, number: int) -> Rollout:
     names = {f.name for f in fields(Rollout)}
-    if set(row) != names:
+    if set(row) | {"support_ids"} != names:  # which earlier files have not got
         raise ProbeError(
             f"--rescore: {path} line {number} must have {sorted(names)}, got {sorted(row)}\n"
             "hint: delete that line, or sample again."
@@ -235,6 +237,7 @@ def sample(
                     log_mu=list(one.log_mu),
                     finish_reason=one.finish_reason,
                     text=str(tokenizer.decode(list(one.token_ids))) if with_text else None,
+                    support_ids=None if one.support is None else [list(ids) for ids in one.support],
                 )
             )
     return num_empty
@@ -251,12 +254,15 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
     with writing(part, _run_info(source, scorer)) as writer:
         for start in range(0, len(rollouts), size):
             group = rollouts[start : start + size]
-            scores = scorer.score([Response(r.prompt_ids, r.token_ids) for r in group], lambda n: progress(1, n))
+            scores = scorer.score(
+                [Response(r.prompt_ids, r.token_ids, r.support_ids) for r in group], lambda n: progress(1, n)
+            )
             writer.write([_row(rollout, one) for rollout, one in zip(group, scores, strict=True)])
             for rollout, one in zip(group, scores, strict=True):
                 num_tokens += len(rollout.token_ids)
                 num_outside += one.num_outside
-                gap += sum(abs(p - m) for p, m in zip(one.log_pi, rollout.log_mu, strict=True))
+                less = one.log_support_pi or [0.0] * len(one.log_pi)
+                gap += sum(abs(p - s - m) for p, s, m in zip(one.log_pi, less, rollout.log_mu, strict=True))
     os.replace(part, out)
     return Scored(len(rollouts), num_tokens, gap / max(num_tokens, 1), num_outside)
 
@@ -284,6 +290,8 @@ def _row(rollout: Rollout, one: Score) -> dict[str, Any]:
         "log_pi": one.log_pi,
         "entropy_pi": one.entropy_pi,
         "log_pi_repeat": one.log_pi_repeat,
+        "support_ids": rollout.support_ids,
+        "log_support_pi": one.log_support_pi,
         "finish_reason": rollout.finish_reason,
         "text": rollout.text,
     }
@@ -337,6 +345,7 @@ class EngineOptions:
         served_model: the server's name for the model.
         api_key: for the server.
         concurrency: requests in flight at the server.
+        support: record what could have been drawn at each token; the transformers engine alone can.
         args: further arguments of `vllm.LLM`, or further fields of each request to the server.
     """
 
@@ -349,11 +358,17 @@ class EngineOptions:
     served_model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     concurrency: int = 32
+    support: bool = False
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Refuse what the transformers engine does not know."""
         if self.name is not EngineName.TRANSFORMERS:
+            if self.support:
+                raise ProbeError(
+                    f"--support: the engine {self.name.value} is not asked what it kept at each token\n"
+                    "hint: --engine transformers is; a dump that has support_ids is scored by `reweigh rescore`."
+                )
             return
         number_format("--dtype", self.dtype or _DTYPE)
         if self.args:
@@ -399,7 +414,12 @@ def start_engine(options: EngineOptions) -> Engine:
     dtype = number_format("--dtype", options.dtype or _DTYPE)
     model = load_model(source, dtype, options.device)
     return TransformersEngine(
-        model, name=source.name, dtype=dtype, end_ids=end_ids(model), batch_size=options.batch_size
+        model,
+        name=source.name,
+        dtype=dtype,
+        end_ids=end_ids(model),
+        batch_size=options.batch_size,
+        support=options.support,
     )
 
 

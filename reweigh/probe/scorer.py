@@ -66,6 +66,13 @@ def entropy(log_p: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     return torch.special.entr(log_p.exp()).sum(-1)
 
 
+def log_mass(log_p: Float[Tensor, "N V"], support: Sequence[Sequence[int] | None]) -> Float[Tensor, " N"]:
+    """`log sum_{v in S} p_v` of each row, nats; 0 where S is None."""
+    kept = [torch.tensor([] if ids is None else list(ids), dtype=torch.int64, device=log_p.device) for ids in support]
+    rows = [log_p[i, ids].logsumexp(0) if len(ids) else log_p.new_zeros(()) for i, ids in enumerate(kept)]
+    return torch.stack(rows) if rows else log_p.new_zeros(0)
+
+
 def draw(log_p: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     """One token a row by inverting the cumulative distribution, so that a uniform number decides a token alone.
 
@@ -83,10 +90,17 @@ _FORWARD_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Response:
-    """Tokens to score, after their prompt."""
+    """Tokens to score, after their prompt.
+
+    Attributes:
+        prompt_ids: what came before.
+        token_ids: what is scored.
+        support_ids: what the sampler kept at each token, None at one where it kept all; None if that is not known.
+    """
 
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
+    support_ids: Sequence[Sequence[int] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +112,15 @@ class Score:
         entropy_pi: nats, of the distribution that `log_pi` is of, or None.
         log_pi_repeat: nats, scored a second time, in other company, or None.
         num_outside: tokens outside the scorer's own nucleus (top-p below 1 only).
+        log_support_pi: nats, log of the mass on what the sampler kept, if that is known: `log_pi` is then of the whole
+            vocabulary, and `log_pi - log_support_pi` is what the sampler's log-prob is to be compared with.
     """
 
     log_pi: list[float]
     entropy_pi: list[float] | None
     log_pi_repeat: list[float] | None
     num_outside: int
+    log_support_pi: list[float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,15 +163,16 @@ class Scorer:
         scores: dict[int, Score] = {}
         for rows in _batches(responses, _FORWARD_TOKENS):
             parts = self._forward([responses[i] for i in rows])
-            for i, (log_pi, nats, outside) in zip(rows, parts, strict=True):
+            for i, (log_pi, nats, outside, mass) in zip(rows, parts, strict=True):
                 repeat = self._forward([responses[i]])[0][0].tolist() if self.with_repeat else None
                 entropies = nats.tolist() if self.with_entropy else None
-                scores[i] = Score(log_pi.tolist(), entropies, repeat, int(outside.sum()))
+                kept = None if responses[i].support_ids is None else mass.tolist()
+                scores[i] = Score(log_pi.tolist(), entropies, repeat, int(outside.sum()), kept)
                 on_tokens(len(log_pi))
         return [scores[i] for i in range(len(responses))]
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Response]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _forward(self, rows: Sequence[Response]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         device = self.model.device
         width = max(len(row.prompt_ids) + len(row.token_ids) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -166,31 +184,36 @@ class Scorer:
         hidden = _trunk(self.model)(
             input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
         ).last_hidden_state
-        results: list[tuple[Tensor, Tensor, Tensor]] = []
+        results: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for i, row in enumerate(rows):
             # The logits at a position are of the token after it.
             start, length = len(row.prompt_ids) - 1, len(row.token_ids)
             token_ids = torch.tensor(list(row.token_ids), dtype=torch.int64, device=device)
-            results.append(self._vocabulary(hidden[i, start : start + length], token_ids))
+            results.append(self._vocabulary(hidden[i, start : start + length], token_ids, row.support_ids))
         return results
 
-    def _vocabulary(self, hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_pi, nats, outside = [hidden.new_zeros(0)], [hidden.new_zeros(0)], [hidden.new_zeros(0)]
+    def _vocabulary(
+        self, hidden: Tensor, token_ids: Tensor, support: Sequence[Sequence[int] | None] | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        log_pi, nats, outside, mass = ([hidden.new_zeros(0)] for _ in range(4))
+        top_p = self.top_p if support is None else 1.0  # what was kept is on record: it is not to be guessed
         for start in range(0, len(token_ids), _HEAD_TOKENS):
             ids = token_ids[start : start + _HEAD_TOKENS]
             logits = _head(self.model)(hidden[start : start + _HEAD_TOKENS])
-            log_p, out = score_log_probs(logits, ids, self.temperature, self.top_p)
+            log_p, out = score_log_probs(logits, ids, self.temperature, top_p)
+            if support is not None:
+                mass.append(log_mass(log_p, support[start : start + _HEAD_TOKENS]))
             log_pi.append(log_p.gather(-1, ids[:, None]).squeeze(-1))
             nats.append(entropy(log_p) if self.with_entropy else log_p.new_zeros(len(ids)))
             outside.append(out)
-        return torch.cat(log_pi), torch.cat(nats), torch.cat(outside)
+        return torch.cat(log_pi), torch.cat(nats), torch.cat(outside), torch.cat(mass)
 
     def _check_ids(self, responses: Sequence[Response]) -> None:
         size = int(self.model.config.vocab_size)
         for i, row in enumerate(responses):
             if not row.prompt_ids:
                 raise ProbeError(f"scorer: response {i} has an empty prompt\nhint: one token at least comes before it.")
-            worst = max([*row.prompt_ids, *row.token_ids])
+            worst = max([*row.prompt_ids, *row.token_ids, *(x for ids in row.support_ids or () for x in ids or ())])
             if worst >= size:
                 raise ProbeError(
                     f"scorer: response {i} has token id {worst}, the trainer's model has {size} tokens\n"

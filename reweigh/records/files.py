@@ -5,6 +5,7 @@ import glob
 import gzip
 import io
 import json
+import math
 import os
 import re
 import weakref
@@ -20,10 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
-from reweigh.batch import Batch
+from reweigh.batch import Batch, Candidates
 from reweigh.guard import LimitError, is_unfinished, limited_lines, loads, open_regular, opened_regular
 from reweigh.records.arrays import numbers, valid
+from reweigh.records.footer import Group, read_groups
 from reweigh.records.schema import (
     BY_NAME,
     COLUMNS,
@@ -37,6 +40,7 @@ from reweigh.records.schema import (
     fail,
 )
 from reweigh.records.table import (
+    Ragged,
     aligned,
     batch_of,
     check_names,
@@ -196,10 +200,24 @@ class Opened:
         """
         try:
             parquet = pq.ParquetFile(self.stream())
-            texts = _long_texts(parquet.metadata)
+            texts = _long_texts(self.groups)
             return pq.ParquetFile(self.stream(), read_dictionary=texts) if texts else parquet
         except (pa.ArrowException, OSError) as e:
             raise _unreadable(self, e) from None
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """What the footer says of the row groups.
+
+        Raises:
+            UnreadableFileError: it is damaged.
+        """
+        try:
+            return read_groups(self.stream())
+        except ValueError as e:
+            raise UnreadableFileError(
+                f"{self.path}: not a whole Parquet file: {e}\nhint: copy the file again from where it was written."
+            ) from None
 
 
 class _Descriptor:
@@ -312,8 +330,8 @@ def parquet_names(file: Opened) -> list[str]:
 
 def cut_parquet(file: Opened, tokens: int) -> Iterator[FilePart]:
     """Cut into parts of about so many tokens. A row group is never cut: its pages cannot be read from the middle."""
-    metadata, row = file.parquet.metadata, 0
-    for groups, rows, size in _runs(metadata, range(metadata.num_row_groups), tokens):
+    all_groups, row = file.groups if file.parquet else (), 0
+    for groups, rows, size in _runs(all_groups, range(len(all_groups)), tokens):
         yield FilePart(file.path, groups[0], groups[-1] + 1, row, rows=rows, tokens=size)
         row += rows
 
@@ -326,10 +344,10 @@ def read_parquet(
     have = parquet_names(file)
     wanted = [c.name for c in COLUMNS if c.name in have and (columns is None or c.name in columns)]
     row = part.first_row
-    every = range(parquet.metadata.num_row_groups)
-    for group in every[part.start : part.stop]:
-        _check_growth(path, parquet.metadata.row_group(group), group)
-    for groups, rows, tokens in _runs(parquet.metadata, every[part.start : part.stop], max_tokens):
+    some = range(len(file.groups))[part.start : part.stop]
+    for group in some:
+        _check_growth(path, file.groups[group], group)
+    for groups, rows, tokens in _runs(file.groups, some, max_tokens):
         size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
         try:
             for batch in parquet.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
@@ -342,35 +360,36 @@ def read_parquet(
             ) from None
 
 
-def _long_texts(metadata: pq.FileMetaData) -> list[str]:
+def _long_texts(groups: Sequence[Group]) -> list[str]:
     """Name the columns of text in which one long text may stand for many rows: they are read as a dictionary."""
     found: dict[str, None] = {}
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            column = BY_NAME.get(chunk.path_in_schema)
-            long = chunk.total_uncompressed_size * chunk.num_values > _LONG_TEXTS
+    for group in groups:
+        for chunk in group.chunks:
+            column = BY_NAME.get(chunk.path)
+            long = chunk.unpacked * chunk.num_values > _LONG_TEXTS
             if long and column is not None and pa.types.is_string(column.type):
                 found[column.name] = None
     return list(found)
 
 
-def _check_growth(path: Path, group: pq.RowGroupMetaData, number: int) -> None:
+def _check_growth(path: Path, group: Group, number: int) -> None:
     """Refuse a row group whose values, once unpacked, would take memory out of proportion to the file.
 
     The footer says how many values each column has, and how many bytes they take packed.
     """
-    chunks = {(c := group.column(k)).path_in_schema.split(".")[0]: c for k in range(group.num_columns)}
+    chunks = {one.path.split(".")[0]: one for one in group.chunks}
     tokens = chunks["log_mu"].num_values if "log_mu" in chunks else group.num_rows
     for name, chunk in chunks.items():
         column = BY_NAME.get(name)
         if column is None:
             continue
         size = chunk.num_values * _WIDTHS.get(str(column.value_type), 4)
-        packed = max(1, chunk.total_compressed_size)
+        packed = max(1, chunk.packed)
         if column.per_token and name == "log_mu":
             grown = size > GROWTH_FREE and size > GROWTH_TIMES * packed
         elif column.per_token:
-            grown = size > GROWTH_FREE and chunk.num_values > _MORE_VALUES * (tokens + group.num_rows)
+            most = _MANY_VALUES if column.many else _MORE_VALUES
+            grown = size > GROWTH_FREE and chunk.num_values > most * (tokens + group.num_rows)
         else:
             grown = size > GROWTH_FREE and chunk.num_values > 2 * group.num_rows
         if grown:
@@ -383,19 +402,20 @@ def _check_growth(path: Path, group: pq.RowGroupMetaData, number: int) -> None:
 
 GROWTH_TIMES, GROWTH_FREE = 10, 256 << 20
 _MORE_VALUES = 4
+_MANY_VALUES = 256  # of a column of many values a token, in the mean
 _LONG_TEXTS = 1 << 30  # bytes that all texts of a row group could come to, from which on they are read as a dictionary
 _WIDTHS = {"float": 4, "int32": 4, "int64": 8, "bool": 1}
 
 
-def _runs(metadata: pq.FileMetaData, groups: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
+def _runs(all_groups: Sequence[Group], groups: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
     """Row groups to read together, with their rows and tokens."""
     run: list[int] = []
     run_tokens = run_rows = 0
     for i in groups:
-        group = metadata.row_group(i)
-        columns = (group.column(k) for k in range(group.num_columns))
+        group = all_groups[i]
         # values of log_mu, an empty list counted as one; the number of rows if there is no such column
-        tokens = next((c.num_values for c in columns if c.path_in_schema.split(".")[0] == "log_mu"), group.num_rows)
+        log_mu = group.chunk("log_mu")
+        tokens = group.num_rows if log_mu is None else log_mu.num_values
         if run and (run_tokens + tokens > max_tokens or run_rows + group.num_rows > _MAX_ROWS):
             yield run, run_rows, run_tokens
             run, run_tokens, run_rows = [], 0, 0
@@ -548,7 +568,9 @@ def lines_of(table: pa.Table) -> bytes:
         if column.name not in table.schema.names:
             continue
         values = single(table, column.name)
-        if column.per_token:
+        if column.many:
+            texts = [None if x is None else json.dumps(_finite(x), separators=(",", ":")) for x in values.to_pylist()]
+        elif column.per_token:
             body = pc.binary_join(_texts(values), ",").to_pylist()
             texts = [None if x is None else f"[{x}]" for x in body]
         elif pa.types.is_string(column.type):
@@ -558,6 +580,10 @@ def lines_of(table: pa.Table) -> bytes:
         fields.append([None if x is None else f'"{column.name}":{x}' for x in texts])
     rows = zip(*fields, strict=True)
     return "".join("{" + ",".join(x for x in row if x is not None) + "}\n" for row in rows).encode()
+
+
+def _finite(places: list[Any]) -> list[Any]:
+    return [None if x is None else [v if v is not None and math.isfinite(v) else None for v in x] for x in places]
 
 
 def _texts(lists: pa.Array) -> pa.Array:
@@ -696,8 +722,26 @@ class RecordBatch:
         """
         if not _known(name).per_token:
             raise ValueError(f"RecordBatch.tokens: {name} has one value a row\nhint: use .column({name!r}).")
+        if _known(name).many:
+            raise ValueError(f"RecordBatch.tokens: {name} has many values a token\nhint: use .many({name!r}).")
         values = self._values(name)
         return None if values is None else numbers(token_values(values, self.lengths))
+
+    def many(self, name: str) -> Ragged | None:
+        """A column of many values a token, end to end; None if the file has not got it, or not for these rows."""
+        if not _known(name).many:
+            raise ValueError(f"RecordBatch.many: {name} has not many values a token\nhint: use .tokens({name!r}).")
+        values = self._values(name)
+        return None if values is None else Ragged.of(values, self.lengths)
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """The sampler's likeliest tokens of each place under both policies, for `Batch`; None if not all is known."""
+        ids, log_mu, log_pi = map(self.many, ("top_ids", "top_log_mu", "top_log_pi"))
+        if ids is None or log_mu is None or log_pi is None:
+            return None
+        floats = (torch.from_numpy(x.padded(-np.inf).astype(np.float32)) for x in (log_mu, log_pi))
+        return Candidates(torch.from_numpy(ids.padded(-1).astype(np.int64)), *floats)
 
     def check(self) -> "RecordBatch":
         """Raise on the first value that breaks a rule (see `reweigh records validate`), with file, row and token."""

@@ -2,7 +2,6 @@
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,17 +10,19 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from reweigh.guard import UnreadableFileError as UnreadableFileError
-from reweigh.guard import loads
+from reweigh.guard import finite, loads
 
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 
-SCHEMA_VERSION = 1
-"""Version of the columns, written into every file."""
+SCHEMA_VERSION = 2
+"""Version of the columns, written into every file; 1 had none of candidates."""
+_READ = (1, SCHEMA_VERSION)
 METADATA_KEY = b"reweigh"
 LogprobsMode = Literal["processed", "raw"]
 
 _FLOATS, _INTS, _BOOLS = pa.list_(pa.float32()), pa.list_(pa.int32()), pa.list_(pa.bool_())
+_MANY_FLOATS, _MANY_INTS = pa.list_(_FLOATS), pa.list_(_INTS)
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,15 @@ class Column:
         return pa.types.is_list(self.type)
 
     @property
+    def many(self) -> bool:
+        """True for lists of lists: any number of values a response token."""
+        return self.per_token and pa.types.is_list(self.type.value_type)
+
+    @property
     def value_type(self) -> pa.DataType:
-        """Type of one value: of a token in a list column, of the row otherwise."""
-        return self.type.value_type if self.per_token else self.type
+        """Type of one value: of a token in a list column, one of its many if it has many, of the row otherwise."""
+        inner = self.type.value_type if self.per_token else self.type
+        return inner.value_type if self.many else inner
 
 
 COLUMNS = (
@@ -64,6 +71,13 @@ COLUMNS = (
     Column("entropy_mu", _FLOATS, "entropy of the sampler's distribution at the token", "nats"),
     Column("log_pi_repeat", _FLOATS, "log_pi computed a second time, other batch or order", "nats"),
     Column("log_mu_prefill", _FLOATS, "log_mu from the sampling engine's prefill of the same tokens", "nats"),
+    Column(
+        "support_ids", _MANY_INTS, "ids that the sampler kept at the token's place (top-p, top-k, min-p); null = all"
+    ),
+    Column("log_support_pi", _FLOATS, "log of the mass that log_pi's distribution has on support_ids", "nats"),
+    Column("top_ids", _MANY_INTS, "ids of the sampler's k likeliest tokens at the token's place, the likeliest first"),
+    Column("top_log_mu", _MANY_FLOATS, "log-prob of each of top_ids under the policy that sampled", "nats"),
+    Column("top_log_pi", _MANY_FLOATS, "log-prob of each of top_ids under the policy that trains", "nats"),
     Column("pack_index", pa.int64(), "which packed row or micro-batch the trainer put the response in"),
     Column("finish_reason", pa.string(), "why sampling ended: stop, length, abort, ..."),
     Column("text", pa.string(), "the response as text"),
@@ -117,9 +131,9 @@ class RunInfo:
 
     def __post_init__(self) -> None:
         """Refuse a version that these columns are not of, and values of another type."""
-        if self.schema_version is not None and self.schema_version != SCHEMA_VERSION:
+        if self.schema_version is not None and self.schema_version not in _READ:
             raise ValueError(
-                f"RunInfo: schema_version must be {SCHEMA_VERSION}, got {self.schema_version!r}\n"
+                f"RunInfo: schema_version must be {' or '.join(map(str, _READ))}, got {self.schema_version!r}\n"
                 "hint: the file was written by another version of reweigh; use that one, or a newer one."
             )
         if self.logprobs_mode not in (None, "processed", "raw"):
@@ -129,7 +143,11 @@ class RunInfo:
                 value = getattr(self, name)
                 if value is None:
                     continue
-                if isinstance(value, bool) or not isinstance(value, types) or not _is_finite(value):
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, types)
+                    or not (isinstance(value, str) or finite(value))
+                ):
                     raise ValueError(f"RunInfo: {name} must be {word} or None, got {_short(value)}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,14 +202,6 @@ _FIELD_TYPES: tuple[tuple[tuple[str, ...], type | tuple[type, ...], str], ...] =
 )
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether a number is one that a float64 holds; what is no number is."""
-    try:
-        return not isinstance(value, int | float) or math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "an integer of more than 64 bits"
     return text if len(text) <= 60 else text[:57] + "..."
@@ -223,6 +233,8 @@ class Violation:
         return f"{self.place}: {self.detail}{more}\nhint: {self.hint}"
 
 
+RECORDS_LOST = "records"
+"""What a violation counts that loses a whole record of a dump, whatever is wrong with it."""
 Report = Callable[[Violation], None]
 
 

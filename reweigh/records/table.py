@@ -6,7 +6,7 @@ import hashlib
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -276,7 +276,8 @@ def table_of(rows: Sequence[Mapping[str, Any]], origin: Origin, report: Report) 
                 rule, hint = f"{column.name}: wrong type", f"write {column.name} as {column.type}."
                 report(Violation(rule, origin.place(i), str(e), hint))
                 values.append(None)
-        arrays[column.name] = _lists(values, column) if column.per_token else _scalars(values, column)
+        make = _many_lists if column.many else _lists if column.per_token else _scalars
+        arrays[column.name] = make(values, column)
     return pa.table(arrays) if arrays else pa.table({"sequence_id": pa.nulls(len(rows), pa.string())})
 
 
@@ -295,6 +296,15 @@ def _lists(values: Sequence[np.ndarray | None], column: Column) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, flat, type=column.type, mask=null)
 
 
+def _many_lists(values: Sequence[Sequence[np.ndarray | None] | None], column: Column) -> pa.Array:
+    flat = [x for row in values if row is not None for x in row]
+    lengths = np.array([0 if row is None else len(row) for row in values], dtype=np.int64)
+    offsets = arrow(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    null = arrow(np.array([row is None for row in values], dtype=np.bool_), pa.bool_())
+    inner = _lists(flat, replace(column, type=column.type.value_type))
+    return pa.ListArray.from_arrays(offsets, inner, type=column.type, mask=null)
+
+
 def _scalars(values: Sequence[Any], column: Column) -> pa.Array:
     if pa.types.is_string(column.type):
         return arrow_texts(values)
@@ -310,6 +320,8 @@ def _value(row: Mapping[str, Any], column: Column) -> Any:
     if column.name == "advantage" and np.ndim(value) == 0:
         log_mu = row.get("log_mu")
         return np.full(0 if log_mu is None else len(log_mu), _number(value, column), dtype=np.float32)
+    if column.many:
+        return _many_arrays(value, column)
     if column.per_token:
         return _token_array(value, column)
     if pa.types.is_string(column.type):
@@ -360,6 +372,18 @@ def _token_array(value: Any, column: Column) -> np.ndarray:
     if array.size and (int(array.min()) < _INT32.min or int(array.max()) > _INT32.max):
         raise ValueError(f"{column.name} must fit in 32 bits, got {int(array.min())} to {int(array.max())}")
     return array.astype(np.int32)
+
+
+def _many_arrays(value: Any, column: Column) -> list[np.ndarray | None]:
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim != 2 and len(value):
+        raise ValueError(f"{column.name} must be a list of lists, one a token, got shape {tuple(value.shape)}")
+    kinds = (list, tuple, np.ndarray, torch.Tensor)
+    if not isinstance(value, kinds) or not all(x is None or isinstance(x, kinds) for x in value):
+        raise ValueError(f"{column.name} must be a list of lists, one a token, got {short(value)}")
+    flat = replace(column, type=column.type.value_type)
+    if pa.types.is_floating(column.value_type):  # JSON writes -inf as null
+        value = [[-math.inf if v is None else v for v in x] if isinstance(x, list) else x for x in value]
+    return [None if x is None else _token_array(x, flat) for x in value]
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -415,7 +439,7 @@ _TOKEN_RULES = (
         "or a wrong token id; take such tokens out of the mask, or compute them again.",
     ),
     _TokenRule(
-        ("log_mu", "log_pi", "log_pi_repeat", "log_mu_prefill"),
+        ("log_mu", "log_pi", "log_pi_repeat", "log_mu_prefill", "log_support_pi"),
         "positive",
         lambda x: np.isfinite(x) & (x > POSITIVE_TOLERANCE),
         "a log-prob is at most 0; compute the log-softmax in float32, or check that these are not logits.",
@@ -538,6 +562,7 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
                 report(Violation(f"{name}: {word}", origin.place(row), detail, hint, int(bad.sum())))
     if "log_mu" not in names:
         return
+    check_candidates(table, origin, report)
     lengths = lengths_of(single(table, "log_mu"))
     for column in COLUMNS:
         rules = [rule for rule in _TOKEN_RULES if column.name in rule.columns]
@@ -563,6 +588,162 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
                     detail, hint = f"{detail}: {unit.text}", unit.hint
                 name = f"{column.name}: {rule.word}"
                 report(Violation(name, origin.place(row), detail, hint, count, "tokens"))
+
+
+_MASS_TOLERANCE = 1e-2  # by which probabilities that were rounded may add up to more than 1
+_ORDER_TOLERANCE = 1e-4  # nats by which a less likely token may stand before a likelier one: rounding
+
+
+def check_candidates(table: pa.Table, origin: Origin, report: Report) -> None:
+    """Report what cannot be true of the tokens that the sampler kept or thought likeliest, with row and place."""
+    names = [c.name for c in COLUMNS if c.many and c.name in table.schema.names]
+    names = [name for name in names if single(table, name).null_count < table.num_rows]
+    if not names:
+        return
+    lengths, live = _mask(table)
+    some = {name: Ragged.of(single(table, name), lengths) for name in names}
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+
+    def say(rule: str, bad: np.ndarray, detail: Callable[[int], str], hint: str) -> None:
+        bad = bad & live
+        if bad.any():
+            at = int(np.argmax(bad))
+            place = f"{rule.partition(':')[0]}[{at - int(starts[rows[at]])}]"
+            where = origin.place(int(rows[at]))
+            report(Violation(rule, where, f"{place} {detail(at)}", hint, int(bad.sum()), "tokens"))
+
+    for name in ("support_ids", "top_ids"):
+        if name in some:
+            ids = some[name]
+            negative = ids.any(ids.values < 0)
+            say(f"{name}: negative", negative, lambda at, x=ids: f"has the id {x.at(at).min()}", "ids count from 0.")
+            twice = ids.any(ids.repeated())
+            say(f"{name}: one id twice", twice, lambda at: "names an id twice", "each token of a place stands once.")
+    if "support_ids" in some and "token_ids" in table.schema.names:
+        tokens = single(table, "token_ids")
+        sampled, there = numbers(token_values(tokens, lengths)), np.repeat(valid(tokens), lengths)
+        kept = some["support_ids"]
+        outside = kept.there & there & ~kept.any(kept.values == sampled[kept.owner])
+        say(
+            "support_ids: the sampled token is not among them",
+            outside,
+            lambda at: f"has {len(kept.at(at))} ids without {sampled[at]}, which was sampled there",
+            "the sampler can only draw what it kept: are the lists of another place, or shifted by one?",
+        )
+    for name in ("top_log_mu", "top_log_pi"):
+        if name not in some:
+            continue
+        one = some[name]
+        if "top_ids" in some:
+            differs = one.there & some["top_ids"].there & (one.counts != some["top_ids"].counts)
+            say(
+                f"{name}: not as many as top_ids",
+                differs,
+                lambda at, x=one: f"has {len(x.at(at))} values, top_ids has {len(some['top_ids'].at(at))}",
+                "each id of a place has one log-prob under each policy.",
+            )
+        positive = one.any(~(one.values <= POSITIVE_TOLERANCE))
+        say(
+            f"{name}: no log-prob",
+            positive,
+            lambda at, x=one: f"has {x.at(at)[~(x.at(at) <= POSITIVE_TOLERANCE)][0]:.6g}",
+            "a log-prob is a number of at most 0: the log-softmax, of which an impossible token has -inf.",
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            mass = np.bincount(one.owner, np.exp(one.values.astype(np.float64)), len(live))
+        say(
+            f"{name}: masses over 1",
+            mass > 1 + _MASS_TOLERANCE,
+            lambda at, x=mass: f"adds up to a mass of {x[at]:.6g}",
+            "probabilities of one place add up to at most 1; are these logits, or of several places?",
+        )
+    if "top_log_mu" in some:
+        one = some["top_log_mu"]
+        rises = np.zeros(len(one.values), bool)
+        with np.errstate(invalid="ignore"):
+            rises[1:] = (np.diff(one.values) > _ORDER_TOLERANCE) & (np.diff(one.owner) == 0)
+        say(
+            "top_log_mu: not the likeliest first",
+            one.any(rises),
+            lambda at: "has a likelier token after a less likely one",
+            "the sampler's likeliest tokens come first; one that was added because it was sampled is to be left out.",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Values of a column of many a token, end to end.
+
+    Attributes:
+        values: of all places.
+        owner: place of each, counted over all rows.
+        counts: how many each place has.
+        there: which places have a list, be it empty.
+    """
+
+    values: np.ndarray
+    owner: np.ndarray
+    counts: np.ndarray
+    there: np.ndarray
+
+    @classmethod
+    def of(cls, lists: pa.Array, lengths: np.ndarray) -> "Ragged":
+        """Take a column apart; `lengths` are those of the responses."""
+        inner = lists.flatten()  # of rows that are not null
+        present = np.repeat(valid(lists), lengths)
+        counts, there = np.zeros(len(present), np.int64), np.zeros(len(present), bool)
+        counts[present], there[present] = lengths_of(inner), valid(inner)
+        flat = inner.flatten()
+        values = numbers(flat, -math.inf if pa.types.is_floating(flat.type) else FILL)  # JSON writes -inf as null
+        return cls(values, np.repeat(np.arange(len(counts)), counts), counts, there)
+
+    def any(self, which: np.ndarray) -> np.ndarray:
+        """Tell in which places any of these values is."""
+        found = np.zeros(len(self.counts), bool)
+        found[self.owner[which]] = True
+        return found
+
+    def at(self, place: int) -> np.ndarray:
+        """Give those of one place."""
+        end = int(self.counts[: place + 1].sum())
+        return self.values[end - int(self.counts[place]) : end]
+
+    def repeated(self) -> np.ndarray:
+        """Tell which values stand in their place a second time."""
+        order = np.lexsort((self.values, self.owner))
+        again = np.zeros(len(order), bool)
+        same = (np.diff(self.values[order]) == 0) & (np.diff(self.owner[order]) == 0)
+        again[order[1:][same]] = True
+        return again
+
+    def padded(self, fill: float) -> np.ndarray:
+        """Lay them out as `[places, most]`."""
+        width = int(self.counts.max()) if len(self.counts) else 0
+        out = np.full((len(self.counts), width), fill, self.values.dtype)
+        first = np.cumsum(self.counts) - self.counts
+        out[self.owner, np.arange(len(self.values)) - first[self.owner]] = self.values
+        return out
+
+
+def replayed(table: pa.Table) -> pa.Table:
+    """Take log_pi over the sampler's support: less `log_support_pi` at each token that has one.
+
+    `entropy_pi`, which is of the whole vocabulary, is left out: tokens are not drawn from that.
+
+    Raises:
+        ValueError: the table has no such column.
+    """
+    lengths = lengths_of(single(table, "log_mu"))
+    mass, log_pi = single(table, "log_support_pi"), single(table, "log_pi")
+    less = np.nan_to_num(numbers(token_values(mass, lengths)), nan=0.0)
+    values = numbers(token_values(log_pi, lengths)) - less
+    offsets = arrow(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    null = arrow(~valid(log_pi), pa.bool_())
+    flat = arrow(np.minimum(values, 0).astype(np.float32), pa.float32())
+    there = pa.ListArray.from_arrays(offsets, flat, mask=null)
+    found = table.set_column(table.schema.names.index("log_pi"), "log_pi", there)
+    return found.drop_columns(["entropy_pi"]) if "entropy_pi" in found.schema.names else found
 
 
 def check_units(table: pa.Table, origin: Origin, report: Report) -> None:

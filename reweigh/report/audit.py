@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from reweigh.audit.recommend import Recommendation
 from reweigh.audit.result import Audit
 from reweigh.audit.slices import SliceRow
 from reweigh.audit.trial import SIGNS, Outcome, Sign, TrialRow
 from reweigh.audit.where import KNOWN_BEFORE, Cut, Stratum
-from reweigh.report.causes import brief, in_short
+from reweigh.report.causes import brief, in_short, set_aside
 from reweigh.report.tables import EMPTY, INTERVAL, MEDIUM, NAMES, WIDE, Block, Cell, Column, Table, columns, line
 from reweigh.report.words import (
     BY_WORDS,
@@ -64,10 +65,11 @@ def on_terminal(audit: Audit, width: int, full: bool = False) -> Iterator[Block]
         yield EMPTY
     else:
         yield from _in_short(audit, width)
-    yield labelled([(audit.verdict.level.upper(), _last(audit.verdict), f"bold {audit.verdict.level}")], width)
+    yield labelled([(audit.verdict.level.upper(), last(audit.verdict), f"bold {audit.verdict.level}")], width)
 
 
-def _last(told: Verdict) -> str:
+def last(told: Verdict) -> str:
+    """Put a verdict in one short line: what it is, and what to do."""
     first = re.split(r"; |(?<!likely cause): ", told.reason)[0]
     return "; ".join(x for x in (first, "fix that first" if told.action == "fix" else told.order) if x)
 
@@ -90,12 +92,13 @@ def _in_short(audit: Audit, width: int) -> Iterator[Block]:
     yield labelled(rows, width)
     if audit.diagnosis is not None:
         yield EMPTY
-        yield labelled(brief(audit.diagnosis, info, min(width, WIDE) - (6 if width < MEDIUM else 8)), width)
+        room = min(width, WIDE) - (6 if width < MEDIUM else 8)
+        yield labelled((*brief(audit.diagnosis, info), *set_aside(audit.diagnosis, room)), width)
     yield EMPTY
-    yield _sizes(audit, width)
+    yield replace(sizes(audit, width), frame="none")
     who = run_line(info, brief=True)
     rows = [] if told.action == "fix" else [("known", audit.place.sentence, "")]  # of wrong numbers none is usual
-    rows += [("read", f"{counted(audit)}{f'; {who}' if who else ''}", "dim")]
+    rows += [("read", f"{counted(audit, brief=True)}{f'; {who}' if who else ''}", "dim")]
     notes = [*audit.notes, *_notes(audit)]
     rows += [("note", note, "dim") for note in notes[:MAX_NOTES]]
     if len(notes) > MAX_NOTES:
@@ -117,10 +120,15 @@ def _notes(audit: Audit) -> list[str]:
 _SIZES = ("kl_k3", "mean_ratio", "mean_abs", "tv", "ess_fraction")
 
 
-def _sizes(audit: Audit, width: int) -> Table:
-    """Show what the verdict stands on, of tokens and of sequences."""
+def sizes(audit: Audit, width: int | None = None) -> Table:
+    """Show what the verdict stands on, of tokens and of sequences.
+
+    Args:
+        audit: whose.
+        width: of a terminal, which is told that there is more; None for a page.
+    """
     some = [audit.levels[name] for name in ("token", "sequence")]
-    labels = dict(ROWS)
+    labels, narrow = dict(ROWS), width is not None and width < MEDIUM
     rows: list[list[str]] = []
     for name in _SIZES:
         cells: list[str] = []
@@ -133,10 +141,10 @@ def _sizes(audit: Audit, width: int) -> Table:
             if number.value is None and number.sample is not None:
                 here = share(number.sample) if name in SHARES else two(number.sample)
                 value = f"refused ({here} here)"
-            cells.append(f"{value} {ends}".strip() if width >= MEDIUM else value)
+            cells.append(value if narrow else f"{value} {ends}".strip())
         rows.append([labels[name], *cells])
     heads = (Column(count(x.n, x.level), "left", wrap=True) for x in some)
-    return Table.of((FULL, *heads), rows, frame="none", gap=3 if width >= MEDIUM else 1)
+    return Table.of((NAMES if width is None else FULL, *heads), rows, gap=1 if narrow else 3)
 
 
 def _in_full(audit: Audit, width: int) -> Iterator[Block]:
@@ -214,19 +222,26 @@ def levels(some: Sequence[Summary]) -> Table:
     )
 
 
-def trials(some: Sequence[TrialRow]) -> Table:
-    """Show what estimators would do to all units."""
+def trials(some: Sequence[TrialRow], told: Verdict | None = None) -> Table:
+    """Show what estimators would do to all units; the one to use stands out, with the reason, if a verdict is given."""
     rows: list[list[Cell | str]] = []
     for trial in some:
         raw = share(trial.raw.sample or 0.0)
         cells = (_outcome(trial, trial.all, name) for name in _OUTCOMES)
         *shares, effective = cells
         star = Cell(raw + "*" * (trial.raw.value is None), tip(trial.raw, trial.all.units, trial.unit, raw))
-        rows.append([trial.name, trial.unit, *shares, star, effective])
+        used = told is not None and trial.name == told.use
+        next_ = told is not None and told.runner_up is not None and trial.name == told.runner_up.name
+        mark = "use" if used else "next best" if next_ else ""
+        rows.append([Cell(trial.name, style="bold" * used), trial.unit, *shares, star, effective, mark])
     names = (_ESTIMATOR, Column("unit", "left", wrap=True))
     heads = columns("kept", "tokens kept", "capped", "mean weight", "largest", first=names, wrap=True)
     raw_and_applied = (Column("effective, raw", wrap=True, short="raw"), Column("applied", wrap=True))
-    return Table.of((*heads, *raw_and_applied), rows, "In numbers", (MEAN_WEIGHT, RAW_STAR))
+    notes = (*([] if told is None else [f"advice: {told.hint or 'nothing to do'}"]), MEAN_WEIGHT, RAW_STAR)
+    found = Table.of((*heads, *raw_and_applied, Column("advice", "left")), rows, "In numbers", notes)
+    return (
+        found if told is not None and told.use else found.only(*range(len(heads) + 2), title=found.title, notes=notes)
+    )
 
 
 _OUTCOMES = ("kept_share", "kept_tokens_share", "bounded_share", "mean_weight", "largest_weight", "effective_share")

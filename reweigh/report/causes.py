@@ -9,7 +9,7 @@ from reweigh.doctor.causes import ABOUT, BENIGN, CauseId
 from reweigh.doctor.diagnosis import NAMED, CannotTell, Diagnosis, Finding, InputNote
 from reweigh.doctor.exclude import CLUSTERS, FEWEST
 from reweigh.records import RunInfo
-from reweigh.report.tables import EMPTY, INTERVAL, NAMES, Block, Cell, Column, Line, Table, line
+from reweigh.report.tables import EMPTY, INTERVAL, MEDIUM, NAMES, Block, Cell, Column, Line, Table, line
 from reweigh.report.words import CUT_WORDS
 from reweigh.stats.numerals import share, two
 
@@ -90,13 +90,12 @@ def in_one_line(said: str, names: Collection[str], width: int) -> str:
     return said
 
 
-def brief(found: Diagnosis, info: RunInfo | None = None, width: int = 92) -> Iterator[tuple[str, str, str]]:
-    """Put a diagnosis in a few lines, each a label, a text and a style: causes, what is ruled out, what cannot be told.
+def brief(found: Diagnosis, info: RunInfo | None = None) -> Iterator[tuple[str, str, str]]:
+    """Put the causes of a diagnosis in a few lines, each a label, a text and a style.
 
     Args:
         found: what a doctor said.
         info: what the files say of their run: the fix in the words of its programs is shown.
-        width: characters of a line.
     """
     named, suspected = by_confidence(found)
     programs = [name.lower() for name in (info.engine, info.trainer) if name] if info is not None else []
@@ -119,10 +118,19 @@ def brief(found: Diagnosis, info: RunInfo | None = None, width: int = 92) -> Ite
             yield "", f"to decide: {text}", "dim"
     if found.spread is not None:
         yield "where", spread_sentence(found.spread), ""
-    if out := excluded(found):
+
+
+def set_aside(found: Diagnosis, width: int = 92) -> Iterator[tuple[str, str, str]]:
+    """Say what is ruled out and what cannot be told, in a line each of at most so many characters; as `brief` does."""
+    out, doubts = excluded(found), list(dict.fromkeys(one.id for one in untold(found)))
+    if out and doubts and width < MEDIUM:  # lines are short, and a terminal has few
+        said = in_one_line("ruled out", out, width // 2)
+        yield "", f"{said}; {in_one_line('cannot tell', doubts, width - len(said) - 2)}", "dim"
+        return
+    if out:
         yield "", in_one_line("ruled out", out, width), "dim"
-    if doubts := untold(found):
-        yield "", in_one_line("cannot tell", dict.fromkeys(one.id for one in doubts), width), "dim"
+    if doubts:
+        yield "", in_one_line("cannot tell", doubts, width), "dim"
 
 
 def verdict(found: Diagnosis) -> Line:
@@ -256,16 +264,27 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A diagnosis as a section of the page: a sentence, a card a cause, and the tables under titles of their own."""
+    """A diagnosis as a section of the page.
+
+    Attributes:
+        said: a sentence.
+        cards: one for each cause that is named.
+        suspected: words and name of each that is only suspected, and how sure that is and what would decide.
+        excluded: names of what is ruled out; empty if nothing is.
+        tables: under titles of their own.
+        notes: of what was read.
+    """
 
     said: str
     cards: tuple[Card, ...]
+    suspected: tuple[tuple[str, str, str], ...]
+    excluded: str
     tables: tuple[tuple[str, Table], ...]
     notes: tuple[str, ...]
 
 
 def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
-    """Make the section, in the diagnosis' own order; it points to pictures by the cuts that the page has."""
+    """Make the section, the surest cause first; it points to pictures by the cuts that the page has."""
     read = f"{diagnosis.tokens:,} tokens of {diagnosis.sequences:,} sequences" if diagnosis.tokens else diagnosis.source
     doubts = [(ABOUT[one.id].title, one.reason, ", ".join(one.needs), one.experiment) for one in untold(diagnosis)]
     some = [(by, label, cause_sentence(one)) for by, cut in diagnosis.slices.items() for label, one in cut.items()]
@@ -276,15 +295,24 @@ def section(diagnosis: Diagnosis, cuts: Collection[Cut] = ()) -> Section:
     if some:
         heads = (Column("cut by", "left"), Column("slice", "left"), *_sentences("cause"))
         tables.append(("Slice by slice", Table.of(heads, some[:MAX_SLICES])))
+    named, suspected = by_confidence(diagnosis)
     said = cause_sentence(diagnosis)
     if diagnosis.spread is not None:
         said = f"{said}; {spread_sentence(diagnosis.spread)}"
     return Section(
         f"{said[:1].upper()}{said[1:]}. From {read}; the likeliest first.",
-        tuple(_card(one, cuts) for one in diagnosis.causes),
+        tuple(_card(one, cuts) for one in named),
+        tuple((ABOUT[one.id].title, one.id, _suspicion(one)) for one in suspected),
+        ", ".join(excluded(diagnosis)),
         tuple(tables),
         tuple(map(_note, diagnosis.notes)),
     )
+
+
+def _suspicion(one: Finding) -> str:
+    explained = "" if one.explained_share is None else f", {share(one.explained_share)} of the squared log ratios"
+    decides = ABOUT[one.id].experiment
+    return f"confidence {two(one.confidence)}{explained}{f'. What would decide: {decides}' if decides else ''}"
 
 
 def _card(one: Finding, cuts: Collection[Cut]) -> Card:

@@ -171,7 +171,7 @@
     const near = numbers.filter((x) => x.value !== null && Math.abs(x.value - 1) <= 1);
     const far = Math.max(...near.map((x) => Math.abs(x.value - 1)), 0.002);
     const ends = near.flatMap((x) => [x.low, x.high]).filter((x) => x !== null).map((x) => Math.abs(x - 1));
-    const reach = 1.25 * Math.min(Math.max(far, ...ends), 4 * far + 0.05);
+    const reach = 1.15 * Math.max(far, ...ends); // every interval is inside, whole
     // One that is far beyond the others would leave them no room: it stands at the edge, and its label says where it is.
     const beyond = numbers.map((x) => x.value === null ? NaN : x.value > 1 + reach ? 1 : x.value < 1 - reach ? -1 : 0);
     const error = bars(numbers.map((x, i) => beyond[i] ? Object.assign({}, x, { low: null, high: null }) : x));
@@ -179,10 +179,11 @@
       traces: [{
         type: "scatter", mode: "markers+text", y: names, x: numbers.map((x, i) => beyond[i] ? 1 + 0.97 * reach * beyond[i] : x.value), error_x: error,
         marker: { size: 10, color: beyond.map((side) => css(side ? "--fail" : "--bar")), symbol: beyond.map((side) => side > 0 ? "triangle-right" : side < 0 ? "triangle-left" : "circle") },
-        text: numbers.map((x, i) => x.value === null ? "" : cells[i][2].text), textposition: beyond.map((side) => side > 0 ? "top left" : side < 0 ? "top right" : "top center"), cliponaxis: false,
+        text: numbers.map((x, i) => x.value === null ? "" : cells[i][2].text + " " + cells[i][3].text), textposition: numbers.map((x, i) => { const at = beyond[i] || (x.value - 1) / reach; return at > 0.4 ? "top left" : at < -0.4 ? "top right" : "top center"; }), cliponaxis: false,
         customdata: cells.map((row) => wrapped(["mean " + row[0].text + " ratio", row[2].tip])), hovertemplate: HOVER,
       }],
-      layout: layout({ xaxis: { title: { text: "mean of pi/mu" }, range: [1 - reach, 1 + reach], nticks: 7 }, yaxis: { type: "category", range: [-0.5, names.length - 0.3] }, shapes: [line(1, "", "x")] }),
+      layout: layout({ xaxis: { title: { text: "mean of pi/mu" }, range: [1 - reach, 1 + reach], nticks: 7 }, yaxis: { type: "category", range: [-0.5, names.length - 0.3] }, shapes: [line(1, "", "x")],
+        annotations: numbers.map((x, i) => ({ x: 0.5, xref: "paper", y: names[i], text: x.refused, showarrow: false, bgcolor: css("--page"), font: { color: css("--soft") } })).filter((one) => one.text) }),
       note: beyond.some((side) => side) ? "Triangles: beyond the picture." : "",
     };
   }
@@ -239,6 +240,8 @@
     const first = used[used.length - 1], last = used[0];
     const high = [...Array(rows).keys()].filter((j) => d.counts.some((column) => column[j]));
     const below = high[0], above = high[high.length - 1];
+    // The height of a log ratio: linear up to the usual size, and half a unit an octave beyond.
+    const height = (v) => { const size = Math.abs(v) / d.linear; return Math.sign(v) * (size <= 1 ? size : 1 + Math.log2(size) / 2); };
     const place = (edges, v) => { // where a value is on the grid, in cells
       let i = 0;
       while (i + 2 < edges.length && edges[i + 1] <= v) i += 1;
@@ -257,26 +260,26 @@
     const quantile = (q) => across.map((i) => {
       if (totals[i] < MIN_TOKENS) return null;
       let sum = 0;
-      for (let j = 0; j < rows; j += 1) { sum += d.counts[i][j]; if (sum >= q * totals[i]) return j + 0.5 - (sum - q * totals[i]) / d.counts[i][j]; }
+      for (let j = 0; j < rows; j += 1) { sum += d.counts[i][j]; if (sum >= q * totals[i]) { const part = (sum - q * totals[i]) / d.counts[i][j]; return part * height(d.log_ratio[j]) + (1 - part) * height(d.log_ratio[j + 1]); } }
       return null;
     });
-    const xs = across.map((_, k) => k);
+    const xs = across.map((_, k) => k), edges = d.log_ratio.slice(below, above + 2).map(height);
     const trend = (q, dash, width) => ({ type: "scatter", mode: "lines", x: xs, y: quantile(q), line: { color: css("--second"), width, dash }, hoverinfo: "skip", connectgaps: false });
     const xTicks = ["1e-6", "1e-4", "0.01", "0.1", "0.5", "0.9", "0.99", "0.999", "0.9999", "0.99999"].map((p) => [middle(place(d.minus_log_mu, -Math.log(Number(p)))), p]).filter(([at]) => at >= -0.5 && at <= last - first + 0.5)
       .filter(([at], i, all) => i === all.length - 1 || all[i + 1][0] - at > (last - first) / (narrow() ? 7 : 11));
-    const yTicks = ["-10", "-1", "-0.1", "-0.01", "-0.001", "0", "0.001", "0.01", "0.1", "1", "10"].map((v) => [place(d.log_ratio, Number(v)), v]).filter(([at]) => at >= below - 0.5 && at <= above + 0.5);
+    const yTicks = ["0", ...["100", "30", "10", "3", "1", "0.3", "0.1", "0.03", "0.01", "0.003", "0.001", "0.0003", "0.0001"].flatMap((v) => [v, "-" + v])].map((v) => [height(Number(v)), v]).filter(([at, v]) => at >= edges[0] && at <= edges[edges.length - 1] && (v === "0" || Math.abs(at) >= 0.24));
     const most = Math.max(...z.flat().filter((v) => v !== null));
     const powers = [...Array(Math.floor(most) + 1).keys()];
     return {
       traces: [
-        { type: "heatmap", x: xs, y: [...Array(above - below + 1).keys()].map((j) => j + below), z, customdata: tips, hovertemplate: HOVER, hoverongaps: false, zmin: 0, zmax: Math.max(most, 0.5),
+        { type: "heatmap", x: xs, y: edges, z, customdata: tips, hovertemplate: HOVER, hoverongaps: false, zmin: 0, zmax: Math.max(most, 0.5),
           colorscale: [[0, css("--low")], [1, css("--high")]], showscale: !narrow(), colorbar: { title: { text: "tokens" }, tickvals: powers, ticktext: powers.map((k) => d.powers[k]), thickness: 10, outlinewidth: 0 } },
         trend(0.5, "solid", 2), trend(0.05, "dot", 1.3), trend(0.95, "dot", 1.3),
       ],
       layout: layout({
         xaxis: { title: { text: "probability of the token under mu" }, tickvals: xTicks.map((t) => t[0]), ticktext: xTicks.map((t) => t[1]), showgrid: false, zeroline: false, tickangle: narrow() ? -45 : 0 },
         yaxis: { title: { text: "log ratio, nats" }, tickvals: yTicks.map((t) => t[0]), ticktext: yTicks.map((t) => t[1]), zeroline: false, showgrid: false },
-        shapes: below <= (rows - 1) / 2 && above >= (rows - 1) / 2 ? [Object.assign(line((rows - 1) / 2, "", "y"), { yref: "y" })] : [],
+        shapes: edges[0] <= 0 && edges[edges.length - 1] >= 0 ? [Object.assign(line(0, "", "y"), { yref: "y" })] : [],
       }),
     };
   }
@@ -297,11 +300,10 @@
     };
   }
   // Rows of estimators, columns of lengths or of signs: as a table of colours, or as bars with intervals for one of them.
-  function parts(id, title, weight) {
+  function parts(id, title) {
     const trials = chosen(id, data.parts[id]);
-    const labels = [...document.querySelectorAll("#table-" + id + " thead th")].slice(1).map((th) => th.textContent);
-    if (!labels.length) return empty("No advantage is recorded, or all are 0.");
-    const top = weight ? TOP_WEIGHT : 1, high = (x) => x.value === null ? top : Math.min(x.value, top);
+    const labels = [...document.querySelector("#table-" + id + " thead").querySelectorAll("th")].slice(1).map((th) => th.textContent);
+    const top = TOP_WEIGHT, high = (x) => x.value === null ? top : Math.min(x.value, top);
     const tipFor = (t, k) => t.drawn[k] ? wrapped([t.name + ", " + title + " " + labels[k], t.cells[k + 1].tip]) : "";
     if (trials.length === 1) {
       const t = trials[0], here = [...labels.keys()].filter((k) => t.drawn[k]), numbers = here.map((k) => t.drawn[k]);
@@ -309,12 +311,12 @@
       error.color = css("--ink");
       return {
         traces: [{ type: "bar", x: here.map((k) => labels[k]), y: numbers.map(high), error_y: error, marker: { color: css("--bar") }, text: here.map((k) => t.cells[k + 1].text), textposition: "inside", insidetextanchor: "start", customdata: here.map((k) => tipFor(t, k)), hovertemplate: HOVER }],
-        layout: layout({ xaxis: { type: "category", title: { text: title } }, yaxis: { range: [0, top], tickformat: weight ? "" : ".0%" }, shapes: weight ? [line(1, "", "y")] : [] }),
+        layout: layout({ xaxis: { type: "category", title: { text: title } }, yaxis: { range: [0, top] }, shapes: [line(1, "", "y")] }),
         note: "Of " + t.name + ".",
       };
     }
     const order = trials.slice().reverse(), each = (f) => order.map((t) => labels.map((_, k) => f(t, k)));
-    const scale = weight ? [[0, css("--loss")], [1 / top, css("--page")], [1, css("--fill")]] : [[0, css("--page")], [1, css("--fill")]];
+    const scale = [[0, css("--loss")], [1 / top, css("--page")], [1, css("--fill")]];
     return {
       traces: [{
         type: "heatmap", x: labels, y: order.map((t) => broken(t.name)), z: each((t, k) => t.drawn[k] ? high(t.drawn[k]) : null), zmin: 0, zmax: top, xgap: 2, ygap: 2, colorscale: scale, showscale: false, hoverongaps: false,
@@ -327,8 +329,7 @@
 
   const PICTURES = {
     identity, histogram, tail, density, ess,
-    "by-length": () => parts("by-length", "response length, tokens", true), "kept-length": () => parts("kept-length", "response length, tokens", false),
-    "by-sign": () => parts("by-sign", "sign of the advantage", true), "kept-sign": () => parts("kept-sign", "sign of the advantage", false),
+    "by-length": () => parts("by-length", "response length, tokens"), "by-sign": () => parts("by-sign", "sign of the advantage"),
   };
   for (const cut of Object.keys(data.where)) PICTURES["where-" + cut] = () => where(cut);
 
@@ -346,20 +347,22 @@
     const size = state.print ? { width: 335, height: Math.min(found.height || 270, 480), autosize: false } : { autosize: true };
     Plotly.react(box, found.traces, Object.assign(found.layout, size), { responsive: !state.print, displaylogo: false, displayModeBar: false });
   }
-  const drawAll = () => Object.keys(PICTURES).forEach(draw);
+  const drawAll = () => Object.keys(PICTURES).filter((id) => $("fig-" + id)).forEach(draw);
 
   function strips() {
     for (const box of document.querySelectorAll(".strip")) {
       const w = data.worst[Number(box.dataset.worst)];
+      box.classList.toggle("words", w.words.length > 0);
       w.places.forEach((place, i) => {
         const token = document.createElement("b"), l = w.shades[i], lines = [place];
         if (w.said[i]) {
-          token.style.background = "rgba(var(" + (l < 0 ? "--less" : "--more") + ")," + Math.abs(l) + ")";
+          token.style.background = "rgba(var(" + (l < 0 ? "--less" : "--more") + ")," + Math.abs(l) * (w.words.length ? 0.6 : 1) + ")"; // under a word, pale enough to be read
           lines.push(w.said[i], "One token (n = 1): no interval.");
         } else {
           token.className = "off";
           lines.push("not in the mask: it does not count");
         }
+        if (w.words.length) token.textContent = w.words[i];
         token.dataset.tip = lines.join("\n");
         box.append(token);
       });

@@ -6,8 +6,9 @@ point from the table that stands under the picture.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from reweigh.audit.result import Audit
 from reweigh.audit.trial import TrialRow
 from reweigh.audit.where import KNOWN_BEFORE
 from reweigh.report import audit as tables
-from reweigh.report.causes import section
+from reweigh.report.causes import brief, section
 from reweigh.report.tables import MAX_NAME, Cell, Column, Table, cell_html, columns, cut_off, to_html
 from reweigh.report.words import CUT_WORDS, counted, pair, run_line, tip
 from reweigh.stats.intervals import Number
@@ -29,8 +30,7 @@ MAX_LINE = 1000  # characters
 MAX_TRIALS = 60
 MARKS = (b": reweigh audit</title>",)  # by which a page is known for one of ours
 _FACTS = "Counts have no interval: facts about this sample."
-_PARTS = {"by-length": "mean_weight", "kept-length": "kept_tokens_share", "by-sign": "mean_weight"}
-_PARTS["kept-sign"] = "kept_tokens_share"
+_KEPT = "Tokens kept. One that is kept may weigh little: what counts is the weight above."
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,14 @@ class WorstCard:
     cut: str
 
 
-def page(audit: Audit) -> str:
-    """Make a page of an audit, of at most some 5 MB, of which plotly.js is 4.8, whatever was audited."""
+def page(audit: Audit, command: str = "", decode: Callable[[int], str] | None = None) -> str:
+    """Make a page of an audit, of at most some 5 MB, of which plotly.js is 4.8, whatever was audited.
+
+    Args:
+        audit: what it shows.
+        command: by which it was made, to stand at its top.
+        decode: writes the text of a token id, so that the worst sequences are words; boxes if not given.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -67,7 +73,7 @@ def page(audit: Audit) -> str:
     )
     css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
     top, trials = audit.headline, audit.trials[:MAX_TRIALS]
-    under, data = _pictures(audit, trials)
+    under, data = _pictures(audit, trials, decode)
     sections = [("gap", "Size"), ("where", "Where"), ("estimators", "Estimators"), ("worst", "Worst sequences")]
     return environment.get_template("page.html").render(
         css=css,
@@ -76,8 +82,13 @@ def page(audit: Audit) -> str:
         data=Markup(data),
         cell=cell_html,
         html=to_html,
-        top=replace(top, sentence=cut_off(top.sentence, MAX_LINE), todo=_lines(top.todo), why=_lines(top.why)),
+        todo=_lines(top.todo),
         verdict=audit.verdict,
+        last=tables.last(audit.verdict),
+        lines=_said(audit),
+        sizes=tables.sizes(audit),
+        command=cut_off(command, MAX_LINE),
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         counted=cut_off(counted(audit), MAX_LINE),
         run=cut_off(run_line(audit.info), MAX_LINE),
         notes=_lines(audit.notes),
@@ -89,9 +100,10 @@ def page(audit: Audit) -> str:
         under=under,
         level_tables=[tables.levels(some) for some in tables.level_groups(audit)],
         slice_tables=[tables.slices(by, rows) for by, rows in audit.slices.items()],
-        trials=tables.trials(trials),
+        trials=tables.trials(trials, audit.verdict),
         worst=[_card(one) for one in audit.worst],
         max_tokens=MAX_TOKENS,
+        words=decode is not None and any(one.token_ids is not None for one in audit.worst),
         meanings=tables.meanings(audit),
         version=__version__,
     )
@@ -103,20 +115,41 @@ def _lines(lines: Sequence[str]) -> tuple[str, ...]:
     return (*some, f"and {rest:,} more, which --json has") if rest > 0 else some
 
 
+def _said(audit: Audit) -> list[tuple[str, list[str]]]:
+    """What stands between the verdict and its numbers: why, the cause, what is known of such runs; as on a terminal."""
+    told = audit.verdict
+    others = [one.reason for one in told.findings if one.severity != "ok" and one.reason not in told.reason]
+    out: list[tuple[str, list[str]]] = [("why", [told.reason, *others])]
+    for label, text, _ in brief(audit.diagnosis, audit.info) if audit.diagnosis is not None else ():
+        if label or not out:
+            out.append((label, [text]))
+        else:
+            out[-1][1].append(text)
+    if told.action != "fix":  # of wrong numbers none is usual
+        out.append(("known", [audit.place.sentence]))
+    return [(label, [cut_off(text, MAX_LINE) for text in texts]) for label, texts in out]
+
+
 def _card(one: WorstSequence) -> WorstCard:
     size = digits(one.log_ratio, 3)
     said = f"{size} nats\nno interval: one sequence\nn = {count(one.tokens, 'token')}\nSum of its tokens' log ratios."
     kept = len(one.log_ratios)
     shown = "" if kept == one.length else f"; shown: {one.first:,} to {one.first + kept - 1:,} of {one.length:,}"
     cut = f", its first {MAX_TEXT:,} characters" if one.text is not None and len(one.text) == MAX_TEXT else ""
+    shown += f"; full colour: {digits(_full_colour(one), 2)} nats"
     return WorstCard(one.name, Cell(f"{size} nats", said), count(one.tokens, "token"), shown, one.text, cut)
 
 
 # What the pictures are drawn from, and the tables that stand under them: each picture's two come from one function
 
 
-def _pictures(audit: Audit, trials: Sequence[TrialRow]) -> tuple[dict[str, list[Under]], str]:
-    """Make the tables by the picture that they stand under, and JSON that no HTML parser can take for markup."""
+def _pictures(
+    audit: Audit, trials: Sequence[TrialRow], decode: Callable[[int], str] | None
+) -> tuple[dict[str, list[Under]], str]:
+    """Make the tables by the picture that they stand under, and JSON that no HTML parser can take for markup.
+
+    A picture that nothing stands under is not shown.
+    """
     heads = [Column("level", "left"), Column("n")]
     means = [[x.level, f"{x.n:,}", *pair("mean_ratio", x["mean_ratio"], x.n, x.level)] for x in audit.levels.values()]
     histograms = {name: _histogram(name, x) for name, x in audit.histograms.items()}
@@ -130,11 +163,16 @@ def _pictures(audit: Audit, trials: Sequence[TrialRow]) -> tuple[dict[str, list[
         "ess": [Under("", tables.trials(trials).only(0, 1, 7, 8, title=""))],
     }
     parts: dict[str, list[list[dict[str, float | None] | None]]] = {}
-    for name, number in _PARTS.items():
-        some = tables.length_parts(trials, NUM_BINS) if "length" in name else tables.sign_parts(trials)
-        under[name] = [Under("", tables.by_part(trials, some, number, ""))] if some else []
+    for name, some in (
+        ("by-length", tables.length_parts(trials, NUM_BINS)),
+        ("by-sign", tables.sign_parts(trials)),
+    ):
+        kept = replace(tables.by_part(trials, some, "kept_tokens_share", ""), notes=(_KEPT,))
+        under[name] = [Under("", tables.by_part(trials, some, "mean_weight", "")), Under("", kept)] if some else []
         outcomes = [[(x, of(x)) for _, of in some] for x in trials]
-        parts[name] = [[_point(x.number(part, number)) if part.units else None for x, part in row] for row in outcomes]
+        parts[name] = [
+            [_point(x.number(part, "mean_weight")) if part.units else None for x, part in row] for row in outcomes
+        ]
     where: dict[str, dict[str, Any]] = {}
     for cut, rows in audit.strata.items():
         by_level = [Under(level, tables.strata(cut, rows, level)) for level in ("token", "sequence")]
@@ -150,14 +188,14 @@ def _pictures(audit: Audit, trials: Sequence[TrialRow]) -> tuple[dict[str, list[
         ]
         where[cut] = {"words": CUT_WORDS[cut], "known": cut in KNOWN_BEFORE, "rows": drawn}
     data = {
-        "identity": [_point(level["mean_ratio"]) for level in audit.levels.values()],
+        "identity": [_mean_ratio(level["mean_ratio"]) for level in audit.levels.values()],
         "histograms": {name: bars for name, (_, bars) in histograms.items()},
         "tails": {name: curve for name, (_, curve) in tails.items()},
         "density": density,
         "ess": [{"raw": _point(x.raw), "applied": _point(x.number(x.all, "effective_share"))} for x in trials],
         "parts": parts,
         "where": where,
-        "worst": [_drawn_worst(one) for one in audit.worst],
+        "worst": [_drawn_worst(one, decode) for one in audit.worst],
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return under, text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -165,6 +203,11 @@ def _pictures(audit: Audit, trials: Sequence[TrialRow]) -> tuple[dict[str, list[
 
 def _point(x: Number) -> dict[str, float | None]:
     return {"value": plain(x.value), "low": plain(x.low), "high": plain(x.high), "sample": plain(x.sample)}
+
+
+def _mean_ratio(x: Number) -> dict[str, Any]:
+    refused = x.value is None and x.sample is not None
+    return _point(x) | {"refused": f"refused ({two(x.sample or 0.0)} here)" if refused else ""}
 
 
 def _histogram(name: str, histogram: Histogram) -> tuple[Table, dict[str, Any]]:
@@ -227,6 +270,7 @@ def _density(density: Density) -> tuple[Table, dict[str, Any]]:
     return Table.of(columns("tokens", "share", first=[Column("probability under mu", "left")]), rows), {
         "minus_log_mu": edges,
         "log_ratio": heights,
+        "linear": _usual(counts, heights),
         "counts": counts,
         "labels": labels,
         "said": said,
@@ -235,12 +279,28 @@ def _density(density: Density) -> tuple[Table, dict[str, Any]]:
     }
 
 
+def _usual(counts: Sequence[Sequence[int]], heights: Sequence[float]) -> float:
+    """Find the median |log ratio| of tokens that mu was not sure of, nats: up to it the picture's axis is linear."""
+    unsure = [sum(some) for some in zip(*counts[_UNSURE:], strict=True)]
+    middle = len(unsure) // 2
+    folded = [unsure[middle], *(unsure[middle + i] + unsure[middle - i] for i in range(1, middle + 1))]
+    half, total = sum(folded) / 2, 0
+    for i, some in enumerate(folded):
+        total += some
+        if total >= half:
+            return heights[middle + 1 + i]
+    return heights[-1]
+
+
+_UNSURE = 2 * (20 - 7)  # columns of the density from -log mu = 2^-7 on: probabilities below .992
+
+
 def _probability(nats: float) -> str:
     p = math.exp(-nats)
     return f"1 - {digits(1 - p, 1)}" if p > 0.9 else two(p)
 
 
-def _drawn_worst(one: WorstSequence) -> dict[str, Any]:
+def _drawn_worst(one: WorstSequence, decode: Callable[[int], str] | None) -> dict[str, Any]:
     ids: list[int | None] = [None] * len(one.mask) if one.token_ids is None else one.token_ids.tolist()
     said: list[str] = []
     for l, log_mu, counts in zip(one.log_ratios.tolist(), one.log_mu.tolist(), one.mask.tolist(), strict=True):
@@ -249,5 +309,13 @@ def _drawn_worst(one: WorstSequence) -> dict[str, Any]:
     places = [
         f"token {one.first + i:,} of the response" + ("" if x is None else f", id {x}") for i, x in enumerate(ids)
     ]
-    shades = [round(max(-1.0, min(1.0, l)), 3) if math.isfinite(l) else 0.0 for l in one.log_ratios.tolist()]
-    return {"places": places, "said": said, "shades": shades}
+    full = _full_colour(one)
+    shades = [round(max(-1.0, min(1.0, l / full)), 3) if math.isfinite(l) else 0.0 for l in one.log_ratios.tolist()]
+    words = [] if decode is None or one.token_ids is None else ["" if x is None or x < 0 else decode(x) for x in ids]
+    return {"places": places, "said": said, "shades": shades, "words": words}
+
+
+def _full_colour(one: WorstSequence) -> float:
+    """The size that has the full colour, nats: that of the token that is farthest off."""
+    sizes = [abs(l) for l in one.log_ratios.tolist() if math.isfinite(l)]
+    return max(sizes, default=0.0) or 1.0

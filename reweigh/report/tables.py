@@ -217,7 +217,8 @@ def to_html(table: Table) -> str:
             for column, cell in zip(table.columns, row, strict=True)
         )
         cells = (f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], rest, strict=True))
-        out.append(f'\n<tr><th scope="row">{first}</th>{"".join(cells)}</tr>')
+        strong = ' class="use"' if "bold" in row[0].style else ""
+        out.append(f'\n<tr{strong}><th scope="row">{first}</th>{"".join(cells)}</tr>')
     out.append("\n</tbody>\n</table>\n</div>")
     out += [f'\n<p class="soft">{escape(note)}</p>' for note in table.notes]
     return "".join(out)

@@ -154,11 +154,17 @@ def pair(name: str, number: Number, n: int, unit: str) -> tuple[Cell, Cell]:
     return Cell(text, tip(number, n, unit, text, ends)), Cell(ends)
 
 
-def counted(audit: Audit) -> str:
-    """Count what was read, in a line."""
+def counted(audit: Audit, brief: bool = False) -> str:
+    """Count what was read, in a line.
+
+    Args:
+        audit: what was read.
+        brief: leave out tokens and sequences, which stand over the numbers.
+    """
     token = audit.levels["token"]
-    files = str(audit.files[0].path) if len(audit.files) == 1 else f"{len(audit.files)} files"
-    text = f"{files}: {count(token.sequences, 'sequence')}, {count(token.tokens, 'token')}"
+    text = str(audit.files[0].path) if len(audit.files) == 1 else f"{len(audit.files)} files"
+    if not brief:
+        text += f": {count(token.sequences, 'sequence')}, {count(token.tokens, 'token')}"
     idle = sum(file.rows for file in audit.files) - token.sequences
     return text + (f" ({count(idle, 'row')} without a token that counts)" if idle else "")
 

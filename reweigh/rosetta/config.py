@@ -11,6 +11,7 @@ from itertools import permutations
 from typing import Any, cast
 
 from reweigh.estimators import Estimator, Factor
+from reweigh.guard import finite
 from reweigh.levels import log_ratio
 from reweigh.rosetta.frameworks import PROFILES, profile_of
 from reweigh.rosetta.plan import Reading, RefusedError
@@ -281,7 +282,9 @@ def _leaves(config: Mapping[str, Any], standing: _Standing, path: tuple[str, ...
 
 
 def _value(value: Any) -> Any:
-    """YAML 1.1 takes `1e-4` for a word."""
+    """YAML 1.1 takes `1e-4` for a word; an integer of hundreds of digits is no number that an option takes."""
+    if isinstance(value, int) and not finite(value):
+        return math.inf if value > 0 else -math.inf
     if isinstance(value, str) and "_" not in value:
         try:
             return float(value)

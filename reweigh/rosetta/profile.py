@@ -273,7 +273,15 @@ class Profile:
         for option in self.options:
             if option.name in given:
                 self._check(option, given[option.name])
-        reading = self.compose(given)
+        try:
+            reading = self.compose(given)
+        except TypeError:  # of a number that was switched off where the framework has no such value
+            off = [o.name for o in self.options if o.default is not None and o.name in given and given[o.name] is None]
+            if not off:
+                raise
+            raise RefusedError(
+                f"{self.name}: {', '.join(off)} must be a number, got null\nhint: leave it out for its default."
+            ) from None
         told = [f"{o.name}={given[o.name]}: {n}" for o in self.options if (n := _note(o, given))]
         return replace(reading, notes=(*reading.notes, *told)) if told else reading
 

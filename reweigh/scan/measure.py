@@ -3,6 +3,7 @@
 # pyarrow ships no types, and makes the functions of pyarrow.compute when it is imported.
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
 from reweigh.records.arrays import arrow, numbers, valid
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
-from reweigh.records.schema import REQUIRED, Origin, Report, Tally, Violation, fail
+from reweigh.records.schema import RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import (
     aligned,
     check_counts,
@@ -26,6 +27,7 @@ from reweigh.records.table import (
     check_values,
     conform,
     lengths_of,
+    replayed,
     single,
     stable_hashes,
     token_values,
@@ -268,7 +270,8 @@ def read(
             remedy.
     """
     source = (job.formats or formats(job.reader)).source(part.path)
-    rule = _Rule(frozenset() if job.keep_going else frozenset(job.strict_columns), tally)
+    strict = () if job.keep_going else job.strict_columns
+    rule = _Rule(frozenset(strict), tally, records=not job.keep_going)
     lenient = any(family.columns is None for family in job.families)
     for raw, origin in source.read(part, job.columns, job.batch_tokens, rule):
         table, origin, whole = _usable(raw, origin, job, rule)
@@ -293,12 +296,24 @@ def read(
                 if not some.num_rows:
                     before += size
                     continue
+            if job.rows.replay:
+                some = _replayed(some, here)
             good, place = (some, here) if kept is None else _rows(some, here, kept)
             check_values(good, place, tally if job.keep_going else partial(_refuse, part.path, tally))
             if lenient:
                 check_counts(good, place, tally)
             yield Part(some, here, kept, before)
             before += size
+
+
+def _replayed(table: pa.Table, origin: Origin) -> pa.Table:
+    if "log_support_pi" not in table.schema.names or single(table, "log_support_pi").null_count:
+        raise ValueError(
+            f"{origin.place(0)}: --replay needs log_support_pi in every row: the log of the mass that pi has on what "
+            "the sampler kept\n"
+            "hint: have the engine return what it kept (support_ids), and `reweigh rescore` compute it."
+        )
+    return replayed(table)
 
 
 NOT_CHOSEN = "rows that were not asked for"
@@ -381,16 +396,18 @@ class _Rule:
         strict: columns where it is an error.
         tally: counts the rest.
         known: columns whose faults were counted before.
+        records: whether a record of a dump that is no good is an error, whatever is wrong with it.
     """
 
     strict: frozenset[str]
     tally: Tally
     known: frozenset[str] = frozenset()
+    records: bool = False
 
     def __call__(self, violation: Violation) -> None:
         """Report a fault of type or length."""
         column = violation.rule.partition(":")[0]
-        if column in self.strict:
+        if column in self.strict or (self.records and violation.counted == RECORDS_LOST):
             fail(violation)
         if column not in self.known:
             self.tally(violation)
@@ -408,7 +425,8 @@ def _refuse(path: Path, report: Report, violation: Violation) -> None:
 
 # Sums as bytes: how they travel between processes and into a file. Reading them runs no code.
 
-_MAGIC = b"reweigh2"
+_MAGIC = b"reweigh3"
+_BEFORE = len(_MAGIC) + 4 + 8  # bytes: a checksum of all that follows it, and the size of the header
 _TYPES: tuple[type, ...] = (RatioStats, Violation)
 _LEVELS: Mapping[str, Level] = {level.name: level for level in LEVELS}
 
@@ -431,22 +449,25 @@ def pack(value: Any, types: Sequence[type] = ()) -> bytes:
     arrays: list[np.ndarray[Any, Any]] = []
     head = json.dumps(_tree(value, arrays, frozenset((*_TYPES, *types)))).encode()
     body = b"".join(array.tobytes() for array in arrays)
-    return b"".join((_MAGIC, len(head).to_bytes(8, "little"), head, body))
+    rest = b"".join((len(head).to_bytes(8, "little"), head, body))
+    return b"".join((_MAGIC, zlib.crc32(rest).to_bytes(4, "little"), rest))
 
 
 def unpack(data: bytes, types: Sequence[type] = ()) -> Any:
     """Read what `pack` was given.
 
     Raises:
-        ValueError: it is not what `pack` writes, or not all of it.
+        ValueError: it is not what `pack` writes, not all of it, or damaged.
         KeyError: a dataclass is in it that is not among the types.
     """
-    start = len(_MAGIC) + 8
-    end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
-    if data[: len(_MAGIC)] != _MAGIC or len(data) < end:
+    magic = len(_MAGIC)
+    end = _BEFORE + int.from_bytes(data[magic + 4 : _BEFORE], "little")
+    if data[:magic] != _MAGIC or len(data) < end:
         raise ValueError(f"unpack: not sums of a scan, or cut short: {len(data)} bytes that start {data[:8]!r}")
+    if zlib.crc32(data[magic + 4 :]) != int.from_bytes(data[magic : magic + 4], "little"):
+        raise ValueError(f"unpack: damaged: the checksum of its {len(data)} bytes is another one")
     known = {_name(t): t for t in (*_TYPES, *types)}
-    return _value(json.loads(data[start:end]), _Body(memoryview(data)[end:]), known)
+    return _value(json.loads(data[_BEFORE:end]), _Body(memoryview(data)[end:]), known)
 
 
 _MOST_HEAD = 1 << 28
@@ -454,8 +475,8 @@ _MOST_HEAD = 1 << 28
 
 def head_of(file: IO[bytes]) -> Any:
     """Read the first member of a list that `pack` wrote, if it is plain: None if it is not what `pack` writes."""
-    start = file.read(len(_MAGIC) + 8)
-    size = int.from_bytes(start[len(_MAGIC) :], "little")
+    start = file.read(_BEFORE)
+    size = int.from_bytes(start[len(_MAGIC) + 4 :], "little")
     if start[: len(_MAGIC)] != _MAGIC or not 0 < size < _MOST_HEAD:
         return None
     try:

@@ -82,6 +82,7 @@ class Rows:
         where: conditions, all of which must hold.
         share: of the prompts (responses where none is recorded), chosen by hash: the same in every file and run.
         limit: at most so many responses, the first that are chosen.
+        replay: read log_pi over the sampler's support, where `log_support_pi` says what mass pi has there.
 
     Raises:
         ValueError: unless 0 < share <= 1 and limit >= 1.
@@ -90,6 +91,7 @@ class Rows:
     where: tuple[Condition, ...] = ()
     share: float = 1.0
     limit: int | None = None
+    replay: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a choice of nothing."""
@@ -99,7 +101,9 @@ class Rows:
             raise ValueError(f"--limit: must be at least 1, got {self.limit}")
 
     @classmethod
-    def of(cls, where: Iterable[str] = (), share: float = 1.0, limit: int | None = None) -> "Rows":
+    def of(
+        cls, where: Iterable[str] = (), share: float = 1.0, limit: int | None = None, replay: bool = False
+    ) -> "Rows":
         """Read conditions as `--where` has them.
 
         Raises:
@@ -110,23 +114,26 @@ class Rows:
             >>> print(*Rows.of(["step >= 10 and env = maths"]).where, sep="; ")
             step >= 10; env = maths
         """
-        return cls(tuple(_read(one) for text in where for one in _AND.split(text)), share, limit)
+        return cls(tuple(_read(one) for text in where for one in _AND.split(text)), share, limit, replay)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Name the columns that the conditions read."""
-        return tuple(dict.fromkeys(c.column for c in self.where if c.column not in ("length", "source")))
+        """Name the columns that the choice reads."""
+        more = ("log_support_pi",) * self.replay
+        return (*dict.fromkeys(c.column for c in self.where if c.column not in ("length", "source")), *more)
 
     @property
     def identity(self) -> dict[str, Any]:
         """Say what is chosen, by the name of the option."""
-        return {"--where": [str(one) for one in self.where], "--sample": self.share, "--limit": self.limit}
+        chosen = {"--where": [str(one) for one in self.where], "--sample": self.share, "--limit": self.limit}
+        return chosen | ({"--replay": True} if self.replay else {})
 
     def __str__(self) -> str:
         """Say it in words."""
         said = [" and ".join(map(str, self.where))] if self.where else []
         said += [f"{self.share:g} of the prompts"] if self.share < 1 else []
         said += [f"the first {self.limit:,}"] if self.limit is not None else []
+        said += ["over the sampler's support"] if self.replay else []
         return ", ".join(said) or "all"
 
     def chosen(self, table: pa.Table, path: Path) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from reweigh.dumps import formats
 from reweigh.records.files import Formats, Paths, cut
-from reweigh.records.schema import REQUIRED, RunInfo, Violation
+from reweigh.records.schema import RECORDS_LOST, REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
 from reweigh.scan.engines import Engine, Task, Workers
 from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured, measure_next
@@ -116,7 +116,7 @@ class Scanned:
         """Give the rules because of which rows were left out, of those on these columns, or files."""
         for one in self.notes.values():
             rows = one.counted == "rows" and one.rule != NO_TOKEN and one.rule.partition(":")[0] in columns
-            if rows or one.counted in ("files", "responses"):
+            if rows or one.counted in ("files", "responses", RECORDS_LOST):
                 yield one
 
     def done(self) -> None:

@@ -449,7 +449,8 @@ class Tokens:
     @cached_property
     def gap(self) -> Array:
         """`log pi - log mu`, nats."""
-        return self.log_pi - self.log_mu
+        with np.errstate(invalid="ignore"):  # of two infinities: NaN, as a log-prob that is none
+            return self.log_pi - self.log_mu
 
     @cached_property
     def squares(self) -> Array:

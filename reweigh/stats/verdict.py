@@ -408,7 +408,7 @@ def _numbers(gap: Gap) -> str:
         return gap.words
     said = [] if gap.kl is None else [f"KL(mu||pi) is {_nats(gap.kl)} nats a token"]
     if gap.effective is not None:
-        sample = " in this sample" if gap.refusal else ""
+        sample = " here" if gap.refusal else ""
         most = share(gap.effective) if gap.effective <= _NEARLY_ALL or gap.effective == 1 else f"over {_NEARLY_ALL:.2%}"
         whole = f"the {count(gap.few, 'response')} read, which are few," if gap.few else "the responses"
         said.append(f"{most} of {whole} effective{sample}")

@@ -1,5 +1,6 @@
 """Holds the history of a run: metrics by name, one run's points, and what was left out."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,4 +226,7 @@ def number(value: Any) -> float | None:
             return float(text) if text else None
         except ValueError:
             return None
-    return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else None
+    try:
+        return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else None
+    except OverflowError:  # an integer beyond float64
+        return math.inf if value > 0 else -math.inf
