@@ -1,4 +1,4 @@
-"""Measure what each truncating estimator makes of an advantage that says nothing, before and after centring, with intervals.
+"""Measure what truncating estimators make of an advantage that says nothing, plain and centred, with intervals.
 
 python benchmarks/drift.py                    # on simulated places: noise of an engine, and lag
 python benchmarks/drift.py FILE ...           # on records that hold the sampler's k likeliest tokens of both policies
