@@ -3,10 +3,11 @@
 python benchmarks/drift.py                    # on simulated places: noise of an engine, and lag
 python benchmarks/drift.py FILE ...           # on records that hold the sampler's k likeliest tokens of both policies
 
-At a place, an advantage of 1 moves the logits by `mu_v w_v - (sum_u mu_u w_u) pi_v` in the mean: half of the sum of its absolute
-values is the probability that is pushed about, a unit of advantage a token. It needs no sampling: the candidates are at hand, and what
-is not named stands as one more token. After centring with all of them nothing would be left by construction, so the k likeliest are cut
-to half (or to `--keep`), and the others are what centring is judged on. Intervals are 95%, over sequences.
+At a place, an advantage of 1 moves the logits by `mu_v w_v - (sum_u mu_u w_u) pi_v` in the mean: half of the sum of
+its absolute values is the probability that is pushed about, a unit of advantage a token. It needs no sampling: the
+candidates are at hand, and what is not named stands as one more token. After centring with all of them nothing would
+be left by construction, so the k likeliest are cut to half (or to `--keep`), and the others are what centring is
+judged on. Intervals are 95%, over sequences.
 """
 
 import argparse

@@ -54,7 +54,8 @@ class TransformersEngine(ForcingEngine):
         self._batch_size = batch_size
         self._support = support
         self._fp8_cache = fp8_cache
-        self._head: Any = copy.deepcopy(model.get_output_embeddings()).float() if float32_head else None
+        head: Any = model.get_output_embeddings()
+        self._head: Any = copy.deepcopy(head).float() if float32_head else None
         self._note = note
 
     @property
