@@ -1,13 +1,14 @@
-"""Measure what truncating estimators make of an advantage that says nothing, plain and centred, with intervals.
+"""Measure what truncating estimators make of an advantage that says nothing, before and after centring.
 
-python benchmarks/drift.py                    # on simulated places: noise of an engine, and lag
+python benchmarks/drift.py                    # on simulated places
+python benchmarks/drift.py --write FILE       # makes records: SmolLM2 in bfloat16 samples, in float32 it trains
 python benchmarks/drift.py FILE ...           # on records that hold the sampler's k likeliest tokens of both policies
 
-At a place, an advantage of 1 moves the logits by `mu_v w_v - (sum_u mu_u w_u) pi_v` in the mean: half of the sum of
-its absolute values is the probability that is pushed about, a unit of advantage a token. It needs no sampling: the
-candidates are at hand, and what is not named stands as one more token. After centring with all of them nothing would
-be left by construction, so the k likeliest are cut to half (or to `--keep`), and the others are what centring is
-judged on. Intervals are 95%, over sequences.
+At a place, an advantage of 1 moves the logits by `mu_v w_v - (sum_u mu_u w_u) pi_v` in the mean: half of the sum of its
+absolute values is the probability that is pushed about, a unit of advantage a token. It needs no sampling: candidates
+are at hand, and what is not named stands as one more token. After centring with all of them nothing would be left by
+construction, so the k likeliest are cut to half (or to `--keep`), and the others are what it is judged on. Intervals
+are 95%, over sequences.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from torch import Tensor
 from reweigh import (
     Batch,
     Candidates,
+    Estimator,
     centred,
     cispo_cap,
     ctpo,
@@ -62,7 +64,7 @@ ESTIMATORS = {
 }
 
 
-def pushed(batch: Batch, estimator, keep: int) -> tuple[Tensor, Tensor]:
+def pushed(batch: Batch, estimator: Estimator, keep: int) -> tuple[Tensor, Tensor]:
     """Probability that is pushed about at each place, before and after centring with the first `keep` candidates."""
     given = batch.candidates
     centre = centred(estimator)(batch).centre
@@ -113,6 +115,59 @@ def simulated(gap: float, k: int, seed: int = 0, sequences: int = 64, length: in
     return Batch.padded(log_pi, log_mu, torch.ones_like(log_pi), candidates=Candidates(ids, top_mu, top_pi))
 
 
+PROMPTS = (
+    "The capital of France is a city that",
+    "To bake bread one needs",
+    "Question: what is 17 times 24? Answer: let us",
+    "def fibonacci(n):",
+    "In the year 1850 the railway",
+    "The doctor told her patient that",
+    "Water boils at a lower temperature when",
+    "Once upon a time a fox",
+)
+
+
+@torch.inference_mode()
+def write(path: str, k: int, each: int = 4, tokens: int = 40) -> None:
+    """Sample from SmolLM2 in bfloat16 with a cache, score in float32 without one, and keep the k likeliest of both."""
+    from reweigh.probe.models import find_model, load_model, load_tokenizer
+    from reweigh.records import RecordWriter
+
+    source = find_model("smollm2")
+    tokenizer, sampler, trainer = load_tokenizer(source), load_model(source, "bfloat16"), load_model(source, "float32")
+    g = torch.Generator().manual_seed(0)
+    with RecordWriter(path) as out:
+        for number, prompt in enumerate(PROMPTS):
+            start = tokenizer(prompt, return_tensors="pt").input_ids.expand(each, -1)
+            ids, cache, whole, held = start, None, start, []
+            for _ in range(tokens):
+                made = sampler(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache, log_p = made.past_key_values, made.logits[:, -1].float().log_softmax(-1)
+                ids = torch.multinomial(log_p.exp(), 1, generator=g)
+                whole = torch.cat([whole, ids], 1)
+                held.append((log_p.gather(-1, ids)[:, 0], *log_p.topk(k, -1)))
+            log_mu, top_mu, top = (torch.stack(x, 1) for x in zip(*held, strict=True))
+            logits = trainer(input_ids=whole).logits[:, start.shape[1] - 1 : -1].float().log_softmax(-1)
+            own = whole[:, start.shape[1] :]
+            log_pi = logits.gather(-1, own[..., None])[..., 0]
+            top_pi = logits.gather(-1, top)
+            out.write(
+                [
+                    {
+                        "prompt_id": str(number),
+                        "sequence_id": f"{number}-{i}",
+                        "log_mu": log_mu[i].tolist(),
+                        "log_pi": log_pi[i].tolist(),
+                        "token_ids": own[i].tolist(),
+                        "top_ids": top[i].tolist(),
+                        "top_log_mu": top_mu[i].tolist(),
+                        "top_log_pi": top_pi[i].tolist(),
+                    }
+                    for i in range(each)
+                ]
+            )
+
+
 def measure(batches: list[Batch], keep: int | None) -> str:
     """The table."""
     held = {name: ([], [], []) for name in ESTIMATORS}
@@ -134,12 +189,16 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*")
+    parser.add_argument("--write", help="where to write records of SmolLM2, sampled in bfloat16 and scored in float32")
     parser.add_argument("--keep", type=int, help="candidates to centre with; half of them if not given")
     parser.add_argument("--gap", type=float, nargs="*", default=[0.02, 0.2], help="nats, of simulated logits")
     parser.add_argument("--k", type=int, default=40, help="candidates of simulated places")
     args = parser.parse_args()
+    if args.write:
+        write(args.write, args.k)
+        return
     for path in args.files:
-        batches = [one.batch for one in read_batches(path)]
+        batches = [replace(one.batch, candidates=one.candidates) for one in read_batches(path)]
         held = [b for b in batches if b.candidates is not None]
         if not held:
             raise SystemExit(f"{path}: no candidates\nhint: records with top_ids, top_log_mu and top_log_pi hold them.")
