@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from reweigh.cli.options import Form, FormName, Json, Quiet
+from reweigh.cli.matrix import matrix as in_matrix
+from reweigh.cli.options import Form, FormName, Html, Json, Quiet
 from reweigh.cli.output import INTERRUPTED, print_written, stderr
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from reweigh.probe.run import Progress as Report
 
 EngineName = Literal["transformers", "openai", "vllm"]  # of reweigh.probe.run, which takes seconds to load
+DesignName = Literal["one", "pairs", "full"]  # of reweigh.probe.matrix
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -136,6 +138,27 @@ def probe(
     export: Annotated[
         Path | None, typer.Option("--export-model", help="Write --model as a folder that an engine can serve.")
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=A,B",
+            help="Measure with each value of an option, the first as the base: dtype, batch_size, temperature, top_p, "
+            "trainer_dtype, trainer_attention, trainer_batch_tokens, an argument of the engine. Repeatable.",
+        ),
+    ] = None,
+    arms: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML with whole arms, and servers to start; docs/probe.md.")
+    ] = None,
+    design: Annotated[
+        DesignName, typer.Option(help="Of --vary: single changes, pairs and all at once too, or every combination.")
+    ] = "pairs",
+    matrix: Annotated[
+        Path, typer.Option(metavar="DIR", help="Keeps what --vary and --arms measure; a second run goes on there.")
+    ] = Path("report/matrix"),
+    arm_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="That sampling or scoring of an arm may take.")
+    ] = None,
+    html: Html = None,
     form: Form = "text",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -144,7 +167,8 @@ def probe(
 
     What is printed is the path of what was written. Without options: the built-in model, bfloat16 against float32. An
     engine that is in an environment of its own samples there, and the trainer scores in another: the last three
-    examples. Exit code 0; 2 if model, engine or options cannot be used; 130 after Ctrl-C: samples and rows are kept.
+    examples but one. Exit code 0; 2 if model, engine or options cannot be used; 130 after Ctrl-C: samples and rows are
+    kept.
 
     \b
     Examples:
@@ -153,11 +177,13 @@ def probe(
       reweigh probe --export-model DIR
       reweigh probe --engine vllm --model DIR --sample-only a.rollouts
       reweigh probe --rescore a.rollouts --out report/records.parquet
+      reweigh probe --vary kv_cache_dtype=fp8,auto --vary dtype=bfloat16,float32
     """
     form = "json" if as_json else form
     from transformers.utils import logging as transformers_logging
 
     from reweigh.probe.engine import ProbeError, SamplingSettings, load_prompts
+    from reweigh.probe.matrix import Setup
     from reweigh.probe.models import SMOLLM2, export_model, find_model, number_format
     from reweigh.probe.run import EngineName as Engine
     from reweigh.probe.run import EngineOptions, ScorerOptions, rollout_path
@@ -197,6 +223,12 @@ def probe(
         )
         settings = SamplingSettings(temperature, top_p, max_tokens, seed, samples_per_prompt)
         chosen = load_prompts(prompts, _NUM_PROMPTS if num_prompts is None and prompts is None else num_prompts)
+        if vary or arms is not None:
+            if sample_only is not None:
+                raise ProbeError("--sample-only: not with --vary or --arms\nhint: the matrix samples for itself.")
+            run = (vary or [], arms, design, matrix, arm_timeout, html, form)
+            in_matrix(console, Setup(options, settings, scoring), chosen, *run)
+            return
         if sample_only is not None:
             if sample_only.exists():
                 raise ProbeError(f"--sample-only: {sample_only} is there already\nhint: name another, or delete it.")
