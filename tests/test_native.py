@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from batches import packed, random_batch
@@ -20,12 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reweigh import GEOMETRIC, SEQUENCE, TOKEN, TURN, WORST, Batch, RatioStats, native, seq_tis, weigh
+from reweigh.audit.pictures import Density, Histogram
+from reweigh.audit.trial import Trial, trials_of
+from reweigh.audit.walked import Walked
+from reweigh.audit.where import TokenRows
 from reweigh.layout import Padded
-from reweigh.levels import k1, k2, k3, log_ratio, prob_diff
-from reweigh.named import NAMED
+from reweigh.levels import PREFIX, k1, k2, k3, log_ratio, prob_diff
+from reweigh.named import NAMED, geo_rs, naive, prefix_tis, token_mis
 from reweigh.native import walk
+from reweigh.scan.tokens import Shared
 from reweigh.stats import sums
-from reweigh.transforms import ParetoSmooth
+from reweigh.transforms import Clip, ParetoSmooth, Screen
 
 LEVELS = (TOKEN, TURN, SEQUENCE)
 ROOT = Path(__file__).parents[1]
@@ -261,6 +267,68 @@ def test_folds_are_those_of_torch(level, of, scale, monkeypatch):
             expected = by_torch(monkeypatch, lambda b=b, e=estimator: e(replace(b, seen=None)))
             torch.testing.assert_close(got.log_w, expected.log_w, rtol=digits, atol=digits)
             assert got.log_w.dtype == expected.log_w.dtype
+
+
+def records_of(lengths, spread, seed):
+    """A packed batch with holes in its mask, seen as the scan sees it."""
+    g = torch.Generator().manual_seed(seed)
+    n = sum(lengths)
+    log_mu = -4 * torch.rand(n, generator=g) ** 3
+    log_pi = log_mu + spread * torch.randn(n, generator=g)
+    offsets, mask = torch.tensor([0, *lengths]).cumsum(0), torch.rand(n, generator=g) < 0.8
+    group = torch.randint(0, 9, (len(lengths),), generator=g)
+    return Shared.of(Batch.packed(log_pi, log_mu, offsets, mask, group=group, check=False).with_ratio())
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.5, 8.0, 60.0])
+@pytest.mark.parametrize("lengths", [[], [0], [1], [3, 0, 16, 17, 64, 65, 0, 300], [70_000], [9] * 40])
+def test_where_the_gap_sits_is_what_numpy_finds(lengths, spread):
+    batch = records_of(lengths, spread, len(lengths))
+    walked = Walked.of(batch)
+    assert walked is not None
+    rows = TokenRows.of(batch)
+    pieces = rows.by_position()
+    index = pieces.code * 64 + rows.buckets[pieces.seq]
+    expected = [np.bincount(index, row, 53 * 64).reshape(53, 64) for row in pieces.sums]
+    scale = 1e-6 * max(1.0, spread) * max([1, *lengths])
+    for got, want in zip(walked.positions.swapaxes(0, 1), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=scale)
+    np.testing.assert_allclose(walked.sequences, rows.by_sequence(pieces), rtol=1e-5, atol=scale)
+    log_ratio, live = batch.batch.log_ratio, batch.runs.mask
+    assert torch.equal(Histogram.of_shapes(walked.shapes).counts, Histogram.of(log_ratio[live]).counts)
+    assert np.array_equal(walked.density, Density.of(batch).counts.numpy())
+    bins = (batch.batch.log_mu[live] * np.float32(-4 / math.log(10))).clamp(0, 24).long()
+    for k, x in enumerate((torch.ones_like(log_ratio), log_ratio, log_ratio.abs(), log_ratio.square())):
+        want = torch.zeros(25, dtype=torch.float64).index_add(0, bins, x[live].double())
+        np.testing.assert_allclose(walked.probabilities[:, k].sum(-1), want, rtol=1e-6, atol=scale)
+
+
+TOKENWISE = {
+    "one": weigh(TOKEN, Clip(0.5, 2.0)),
+    "reject": token_mis(0.5, 5.0),
+    "prefix": prefix_tis(2.0),
+    "screen": weigh(PREFIX, Screen(0.7, 1.5)),
+    "scaled": weigh(TOKEN, Clip(0.0, 3.0), scale=-2.0),
+    "small": weigh(TOKEN, Clip(0.0, 1e-30)),
+    "mixed": geo_rs(0.9, 1.1) * prefix_tis(2.0) * token_mis(0.5, 2.0) * seq_tis(1.5),
+}
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.5, 8.0])
+@pytest.mark.parametrize("lengths", [[0], [1], [3, 0, 16, 17, 64, 65, 0, 300], [5_000], [9] * 40])
+def test_trials_are_those_of_torch(lengths, spread, monkeypatch):
+    def tried():
+        return trials_of(TOKENWISE | {"naive": naive()}, records_of(lengths, spread, 3))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "of_weights", None)  # so that every one of them is walked
+        got = tried()
+    for name, want in by_torch(monkeypatch, tried).items():
+        one = got[name]
+        assert torch.equal(one.counts, want.counts), name
+        for field in ("log_weight", "log_square", "log_largest"):
+            torch.testing.assert_close(getattr(one, field), getattr(want, field), rtol=1e-5, atol=2e-5, msg=name)
+        torch.testing.assert_close(one.limits, want.limits, rtol=1e-4, atol=1e-4 * max(1, len(lengths)), msg=name)
 
 
 @pytest.mark.parametrize("value", [0.5, math.inf, math.nan])

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh.audit.walked import COLUMN_OF_BITS, DENSITY_COLUMNS, DENSITY_ROWS, ROW_OF_BITS, X_LOW, Y_LOW
 from reweigh.scan.tokens import Part, Shared
 from reweigh.stats.summary import Summary
 from reweigh.stats.sums import RatioStats
@@ -39,13 +40,17 @@ class Histogram:
         if x.dtype == torch.float32:
             # Sign, exponent and the first five digits behind the point are a float32's first 14 bits, and are a cell.
             bits = x.numpy().view(np.uint32) >> 18
-            by_bits = np.bincount(bits.astype(np.int64), minlength=len(_CELL_OF_BITS))
-            found = np.bincount(_CELL_OF_BITS, by_bits, 2 * _SIDE).astype(np.int64)  # counts are exact in float64
-            counts = torch.from_numpy(found).view(2, _SIDE)
+            counts = cls.of_shapes(np.bincount(bits.astype(np.int64), minlength=len(_CELL_OF_BITS))).counts
         else:
             counts = torch.bincount(_cells(x), minlength=2 * _SIDE).view(2, _SIDE)
         counts[0, 0] -= zeros
         return cls(counts)
+
+    @classmethod
+    def of_shapes(cls, shapes: NDArray[np.int64]) -> "Histogram":
+        """Put together counts of float32 numbers by their first 14 bits."""
+        found = np.bincount(_CELL_OF_BITS, shapes, 2 * _SIDE).astype(np.int64)  # counts are exact in float64
+        return cls(torch.from_numpy(found).view(2, _SIDE))
 
     def __add__(self, other: "Histogram") -> "Histogram":
         """Count the values of both."""
@@ -109,13 +114,6 @@ class Bars:
     outside: int
 
 
-# Cells of the density: half octaves of |log ratio| from 2^-14 to 2^7 nats on both sides of 0, and of -log mu from 2^-20
-# to 2^5. A float32's sign, exponent and first digit behind the point are a cell, so that no logarithm is taken.
-_Y_LOW, _Y_HIGH, _X_LOW, _X_HIGH = -14, 7, -20, 5
-DENSITY_ROWS = 2 * 2 * (_Y_HIGH - _Y_LOW) + 1
-DENSITY_COLUMNS = 2 * (_X_HIGH - _X_LOW)
-
-
 @dataclass(frozen=True, eq=False)
 class Density:
     """Counts of tokens by probability under mu and by log ratio; `a + b` is the density of both.
@@ -138,8 +136,8 @@ class Density:
         log_mu, log_ratio = (
             x.float().numpy().view(np.uint32) >> 22 for x in (shared.batch.log_mu, shared.batch.log_ratio)
         )
-        index = np.take(_COLUMN_OF_BITS, log_mu)
-        index += np.take(_ROW_OF_BITS, log_ratio)
+        index = np.take(COLUMN_OF_BITS, log_mu)
+        index += np.take(ROW_OF_BITS, log_ratio)
         cells = DENSITY_COLUMNS * DENSITY_ROWS
         np.putmask(index, ~shared.runs.mask.numpy(), cells)
         counts = np.bincount(index, minlength=cells + 1)[:-1]
@@ -152,25 +150,13 @@ class Density:
     @staticmethod
     def row_edges() -> list[float]:
         """Say where rows end, nats; the outermost cells go on beyond."""
-        above = [2.0 ** (_Y_LOW + i // 2) * (1.5 if i % 2 else 1.0) for i in range(DENSITY_ROWS // 2 + 1)]
+        above = [2.0 ** (Y_LOW + i // 2) * (1.5 if i % 2 else 1.0) for i in range(DENSITY_ROWS // 2 + 1)]
         return [-x for x in reversed(above)] + above
 
     @staticmethod
     def column_edges() -> list[float]:
         """Say where columns end, as -log mu, nats."""
-        return [2.0 ** (_X_LOW + i // 2) * (1.5 if i % 2 else 1.0) for i in range(DENSITY_COLUMNS + 1)]
-
-
-def _of_bits() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Give the start of the column, and the row, of each value of a float32's first 10 bits."""
-    bits = np.arange(1 << 10)
-    place, middle = (bits & 511) - 2 * 127, DENSITY_ROWS // 2  # half octaves from 2^0, by magnitude
-    column = (place - 2 * _X_LOW).clip(0, DENSITY_COLUMNS - 1) * DENSITY_ROWS
-    magnitude = (place - 2 * _Y_LOW + 1).clip(0, middle)
-    return column.astype(np.int32), (middle + np.where(bits >= 512, -magnitude, magnitude)).astype(np.int32)
-
-
-_COLUMN_OF_BITS, _ROW_OF_BITS = _of_bits()
+        return [2.0 ** (X_LOW + i // 2) * (1.5 if i % 2 else 1.0) for i in range(DENSITY_COLUMNS + 1)]
 
 
 def _cells(x: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ from reweigh.audit.trial import (
     default_estimators,
     possible,
     refuse_batch_readers,
+    trials_of,
 )
+from reweigh.audit.walked import Walked
 from reweigh.audit.where import CUTS, Cut, Strata, TokenRows, all_strata
 from reweigh.estimators import Estimator
 from reweigh.levels import SEQUENCE, TOKEN, TURN
@@ -76,17 +78,24 @@ class AuditSums:
         layout = batch.layout
         levels = [TOKEN, SEQUENCE] + ([TURN] if layout.turn is not None else [])
         tried = default_estimators(batch) if estimators is None else possible(estimators, batch)
-        live, log_ratio = shared.runs.lengths, batch.log_ratio
-        by_sequence = shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64)
+        live, walked = shared.runs.lengths, Walked.of(shared)
+        if walked is None:
+            log_ratio = batch.log_ratio
+            tokens = Histogram.of(log_ratio, zeros=log_ratio.numel() - int(live.sum()))
+            density = Density.of(shared)
+            by_sequence = shared.runs.reduce(np.add, log_ratio.numpy(), 0, np.float64)
+        else:
+            tokens, density = Histogram.of_shapes(walked.shapes), Density(torch.from_numpy(walked.density))
+            by_sequence = np.ascontiguousarray(walked.sequences[1])
         return cls(
             {stats.level.name: stats for stats in RatioStats.of_levels(batch, levels)},
-            {name: Trial.of(estimator, shared) for name, estimator in tried.items()},
+            trials_of(tried, shared),
             {
-                "token": Histogram.of(log_ratio, zeros=log_ratio.numel() - int(live.sum())),
+                "token": tokens,
                 "sequence": Histogram.of(torch.from_numpy(by_sequence)[live > 0]),
             },
-            all_strata(TokenRows.of(shared), part),
-            Density.of(shared),
+            all_strata(TokenRows.of(shared, walked), part),
+            density,
             Worst.of(shared, by_sequence, part),
             {cut: Slices.of(cut, part) for cut in by},
             part.positive,

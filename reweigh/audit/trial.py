@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh import native
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator, Factor, Weights
-from reweigh.levels import Unit, heads, log_ratio
+from reweigh.levels import PREFIX, TOKEN, Unit, heads, log_ratio
 from reweigh.named import (
     NAMED,
     dppo_tv,
@@ -30,6 +31,8 @@ from reweigh.named import (
     trm,
     turn_tis,
 )
+from reweigh.native import walk
+from reweigh.native.walk import Tried
 from reweigh.scan.tokens import Runs, Shared
 from reweigh.stats.intervals import Number, bernoulli_kl, bounded, clustered, design_effect, t_quantile
 from reweigh.stats.sums import NUM_BINS, NUM_BUCKETS, SHIFT_STEP, bucket
@@ -209,18 +212,24 @@ def _below(factor: Factor) -> bool:
             return False
 
 
-def sums_of(estimator: Estimator, weights: Weights, shared: Shared, top: float) -> Tensor:
+def sums_of(estimator: Estimator, weights: Weights | Tensor, shared: Shared, top: float) -> Tensor:
     """Add up what the worst case needs of one batch, by cluster: `[64, 5]`, see `ROWS`. No weight is over `top`.
+
+    Weights are those of the batch, or what the compiled walk found, see `reweigh.native.walk.weigh`.
 
     With w the weights of a response's tokens, r its sequence ratio and all means over its tokens, `m = (mean w)^2`, and
     `v = 2 mean (w - r)_+ - mean w` if the weights are bounded: then v is bounded, and `1 + E v = E mean |w - r|` as `E
     r = 1`. Otherwise v is `mean |w - r|` itself.
     """
     runs = shared.runs
-    log_r = shared.estimator(_RATIO)(shared.batch).log_w.double().numpy()
+    log_r = _log_ratios(shared).double().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         if not estimator.factors:  # 1 for all: no need to look at tokens
             mean, over, under = np.ones_like(log_r), _above(np.zeros_like(log_r), log_r), np.zeros_like(log_r)
+        elif isinstance(weights, Tensor):
+            lengths = np.maximum(runs.lengths.numpy(), 1)
+            mean, over = weights[:, 3].numpy() / lengths, weights[:, 5].numpy() / lengths
+            under = np.zeros_like(over)
         elif weights.unit == "sequence":
             log_w = np.where(weights.keep.numpy(), weights.log_w.double().numpy(), -np.inf)
             mean, over, under = np.exp(log_w), _above(log_w, log_r), _above(log_r, log_w)
@@ -233,6 +242,10 @@ def sums_of(estimator: Estimator, weights: Weights, shared: Shared, top: float) 
     where = bucket(shared.batch).numpy()[some]
     sums = [np.bincount(where, row[some], NUM_BUCKETS) for row in rows]
     return torch.from_numpy(np.stack(sums, -1))
+
+
+def _log_ratios(shared: Shared) -> Tensor:
+    return shared.estimator(_RATIO)(shared.batch).log_w
 
 
 @dataclass(frozen=True)
@@ -387,6 +400,20 @@ class Trial:
     @classmethod
     def of(cls, estimator: Estimator, shared: Shared) -> "Trial":
         """Try it on one batch."""
+        return trials_of({"": estimator}, shared)[""]
+
+    @classmethod
+    def of_walk(cls, estimator: Estimator, shared: Shared, found: Tensor) -> "Trial":
+        """Add up what the compiled walk found that it does to the tokens of each sequence, see `walk.weigh`."""
+        lengths, range_ = shared.runs.lengths.numpy().astype(np.float64), Range.of(estimator)
+        kept, bounded, top, total, square, _ = found.numpy().T
+        cells = _by_bin(shared, [lengths, kept, bounded, lengths, kept], total, square, np.zeros_like(top), top)
+        limits = sums_of(estimator, found, shared, range_.high)
+        return cls("token", *cells, limits, range_, any(f.transform.moves_to_bound for f in estimator.factors))
+
+    @classmethod
+    def of_weights(cls, estimator: Estimator, shared: Shared) -> "Trial":
+        """Add up the weights that it gives."""
         w, runs = shared.estimator(estimator)(shared.batch), shared.runs
         lengths = runs.lengths.numpy().astype(np.float64)
         caps = any(factor.transform.moves_to_bound for factor in estimator.factors)
@@ -434,6 +461,58 @@ class Trial:
             [Outcome(*cell, *rest) for cell, *rest in zip(*rows, strict=True)]  # one cell of a bin
             for rows in zip(counts, *logs, strict=True)  # those of a sign
         ]
+
+
+def trials_of(estimators: Mapping[str, Estimator], shared: Shared) -> dict[str, Trial]:
+    """Try estimators on one batch, in one compiled walk as far as it can."""
+    ones = _ones(shared)
+    asked: dict[str, Tried] = {}
+    if native.library() is not None and shared.batch.log_ratio.dtype == torch.float32:
+        asked = {name: x for name, one in estimators.items() if (x := _tried(one, shared)) is not None}
+    found = {name: ones for name, one in estimators.items() if not one.factors and one.normalise is None}
+    if asked:
+        runs, ratios = shared.runs, _log_ratios(shared).clamp(max=80.0).double().exp().float()
+        sums = walk.weigh(shared.batch.log_ratio, runs.mask, runs.runs, ratios, list(asked.values()))
+        found |= {} if sums is None else dict(zip(asked, sums, strict=True))
+    return {
+        name: Trial.of_walk(one, shared, found[name]) if name in found else Trial.of_weights(one, shared)
+        for name, one in estimators.items()
+    }
+
+
+def _ones(shared: Shared) -> Tensor:
+    """What `walk.weigh` finds of weights that are all 1; the ratio is not compared with them."""
+    n = shared.runs.lengths.double()
+    return torch.stack([n, torch.zeros_like(n), torch.where(n > 0, 0.0, -torch.inf), n, n, torch.zeros_like(n)], -1)
+
+
+def _tried(estimator: Estimator, shared: Shared) -> Tried | None:
+    """Describe an estimator to the compiled walk; None if that cannot try it, or its weights are not of tokens."""
+    if (
+        not estimator.factors
+        or estimator.normalise
+        or estimator.unit != "token"
+        or not Range.of(estimator).high < math.exp(SHIFT_STEP)
+    ):
+        return None
+    of_tokens = list[tuple[str, str, float, float, float]]()
+    of_sequences = list[Factor]()
+    for factor in estimator.factors:
+        how = _HOW.get(type(factor.transform))
+        if factor.level.unit == "sequence" and not factor.sign:
+            of_sequences.append(factor)
+        elif how is None or factor.sign or factor.of is not log_ratio or factor.level not in (TOKEN, PREFIX):
+            return None
+        else:
+            low, high = (math.log(x) if x else -math.inf for x in (factor.transform.low, factor.transform.high))  # type: ignore[reportAttributeAccessIssue]
+            of_tokens.append((factor.level.name, how, low, high, factor.scale))
+    if not of_sequences:
+        return Tried(tuple(of_tokens))
+    whole = shared.estimator(Estimator(tuple(of_sequences)))(shared.batch)
+    return Tried(tuple(of_tokens), whole.log_w.float(), whole.keep, whole.bounded)
+
+
+_HOW: Mapping[type, str] = {Clip: "clip", Reject: "reject", Screen: "screen"}
 
 
 def _weights(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reweigh.audit.walked import Walked
 from reweigh.scan.cuts import (
     OTHER,
     Key,
@@ -61,22 +63,26 @@ class TokenRows:
     Attributes:
         shared: the batch.
         buckets: `[S]`: hash of each sequence's prompt.
-        values: `[N]` each, in the order of `ROWS`.
+        walked: sums that were made already.
     """
 
     shared: Shared
     buckets: NDArray[np.int64]
-    values: tuple[NDArray[np.generic], ...]
+    walked: Walked | None = None
 
     @classmethod
-    def of(cls, shared: Shared) -> "TokenRows":
-        """Take those of a batch on CPU; a ratio over e^709 is infinite, and so are the sums that it is in."""
-        log_ratio = shared.batch.log_ratio
+    def of(cls, shared: Shared, walked: Walked | None = None) -> "TokenRows":
+        """Take those of a batch on CPU."""
+        return cls(shared, bucket(shared.batch).numpy() if walked is None else walked.buckets, walked)
+
+    @cached_property
+    def values(self) -> tuple[NDArray[np.generic], ...]:
+        """Give `[N]` each, in the order of `ROWS`; a ratio over e^709 is infinite, and so are the sums it is in."""
+        log_ratio = self.shared.batch.log_ratio
         l = log_ratio.numpy()
         large = bool(len(l)) and l.max() > _SAFE
         excess = torch.expm1(log_ratio.double() if large else log_ratio).numpy()
-        values = (shared.runs.mask.numpy().view(np.uint8), l, np.abs(l), np.square(l), excess)
-        return cls(shared, bucket(shared.batch).numpy(), values)
+        return self.shared.runs.mask.numpy().view(np.uint8), l, np.abs(l), np.square(l), excess
 
     def by_position(self) -> Pieces:
         """Cut by place in the response, masked tokens counted along; see `POSITION_BINS`."""
@@ -205,11 +211,19 @@ def all_strata(rows: TokenRows, part: Part) -> dict[Cut, Strata]:
     """Add up by each cut that the records allow."""
     shared = rows.shared
     batch, runs = shared.batch, shared.runs
-    pieces = rows.by_position()
-    whole = Pieces(np.arange(runs.num_seqs), np.zeros(0, np.int64), rows.by_sequence(pieces))
+    if rows.walked is None:
+        pieces = rows.by_position()
+        by_sequence = rows.by_sequence(pieces)
+        by_position, by_probability = _by_piece(pieces, rows.buckets), _by_probability(rows)
+    else:
+        by_sequence = rows.walked.sequences
+        by_position = _split(np.arange(POSITION_BINS), list(rows.walked.positions.swapaxes(0, 1)))
+        four = list(rows.walked.probabilities.swapaxes(0, 1))
+        by_probability = _split(np.arange(PROBABILITY_BINS), [*four, np.zeros_like(four[0])])
+    whole = Pieces(np.arange(runs.num_seqs), np.zeros(0, np.int64), by_sequence)
     found = {
-        "position": Strata("position", _by_piece(pieces, rows.buckets)),
-        "probability": Strata("probability", _by_probability(rows)),
+        "position": Strata("position", by_position),
+        "probability": Strata("probability", by_probability),
         "length": _of_sequences("length", shared.bins, whole, rows.buckets),
     }
     if runs.turn is not None:

@@ -14,7 +14,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-VERSION = 2  # of the interface: kernel.h has the same
+VERSION = 3  # of the interface: kernel.h has the same
 NAME = "kernel.bin"  # on every system: a name that Python does not take for an extension module
 OFF = "REWEIGH_NATIVE"  # 0: not to be used
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
@@ -46,6 +46,51 @@ class Input(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("sequences", "slots", "pi_row", "mu_row", "given_row", "mask_row")),
         ("kind", ctypes.c_int32),
     ]
+
+
+class Tables(ctypes.Structure):
+    """`Tables` of kernel.h."""
+
+    _fields_ = [("column", ctypes.c_void_p), ("row", ctypes.c_void_p)]
+
+
+# What `rw_where` adds up, see `Places` of kernel.h: shapes, and whether they count.
+PLACES: dict[str, tuple[tuple[int, ...], bool]] = {
+    "sequences": ((0, 8), False),
+    "positions": ((53, 64, 5), False),
+    "probabilities": ((25, 64, 4), False),
+    "shapes": ((2**14 + 1,), True),
+    "density": ((50 * 85 + 1,), True),
+}
+
+
+class Places(ctypes.Structure):
+    """`Places` of kernel.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in PLACES]
+
+
+class Factor(ctypes.Structure):
+    """`Factor` of kernel.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("level", "how")),
+        *((name, ctypes.c_float) for name in ("low", "high", "scale")),
+    ]
+
+
+class Trial(ctypes.Structure):
+    """`Trial` of kernel.h."""
+
+    _fields_ = [
+        ("factors", ctypes.POINTER(Factor)),
+        ("size", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("log_w", "keep", "moved", "out")),
+    ]
+
+
+LEVELS = {"token": 0, "prefix": 1}
+HOW = {"clip": 0, "reject": 1, "screen": 2}
 
 
 @cache

@@ -10,7 +10,9 @@
   extern "C" int32_t rw_stats##S(const Input*, double*, double*, double*); \
   extern "C" int32_t rw_fold##S(const Input*, int32_t, double*, int64_t*); \
   extern "C" int32_t rw_count##S(const Input*, int64_t*);                  \
-  extern "C" int32_t rw_spread##S(const Input*, const void*, void*);
+  extern "C" int32_t rw_spread##S(const Input*, const void*, void*);       \
+  extern "C" int32_t rw_where##S(const Input*, const int64_t*, const Tables*, const Places*); \
+  extern "C" int32_t rw_weigh##S(const Input*, const float*, const Trial*, int64_t);
 
 DECLARE(_base)
 static int32_t limit = 9;  // tests set it
@@ -64,3 +66,9 @@ API int32_t rw_stats(const Input* in, double* token, double* sequence, double* t
 API int32_t rw_fold(const Input* in, int32_t all, double* out, int64_t* odd) { return CALL(rw_fold, in, all, out, odd); }
 API int32_t rw_count(const Input* in, int64_t* out) { return CALL(rw_count, in, out); }
 API int32_t rw_spread(const Input* in, const void* weights, void* out) { return CALL(rw_spread, in, weights, out); }
+API int32_t rw_where(const Input* in, const int64_t* buckets, const Tables* tables, const Places* out) {
+  return CALL(rw_where, in, buckets, tables, out);
+}
+API int32_t rw_weigh(const Input* in, const float* ratios, const Trial* trials, int64_t many) {
+  return CALL(rw_weigh, in, ratios, trials, many);
+}

@@ -684,6 +684,13 @@ bool sound(const Input& in) {
 }
 
 
+// Whether it is float32 ratios of a vector's runs, as `records.h` reads.
+bool of_records(const Input& in) {
+  return sound(in) && in.offsets && in.kind == FLOAT32 && (!in.slots || (in.given && in.mask));
+}
+
+#include "records.h"
+
 }  // namespace
 
 // The levels' results, SIZE doubles each; a null one is not wanted.
@@ -750,4 +757,22 @@ ENTRY(int32_t rw_spread)(const Input* in, const void* weights, void* out) {
   if (in->kind == FLOAT64) spread<double, Doubles>(*in, (const double*)weights, (double*)out);
   else spread<float, Floats>(*in, (const float*)weights, (float*)out);
   return DONE;
+}
+
+// Sums of where the gap sits; buckets are those of each sequence, 0 to 63. See `Places`.
+ENTRY(int32_t rw_where)(const Input* in, const int64_t* buckets, const Tables* tables, const Places* out) {
+  if (!of_records(*in) || (in->slots && !in->mu)) return BAD_OFFSETS;
+  void* place = malloc(sizeof(Where));
+  if (!place) return NO_MEMORY;
+  where(*(Where*)place, *in, buckets, *tables, *out);
+  free(place);
+  return DONE;
+}
+
+// What estimators do to tokens; ratios are those of each sequence. See `Trial`.
+ENTRY(int32_t rw_weigh)(const Input* in, const float* ratios, const Trial* trials, int64_t many) {
+  if (!of_records(*in)) return BAD_OFFSETS;
+  Buffer<float> prefix;
+  weigh(*in, ratios, trials, many, prefix);
+  return prefix.failed ? NO_MEMORY : DONE;
 }

@@ -2,12 +2,13 @@
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from reweigh import native
-from reweigh.native import ALL, FIELDS, NO_MEMORY, SIZES, Input
+from reweigh.native import ALL, FIELDS, HOW, LEVELS, NO_MEMORY, PLACES, SIZES, Factor, Input, Places, Tables, Trial
 
 KINDS = {getattr(torch, name): kind for name, kind in native.KINDS.items()}
 
@@ -106,6 +107,87 @@ def spread(weights: Tensor, mask: Tensor, offsets: Tensor | None) -> Tensor | No
     request[0].kind = KINDS[weights.dtype]
     call = (ctypes.byref(request[0]), ctypes.c_void_p(weights.data_ptr()), ctypes.c_void_p(out.data_ptr()))
     return out if _done(lib.rw_spread(*call)) else None
+
+
+def where(
+    given: Tensor, log_mu: Tensor, mask: Tensor, offsets: Tensor, bucket: Tensor, column: Tensor, row: Tensor
+) -> dict[str, Tensor] | None:
+    """Sum where the gap sits, and count tokens by the first bits of their log-probs; see `Places` of kernel.h.
+
+    Args:
+        given: `[N]` float32, log ratios.
+        log_mu: the same.
+        mask: `[N]`, bool.
+        offsets: `[S + 1]`.
+        bucket: `[S]` int64, 0 to 63.
+        column: `[1024]` int32, of a cell of the density, by the first ten bits of log mu.
+        row: the same, by those of the log ratio.
+    """
+    lib = native.library()
+    request = None if lib is None else _request(None, log_mu, given, mask, offsets)
+    fixed = (bucket, torch.int64), (column, torch.int32), (row, torch.int32)
+    if lib is None or request is None or not all(_plain(x) and x.is_contiguous() and x.dtype == t for x, t in fixed):
+        return None
+    if len(bucket) != request[0].sequences or len(column) != 1024 or len(row) != 1024:
+        return None
+    if int(column.min()) < 0 or int(row.min()) < 0 or int(column.max()) + int(row.max()) >= PLACES["density"][0][0] - 1:
+        return None
+    out: dict[str, Tensor] = {}
+    for name, (shape, counts) in PLACES.items():
+        shape = (request[0].sequences, shape[1]) if name == "sequences" else shape
+        out[name] = torch.zeros(shape, dtype=torch.int64 if counts else torch.float64)
+    tables, places = Tables(column.data_ptr(), row.data_ptr()), Places(*(x.data_ptr() for x in out.values()))
+    call = (ctypes.byref(request[0]), ctypes.c_void_p(bucket.data_ptr()), ctypes.byref(tables), ctypes.byref(places))
+    return out if _done(lib.rw_where(*call)) else None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An estimator whose weights are of tokens, as the compiled walk reads it.
+
+    Attributes:
+        factors: of its tokens: level ("token", "prefix"), how ("clip", "reject", "screen"), bounds in nats, and scale.
+        log_w: `[S]` float32, what its factors of sequences come to, nats; None without such factors.
+        keep: `[S]` bool, sequences that they keep.
+        moved: `[S]` bool, sequences that they moved to a bound.
+    """
+
+    factors: tuple[tuple[str, str, float, float, float], ...]
+    log_w: Tensor | None = None
+    keep: Tensor | None = None
+    moved: Tensor | None = None
+
+
+def weigh(given: Tensor, mask: Tensor, offsets: Tensor, ratios: Tensor, tried: Sequence[Tried]) -> list[Tensor] | None:
+    """Try estimators on tokens: for each `[S, 6]` float64, by sequence: tokens that are kept, kept ones at a bound, the
+    largest log-weight, and the sums of weights, of their squares, and of what they have over the sequence's ratio.
+
+    Args:
+        given: `[N]` float32, log ratios.
+        mask: `[N]`, bool.
+        offsets: `[S + 1]`.
+        ratios: `[S]` float32, of the sequences.
+        tried: the estimators; no log-weight of theirs may be over 80.
+    """
+    lib = native.library()
+    request = None if lib is None else _request(None, None, given, mask, offsets)
+    wholes = [x for one in tried for x in (one.log_w, one.keep, one.moved) if x is not None]
+    if lib is None or request is None or given.dtype != torch.float32 or not all(map(_plain, (ratios, *wholes))):
+        return None
+    if ratios.dtype != torch.float32 or any(x.shape != (request[0].sequences,) for x in (ratios, *wholes)):
+        return None
+    out = [torch.empty(request[0].sequences, 6, dtype=torch.float64) for _ in tried]
+    held: list[Tensor] = [ratios.contiguous()]
+    asked: list[Trial] = []
+    for one, to in zip(tried, out, strict=True):
+        rows = [Factor(LEVELS[level], HOW[how], *numbers) for level, how, *numbers in one.factors]
+        parts = [None if x is None else x.contiguous() for x in (one.log_w, one.keep, one.moved)]
+        held += [x for x in parts if x is not None]
+        pointers = [None if x is None else x.data_ptr() for x in parts]
+        asked.append(Trial((Factor * max(1, len(rows)))(*rows), len(rows), *pointers, to.data_ptr()))
+    table = (Trial * max(1, len(asked)))(*asked)
+    call = (ctypes.byref(request[0]), ctypes.c_void_p(held[0].data_ptr()), table, ctypes.c_int64(len(asked)))
+    return out if _done(lib.rw_weigh(*call)) else None
 
 
 def _done(answer: int) -> bool:

@@ -37,7 +37,7 @@ from reweigh.scan.tokens import ENGINE_ALONE, Part
 from reweigh.stats.sums import RatioStats
 
 ENGINE_STANDS_IN = "the engine's prefill stands in for log_pi"  # a rule of the notes
-BATCH_TOKENS = 1 << 19  # of one batch: enough that a call's own cost is nothing, little enough for memory to stay small
+BATCH_TOKENS = 1 << 20  # of one batch: enough that the own cost of calls is small, little enough for memory to stay so
 
 
 Names = NDArray[np.uint64]
@@ -182,7 +182,7 @@ def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = Non
 
     for one in read(part, job, tally, before, has, most):
         sums = {family.name: family.measure(one) for family in job.families}
-        names = np.unique(fingerprints(one.table))
+        names = np.unique(one.names)
         here = Measured(names=(names[names != 0],) if names.any() else ())
         seen += here
         total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums) + here
@@ -235,9 +235,8 @@ def fingerprints(table: pa.Table) -> Names:
     return np.where(valid(ids), np.maximum(mixed, 1), 0).astype(np.uint64)
 
 
-def _once(table: pa.Table, known: Callable[[Names], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+def _once(names: Names, known: Callable[[Names], NDArray[np.bool_]]) -> NDArray[np.bool_]:
     """Which rows are read for the first time."""
-    names = fingerprints(table)
     first = np.zeros(len(names), np.bool_)
     first[np.unique(names, return_index=True)[1]] = True
     return (first & ~known(names)) | (names == 0)
@@ -283,7 +282,8 @@ def read(
             wanted = job.rows.chosen(some, part.path)
             if not wanted.all():
                 tally(_not_chosen(job.rows, here, wanted))
-            once = _once(some, known) | ~wanted
+            names = fingerprints(some)
+            once = _once(names, known) | ~wanted
             if not once.all():
                 tally(_again(some, here, once))
             wanted &= once
@@ -293,6 +293,7 @@ def read(
             if not wanted.all():
                 kept = None if kept is None else kept[wanted]
                 some, here = _rows(some, here, wanted)
+                names = names[wanted]
                 if not some.num_rows:
                     before += size
                     continue
@@ -302,7 +303,7 @@ def read(
             check_values(good, place, tally if job.keep_going else partial(_refuse, part.path, tally))
             if lenient:
                 check_counts(good, place, tally)
-            yield Part(some, here, kept, before)
+            yield Part(some, here, names, kept, before)
             before += size
 
 

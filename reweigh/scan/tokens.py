@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reweigh.batch import POSITIVE_TOLERANCE, Batch
-from reweigh.estimators import Estimator, Statistic
+from reweigh.estimators import Estimator, Factor, Statistic
 from reweigh.layout import Layout, Packed, Tiles
+from reweigh.levels import Level
 from reweigh.records.arrays import arrow, numbers
 from reweigh.records.files import RecordBatch, slices_of
 from reweigh.records.schema import Origin
@@ -38,11 +39,20 @@ class Part:
     Attributes:
         table: the rows that can be used, in canonical types, with the columns that were asked for.
         origin: where they came from.
+        names: `[rows]`: fingerprint of each response, by which it is known again; none if it is not asked for.
         before: about how many tokens of the records stand before them.
     """
 
-    def __init__(self, table: pa.Table, origin: Origin, whole: Bools | None = None, before: int = 0) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        origin: Origin,
+        names: NDArray[np.uint64] | None = None,
+        whole: Bools | None = None,
+        before: int = 0,
+    ) -> None:
         self.table, self.origin, self.before = table, origin, before
+        self.names = np.empty(0, np.uint64) if names is None else names
         self._whole = whole
 
     @property
@@ -318,13 +328,34 @@ class Shared:
         return cls(replace(batch, layout=runs), runs, bins, cells, np.eye(3 * NUM_BINS)[cells])
 
     def estimator(self, estimator: Estimator) -> Estimator:
-        """The same estimator, which looks up a statistic that another has read from this batch."""
-        factors = (replace(f, of=partial(_statistic, self._memory, f.of)) for f in estimator.factors)
-        return replace(estimator, factors=tuple(factors))
+        """The same estimator, for this batch alone: it looks up what another has read from it."""
+        return _OfShared(estimator.factors, estimator.normalise, self)
+
+    def remember(self, of: Statistic, level: Level, values: Tensor) -> None:
+        """Keep a statistic's values at a level that were made elsewhere, for all estimators to come."""
+        self._memory[of, level] = (of, values)
+
+    def fold(self, factor: Factor) -> Tensor:
+        """Fold a factor's statistic to its level, once for all factors."""
+        of, level, scale = factor.of, factor.level, factor.scale
+        if scale == 1:
+            return _remembered(self._memory, (of, level), of, lambda: level.fold(self._statistic(of), self.runs))
+        if scale > 0 and (of, level) in self._memory:
+            return self._memory[of, level][1] * scale
+        return level.fold(self._statistic(of) * scale, self.runs)
+
+    def _statistic(self, of: Statistic) -> Tensor:
+        return _remembered(self._memory, of, of, lambda: of(self.batch))
 
 
-def _statistic(memory: _Memory, of: Statistic, batch: Batch) -> Tensor:
-    return _remembered(memory, of, of, lambda: of(batch))
+@dataclass(frozen=True)
+class _OfShared(Estimator):
+    shared: Shared | None = field(default=None, repr=False)
+
+    def _units(self, batch: Batch) -> list[Tensor]:
+        assert self.shared is not None
+        assert batch is self.shared.batch
+        return [self.shared.fold(factor) for factor in self.factors]
 
 
 def _remembered(memory: _Memory, key: Any, holds: Any, make: Callable[[], Tensor]) -> Tensor:
