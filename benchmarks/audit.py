@@ -138,7 +138,8 @@ CASES: dict[str, Callable[[Path], int]] = {
 def child(case: str, path: Path, workers: int) -> None:
     """One measurement, in this process; prints tokens, seconds, seconds of the processor, and peak MB."""
     if case in ("reweigh", "with doctor"):  # what is loaded once a process is not a cost of a token
-        import scipy.special  # noqa: F401
+        import reweigh.audit
+        import reweigh.doctor  # noqa: F401
 
     else:
         import pandas  # noqa: F401
