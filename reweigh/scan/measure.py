@@ -19,7 +19,7 @@ from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
 from reweigh.records.arrays import arrow, numbers, valid
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
-from reweigh.records.schema import RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
+from reweigh.records.schema import COLUMNS, RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import (
     aligned,
     check_counts,
@@ -58,8 +58,10 @@ class Family:
     Attributes:
         name: what its sums are called in what a scan gives back.
         measure: adds up some records; a function of a module, or one with its first arguments given.
-        columns: what it reads beside the columns of a batch; None for all columns. Values of columns that are named
-            here must be of the right type and length in every row, unless bad values are left out.
+        columns: what it reads beside the columns of a batch; None for all columns of at most one value a token. Values
+            of columns that are named here must be of the right type and length in every row, unless bad values are
+            left out.
+        many: columns of many values a token that it also reads: they are most of a file that has them.
         types: dataclasses that its sums are made of, so that they can be read back from bytes.
         identity: what is asked, by the name of the option: what a state file is of.
         without_pi: it has a use for rows without log_pi that have the engine's prefill: that stands in for it, if all
@@ -72,6 +74,7 @@ class Family:
     types: tuple[type, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_pi: bool = False
+    many: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,12 @@ class Job:
     rows: Rows = EVERY
 
     @property
-    def columns(self) -> tuple[str, ...] | None:
-        """What is read of the files; None for all columns."""
+    def columns(self) -> tuple[str, ...]:
+        """What is read of the files."""
+        many = tuple(name for family in self.families for name in family.many)
         if any(family.columns is None for family in self.families):
-            return None
-        return self.strict_columns
+            return (*(c.name for c in COLUMNS if not c.many), *dict.fromkeys(many))
+        return (*self.strict_columns, *dict.fromkeys(many))
 
     @property
     def strict_columns(self) -> tuple[str, ...]:
