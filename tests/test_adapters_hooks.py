@@ -17,13 +17,13 @@ import torch
 from batches import random_batch
 
 from reweigh import (
-    TOKEN,
-    AtMost,
     Batch,
     Weights,
+    centred,
     dppo_tv,
     geo_rs,
     group_snis,
+    ipo,
     naive,
     opsm,
     seq_is,
@@ -33,10 +33,8 @@ from reweigh import (
     token_mis,
     token_tis,
     turn_tis,
-    weigh,
 )
 from reweigh.doctor import doctor as diagnose
-from reweigh.levels import prob_diff
 from reweigh.records import read_batches, validate
 from reweigh.rosetta.config import translate
 from reweigh.trainers import nemo_rl, prime_rl, skyrl, slime, tinker, verl
@@ -65,9 +63,8 @@ def lists(x):
 
 
 def prime_rl_default():
-    """As docs/trainers.md writes prime-rl's `ipo`."""
-    moved = [weigh(TOKEN, AtMost(0.3), of=prob_diff, scale=sign) for sign in (1, -1)]
-    return moved[0] * moved[1] * token_tis(1e4)
+    """As docs/trainers.md writes it."""
+    return ipo(0.3, 1e4)
 
 
 # slime and miles
@@ -248,6 +245,52 @@ def test_prime_rl_default_is_a_composition(tokens, weighted):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
         seen += int((tokens.mask[i] & bad).sum())
     assert seen > 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_prime_rl_centres_over_the_replayed_mask(tokens, weighted):
+    """As its own `score_centering` is written: A sum_v sg(q w) log p, w 0 beyond eps, over the mask, on every token."""
+    g = torch.Generator().manual_seed(1)
+    hook, size = prime_rl.CustomLoss(centred(ipo(0.1, 1.5)), outputs=SimpleNamespace), tokens.mask.shape[1]
+    for i in range(len(tokens.pi)):
+        w = torch.rand(size, generator=g) if weighted else None
+        mu = torch.randn(size, 4, generator=g)
+        mu[::2, 3] = -torch.inf  # shorter masks are padded
+        mu = mu.log_softmax(-1)
+        p = (mu + 0.4 * torch.randn(size, 4, generator=g)).log_softmax(-1)
+        heads = [torch.where(mu.isfinite(), p, 0.0).requires_grad_() for _ in range(2)]
+        live = tokens.pi[i].clone()
+        inputs = inputs_of(tokens, i, live, w)
+        inputs.trainer_mask_logprobs, inputs.inference_mask_logprobs = heads[0], mu
+        plain = prime_rl.CustomLoss(ipo(0.1, 1.5), outputs=SimpleNamespace)(inputs_of(tokens, i, live, w)).loss
+        loss = hook(inputs).loss
+        with torch.no_grad():
+            q, now = mu.exp(), heads[1].exp()
+            ratio = (heads[1] - mu).clamp(max=math.log(1.5)).exp()
+            coef = torch.where(mu.isfinite() & ((now - q).abs() <= 0.1), q * ratio, 0.0)
+        terms = tokens.advantage[i] * (coef * heads[1]).sum(-1) * (1 if w is None else w)
+        extra = terms[tokens.mask[i]].sum()
+        torch.testing.assert_close(loss, plain + extra, rtol=1e-5, atol=1e-6)
+        got, expected = (torch.autograd.grad(x, head)[0] for x, head in ((loss, heads[0]), (extra, heads[1])))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"needs the log-probs of the sampling mask(.|\n)*hint: sample with top_p"):
+        hook(inputs_of(tokens, 0, tokens.pi[0]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nemo_rl.CorrectedLoss,
+        skyrl.PolicyLoss,
+        slime.CustomTis,
+        tinker.CustomLoss,
+        verl.Correction,
+        lambda e: verl.Correction(e, mode="bypass"),
+    ],
+)
+def test_hooks_that_cannot_subtract_refuse_what_is_centred(make):
+    with pytest.raises(ValueError, match=r"what centring subtracts needs log-probs of the sampler's candidates"):
+        make(centred(token_tis(2.0)))
 
 
 def test_prime_rl_metrics_are_of_one_sequence_and_need_no_host(tokens):

@@ -20,6 +20,7 @@ from reweigh import (
     Batch,
     Clip,
     RatioStats,
+    centred,
     group_snis,
     naive,
     seq_mis,
@@ -65,6 +66,24 @@ def test_the_ratio_multiplies_the_loss_of_every_type(tmp_path, loss_type):
     assert three_times == pytest.approx(3 * loss, abs=1e-6)
     torch.testing.assert_close(steeper, 3 * gradient, rtol=1e-4, atol=1e-6)
     assert gradient.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"top_p": 0.9}, "top_p=0.9"), ({"top_k": 20, "min_p": 0.1}, "top_k=20, min_p=0.1"), ({}, "")],
+    ids=["top_p", "both", "none"],
+)
+def test_truncated_sampling_without_its_support_is_said(tmp_path, caplog, options, said):
+    with caplog.at_level("WARNING", logger="reweigh"):
+        made(tmp_path, token_tis(2.0), **options)
+    told = [r.getMessage() for r in caplog.records if "renormalised over fewer tokens" in r.getMessage()]
+    assert len(told) == bool(said)
+    assert all(f"CorrectedGRPOTrainer: {said}: " in line and "each weight is too small" in line for line in told)
+
+
+def test_a_centred_estimator_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"CorrectedGRPOTrainer: it multiplies a loss by weights(.|\n)*hint: "):
+        trainer(tmp_path, centred(token_tis(2.0)))
 
 
 def test_what_is_rejected_moves_nothing(tmp_path):

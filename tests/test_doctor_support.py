@@ -72,11 +72,11 @@ def test_a_cut_that_is_on_record_is_proved_with_its_exact_size(tmp_path, rule, s
     found = doctor(tmp_path / "a.parquet")
     assert found.verdict == "truncated_sampling"
     mass = np.concatenate([r["log_support_pi"] for r in rows])
-    lost = number(found, "truncated_sampling", "lost_mass")
-    assert lost.value == pytest.approx(1 - np.exp(mass).mean(), rel=5e-3)  # some tokens may be set aside as fillers
+    on = number(found, "truncated_sampling", "mass_on_support")
+    assert 1 - on.value == pytest.approx(1 - np.exp(mass).mean(), rel=5e-3)  # some tokens may be set aside as fillers
     gap = np.concatenate([r["log_pi"] - r["log_mu"] for r in rows])
     share = 1 - ((gap - mass) ** 2).sum() / (gap**2).sum()
-    assert number(found, "truncated_sampling", "explained_by_support").value == pytest.approx(share, rel=1e-3)
+    assert 1 - number(found, "truncated_sampling", "left_over_support").value == pytest.approx(share, rel=1e-3)
     assert next(x for x in found.causes if x.id == "truncated_sampling").explained_share == pytest.approx(
         share, abs=0.02
     )

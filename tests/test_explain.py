@@ -203,7 +203,7 @@ def test_prime_rls_losses():
     assert composed("prime-rl", type="ppo") == naive()
     ppo = read("prime-rl", type="ppo").loss
     assert (ppo.kind, ppo.centre, ppo.low, ppo.high) == ("ppo_clip", "log_mu", pytest.approx(0.2), pytest.approx(0.2))
-    assert any("no composition of ours" in n for n in read("prime-rl", score_centering=True).notes)
+    assert any("centred(...)" in n and "complete=True" in n for n in read("prime-rl", score_centering=True).notes)
     before = composed("prime-rl", token_mask_high=4.0)
     assert before.factors[0] == token_is().factors[0]
     assert weigh(TOKEN, Screen(0.125, 4.0)).factors[0] in before.factors

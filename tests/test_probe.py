@@ -19,11 +19,20 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from reweigh.__main__ import main
 from reweigh.probe import models
 from reweigh.probe import scorer as scorer_module
-from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, SamplingSettings, load_prompts, silent
+from reweigh.probe.engine import (
+    Engine,
+    EngineInfo,
+    ForcingEngine,
+    ProbeError,
+    Sample,
+    SamplingSettings,
+    load_prompts,
+    silent,
+)
 from reweigh.probe.engine_openai import OpenAIEngine, Retry, in_parallel, to_completion
 from reweigh.probe.engine_transformers import TransformersEngine
-from reweigh.probe.models import NumberFormat, find_model, in_format, load_model, round_rows
-from reweigh.probe.run import read_rollouts
+from reweigh.probe.models import NumberFormat, find_model, in_format, load_model, round_groups, round_rows
+from reweigh.probe.run import EngineName, EngineOptions, read_rollouts, start_engine
 from reweigh.probe.scorer import (
     Response,
     Scorer,
@@ -264,6 +273,48 @@ def test_scorer_refuses_a_model_that_bends_its_logits(folder):
 def test_round_rows_by_hand():
     weight = torch.tensor([[127.0, 1.4, -0.6], [0.0, 0.0, 0.0]])
     assert round_rows(weight).tolist() == [[127.0, 1.0, -1.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("args", [{}, {"kv_cache_dtype": "fp8"}, {"float32_head": True}])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
+def test_forced_tokens_have_the_log_probs_that_they_were_drawn_with(folder, args, temperature, top_p):
+    options = EngineOptions(EngineName.TRANSFORMERS, str(folder), "bfloat16", batch_size=3, args=args)
+    with closing(start_engine(options)) as real:
+        settings = SamplingSettings(temperature, top_p, max_tokens=12, n=2)
+        samples = sorted(real.sample(PROMPTS, settings), key=lambda one: (one.prompt, one.draw))
+        prompts, responses = [PROMPTS[one.prompt] for one in samples], [one.token_ids for one in samples]
+        assert isinstance(real, ForcingEngine)
+        decoded = real.force(prompts, responses, settings, "decode")
+        prefilled = real.force(prompts, responses, settings, "prefill")
+    drawn = torch.tensor([x for one in samples for x in one.log_mu])
+    again, whole = (torch.tensor([x for row in rows for x in row]) for rows in (decoded, prefilled))
+    torch.testing.assert_close(again, drawn, atol=1e-5, rtol=0)
+    inside = whole.isfinite()
+    assert (whole - drawn)[inside].abs().max() < 0.5
+    assert inside.float().mean() > 0.9
+
+
+def test_each_option_of_the_engine_matters(folder):
+    tokens = [tuple(range(5, 25))] * 4
+
+    def forced(**args):
+        with closing(start_engine(EngineOptions(EngineName.TRANSFORMERS, str(folder), "bfloat16", args=args))) as real:
+            assert isinstance(real, ForcingEngine)
+            return torch.tensor(real.force(PROMPTS, tokens, SamplingSettings(), "decode"))
+
+    plain = forced()
+    assert (forced(kv_cache_dtype="fp8") - plain).abs().mean() > 3e-3
+    assert (forced(float32_head=True) - plain).abs().mean() > 1e-4
+    assert (forced(attn_implementation="eager") - plain).abs().max() > 0
+
+
+def test_round_groups_by_hand():
+    weight = torch.zeros(1, 64)
+    weight[0, :3] = torch.tensor([7.0, 1.4, -0.6])
+    weight[0, 32:34] = torch.tensor([0.7, 0.16])
+    rounded = round_groups(weight)[0]
+    assert rounded[:3].tolist() == [7.0, 1.0, -1.0]
+    torch.testing.assert_close(rounded[32:34], torch.tensor([0.7, 0.2]))
 
 
 def test_int8_weight_leaves_the_vocabulary_alone(folder):
@@ -720,8 +771,11 @@ def test_command_tells_of_cut_responses(run, small, serve, tmp_path):
     ("args", "message"),
     [
         (["--engine-arg", "x"], "--engine-arg: must be KEY=VALUE, got 'x'"),
-        (["--engine-arg", "x=1"], "--engine-arg: the transformers engine takes none, got x"),
-        (["--dtype", "int3"], "--dtype: must be one of float32, bfloat16, float16, int8, int8-weight, got 'int3'"),
+        (["--engine-arg", "x=1"], "--engine-arg: the transformers engine does not take x=1"),
+        (
+            ["--dtype", "int3"],
+            "--dtype: must be one of float32, bfloat16, float16, int8, int8-weight, int4-weight, got 'int3'",
+        ),
         (["--trainer-dtype", "fp8"], "--trainer-dtype: must be one of"),
         (["--temperature", "0"], "temperature must be > 0"),
         (["--rescore", "none.rollouts"], "--rescore: no file none.rollouts"),

@@ -155,6 +155,12 @@ def test_ratios_over_the_support_have_mean_1_where_those_over_all_have_the_mass(
     code, raw = asked(capsys, "audit", path, "--json")
     assert code == 1
     assert raw["diagnosis"]["verdict"] == "truncated_sampling"
+    (cause,) = [one for one in raw["diagnosis"]["causes"] if one["id"] == "truncated_sampling"]
+    assert [one["name"] for one in cause["evidence"]][0] == "mass_on_support"
+    (part,) = read_batches(path)
+    gap = part.batch.log_ratio.numpy().astype(float)
+    over = gap - part.tokens("log_support_pi")
+    assert cause["explained_share"] == pytest.approx(1 - (over**2).sum() / (gap**2).sum(), abs=1e-3)
     mass = np.concatenate([part.tokens("log_support_pi") for part in read_batches(path)])
     mean = raw["levels"]["token"]["numbers"]["mean_ratio"]
     assert (mean["value"] or mean["sample"]) == pytest.approx(np.exp(mass).mean(), abs=0.01)

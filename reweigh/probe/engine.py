@@ -137,6 +137,33 @@ class Engine(ABC):
         """Give back what the engine holds: memory, connections, processes."""
 
 
+Pass = Literal["decode", "prefill"]
+
+
+class ForcingEngine(Engine):
+    """An engine that also tells the log-probs of tokens that it is given, so that two settings see the same tokens."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> tuple[Pass, ...]:
+        """The ways it can: token by token as when it samples, or all in one forward."""
+
+    @abstractmethod
+    def force(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        way: Pass,
+        on_tokens: Callable[[int], None] = silent,
+    ) -> list[list[float]]:
+        """Give the log-prob of each token of each response after its prompt, nats, under temperature and top-p.
+
+        Raises:
+            ProbeError: the engine cannot do it that way.
+        """
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A question and the name it has in the records."""

@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Sample, SamplingSettings, silent
+from reweigh.probe.engine import EngineInfo, ForcingEngine, Pass, ProbeError, Sample, SamplingSettings, silent
 
 
-class VLLMEngine(Engine):
+class VLLMEngine(ForcingEngine):
     """Samples with `vllm.LLM`, which is usually installed apart from the trainer: see `reweigh probe --sample-only`."""
 
     def __init__(
@@ -89,6 +89,35 @@ class VLLMEngine(Engine):
                     log_mu = tuple(float(row[i].logprob) for row, i in zip(reply.logprobs, token_ids, strict=True))
                     prompt, k = jobs[output.request_id]
                     yield Sample(prompt, k, token_ids, log_mu, reply.finish_reason)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """As a prompt only: vLLM samples what it decodes."""
+        return ("prefill",)
+
+    def force(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        way: Pass,
+        on_tokens: Callable[[int], None] = silent,
+    ) -> list[list[float]]:
+        """Ask for the log-probs of prompts, which vLLM gives at temperature 1 and without truncation."""
+        if way != "prefill" or not settings.plain:
+            raise ProbeError(
+                f"--engine vllm: cannot score given tokens by {way} at temperature {settings.temperature}, top_p "
+                f"{settings.top_p}\nhint: only as a prompt, at temperature 1 and top_p 1."
+            )
+        params = self._vllm.SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        whole = [[*a, *b] for a, b in zip(prompts, responses, strict=True)]
+        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in whole], params, use_tqdm=False)
+        values: list[list[float]] = []
+        for output, ids, response in zip(outputs, whole, responses, strict=True):
+            rows = output.prompt_logprobs[len(ids) - len(response) :]
+            values.append([float(row[i].logprob) for row, i in zip(rows, response, strict=True)])
+            on_tokens(len(response))
+        return values
 
     def close(self) -> None:
         """Shut the engine core down."""

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from reweigh.probe.engine import ProbeError
 
-NumberFormat = Literal["float32", "bfloat16", "float16", "int8", "int8-weight"]
+NumberFormat = Literal["float32", "bfloat16", "float16", "int8", "int8-weight", "int4-weight"]
 
 
 def number_format(option: str, value: str) -> NumberFormat:
@@ -39,15 +39,16 @@ def in_format(model: PreTrainedModel, dtype: NumberFormat) -> PreTrainedModel:
 
     - "float32", "bfloat16", "float16": as loaded.
     - "int8-weight": each row of each weight (of a hidden layer) rounded to 255 levels, computed in float32. Mild.
+    - "int4-weight": each group of 32 weights of a row rounded to 15 levels. Harsh for a small model.
     - "int8": torch's dynamic quantisation, weights by one scale a matrix and activations too, the vocabulary layer
       as well. Harsh: a small model becomes another policy.
     """
-    if dtype == "int8-weight":
+    if dtype in ("int8-weight", "int4-weight"):
         head = model.get_output_embeddings()
         for layer in model.modules():
             # The vocabulary layer may share its weight with the embedding, which engines leave alone.
             if isinstance(layer, nn.Linear) and layer is not head:
-                layer.weight.data = round_rows(layer.weight.data)
+                layer.weight.data = (round_rows if dtype == "int8-weight" else round_groups)(layer.weight.data)
     if dtype == "int8":
         with warnings.catch_warnings():
             # torch announces that this will move to another package; until it does there is nothing a user could do.
@@ -60,6 +61,17 @@ def round_rows(weight: Tensor) -> Tensor:
     """Round each row to multiples of its largest magnitude / 127: symmetric int8, one scale an output channel."""
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale).round() * scale
+
+
+_INT4_GROUP = 32  # weights that share a scale, as in Q4_0 of llama.cpp
+
+
+def round_groups(weight: Tensor) -> Tensor:
+    """Round groups of 32 of each row to multiples of their largest magnitude / 7: symmetric int4."""
+    size = _INT4_GROUP if weight.shape[1] % _INT4_GROUP == 0 else weight.shape[1]
+    groups = weight.reshape(-1, size)
+    scale = groups.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 7
+    return ((groups / scale).round() * scale).reshape(weight.shape)
 
 
 # The one model that a package index alone can give: Apache-2.0, SmolLM2-135M-Instruct quantised to 4 bits.
@@ -124,10 +136,21 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return _pretrained(AutoTokenizer, source)
 
 
-def load_model(source: ModelSource, dtype: NumberFormat, device: str = "cpu") -> PreTrainedModel:
-    """Load the model for inference, in a number format of `reweigh.probe.models`."""
+def load_model(
+    source: ModelSource, dtype: NumberFormat, device: str = "cpu", attention: str | None = None
+) -> PreTrainedModel:
+    """Load the model for inference, in a number format of `reweigh.probe.models`.
+
+    Args:
+        source: of `find_model`.
+        dtype: the number format.
+        device: of torch.
+        attention: the kernel as `transformers` names it ("sdpa", "eager"); its own choice if None.
+    """
     wide = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else torch.float32
-    model = _pretrained(AutoModelForCausalLM, source, dtype=wide)
+    model = _pretrained(
+        AutoModelForCausalLM, source, dtype=wide, **({"attn_implementation": attention} if attention else {})
+    )
     model.eval()
     model.requires_grad_(False)
     loaded: Any = in_format(model, dtype)

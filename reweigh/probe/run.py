@@ -322,6 +322,13 @@ def _run_info(source: RolloutFile, scorer: Scorer) -> RunInfo:
 _DTYPE = "bfloat16"  # what engines sample in, unless told
 
 
+_ARGS: Mapping[str, tuple[Any, ...]] = {  # that the transformers engine takes
+    "attn_implementation": ("sdpa", "eager"),
+    "kv_cache_dtype": ("auto", "fp8"),
+    "float32_head": (False, True),
+}
+
+
 class EngineName(str, Enum):
     """The engines that can sample."""
 
@@ -346,7 +353,8 @@ class EngineOptions:
         api_key: for the server.
         concurrency: requests in flight at the server.
         support: record what could have been drawn at each token; the transformers engine alone can.
-        args: further arguments of `vllm.LLM`, or further fields of each request to the server.
+        args: further arguments of `vllm.LLM`, further fields of each request to the server, or of the transformers
+            engine `attn_implementation` (sdpa, eager), `kv_cache_dtype` (auto, fp8), `float32_head` (false, true).
     """
 
     name: EngineName
@@ -371,10 +379,11 @@ class EngineOptions:
                 )
             return
         number_format("--dtype", self.dtype or _DTYPE)
-        if self.args:
+        if unknown := [f"{name}={value}" for name, value in self.args.items() if value not in _ARGS.get(name, ())]:
+            known = "; ".join(f"{name}={' or '.join(map(json.dumps, some))}" for name, some in _ARGS.items())
             raise ProbeError(
-                f"--engine-arg: the transformers engine takes none, got {', '.join(self.args)}\n"
-                "hint: its options are --dtype, --device and --batch-size."
+                f"--engine-arg: the transformers engine does not take {', '.join(unknown)}\n"
+                f"hint: it takes {known}; its other options are --dtype, --device and --batch-size."
             )
 
 
@@ -388,6 +397,8 @@ class ScorerOptions:
         device: of torch.
         entropy: record entropies.
         repeat: score a second time.
+        attention: the kernel as `transformers` names it; None is its own choice.
+        batch_tokens: tokens in one forward; None is 4,096.
     """
 
     model: str | None
@@ -395,6 +406,8 @@ class ScorerOptions:
     device: str = "cpu"
     entropy: bool = True
     repeat: bool = False
+    attention: str | None = None
+    batch_tokens: int | None = None
 
 
 def start_engine(options: EngineOptions) -> Engine:
@@ -412,7 +425,8 @@ def start_engine(options: EngineOptions) -> Engine:
     if options.name is EngineName.VLLM:
         return VLLMEngine(source.folder, name=source.name, dtype=options.dtype or _DTYPE, args=options.args)
     dtype = number_format("--dtype", options.dtype or _DTYPE)
-    model = load_model(source, dtype, options.device)
+    args = options.args
+    model = load_model(source, dtype, options.device, args.get("attn_implementation"))
     return TransformersEngine(
         model,
         name=source.name,
@@ -420,12 +434,15 @@ def start_engine(options: EngineOptions) -> Engine:
         end_ids=end_ids(model),
         batch_size=options.batch_size,
         support=options.support,
+        fp8_cache=args.get("kv_cache_dtype") == "fp8",
+        float32_head=bool(args.get("float32_head")),
+        note=" ".join(f"{key}={value}" for key, value in sorted(args.items())) or None,
     )
 
 
 def start_scorer(options: ScorerOptions, source: RolloutFile) -> Scorer:
     """Load the trainer's model, to score samples as they were drawn."""
-    model = load_model(find_model(options.model or source.model), options.dtype, options.device)
+    model = load_model(find_model(options.model or source.model), options.dtype, options.device, options.attention)
     check_head(model)
     return Scorer(
         model,
@@ -434,4 +451,5 @@ def start_scorer(options: ScorerOptions, source: RolloutFile) -> Scorer:
         source.settings.top_p,
         with_entropy=options.entropy,
         with_repeat=options.repeat,
+        forward_tokens=options.batch_tokens,
     )

@@ -134,6 +134,7 @@ class Scorer:
         top_p: as sampled.
         with_entropy: also compute the entropy, nearly free.
         with_repeat: also score a second time, in batches of one; equal numbers mean that the batch does not matter.
+        forward_tokens: tokens in one forward, padding included; None is 4,096.
     """
 
     model: PreTrainedModel
@@ -142,6 +143,7 @@ class Scorer:
     top_p: float = 1.0
     with_entropy: bool = True
     with_repeat: bool = False
+    forward_tokens: int | None = None
 
     @property
     def version(self) -> str:
@@ -161,7 +163,7 @@ class Scorer:
         """
         self._check_ids(responses)
         scores: dict[int, Score] = {}
-        for rows in _batches(responses, _FORWARD_TOKENS):
+        for rows in _batches(responses, self.forward_tokens or _FORWARD_TOKENS):
             parts = self._forward([responses[i] for i in rows])
             for i, (log_pi, nats, outside, mass) in zip(rows, parts, strict=True):
                 repeat = self._forward([responses[i]])[0][0].tolist() if self.with_repeat else None

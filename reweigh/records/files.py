@@ -740,8 +740,8 @@ class RecordBatch:
         ids, log_mu, log_pi = map(self.many, ("top_ids", "top_log_mu", "top_log_pi"))
         if ids is None or log_mu is None or log_pi is None:
             return None
-        floats = (torch.from_numpy(x.padded(-np.inf).astype(np.float32)) for x in (log_mu, log_pi))
-        return Candidates(torch.from_numpy(ids.padded(-1).astype(np.int64)), *floats)
+        mu, pi = (torch.from_numpy(x.padded(-np.inf).astype(np.float32)) for x in (log_mu, log_pi))
+        return Candidates(torch.from_numpy(ids.padded(-1).astype(np.int64)), mu, pi)
 
     def check(self) -> "RecordBatch":
         """Raise on the first value that breaks a rule (see `reweigh records validate`), with file, row and token."""

@@ -729,8 +729,8 @@ class Ragged:
 def replayed(table: pa.Table) -> pa.Table:
     """Take log_pi over the sampler's support: less `log_support_pi` at each token that has one.
 
-    `entropy_pi`, which is of the whole vocabulary, is left out: tokens are not drawn from that. So is the mass, which
-    log_pi has no more.
+    `entropy_pi`, which is of the whole vocabulary, is left out: tokens are not drawn from that; and the mass, which
+    has been used.
 
     Raises:
         ValueError: the table has no such column.
@@ -744,8 +744,7 @@ def replayed(table: pa.Table) -> pa.Table:
     flat = arrow(np.minimum(values, 0).astype(np.float32), pa.float32())
     there = pa.ListArray.from_arrays(offsets, flat, mask=null)
     found = table.set_column(table.schema.names.index("log_pi"), "log_pi", there)
-    gone = [name for name in ("entropy_pi", "log_support_pi") if name in found.schema.names]
-    return found.drop_columns(gone)
+    return found.drop_columns([name for name in ("entropy_pi", "log_support_pi") if name in found.schema.names])
 
 
 def check_units(table: pa.Table, origin: Origin, report: Report) -> None:

@@ -102,8 +102,9 @@ class Job:
         """What is read of the files."""
         many = tuple(name for family in self.families for name in family.many)
         if any(family.columns is None for family in self.families):
-            return (*(c.name for c in COLUMNS if not c.many), *dict.fromkeys(many))
-        return (*self.strict_columns, *dict.fromkeys(many))
+            plain = (c.name for c in COLUMNS if not c.many)
+            return tuple(dict.fromkeys((*plain, *self.strict_columns, *many)))
+        return tuple(dict.fromkeys((*self.strict_columns, *many)))
 
     @property
     def strict_columns(self) -> tuple[str, ...]:

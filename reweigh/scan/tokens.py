@@ -417,7 +417,7 @@ class Tokens:
         repeat: log_pi a second time.
         prefill: log_mu by the engine's prefill.
         advantage: of the token; None if not known.
-        log_mass: log of pi's mass on what the sampler kept.
+        log_mass: log of pi's mass on what the sampler kept, nats.
         heads: of the sampler's likeliest tokens at the place, with the fields of `HEADS`.
         rows: what holds for whole responses.
     """
@@ -598,7 +598,7 @@ def _heads(table: pa.Table, sizes: Ints) -> NDArray[Any] | None:
         return out
 
     def total(values: Array) -> Array:
-        return np.bincount(at, weights=values, minlength=len(out))
+        return np.bincount(at, weights=values, minlength=len(out)).astype(np.float64, copy=False)
 
     count = np.maximum(n, 1)
     dx, dy, p, q = x - (total(x) / count)[at], y - (total(y) / count)[at], np.exp(x), np.exp(y)

@@ -5,9 +5,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from reweigh.batch import Batch
-from reweigh.estimators import Estimator
+from reweigh.batch import Batch, Candidates
+from reweigh.centring import Centred
+from reweigh.estimators import Estimator, Weights
 from reweigh.trainers.seen import averaged, factor, hold, per_token, refuse_whole_batch, wide
 
 
@@ -36,36 +38,67 @@ class CustomLoss:
         ValueError: the estimator reads the whole batch.
     """
 
-    estimator: Estimator
+    estimator: Estimator | Centred
     kl_tau: float = 0.0
     outputs: Any = None
 
     def __post_init__(self) -> None:
         """Refuse what this hook cannot compute."""
-        refuse_whole_batch("CustomLoss", "one sequence", self.estimator)
+        inner = self.estimator.estimator if isinstance(self.estimator, Centred) else self.estimator
+        refuse_whole_batch("CustomLoss", "one sequence", inner)
 
     def __call__(self, inputs: Any) -> Any:
         """Compute the loss that prime-rl asks for.
 
         Args:
             inputs: its `LossInputs`: `trainer_logprobs`, `inference_logprobs`, `advantages`, `loss_mask`,
-                `loss_weights`, all `[T]`.
+                `loss_weights`, all `[T]`; `trainer_mask_logprobs` and `inference_mask_logprobs`, `[T, mask]`, for a
+                centred estimator.
 
         Returns:
             Its `LossOutputs`: the loss, 0-d, and 0-d metrics.
         """
         live, mu, mask = inputs.trainer_logprobs, inputs.inference_logprobs, inputs.loss_mask
         batch = Batch.padded(
-            wide(live)[None], wide(mu)[None], mask[None], advantage=inputs.advantages[None], check=False
+            wide(live)[None],
+            wide(mu)[None],
+            mask[None],
+            advantage=inputs.advantages[None],
+            candidates=_support(inputs) if isinstance(self.estimator, Centred) else None,
+            check=False,
         )
         weights = hold(self.estimator(batch))
         keep, on = weights.keep_tokens[0], batch.layout.mask[0]
         # What was dropped may be NaN: it is left out before anything is computed from it.
         gain = factor(weights)[0] * torch.where(keep, inputs.advantages, 0) * torch.where(keep, live, 0)
         gap = torch.where(on, live, 0) - torch.where(on, mu, 0)
+        gain = gain - _subtracted(weights, inputs)
         terms = -gain + self.kl_tau * gap.square() if self.kl_tau else -gain
         if inputs.loss_weights is not None:
             terms = terms * torch.where(on, inputs.loss_weights, 0)
         metrics = averaged(per_token(batch, weights), on.sum().clamp(min=1))
         made = import_module("prime_rl.trainer.rl.loss").LossOutputs if self.outputs is None else self.outputs
         return made(loss=terms.sum(), metrics=metrics)
+
+
+def _support(inputs: Any) -> Candidates:
+    """Take the sampling mask that was replayed for what mu could have sampled; sampler padding is -inf."""
+    live, mu = (getattr(inputs, f"{who}_mask_logprobs", None) for who in ("trainer", "inference"))
+    if live is None or mu is None:
+        raise ValueError(
+            "CustomLoss: a centred estimator needs the log-probs of the sampling mask, and LossInputs has none\n"
+            "hint: sample with top_p, top_k or min_p and sampling replay, in a version whose LossInputs has "
+            "trainer_mask_logprobs; prime-rl itself fills it for score_centering."
+        )
+    there = mu.isfinite()
+    ids = torch.where(there, torch.arange(mu.shape[-1], device=mu.device), -1)  # which token it is does not matter
+    return Candidates(ids[None], wide(mu)[None], wide(live)[None], complete=True)
+
+
+def _subtracted(weights: Weights, inputs: Any) -> Tensor | float:
+    """Give what centring takes from each token's gain, `[T]`; 0 if the weights are not centred."""
+    if weights.centre is None:
+        return 0.0
+    mass = weights.centre.log_mass.exp()[0].float()
+    live = torch.where(weights.centre.there[0], inputs.trainer_mask_logprobs, 0)
+    return torch.where(weights.layout.mask[0], inputs.advantages, 0) * (mass * live).sum(-1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reweigh.batch import Batch
+from reweigh.centring import Centred
 from reweigh.estimators import Estimator, Weights
 from reweigh.levels import SEQUENCE, TOKEN, heads, k3
 from reweigh.stats.summary import summarise
@@ -54,6 +55,25 @@ class HeldWeights(Weights):
         return self.layout.spread(self.overflow) & self.layout.mask if per_seq else self.overflow
 
 
+def refuse_centred(where: str, estimator: object) -> None:
+    """Raise if what is to be multiplied in is centred: a hook multiplies, and nothing of what it is given subtracts.
+
+    Args:
+        where: the hook.
+        estimator: what it was given.
+
+    Raises:
+        ValueError: it is `centred(...)`.
+    """
+    if isinstance(estimator, Centred):
+        raise ValueError(
+            f"{where}: it multiplies a loss by weights, and what centring subtracts needs log-probs of the sampler's "
+            "candidates with their gradient, which nobody hands to it\n"
+            "hint: the trainer's own score centring, if it has one (docs/trainers.md), or policy_gradient in a loop of "
+            "your own; here, the estimator inside."
+        )
+
+
 def hold(weights: Weights) -> HeldWeights:
     """Take out the weights that float32 cannot be trained with; every hook does, before it multiplies.
 
@@ -84,6 +104,7 @@ def refuse_whole_batch(where: str, sees: str, estimator: Estimator) -> None:
     Raises:
         ValueError: it does.
     """
+    refuse_centred(where, estimator)
     if estimator.reads_batch:
         raise ValueError(
             f"{where}: the estimator reads the whole batch and this hook sees {sees}, got {estimator}\n"
@@ -98,6 +119,7 @@ def refuse_advantage(where: str, estimator: Estimator) -> None:
     Raises:
         ValueError: it does.
     """
+    refuse_centred(where, estimator)
     if any(f.sign for f in estimator.factors):
         raise ValueError(
             f"{where}: the estimator depends on the advantage's sign and this hook is called before or without "

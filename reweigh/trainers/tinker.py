@@ -12,7 +12,7 @@ from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.losses import policy_gradient
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Measuring, factor, hold, wide
+from reweigh.trainers.seen import PREFIX, Measuring, factor, hold, refuse_centred, wide
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CustomLoss:
         step: of the records.
 
     Raises:
-        ValueError: a datum lacks `logprobs` or `advantages`, when called.
+        ValueError: the estimator is centred; a datum lacks `logprobs` or `advantages`, when called.
     """
 
     estimator: Estimator
@@ -42,6 +42,10 @@ class CustomLoss:
     group: Sequence[int] | None = None
     capture: Capture | None = None
     step: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what this hook cannot compute."""
+        refuse_centred("CustomLoss", self.estimator)
 
     def __call__(self, data: list[Any], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Compute the loss that tinker asks for.

@@ -2,6 +2,7 @@
 # pyright: reportPrivateImportUsage=false, reportOptionalMemberAccess=false
 
 import copy
+import logging
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from trl import GRPOTrainer
 from reweigh.batch import Batch
 from reweigh.estimators import Estimator
 from reweigh.trainers.capture import Capture, prompt_id
-from reweigh.trainers.seen import PREFIX, Measuring, Seen, factor, hold, wide
+from reweigh.trainers.seen import PREFIX, Measuring, Seen, factor, hold, refuse_centred, wide
 from reweigh.trainers.versions import failed, is_known, require
 
 # TRL exports its names lazily, and a trainer has its model once it is made.
 
 
 VERSION = require("trl")
+
+_LOG = logging.getLogger("reweigh")
 
 
 _LOGGED = "sampling/importance_sampling_ratio/"
@@ -68,6 +71,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         _refuse_unsloth()
+        refuse_centred("CorrectedGRPOTrainer", correction)
         super().__init__(*args, **kwargs)
         if not self.use_vllm and self.rollout_func is None:
             raise ValueError(
@@ -80,6 +84,7 @@ class CorrectedGRPOTrainer(GRPOTrainer):
                 "hint: use GRPOTrainer for it, or another loss_type with an estimator, such as reweigh.vespo()."
             )
         self.correction, self.capture = correction, capture
+        _warn_of_support(self.args, correction is not None)
         self._vllm_samples, self._unchecked = self.use_vllm, check
         self._unproven = not is_known("trl", VERSION) or "unsloth" in sys.modules
         self._versions: Any = None
@@ -252,6 +257,21 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         if self.capture is not None and mode == "train":
             logs.update(self.capture.metrics(prefix))
         super().log(logs, start_time)
+
+
+def _warn_of_support(args: Any, corrected: bool) -> None:
+    """Say once what truncated sampling does to ratios of a trainer that does not know the sampler's support."""
+    given: dict[str, float | None] = {name: getattr(args, name, None) for name in ("top_p", "top_k", "min_p")}
+    acting = [f"{k}={x:g}" for k, x in given.items() if x is not None and (x < 1 if k == "top_p" else x > 0)]
+    if acting:
+        _LOG.warning(
+            "CorrectedGRPOTrainer: %s: what is sampled from is renormalised over fewer tokens, and TRL's forward is of "
+            "all: each %s is too small by the mass that was kept, if the sampler's log-probs are of what it sampled "
+            "from. TRL does not hand on the sampler's support. Sample from the whole vocabulary: top_p=1, top_k=0, "
+            "min_p=None.",
+            ", ".join(acting),
+            "weight" if corrected else "ratio",
+        )
 
 
 def _refuse_unsloth() -> None:

@@ -122,7 +122,11 @@ def _kept(case: Case) -> tuple[Suspicion, Suspicion] | None:
     lost, off, cut = (ratio(m[:, i], m[:, 0]) for i in (1, 2, 5))
     taken = max(total[3] - total[4], 0.0)
     finds = (
-        evidence("lost_mass", lost, "pi's mass outside of what the sampler kept, by the records: what ratios lack"),
+        evidence(
+            "mass_on_support",
+            ratio(m[:, 0] - m[:, 1], m[:, 0]),
+            "mean mass that log_pi's distribution has on what the sampler kept",
+        ),
         evidence(
             "ratio_less_mass",
             off,
@@ -130,16 +134,17 @@ def _kept(case: Case) -> tuple[Suspicion, Suspicion] | None:
         ),
         evidence("tokens_cut", cut, "share of tokens at which the sampler had left out 0.1% or more of pi"),
         counted(
-            "explained_by_support",
-            taken / total[3] if total[3] > 0 else 0.0,
+            "left_over_support",
+            total[4] / total[3] if total[3] > 0 else 1.0,
             total[0],
-            "share of the squared log ratio that is gone when pi is taken over what the sampler kept",
+            "share of the squared log ratio that is left over the support",
         ),
     )
     # Where pi was already taken over the same tokens the mean ratio is 1, and taking the mass out makes it larger.
     inside = total[4] < total[3] and abs(off.value) < 0.5 * lost.value + 3 * off.se
     effect = lost.value / _LEAST if inside else 0.0
-    found = Suspicion("truncated_sampling", p_above(lost), effect, case.share(taken), finds, proven=inside)
+    share = round(case.share(taken), 4)  # of an engine in the trainer's numbers it is 1 but for rounding
+    found = Suspicion("truncated_sampling", p_above(lost), effect, share, finds, proven=inside)
     return found, Suspicion("vocab_padding", 1.0, 0.0, 0.0, finds)
 
 

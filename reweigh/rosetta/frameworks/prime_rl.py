@@ -54,7 +54,8 @@ def _compose(o: Options) -> Reading:
         notes = ("the ratio of a kept token carries the gradient, capped ones too",)
         if o["score_centering"]:
             notes += (
-                "score_centering: the sampler's expected score, weighed alike, is subtracted; no composition of ours",
+                "score_centering: the sampler's expected score, weighed alike, is subtracted: centred(...) of it, with "
+                "the recorded sampling mask as candidates, complete=True; a subtraction is in no weight that is shown",
             )
         return Reading(plan, loss=loss, notes=notes)
     low, high = (_BOUNDS[kind][i] if o[n] is None else o[n] for i, n in enumerate(("ratio_low", "ratio_high")))

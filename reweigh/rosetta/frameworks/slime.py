@@ -142,7 +142,11 @@ def compose(o: Options) -> Reading:
         raise RefusedError(
             f"{o.framework}: use_score_centering needs rollout_top_k=-1\nhint: truncate by rollout_top_p only"
         )
-    note = "score centering: the sampler's expected score, weighed alike, is subtracted; no composition of ours is that"
+    note = (
+        "score centering: the sampler's expected score, weighed alike, is subtracted: centred(...) of it, with the "
+        f"sampler's {o['score_centering_top_k']} likeliest tokens as candidates; a subtraction is in no weight that is "
+        "shown"
+    )
     return replace(reading, loss=Loss("policy_gradient"), notes=(*reading.notes, note))
 
 
