@@ -499,6 +499,27 @@ def test_skyrl_columns_may_be_packed_or_views(tmp_path):
     assert "turn on generator.sampling_params.logprobs=1" in error(skyrl_with(tmp_path, rollout_logprobs=None))
 
 
+def test_skyrl_says_what_the_sampler_kept(tmp_path):
+    whole = rows(DATA / "skyrl_0_4")
+    ids = [np.stack([row["token_ids"], row["token_ids"] + 1, np.full(len(row["token_ids"]), -1)], -1) for row in whole]
+    ids[0][0] = -1  # not captured
+    ends = np.cumsum([0] + [len(x) for x in ids] + [0]).astype(np.int32)
+    packed = {
+        "format": "packed_tensor",
+        "values": {"format": "numpy_view", "data": np.concatenate(ids).astype(np.int32)},
+    }
+    packed["cu_seqlens"] = {"format": "numpy_view", "data": ends}
+    found = rows(skyrl_with(tmp_path, rollout_sample_support=packed))
+    for i, (row, kept) in enumerate(zip(found, ids, strict=True)):
+        assert [None if x is None else list(x) for x in row["support_ids"]] == [
+            None if (i, t) == (0, 0) else x[:2].tolist() for t, x in enumerate(kept)
+        ]
+    short = packed | {"cu_seqlens": {"format": "numpy_view", "data": np.maximum(ends - 1, 0)}}
+    assert "rollout_sample_support has 1 lists, and 2 tokens" in error(
+        skyrl_with(tmp_path, rollout_sample_support=short)
+    )
+
+
 def test_martingale_has_a_row_for_each_score():
     found = {row["sequence_id"]: row for row in rows(DATA / "martingale")}
     assert list(found) == ["actor0/0@5", "actor0/1@5", "actor0/1@6"]

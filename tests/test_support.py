@@ -365,3 +365,54 @@ def test_texts_without_ids_make_no_candidates(tmp_path):
     choice = {"index": 0, "message": {"content": "x"}, "logprobs": {"content": content}, "finish_reason": "stop"}
     line = {"id": "a", "object": "chat.completion", "choices": [choice], "usage": {"completion_tokens": 1}}
     assert "top_ids" not in read(tmp_path / "a.jsonl", line)
+
+
+@pytest.mark.parametrize("form", ["server", "offline", "offsets"])
+def test_what_vllm_kept(tmp_path, form):
+    if form == "server":
+        content = [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": 0.0}]
+        choice = {"index": 0, "token_ids": [7, 9], "logprobs": {"content": content}, "sampling_mask": [[7, 3], [9]]}
+        line = {"id": "a", "choices": [choice | {"finish_reason": "stop"}]}
+    else:
+        mask = {"token_ids": [[7, 3], [9]]} if form == "offline" else {"token_ids": [7, 3, 9], "offsets": [0, 2, 3]}
+        given = [{"7": {"logprob": -0.5}}, {"9": {"logprob": 0.0}}]
+        one = {"index": 0, "text": "x", "token_ids": [7, 9], "logprobs": given, "sampling_mask": mask}
+        line = {"request_id": "a", "prompt_token_ids": [1, 2], "outputs": [one | {"finish_reason": "stop"}]}
+    row = read(tmp_path / "a.jsonl", line)
+    assert row["support_ids"] == [[7, 3], [9]]
+    assert "top_ids" not in row  # one a place is the sampled one
+
+
+MASKED = {
+    "id": "a",
+    "output_token_logprobs": [[-1.0, 7, None], [-2.5, 9, None]],
+    "output_token_sampling_mask": [[7, 3], [9]],
+    "output_token_sampling_logprobs": [-0.75, 0.0],
+    "completion_tokens": 2,
+}
+
+
+@pytest.mark.parametrize("server", ["generate", "chat"])
+def test_what_sglang_kept_and_the_log_probs_over_it(tmp_path, server):
+    line = {"text": "ab", "meta_info": MASKED}
+    if server == "chat":
+        content = [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -2.5}]
+        choice = {"index": 0, "message": {"content": "ab"}, "logprobs": {"content": content}, "meta_info": MASKED}
+        line = {"id": "a", "choices": [choice | {"finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
+    row = read(tmp_path / "a.jsonl", line)
+    assert row["support_ids"] == [[7, 3], [9]]
+    assert row["log_mu"] == [-0.75, 0.0]  # output_token_logprobs are of the whole vocabulary
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_token_sampling_mask": [[7, 3]]}, "has 1 lists, and 2 tokens were sampled"),
+        ({"output_token_sampling_mask": [[7, 3], 9]}, "must be one list of ids a token"),
+        ({"output_token_sampling_mask": [[7, 3.5], [9]]}, "output_token_sampling_mask\\[0\\] holds"),
+        ({"output_token_sampling_logprobs": [-0.75]}, "has 1 values that are not one number for each of the 2 tokens"),
+    ],
+)
+def test_masks_that_do_not_line_up(tmp_path, change, message):
+    with pytest.raises(ValueError, match=f"a.jsonl:1: .*{message}"):
+        read(tmp_path / "a.jsonl", {"text": "ab", "meta_info": MASKED | change})

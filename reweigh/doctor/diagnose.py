@@ -187,7 +187,7 @@ def doctor(
     before = None if baseline is None else look(baseline, reader, rows=rows)
     scanned = scan(
         known,
-        [question(known, by, most), levels.question()],
+        [question(known, by, most, candidates=True), levels.question()],
         keep_going=keep_going,
         engine=engine,
         state=state,
@@ -196,7 +196,7 @@ def doctor(
     )
     usual = None
     if before is not None:
-        usual = scan(before, [question(before, (), most)], keep_going=keep_going, engine=engine)
+        usual = scan(before, [question(before, (), most, candidates=True)], keep_going=keep_going, engine=engine)
     result = answer(scanned, usual, programs)
     scanned.done()
     return result
@@ -215,8 +215,13 @@ def _known(paths: Paths, reader: str | None, rows: Rows) -> Known:
             raise missing from None
 
 
-def question(known: Known | None = None, by: Iterable[By] = (), most: int | None = None) -> Family:
-    """Ask for a diagnosis of what is scanned; see `doctor` for the arguments. `known` is needed to look at a share."""
+def question(
+    known: Known | None = None, by: Iterable[By] = (), most: int | None = None, *, candidates: bool = False
+) -> Family:
+    """Ask for a diagnosis of what is scanned; see `doctor` for the arguments. `known` is needed to look at a share.
+
+    With `candidates` the log-probs of the sampler's likeliest tokens are read too, which are most of a file.
+    """
     cuts, share = refuse_other_cuts("doctor", by), 1.0 if known is None else known.share(most)
     return Family(
         "doctor",
@@ -225,6 +230,7 @@ def question(known: Known | None = None, by: Iterable[By] = (), most: int | None
         (Read, Visit, Slices, Cells, Keyed, Prompts, Responses),
         {"cuts of the doctor": list(cuts), "tokens that the doctor looks at": most},
         without_pi=True,
+        many=("top_log_mu", "top_log_pi") if candidates else (),
     )
 
 
@@ -351,7 +357,7 @@ def weigh(visit: Visit, info: RunInfo, baseline: Visit | None = None) -> Weighin
 def weighing(paths: Paths) -> Weighing:
     """Weigh record files without ranking what is found; see `doctor`."""
     known = look(paths)
-    scanned = scan(known, [question(known)], keep_going=True)
+    scanned = scan(known, [question(known, candidates=True)], keep_going=True)
     return weigh(_looked_at(scanned).whole, scanned.info)
 
 

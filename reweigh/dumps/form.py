@@ -318,13 +318,58 @@ def likeliest(places: Sequence[Sequence[tuple[Any, Any]]]) -> dict[str, Any]:
     """
     known = all(isinstance(i, int) and isinstance(x, int | float) for place in places for i, x in place)
     k = min((len(place) for place in places), default=0)
-    if not k or not known:
+    if not k or not known or max(map(len, places)) == 1:  # one a place is the sampled one, whatever was likeliest
         return {}
     best = [sorted(place, key=lambda one: -one[1])[:k] for place in places]
     return {
         "top_ids": [np.array([i for i, _ in place], np.int64) for place in best],
         "top_log_mu": [np.array([x for _, x in place], np.float64) for place in best],
     }
+
+
+def kept_ids(value: Any, name: str, length: int) -> dict[str, Any]:
+    """Make the column of what the sampler kept at each place; none where the engine did not say it.
+
+    Args:
+        value: a list of ids a place, null or empty where all were kept; or vLLM's `SamplingMask`, which holds such
+            lists under `token_ids`, or all ids end to end with `offsets`.
+        name: where it stands, for the error.
+        length: tokens that were sampled.
+    """
+    offsets = None
+    if isinstance(value, Mapping):
+        value, offsets = value.get("token_ids"), value.get("offsets")
+    if value is None:
+        return {}
+    if offsets is not None:
+        flat, ends = array(value, name), array(offsets, f"{name}.offsets")
+        whole = ends == np.floor(ends)
+        if not len(ends) or not whole.all() or ends[0] != 0 or ends[-1] != len(flat) or (np.diff(ends) < 0).any():
+            raise BadRecordError(
+                f"{name}: offsets are wrong",
+                f"{name}.offsets must rise from 0 to the {len(flat)} ids, got {short(offsets)}",
+                "the dump is damaged, or of another version of the engine.",
+            )
+        value = np.split(flat, ends[1:-1].astype(np.int64)) if len(ends) > 1 else []
+    if not isinstance(value, list | tuple) or not all(
+        x is None or isinstance(x, list | tuple | np.ndarray) for x in value
+    ):
+        raise BadRecordError(
+            f"{name}: wrong type", f"{name} must be one list of ids a token, got {short(value)}", "the dump is damaged."
+        )
+    if len(value) != length:
+        raise BadRecordError(
+            f"{name}: count differs",
+            f"{name} has {len(value)} lists, and {length} tokens were sampled",
+            "places were lost on the way (pieces of a stream, drafts); leave the record out (--skip-bad).",
+        )
+    places = [None if x is None or not len(x) else array(x, f"{name}[{i}]") for i, x in enumerate(value)]
+    for i, ids in enumerate(places):
+        if ids is not None and (ids.dtype.kind == "f" and not (ids == np.floor(ids)).all()):
+            raise BadRecordError(f"{name}: no ids", f"{name}[{i}] holds {short(ids.tolist())}", "ids are integers.")
+    if all(ids is None for ids in places):
+        return {}
+    return {"support_ids": [None if ids is None else ids.astype(np.int64) for ids in places]}
 
 
 def prompt_name(ids: Any) -> str:

@@ -19,12 +19,13 @@ from reweigh.dumps.form import (
     first_object,
     items_of_lines,
     itself,
+    kept_ids,
     likeliest,
     number,
     prompt_name,
     same_length,
 )
-from reweigh.dumps.sglang import answer_of, request_of
+from reweigh.dumps.sglang import answer_of, replayed_log_mu, request_of
 from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo
 
@@ -230,7 +231,15 @@ def _row(
         "finish_reason": choice.get("finish_reason"),
         "text": message.get("content") if isinstance(message, Mapping) else choice.get("text"),
     }
-    return row | likeliest(_top(logprobs, tokens)[start:])
+    # vLLM's own, or that of SGLang's chat completions with return_meta_info
+    meta = choice.get("meta_info")
+    name = "sampling_mask"
+    mask = choice.get(name)
+    if mask is None and isinstance(meta, Mapping):
+        name = "output_token_sampling_mask"
+        mask = meta.get(name)
+        row["log_mu"] = replayed_log_mu(meta, row["log_mu"])
+    return row | kept_ids(mask, name, len(log_mu)) | likeliest(_top(logprobs, tokens)[start:])
 
 
 def _top(logprobs: Mapping[str, Any], tokens: Sequence[Any]) -> list[list[tuple[Any, Any]]]:
@@ -455,7 +464,8 @@ FORMAT = Format(
     title="vLLM / OpenAI answers: JSON with choices[].logprobs",
     file="answers of `/v1/completions`, `/v1/chat/completions`, `/v1/responses` and vLLM's `/inference/v1/generate`, "
     "of vLLM and other servers; vLLM's `RequestOutput` as JSON",
-    ask="`logprobs`, and of vLLM `return_token_ids`",
+    ask="`logprobs`, and of vLLM `return_token_ids`; what it kept with `--return-sampling-mask`",
+    known="what the sampler kept (`sampling_mask`) and its likeliest tokens, if they have ids",
     both_sides=False,
     endings=JSON,
     kind="json",

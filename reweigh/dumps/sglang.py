@@ -17,6 +17,7 @@ from reweigh.dumps.form import (
     first_object,
     items_of_lines,
     itself,
+    kept_ids,
     likeliest,
     number,
     one_version,
@@ -74,12 +75,30 @@ def _rows(file: str, record: Mapping[str, Any], number_in_file: int) -> Sequence
         "finish_reason": finish.get("type") if isinstance(finish, Mapping) else finish,
         "text": answer.get("text"),
     }
+    row["log_mu"] = replayed_log_mu(meta, row["log_mu"])
+    row |= kept_ids(meta.get("output_token_sampling_mask"), "output_token_sampling_mask", len(triples))
     top = meta.get("output_top_logprobs") or ()
     if len(top) == len(triples):
         row |= likeliest([[(one[1], one[0]) for one in place or ()] for place in top])
     if known:
         row |= {"prompt_ids": prompt, "prompt_id": prompt_name(prompt)}
     return [row]
+
+
+def replayed_log_mu(meta: Mapping[str, Any], log_mu: np.ndarray) -> np.ndarray:
+    """Take the log-probs over what the sampler kept where the answer has them: `log_mu` is of the whole vocabulary."""
+    given = meta.get("output_token_sampling_logprobs")
+    if not given:
+        return log_mu
+    values = [one[0] if isinstance(one, list | tuple) and one else one for one in given]
+    if len(values) != len(log_mu) or not all(x is None or isinstance(x, int | float) for x in values):
+        raise BadRecordError(
+            "output_token_sampling_logprobs: count differs",
+            f"output_token_sampling_logprobs has {len(values)} values that are not one number for each of the "
+            f"{len(log_mu)} tokens",
+            "places were lost on the way; leave the answer out (--skip-bad).",
+        )
+    return np.array([np.nan if x is None else x for x in values], np.float64)
 
 
 def _check_counts(answer: Mapping[str, Any], meta: Mapping[str, Any], ids: Sequence[int]) -> None:
@@ -117,7 +136,8 @@ FORMAT = Format(
     name="sglang",
     title="SGLang /generate: JSON answers with meta_info.output_token_logprobs",
     file="answers of SGLang's `/generate`",
-    ask="`return_logprob`, and `input_ids` or `logprob_start_len: 0` for the prompt",
+    ask="`return_logprob`, and `input_ids` or `logprob_start_len: 0` for the prompt; `return_sampling_mask` for "
+    "what was kept, `top_logprobs_num` for the likeliest",
     both_sides=False,
     endings=JSON,
     kind="json",

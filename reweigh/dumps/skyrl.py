@@ -16,6 +16,7 @@ from reweigh.dumps.form import (
     Row,
     array,
     itself,
+    kept_ids,
     mask_of,
     prompt_name,
     same_length,
@@ -34,10 +35,12 @@ from reweigh.dumps.tensors import (
 )
 from reweigh.records.files import FilePart
 from reweigh.records.schema import RunInfo, UnreadableFileError
+from reweigh.records.table import short
 
 _STEP = re.compile(r"global_step_(\d+)")
 _COLUMNS = {"rollout_logprobs": "log_mu", "action_log_probs": "log_pi", "advantages": "advantage"}
 _NEEDED = ("sequences", "attention_mask", "response_mask")
+_SUPPORT = "rollout_sample_support"  # ids that vLLM kept, as many columns as its top-k, -1 where there is none
 
 
 _STUBS = {
@@ -65,6 +68,8 @@ def _items(part: FilePart) -> Iterator[Item]:
     wanted = (*_NEEDED, "loss_mask", *_COLUMNS)
     columns = {name: _tensor(raw[name], name, path) for name in wanted if raw.get(name) is not None}
     metadata: Mapping[str, Any] = state.get("metadata") or {}
+    if raw.get(_SUPPORT) is not None:
+        columns[_SUPPORT] = _tensor(raw[_SUPPORT], _SUPPORT, path)
     step = _STEP.search(path.name)
     rows = len(columns["sequences"]) - int(metadata.get("pad_size") or 0)
     boundaries: Sequence[tuple[int, int]] = metadata.get("policy_prompt_boundaries") or ()
@@ -159,7 +164,25 @@ def _rows(
     if "loss_mask" in lists:
         row["mask"] = mask_of(lists["loss_mask"][window], "loss_mask")
         row["turns"] = turns_of(row["mask"])
+    if _SUPPORT in columns:
+        row |= _kept(columns[_SUPPORT], i, window)
     return [row]
+
+
+def _kept(column: "np.ndarray | _Ragged", i: int, window: np.ndarray) -> dict[str, Any]:
+    """What was kept at each token of the response; a place of nothing but padding is one of which that is not known."""
+    length = int(window.sum())
+    if isinstance(column, _Ragged):
+        places = column.values[column.ends[i] : column.ends[i + 1]]
+    else:
+        places = column[i][window] if column[i].ndim == 2 and len(column[i]) == len(window) else column[i]
+    if places.ndim != 2 or places.dtype.kind not in "iu":
+        raise BadRecordError(
+            f"{_SUPPORT}: wrong type",
+            f"{_SUPPORT} must be ids of each token, got {short(places)}",
+            "the dump is damaged.",
+        )
+    return kept_ids([ids[ids >= 0] for ids in places], _SUPPORT, length)
 
 
 FORMAT = Format(
@@ -167,7 +190,7 @@ FORMAT = Format(
     title="SkyRL training input: a pickle of a TrainingInputBatch",
     file="SkyRL to 0.4, `global_step_{N}_training_input.pkl`",
     ask="`trainer.dump_data_batch=true`",
-    known="step, prompt group, advantage",
+    known="step, prompt group, advantage, what the sampler kept (`rollout_sample_support`)",
     both_sides=True,
     endings=(".pkl", ".pickle"),
     kind="pickle",

@@ -9,7 +9,7 @@ from torch import Tensor
 from reweigh.layout import operator
 from reweigh.logits.tokens import CHUNK, TokenScores, autocasted, linear_log_probs
 
-GATHERED = 2**20  # numbers of gathered rows that are there at once, at most: 4 MB in float32
+GATHERED = 2**17  # numbers of gathered rows that are there at once, at most: 0.5 MB in float32
 
 
 def linear_support_log_probs(

@@ -58,8 +58,10 @@ class Family:
     Attributes:
         name: what its sums are called in what a scan gives back.
         measure: adds up some records; a function of a module, or one with its first arguments given.
-        columns: what it reads beside the columns of a batch; None for all but those of many values a token. Values of
-            here must be of the right type and length in every row, unless bad values are left out.
+        columns: what it reads beside the columns of a batch; None for all columns of at most one value a token. Values
+            of columns that are named here must be of the right type and length in every row, unless bad values are
+            left out.
+        many: columns of many values a token that it also reads: they are most of a file that has them.
         types: dataclasses that its sums are made of, so that they can be read back from bytes.
         identity: what is asked, by the name of the option: what a state file is of.
         without_pi: it has a use for rows without log_pi that have the engine's prefill: that stands in for it, if all
@@ -72,6 +74,7 @@ class Family:
     types: tuple[type, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_pi: bool = False
+    many: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,12 @@ class Job:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is read of the files: of many values a token, which are large, only what is asked for by name."""
+        """What is read of the files."""
+        many = tuple(name for family in self.families for name in family.many)
         if any(family.columns is None for family in self.families):
-            return tuple(dict.fromkeys((*(c.name for c in COLUMNS if not c.many), *self.strict_columns)))
-        return self.strict_columns
+            plain = (c.name for c in COLUMNS if not c.many)
+            return tuple(dict.fromkeys((*plain, *self.strict_columns, *many)))
+        return tuple(dict.fromkeys((*self.strict_columns, *many)))
 
     @property
     def strict_columns(self) -> tuple[str, ...]:

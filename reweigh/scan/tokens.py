@@ -21,7 +21,7 @@ from reweigh.levels import Level
 from reweigh.records.arrays import arrow, numbers
 from reweigh.records.files import RecordBatch, slices_of
 from reweigh.records.schema import Origin
-from reweigh.records.table import batch_of, groups_of, lengths_of, single, stable_hashes, token_values
+from reweigh.records.table import Ragged, batch_of, groups_of, lengths_of, single, stable_hashes, token_values
 from reweigh.stats.sums import NUM_BINS, bucket_of, length_bin
 
 Array = NDArray[np.float64]
@@ -448,8 +448,9 @@ class Tokens:
         repeat: log_pi a second time.
         prefill: log_mu by the engine's prefill.
         advantage: of the token; None if not known.
+        log_mass: log of pi's mass on what the sampler kept, nats.
+        heads: of the sampler's likeliest tokens at the place, with the fields of `HEADS`.
         rows: what holds for whole responses.
-        support: log of the mass that pi has on what the sampler kept, nats.
     """
 
     log_pi: Array
@@ -464,8 +465,9 @@ class Tokens:
     repeat: Array | None
     prefill: Array | None
     advantage: Array | None
+    log_mass: Array | None
+    heads: NDArray[Any] | None
     rows: Rows
-    support: Array | None = None
 
     def __len__(self) -> int:
         """How many."""
@@ -596,10 +598,49 @@ def tokens_of(table: pa.Table, pack: Ints | None = None) -> Tokens:
         _within(column("log_pi_repeat", np.float64), -np.inf, 0.0),
         _within(column("log_mu_prefill", np.float64), -np.inf, 0.0),
         column("advantage", np.float64),
-        rows,
         _within(column("log_support_pi", np.float64), -np.inf, 0.0),
+        _heads(table, sizes),
+        rows,
     )
     return whole.take(live)
+
+
+HEADS = ("n", "xx", "xy", "yy", "agree", "tv")
+"""Of the candidates of a place that both policies give a log-prob: how many; sums of squares and products of x = log mu
+and y = log pi about their means; whether both have the same likeliest one; the least total variation they leave."""
+
+
+def _heads(table: pa.Table, sizes: Ints) -> NDArray[Any] | None:
+    """Compare both policies at the sampler's likeliest tokens; a place with fewer than two is all 0."""
+    names = ("top_log_mu", "top_log_pi")
+    if any(n not in table.schema.names or single(table, n).null_count == table.num_rows for n in names):
+        return None
+    mu, pi = (Ragged.of(single(table, name), sizes) for name in names)
+    out = np.zeros(len(mu.counts), [(name, np.float64) for name in HEADS])
+    same = mu.counts == pi.counts  # a place whose lists differ is of two kinds of candidates
+    x, y = (v.values[same[v.owner]].astype(np.float64) for v in (mu, pi))
+    at = mu.owner[same[mu.owner]]
+    good = np.isfinite(x) & np.isfinite(y) & (np.maximum(x, y) <= POSITIVE_TOLERANCE)
+    x, y, at = x[good], y[good], at[good]
+    n = np.bincount(at, minlength=len(out))
+    some = n >= 2
+    x, y, at = x[some[at]], y[some[at]], at[some[at]]
+    if not len(x):
+        return out
+
+    def total(values: Array) -> Array:
+        return np.bincount(at, weights=values, minlength=len(out)).astype(np.float64, copy=False)
+
+    count = np.maximum(n, 1)
+    dx, dy, p, q = x - (total(x) / count)[at], y - (total(y) / count)[at], np.exp(x), np.exp(y)
+    starts = np.flatnonzero(np.diff(at, prepend=-1))
+    likeliest = [np.maximum.reduceat(v, starts) for v in (x, y)]
+    best_of_mu = x == np.repeat(likeliest[0], n[some])
+    best_of_pi = y == np.repeat(likeliest[1], n[some])
+    out["n"], out["xx"], out["xy"], out["yy"] = np.where(some, n, 0), total(dx * dx), total(dx * dy), total(dy * dy)
+    out["agree"] = total(best_of_mu & best_of_pi) > 0
+    out["tv"] = 0.5 * (total(np.abs(p - q)) + np.abs(total(p - q)))
+    return out
 
 
 def _turn_starts(position: Ints, live: Bools, turns: NDArray[Any] | None) -> Bools:

@@ -4,11 +4,13 @@ If log_mu is of another (before temperature, or of fewer or more tokens), the me
 temperature, a penalty that one side does not know), it is 1, and the gap has a law.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from reweigh.doctor.causes import CauseId
-from reweigh.doctor.cells import Array, Cells, Ints, binned, jackknife, ratio
-from reweigh.doctor.diagnosis import CannotTell, Suspicion
+from reweigh.doctor.cells import Array, Cells, Estimate, Ints, binned, jackknife, ratio
+from reweigh.doctor.diagnosis import CannotTell, Evidence, Suspicion
 from reweigh.doctor.family import (
     ENTROPY_EDGES,
     NUM_ENTROPY,
@@ -22,7 +24,7 @@ from reweigh.doctor.family import (
     p_above,
     p_below,
 )
-from reweigh.scan.tokens import Tokens
+from reweigh.scan.tokens import HEADS, Tokens
 
 CLEAN_MEAN = "mean_ratio_of_clean_tokens"  # another number than the audit's mean ratio, which is of all tokens
 WIDEST = 10.0  # nats: a ratio counts at most e^10 in the means, so that one token cannot make them
@@ -53,8 +55,8 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
 
     `content` is `[64, surprisal x entropy, (n, gap, gap^2, x, x^2, x gap)]`, x = log pi + entropy, which is 0 on
     average under pi; without entropies all are in the first entropy bin, with x = 0. `tail` is `[64, entropy, (n,
-    far, entropy)]`: tokens, those more than `FAR` nats more surprising than the entropy, and its sum. `support` is
-    `[64, 1, (n, gap^2, the same over the support, mass)]` of tokens of which it is known what the sampler kept.
+    far, entropy)]`: tokens, those more than `FAR` nats more surprising than the entropy, and its sum. `support`, where
+    the records say what mass pi has on what the sampler kept, is `[64, 1, SUPPORT]`.
     """
     gap, squares, bucket = tokens.gap, tokens.squares, tokens.bucket
     one = np.ones(len(gap))
@@ -88,15 +90,62 @@ def _measure_normalisation(tokens: Tokens) -> dict[str, Cells]:
     e = binned(ENTROPY_EDGES, entropy)
     cell = binned(SURPRISAL_EDGES, -tokens.log_pi) * NUM_ENTROPY + e
     moments = (one, gap, squares, x, x**2, x * gap)
-    on = np.zeros(len(gap), np.bool_) if tokens.support is None else np.isfinite(tokens.support)
-    kept = np.where(on, 0.0 if tokens.support is None else tokens.support, 0.0)
-    over = np.where(on, (gap - kept) ** 2, 0.0)
-    return {
-        "support": Cells.of(bucket, None, 1, on, np.where(on, squares, 0.0), over, np.where(on, np.exp(kept), 0.0)),
+    sums = {
         "identity": identity,
         "content": Cells.of(bucket, cell, NUM_SURPRISAL * NUM_ENTROPY, *moments),
         "tail": Cells.of(bucket, e, NUM_ENTROPY, known, known & (-tokens.log_pi - entropy > FAR), entropy),
     }
+    if tokens.log_mass is not None:
+        told = np.isfinite(tokens.log_mass)
+        mass = np.where(told, tokens.log_mass, 0.0)
+        rest = np.where(told, gap - mass, 0.0)
+        lost = np.expm1(mass)
+        over = np.where(told, more, 0.0) - lost
+        sums["support"] = Cells.of(
+            bucket, None, 1, told, -lost, over, np.where(told, squares, 0.0), rest**2, told & (mass < -_LEAST)
+        )
+    return sums
+
+
+SUPPORT = ("n", "1-mass", "r-mass", "gap^2", "(gap-log mass)^2", "n cut")
+
+
+def _kept(case: Case) -> tuple[Suspicion, Suspicion] | None:
+    """Judges truncation by what the sampler kept: pi over mu has a mean of pi's mass on it, token by token, if mu is
+    renormalised over it and pi is not. None where the records do not say it of nearly all tokens."""
+    if "support" not in case.sums:
+        return None
+    m = case.cells("support").data[:, 0]
+    total = m.sum(0)
+    if total[0] == 0 or total[0] < 0.9 * case.tokens:
+        return None
+    lost, off, cut = (ratio(m[:, i], m[:, 0]) for i in (1, 2, 5))
+    taken = max(total[3] - total[4], 0.0)
+    finds = (
+        evidence(
+            "mass_on_support",
+            ratio(m[:, 0] - m[:, 1], m[:, 0]),
+            "mean mass that log_pi's distribution has on what the sampler kept",
+        ),
+        evidence(
+            "ratio_less_mass",
+            off,
+            "mean of pi/mu less pi's mass on what the sampler kept: 0 where the ratio lacks that mass and no more",
+        ),
+        evidence("tokens_cut", cut, "share of tokens at which the sampler had left out 0.1% or more of pi"),
+        counted(
+            "left_over_support",
+            total[4] / total[3] if total[3] > 0 else 1.0,
+            total[0],
+            "share of the squared log ratio that is left over the support",
+        ),
+    )
+    # Where pi was already taken over the same tokens the mean ratio is 1, and taking the mass out makes it larger.
+    inside = total[4] < total[3] and abs(off.value) < 0.5 * lost.value + 3 * off.se
+    effect = lost.value / _LEAST if inside else 0.0
+    share = round(case.share(taken), 4)  # of an engine in the trainer's numbers it is 1 but for rounding
+    found = Suspicion("truncated_sampling", p_above(lost), effect, share, finds, proven=inside)
+    return found, Suspicion("vocab_padding", 1.0, 0.0, 0.0, finds)
 
 
 def _mean_ratios(case: Case) -> Findings:
@@ -162,6 +211,11 @@ def _mean_ratios(case: Case) -> Findings:
     pair: tuple[CauseId, CauseId] = ("truncated_sampling", "vocab_padding")
     first, other = pair[::-1] if padding else pair
     rest = 0.5 if lost.value > _PADDED else 0.05
+    kept = _kept(case)
+    if kept is not None and kept[0].effect >= 1:
+        return [raw, *kept]
+    if kept is not None:
+        return [raw, kept[0], Suspicion("vocab_padding", p, effect, share, finds)]
     return [raw, Suspicion(first, p, effect, share, finds), Suspicion(other, p, rest * effect, share, finds)]
 
 
@@ -181,23 +235,6 @@ def improper(case: Case) -> bool:
     half = min(0.5 * float(m[:, SQUARES].sum() / max(m[:, N].sum(), 1)), 0.3)
     least = max(_LEAST, 0.25 * half)
     return (above.z > 4 and above.value > _LEAST) or (whole.z < -4 and whole.value < -least)
-
-
-def _support(case: Case) -> Findings:
-    """Tells from what the sampler kept whether ratios over that are nearer to 1: nothing is left to guess."""
-    m = case.cells("support").data[:, 0]
-    n, squares, over, _ = m.sum(0)
-    if not n or n < 0.9 * case.identity.sum(0)[N] or squares <= 0:
-        return []
-    mass = ratio(m[:, 3], m[:, 0])
-    if mass.value > 1 - _LEAST or over >= 0.5 * squares:
-        return []
-    finds = (
-        evidence("mass_on_support", mass, "mean mass that log_pi's distribution has on what the sampler kept"),
-        counted("left_over_support", over / squares, n, "share of the squared log ratio that is left over the support"),
-    )
-    share = round(case.share(squares - over), 4)  # of an engine in the trainer's numbers it is 1 but for rounding
-    return [Suspicion("truncated_sampling", 0.0, 10.0, share, finds, proven=True)]
 
 
 def _both_raw(case: Case) -> Findings:
@@ -258,7 +295,7 @@ NORMALISATION = Family(
     ("wrong_units", "raw_logprobs", "truncated_sampling", "vocab_padding", "both_raw"),
     {"entropy_pi": "both sides raw looks like no gap at all"},
     _measure_normalisation,
-    lambda case: [*_support(case), *_mean_ratios(case), *_both_raw(case)],
+    lambda case: [*_mean_ratios(case), *_both_raw(case)],
 )
 
 
@@ -267,15 +304,20 @@ _NUM = len(_BINS) + 1
 
 
 def _measure_proper(tokens: Tokens) -> dict[str, Cells]:
-    """Adds up `seen` `[64, probability x whether the id occurred before, (n, gap, gap^2)]`."""
+    """Adds up `seen` `[64, probability x whether the id occurred before, (n, gap, gap^2)]`, and `heads` `[64, 1,
+    (places, xx, xy, yy, agree, tv)]` of the sampler's likeliest tokens."""
+    sums: dict[str, Cells] = {}
+    if tokens.heads is not None:
+        there = tokens.heads["n"] > 0
+        sums["heads"] = Cells.of(tokens.bucket, None, 1, there, *(tokens.heads[name] for name in HEADS[1:]))
     if tokens.token_id is None:
-        return {}
+        return sums
     again = _again(tokens.seq, tokens.token_id)
     middle = -(tokens.log_pi + tokens.log_mu) / 2
     cell = binned(_BINS, middle) * 2 + again
     gap, known = tokens.gap, tokens.token_id >= 0
     moments = (known, np.where(known, gap, 0.0), np.where(known, tokens.squares, 0.0))
-    return {"seen": Cells.of(tokens.bucket, cell, 2 * _NUM, *moments)}
+    return {**sums, "seen": Cells.of(tokens.bucket, cell, 2 * _NUM, *moments)}
 
 
 def _again(seq: Ints, token_id: Ints) -> Ints:
@@ -319,7 +361,52 @@ def _temperature(case: Case) -> Findings:
     # Without entropies there is no line to fit; with them, what bends is no temperature.
     straight = explained.linear.value / 0.35 if np.isfinite(explained.linear.value) else share.value / 0.4
     effect = min(share.value / 0.3, straight) * (1.0 if proper and normal else 0.2)
-    return [Suspicion("trainer_temperature", p, effect, case.share(max(share.value, 0.0) * case.clean_squares), finds)]
+    size = case.share(max(share.value, 0.0) * case.clean_squares)
+    found = Suspicion("trainer_temperature", p, effect, size, finds)
+    pairs = _pairs(case)
+    if pairs is None:
+        return [found]
+    slope, part, seen = pairs
+    # Both policies are softmaxes of the same scores at two temperatures: nothing else makes a straight line of it.
+    off = abs(slope.value - 1)
+    if part > _OF_A_LINE and off > _OTHER_TEMPERATURE and off > 4 * slope.se and normal:
+        size = case.share(part * case.clean_squares)
+        return [Suspicion("trainer_temperature", _SURE, off / _OTHER_TEMPERATURE, size, (*seen, *finds), proven=True)]
+    if off < _OTHER_TEMPERATURE:  # the scores are those of one temperature
+        return [replace(found, effect=0.2 * effect, evidence=(*seen, *finds))]
+    return [replace(found, evidence=(*finds, *seen))]
+
+
+_SURE, _OF_A_LINE, _OTHER_TEMPERATURE = 1e-6, 0.8, 0.02
+_FEWEST_PLACES = 30
+
+
+def _pairs(case: Case) -> tuple[Estimate, float, tuple[Evidence, ...]] | None:
+    """Compares both policies at the sampler's likeliest tokens: the slope of log pi on log mu within places, which is
+    the sampler's temperature over the trainer's; the share of the squared gaps there, about the places' means, that it
+    explains; and both in words, with how often both have one likeliest token and how far apart they are at least."""
+    if "heads" not in case.sums:
+        return None
+    m = case.cells("heads").data[:, 0]
+    places, xx, xy, yy, *_ = m.sum(0)
+    if places < _FEWEST_PLACES or not xx > 0:
+        return None
+    slope, agree, tv = ratio(m[:, 2], m[:, 1]), ratio(m[:, 4], m[:, 0]), ratio(m[:, 5], m[:, 0])
+    apart = yy - 2 * xy + xx
+    part = (slope.value - 1) ** 2 * xx / apart if apart > 1e-12 * xx else 0.0
+    seen = (
+        evidence(
+            "pair_slope",
+            slope,
+            "of log pi on log mu between the sampler's likeliest tokens of a place: its temperature over the trainer's",
+        ),
+        counted(
+            "explained_by_slope", part, places, "share of the squared gaps between these tokens that the slope explains"
+        ),
+        evidence("greedy_agreement", agree, "share of places at which both policies have one likeliest token of these"),
+        evidence("least_tv", tv, "mean total variation between both policies that these tokens alone leave, at least"),
+    )
+    return slope, part, seen
 
 
 def _penalty(case: Case) -> Findings:
