@@ -33,7 +33,7 @@ static void note(const void* numbers, size_t n) {  // a NaN's bits differ betwee
 }
 
 // The walks of records: runs of a vector, float32, with a mask; anything else must be refused.
-static bool walk_records(const Input& in) {
+static bool walk_records(const Input& in, bool finite) {
   const size_t sequences = (size_t)in.sequences;
   int64_t* buckets = (int64_t*)bytes(sequences * 8, 0);
   float* ratios = (float*)bytes(sequences * 4, 1);
@@ -42,6 +42,7 @@ static bool walk_records(const Input& in) {
   static int64_t shapes[SHAPES + 1], density[DENSITY + 1];
   for (int i = 0; i < 1024; i++) column[i] = (int32_t)(next() % 50) * 85, row[i] = (int32_t)(next() % 85);
   double *each = (double*)malloc(sequences * WHOLE * 8), *found = (double*)malloc(sequences * 6 * 8);
+  memset(positions, 0, sizeof positions), memset(probabilities, 0, sizeof probabilities);
   const Tables tables = {column, row};
   const Places places = {each, positions, probabilities, shapes, density};
   const Factor factors[2] = {{(int32_t)(next() % 2), (int32_t)(next() % 3), -1, 1, 1}, {PREFIX, CLIP, -3, 2, -2}};
@@ -50,11 +51,11 @@ static bool walk_records(const Input& in) {
   const bool fits = of_records(in) && (!in.slots || in.mu);
   const int32_t a = JOIN(rw_where, SUFFIX)(&in, buckets, &tables, &places);
   const int32_t b = JOIN(rw_weigh, SUFFIX)(&in, ratios, trials, 2);
-  if (a == DONE) {
+  if (a == DONE && finite) {  // a NaN is out of the mask before it comes here
     note<double>(each, sequences * WHOLE), note<double>(positions, sizeof(positions) / 8);
     note<double>(probabilities, sizeof(probabilities) / 8), note<int64_t>(shapes, SHAPES + 1), note<int64_t>(density, DENSITY + 1);
   }
-  if (b == DONE) note<double>(found, sequences * 6);
+  if (b == DONE && finite) note<double>(found, sequences * 6);
   free(buckets), free(ratios), free(each), free(found), free(keep), free(moved);
   return (a == DONE) == fits && (b == DONE) == of_records(in);
 }
@@ -97,7 +98,7 @@ int main(int, char** args) {
     if (!answer) note<double>(by_seq, (size_t)in.sequences * 6);
     if (JOIN(rw_fold, SUFFIX)(&in, 0, by_seq, &odd) != answer) return 1;
     if (in.mask && JOIN(rw_count, SUFFIX)(&in, (int64_t*)by_seq) != answer) return 1;
-    if (!walk_records(in)) return 1;
+    if (!walk_records(in, how == 1)) return 1;
     if (in.kind > 1) in.kind = FLOAT32;
     uint8_t *weights = bytes((size_t)in.sequences * 8, 0), *out = bytes(n * each[in.kind], 0);
     if (JOIN(rw_spread, SUFFIX)(&in, weights, out) != answer) return 1;
