@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -395,3 +396,18 @@ def test_the_picture_comes_out_again_on_another_seed(tmp_path):
     for method in ("seq_tis(2)", "geo_rs(0.95, 1.05) * token_tis(2)"):
         assert not ends["lag 12", method].collapsed
     assert ends["no mismatch", "naive()"].final > 0.9
+
+
+def test_the_page_has_tables_and_pictures_of_the_results_that_are_shipped():
+    script = runpy.run_path(str(ROOT / "docs" / "experiment.py"))
+    for path, text in script["files"]().items():
+        assert path.read_text() == text, f"{path.name}: python docs/experiment.py"
+
+
+def test_records_that_are_shipped_are_small_and_valid():
+    shipped = sorted((ROOT / "examples" / "collapse").rglob("*.parquet"))
+    assert len(shipped) >= 3
+    for path in shipped:  # each is a run of its own
+        assert not validate([path]).violations
+    assert sum(path.stat().st_size for path in shipped) < 3e6
+    assert (ROOT / "examples" / "collapse" / "results.jsonl.gz").stat().st_size < 5e6
