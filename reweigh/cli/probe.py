@@ -80,8 +80,8 @@ def probe(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Number format of the engine. transformers: float32, bfloat16, float16, int8 (dynamic), int8-weight, int4-weight; "
-            "openai: for the record only.  [default: bfloat16]",
+            help="Number format of the engine. transformers: float32, bfloat16, float16, int8 (dynamic), int8-weight, "
+            "int4-weight; openai: for the record only.  [default: bfloat16]",
             show_default=False,
         ),
     ] = None,
