@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 from test_probe import folder  # noqa: F401 - a fixture: a tiny model on disk
 
 from reweigh.__main__ import main
 from reweigh.audit import audit
+from reweigh.audit.known import KnownRun
 from reweigh.probe.engine import ProbeError, SamplingSettings, load_prompts
 from reweigh.probe.engine_openai import Retry
+from reweigh.probe.levels import measure_levels
 from reweigh.probe.matrix import (
     Arm,
     Failed,
@@ -29,6 +32,7 @@ from reweigh.probe.matrix import (
 )
 from reweigh.probe.part import check_answers, run_part
 from reweigh.probe.run import EngineName, EngineOptions, Rollout, ScorerOptions
+from reweigh.records import read_info
 from reweigh.report.matrix import page, to_dict
 
 
@@ -275,3 +279,28 @@ def test_the_command(folder, tmp_path, capsys):  # noqa: F811
     assert "what each change takes off" in capsys.readouterr().out
     assert main([*command, "--num-prompts", "2"]) == 2
     assert "holds a matrix of another base or other prompts" in capsys.readouterr().err
+
+
+def test_levels_are_rows_of_the_table(folder, tmp_path):  # noqa: F811
+    told: list[tuple[int, str | None]] = []
+    base = setup_of(folder, kv_cache_dtype="fp8")
+    more = {"command": "reweigh levels", "isolate": False, "told": lambda *x: told.append(x)}
+    rows = measure_levels(base, load_prompts(limit=4), [3, 8], tmp_path / "levels", **more)
+    parsed = tomllib.loads("runs = [\n" + "\n".join(one.to_toml() for one in rows) + "\n]\n")["runs"]
+    known = [KnownRun(**one) for one in parsed]
+    assert [one.length for one in known] == [3, 8]
+    assert told == [(3, None), (8, None)]
+    for one, row in zip(known, rows, strict=True):
+        held = audit(row.records, estimators={}).levels["token"]
+        assert one.kl == pytest.approx(held["kl_k3"].sample, rel=0.01)
+        assert one.mean_abs == pytest.approx(held["mean_abs"].value, rel=0.01)
+        assert (one.engine, one.types, one.state, one.note) == (
+            "transformers",
+            "bfloat16",
+            "measured",
+            "kv_cache_dtype=fp8",
+        )
+        assert replace(one, size=1.0).like(read_info(row.records))  # a toy is like nothing
+    warm = replace(base, sampling=SamplingSettings(temperature=0.7))
+    with pytest.raises(ProbeError, match="temperature and top_p must be 1"):
+        measure_levels(warm, load_prompts(limit=4), [3], tmp_path / "warm", **more)

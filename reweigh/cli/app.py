@@ -39,6 +39,8 @@ class _Lazy:
 
 _COMMANDS = (
     _Lazy("probe", "Sample with an engine, rescore with a trainer's forward.", "reweigh.cli.probe"),
+    _Lazy("canary", "Ask the engine after a push of weights what it has.", "reweigh.cli.canary", has_commands=True),
+    _Lazy("levels", "Measure what gap is normal for a model and engine.", "reweigh.cli.levels"),
     _Lazy("rescore", "Add the trainer's log-probs to rollouts without them.", "reweigh.cli.rescore"),
     _Lazy("audit", "Measure the gap between sampler and trainer, and judge it.", "reweigh.cli.audit"),
     _Lazy("compare", "Hold two sets of records side by side.", "reweigh.cli.compare"),

@@ -219,7 +219,7 @@ def probe(
             api_key=api_key,
             concurrency=concurrency,
             support=support,
-            args=_key_values(engine_arg or []),
+            args=key_values(engine_arg or []),
         )
         settings = SamplingSettings(temperature, top_p, max_tokens, seed, samples_per_prompt)
         chosen = load_prompts(prompts, _NUM_PROMPTS if num_prompts is None and prompts is None else num_prompts)
@@ -349,7 +349,7 @@ def _say_resume(console: Console, rollouts: Path, out: Path) -> None:
         _say(console, f"kept: rows already scored, in {partial_path(out)}")
 
 
-def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     """`enforce_eager=true` -> True, `n=4` -> 4, `dtype=half` -> "half"."""
     from reweigh.probe.engine import ProbeError
 

@@ -151,6 +151,7 @@ def _scored(job: dict[str, Any]) -> dict[str, Any]:
         "log_pi_repeat": [one.log_pi_repeat for one in scores],
         "entropy_pi": [one.entropy_pi for one in scores],
         "version": scorer.version,
+        "parameters": sum(value.numel() for value in scorer.model.parameters()),
         "note": scorer.note,
     }
 
