@@ -118,11 +118,12 @@ def hidden_scores(states: int, width: int, hidden: int, with_entropy: bool = Fal
         entropy = -(log_p.exp() * log_p).sum(-1) if with_entropy else None
         return log_p.gather(-1, tokens[:, None]), entropy
 
-    def ours() -> tuple[torch.Tensor, torch.Tensor | None]:
-        log_p, entropy = linear_log_probs(h, weight, tokens)
+    def ours(keep_in: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        log_p, entropy = linear_log_probs(h, weight, tokens, keep_in=keep_in)
         return log_p, entropy if with_entropy else None
 
-    cases = {"plain": step(plain), "reweigh": step(ours)}
+    cases = {"plain": step(plain), "reweigh": step(lambda: ours(None))}
+    cases |= {f"reweigh, keep_in={str(k)[6:]}": step(lambda k=k: ours(k)) for k in (torch.float32, torch.bfloat16)}
     if not with_entropy:
         cases |= {name: step(lambda f=f: (f(h, weight, tokens), None)) for name, f in peers().items()}
     return cases

@@ -117,8 +117,16 @@ def test_overwritten_logits_are_not_used_again():
 
 
 @pytest.mark.usefixtures("small_blocks")
-@given(shapes, seeds, dtypes, st.integers(1, 300), st.sampled_from([None, 4.0]), st.booleans())
-def test_linear_log_probs_are_the_plain_ones(shape, seed, dtype, chunk, softcap, biased):
+@given(
+    shapes,
+    seeds,
+    dtypes,
+    st.integers(1, 300),
+    st.sampled_from([None, 4.0]),
+    st.booleans(),
+    st.sampled_from([None, torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_linear_log_probs_are_the_plain_ones(shape, seed, dtype, chunk, softcap, biased, keep_in):
     s, t, v, h = shape
     g = torch.Generator().manual_seed(seed)
     make = lambda *size: torch.randn(*size, generator=g).to(dtype).requires_grad_()  # noqa: E731
@@ -127,11 +135,15 @@ def test_linear_log_probs_are_the_plain_ones(shape, seed, dtype, chunk, softcap,
     leaves = [x for x in (hidden, weight, bias) if x is not None]
     wide = [None if x is None else x.double() for x in (hidden, weight, bias)]
     expected = plain_scores(linear(*wide), tokens, 1.3, softcap)
-    got = linear_log_probs(hidden, weight, tokens, bias=bias, temperature=1.3, softcap=softcap, chunk=chunk)
+    how = {"bias": bias, "temperature": 1.3, "softcap": softcap, "chunk": chunk}
+    got = linear_log_probs(hidden, weight, tokens, keep_in=keep_in, **how)
+    for a, b in zip(got, linear_log_probs(hidden, weight, tokens, **how), strict=True):
+        assert torch.equal(a, b)  # what is kept has no part in the values
     tolerance = 4 * TOLERANCE[dtype]
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
+    tolerance = max(tolerance, 4 * TOLERANCE[keep_in or dtype])
     for a, b in zip(grads(got, by, leaves), grads(expected, by, leaves), strict=True):
         assert a.dtype == dtype
         scale = max(1.0, float(b.abs().max()))
@@ -140,12 +152,14 @@ def test_linear_log_probs_are_the_plain_ones(shape, seed, dtype, chunk, softcap,
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_gradients_agree_with_finite_differences(softcap):
+@pytest.mark.parametrize("keep_in", [None, torch.float64])
+def test_gradients_agree_with_finite_differences(softcap, keep_in):
     hidden, weight, bias = (torch.randn(*n, dtype=torch.float64, requires_grad=True) for n in ((5, 3), (11, 3), (11,)))
     tokens = torch.randint(11, (5,))
 
     def both(*x):
-        return tuple(linear_log_probs(x[0], x[1], tokens, bias=x[2], softcap=softcap, temperature=0.8, chunk=40))
+        how = {"softcap": softcap, "temperature": 0.8, "chunk": 40, "keep_in": keep_in}
+        return tuple(linear_log_probs(x[0], x[1], tokens, bias=x[2], **how))
 
     assert torch.autograd.gradcheck(both, (hidden, weight, bias))
     logits = torch.randn(5, 11, dtype=torch.float64, requires_grad=True)
@@ -158,6 +172,33 @@ def test_only_what_needs_a_gradient_gets_one():
     assert hidden.grad is not None
     assert weight.grad is None
     assert not linear_log_probs(hidden.detach(), weight, torch.arange(4)).log_p.requires_grad
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_kept_probabilities_take_excluded_and_sure_tokens(softcap):
+    """A sure token's 1 - p is 3e-4, which bfloat16 rounds to 0; the last column's p is 0 in every type."""
+    eye = torch.eye(3)
+    logits = torch.tensor([[9.0, 0.0, -200.0], [0.0, 9.0, -29.0]])
+    tokens = torch.tensor([0, 1])
+    by = [torch.ones(2), torch.full((2,), 0.5)]
+    exact = logits.double().requires_grad_()
+    (expected,) = grads(plain_scores(exact, tokens, softcap=softcap), by, exact)
+    for keep_in in (torch.float32, torch.bfloat16):
+        hidden = logits.clone().requires_grad_()
+        got = linear_log_probs(hidden, eye, tokens, softcap=softcap, keep_in=keep_in)
+        (grad,) = grads(got, by, hidden)
+        torch.testing.assert_close(grad.double(), expected, rtol=1e-2, atol=1e-9)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_what_is_kept_is_used_again_and_again():
+    """The second backward pass of one graph gives what the first did: what is kept is not written over."""
+    hidden, weight = torch.randn(7, 4, requires_grad=True), torch.randn(23, 4, requires_grad=True)
+    out = linear_log_probs(hidden, weight, torch.arange(7), softcap=5.0, keep_in=torch.float32)
+    value = out.log_p.sum() + out.entropy.sum()
+    once, twice = (torch.autograd.grad(value, (hidden, weight), retain_graph=True) for _ in range(2))
+    for a, b in zip(once, twice, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_float32_head_keeps_what_bfloat16_rounds_away():
@@ -283,9 +324,22 @@ def test_peak_memory_of_a_loss_on_hidden_states():
 
         return run
 
-    chunked = step(lambda: linear_log_probs(hidden, weight, tokens, chunk=n * v // 16).log_p)
+    how = {"chunk": n * v // 16}
+    chunked = step(lambda: linear_log_probs(hidden, weight, tokens, **how).log_p)
+    kept, half = (
+        step(lambda k=k: linear_log_probs(hidden, weight, tokens, keep_in=k, **how).log_p)
+        for k in (torch.float32, torch.bfloat16)
+    )
     assert peak_bytes(step(lambda: plain_scores(hidden @ weight.T, tokens)[0])) > 2.9 * whole
     assert peak_bytes(chunked) < 0.25 * whole
+    assert whole < peak_bytes(kept) < 1.25 * whole
+    assert 0.5 * whole < peak_bytes(half) < 0.75 * whole
+
+    def scored():
+        with torch.no_grad():
+            linear_log_probs(hidden, weight, tokens, keep_in=torch.float32, **how)
+
+    assert peak_bytes(scored) < 0.25 * whole
 
 
 def test_peak_memory_of_log_probs():
@@ -508,6 +562,12 @@ def test_garbage_off_the_mask_reaches_no_total():
             r"softcap must be > 0, got 0\.0",
         ),
         (
+            lambda v: v.linear_log_probs(
+                torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(4).long(), keep_in=torch.int8
+            ),
+            r"keep_in must be one of torch\.float64, .* got torch\.int8\nhint: torch\.bfloat16 halves",
+        ),
+        (
             lambda v: v.state_divergences(torch.zeros(1, 3), torch.zeros(1, 4)),
             r"got \(1, 3\) and \(1, 4\)\nhint: cut a padded",
         ),
@@ -528,8 +588,8 @@ def cases(vocabulary):
     hidden, weight, logits = torch.randn(24, 5), torch.randn(31, 5), torch.randn(24, 31)
     tokens = torch.randint(31, (24,))
 
-    def head(h, w):
-        out = vocabulary.linear_log_probs(h, w, tokens, temperature=1.2, softcap=4.0, chunk=200)
+    def head(h, w, keep_in=None):
+        out = vocabulary.linear_log_probs(h, w, tokens, temperature=1.2, softcap=4.0, chunk=200, keep_in=keep_in)
         return [out.log_p, out.entropy]
 
     def scores(z):
@@ -544,13 +604,16 @@ def cases(vocabulary):
 
     return {
         "head": (head, (hidden, weight), 2),
+        "kept": (lambda h, w: head(h, w, torch.float32), (hidden, weight), 2),
         "scores": (scores, (logits,), 1),
         "states": (states, (logits, hidden, weight), 0),
     }
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["head", *(pytest.param(x, marks=pytest.mark.slow) for x in ("scores", "states"))])
+@pytest.mark.parametrize(
+    "name", ["head", *(pytest.param(x, marks=pytest.mark.slow) for x in ("kept", "scores", "states"))]
+)
 def test_compiles_to_one_graph(unchecked, name, backend):
     torch._dynamo.reset()
     run, inputs, num = cases(importlib.import_module("reweigh.logits"))[name]
@@ -582,11 +645,12 @@ def test_nothing_waits_for_the_device():
         state_divergences(logits, logits).totals(torch.ones(24, dtype=torch.bool))
     hidden, weight, bias = (torch.empty(*n, device="meta") for n in ((24, 5), (31, 5), (31,)))
     tokens = torch.empty(24, dtype=torch.long, device="meta")
-    log_p, entropy, lse = reweigh.logits.tokens.scores_in_chunks(hidden, weight, bias, tokens, 1.2, 4.0, None, 200)
-    out = reweigh.logits.tokens.gradients_in_tiles(
-        hidden, weight, bias, tokens, lse, entropy, log_p, entropy, 1.2, 4.0, None, 200
-    )
-    assert [x.shape for x in out] == [hidden.shape, weight.shape, bias.shape]
+    sides, how = (hidden, weight, bias, tokens), (1.2, 4.0, None)
+    for keep_in in (None, torch.bfloat16):
+        log_p, entropy, lse, kept = reweigh.logits.tokens.scores_in_chunks(*sides, *how, keep_in, 200)
+        told = (log_p, lse, entropy, None if keep_in is None else kept)
+        out = reweigh.logits.tokens.gradients_in_tiles(*sides, *told, log_p, entropy, *how, 200)
+        assert [x.shape for x in out] == [hidden.shape, weight.shape, bias.shape]
     side = (hidden, weight, bias, 4.0, torch.float32, 1.2)
     values = reweigh.logits.states.compared_in_blocks(*side, *side, torch.float64, 200)
     assert values.shape == (6, 24)
