@@ -51,7 +51,8 @@ class TransformersEngine(ForcingEngine):
         self._end_ids = torch.tensor(list(end_ids), dtype=torch.int64, device=model.device)
         self._batch_size = batch_size
         self._fp8_cache = fp8_cache
-        self._head: Any = copy.deepcopy(model.get_output_embeddings()).float() if float32_head else None
+        head: Any = model.get_output_embeddings()
+        self._head: Any = copy.deepcopy(head).float() if float32_head else None
         self._note = note
 
     @property
