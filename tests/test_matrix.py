@@ -19,9 +19,9 @@ from reweigh.probe.engine_openai import Retry
 from reweigh.probe.levels import measure_levels
 from reweigh.probe.matrix import (
     Arm,
-    Failed,
-    Measured,
-    Plan,
+    ArmFailure,
+    ArmResult,
+    MatrixPlan,
     Setup,
     analyse,
     arms_of,
@@ -45,8 +45,8 @@ def silent(*_: object) -> None:
     """Tell nobody."""
 
 
-def plan_of(tmp_path: Path, base: Setup, arms: list[Arm], **more: object) -> Plan:
-    return Plan(tmp_path / "m", base, arms, load_prompts(limit=8), isolate=False, **more)  # type: ignore[arg-type]
+def plan_of(tmp_path: Path, base: Setup, arms: list[Arm], **more: object) -> MatrixPlan:
+    return MatrixPlan(tmp_path / "m", base, arms, load_prompts(limit=8), isolate=False, **more)  # type: ignore[arg-type]
 
 
 # the numbers -------------------------------------------------------------------------------------------------------
@@ -65,9 +65,9 @@ def test_the_gap_of_another_engine_s_tokens_is_its_own():
     assert float((q * token_kl(np.log(pi), cut, np.log(q))).sum()) == pytest.approx(expected)
 
 
-def measured(name: str, changes: dict, gaps: list[float], seconds: float = 1.0) -> Measured:
+def measured(name: str, changes: dict, gaps: list[float], seconds: float = 1.0) -> ArmResult:
     prompts = {f"p{i}": (gap * 10, gap * 10, 10) for i, gap in enumerate(gaps)}
-    return Measured(Arm(name, changes), Path(f"{name}.parquet"), True, prompts, {}, (seconds, 0.0))
+    return ArmResult(Arm(name, changes), Path(f"{name}.parquet"), True, prompts, {}, (seconds, 0.0))
 
 
 def test_shares_pairs_and_what_is_left_by_hand():
@@ -217,8 +217,8 @@ def test_arms_that_fail_are_reported_and_the_rest_is_measured(folder, tmp_path, 
     monkeypatch.setattr("reweigh.probe.engine_openai.Retry", lambda: Retry(times=1, first=0.001))
     results = run_matrix(plan, silent)
     kinds = [type(x).__name__ for x in results]
-    assert kinds == ["Measured", "Failed", "Failed", "Failed", "Measured"]
-    reasons = {x.arm.name: x.reason for x in results if isinstance(x, Failed)}
+    assert kinds == ["ArmResult", "ArmFailure", "ArmFailure", "ArmFailure", "ArmResult"]
+    reasons = {x.arm.name: x.reason for x in results if isinstance(x, ArmFailure)}
     assert "cannot connect" in reasons["down"]
     assert reasons["no vllm here"] == "slow: not done after 0.5 s"
     assert "cannot run" in reasons["no such program"]

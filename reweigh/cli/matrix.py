@@ -11,7 +11,7 @@ from reweigh.cli.output import print_json, stdout, write_output
 
 if TYPE_CHECKING:
     from reweigh.probe.engine import Prompt
-    from reweigh.probe.matrix import Arm, Design, Failed, Measured, Setup
+    from reweigh.probe.matrix import Arm, ArmFailure, ArmResult, Design, Setup
 
 
 def matrix(
@@ -27,14 +27,14 @@ def matrix(
     form: FormName,
 ) -> None:
     """Run the matrix, and print what each change does."""
-    from reweigh.probe.matrix import Plan, analyse, arms_of, parse_vary, read_arms, run_matrix
+    from reweigh.probe.matrix import MatrixPlan, analyse, arms_of, parse_vary, read_arms, run_matrix
     from reweigh.report.matrix import on_terminal, page, to_dict
     from reweigh.report.tables import to_terminal
 
     factors = [parse_vary(one) for one in vary]
     shared, more = read_arms(arms) if arms is not None else ({}, [])
     base = setup.with_changes(shared | {one.name: one.values[0] for one in factors})
-    plan = Plan(folder, base, arms_of(factors, design, more), prompts, seconds)
+    plan = MatrixPlan(folder, base, arms_of(factors, design, more), prompts, seconds)
     console.print(f"{len(plan.arms)} arms of {len(prompts)} prompts; {folder} keeps them", markup=False, soft_wrap=True)
     try:
         results = run_matrix(plan, lambda i, arm, result, left: _tell(console, len(plan.arms), i, arm, result, left))
@@ -52,15 +52,15 @@ def matrix(
 
 
 def _tell(
-    console: Console, num_arms: int, i: int, arm: "Arm", result: "Measured | Failed | None", left: float | None
+    console: Console, num_arms: int, i: int, arm: "Arm", result: "ArmResult | ArmFailure | None", left: float | None
 ) -> None:
-    from reweigh.probe.matrix import Failed
+    from reweigh.probe.matrix import ArmFailure
 
     start = f"arm {i + 1} of {num_arms}: {arm.name}"
     time_left = "" if left is None or left < 1 else f"; about {left:.0f} s left"
     if result is None:
         console.print(f"{start} ...{time_left}", markup=False, soft_wrap=True)
-    elif isinstance(result, Failed):
+    elif isinstance(result, ArmFailure):
         console.print(f"{start}: failed: {result.reason}{time_left}", markup=False, soft_wrap=True)
     else:
         total, _, tokens = (sum(x) for x in zip(*result.prompts.values(), strict=True))

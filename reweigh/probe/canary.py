@@ -60,7 +60,7 @@ _LEAST_NOISE = 1e-4  # nats: two float32 forwards
 
 
 @dataclass(frozen=True)
-class Fault:
+class CanaryFault:
     """What the engine would answer with one fault.
 
     Attributes:
@@ -92,7 +92,7 @@ class Canary:
     responses: list[Response]
     log_pi: list[list[float]]
     rounded: list[list[float]]
-    faults: list[Fault]
+    faults: list[CanaryFault]
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -113,7 +113,7 @@ def load_canary(path: Path) -> Canary:
         if row.pop("reweigh_canary") != _FORMAT:
             raise KeyError("reweigh_canary")
         row["responses"] = [Response(**one) for one in row["responses"]]
-        row["faults"] = [Fault(**one) for one in row["faults"]]
+        row["faults"] = [CanaryFault(**one) for one in row["faults"]]
         return Canary(**row)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProbeError(f"canary: {path} is no canary: {error}\nhint: `reweigh canary record` writes one.") from error
@@ -163,12 +163,12 @@ def record(
     def scored() -> list[list[float]]:
         return [one.log_pi for one in scorer.score(responses)]
 
-    faults: list[Fault] = []
+    faults: list[CanaryFault] = []
 
     def commit(kind: Kind, what: str, state: State) -> None:
         told(f"{kind} {what}".strip())
         with _changed(params, state):
-            faults.append(Fault(kind, what, scored()))
+            faults.append(CanaryFault(kind, what, scored()))
 
     log_pi = scored()
     told("bfloat16")
@@ -186,14 +186,15 @@ def record(
         for what, some in _runs_of_layers(previous):
             if moved & set(some):
                 commit("layers_left_out", what, some)
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        embedding: Any = model.get_input_embeddings()
         if head.weight is embedding.weight and not torch.equal(head.weight, _old(params, previous, head.weight)):
             for what, module in (("head", head), ("embedding", embedding)):
                 told(f"tied_head {what}")
                 with _untied(module, _old(params, previous, head.weight)):
-                    faults.append(Fault("tied_head", what, scored()))
+                    faults.append(CanaryFault("tied_head", what, scored()))
         told("stale_cache")
-        faults.append(Fault("stale_cache", "", _with_stale_cache(model, params, previous, responses)))
+        faults.append(CanaryFault("stale_cache", "", _with_stale_cache(model, params, previous, responses)))
     if base is not None:
         commit("lora_not_applied", "", base)
         commit("lora_twice", "", {k: 2 * v - base[k] for k, v in params.items()})
@@ -292,7 +293,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CanaryCheck:
     """What a check found.
 
     Attributes:
@@ -314,7 +315,7 @@ class Checked:
     step: float | None
 
 
-def check(canary: Canary, log_mu: Sequence[Sequence[float]]) -> Checked:
+def check(canary: Canary, log_mu: Sequence[Sequence[float]]) -> CanaryCheck:
     """Tell what an engine's log-probs of a canary's tokens look like.
 
     Noise is taken to be alike over tokens after division by 1 - p, of a size that is what each explanation leaves.
@@ -353,8 +354,8 @@ def check(canary: Canary, log_mu: Sequence[Sequence[float]]) -> Checked:
     hidden = tuple(one for one in ranked if -TOLD_APART < one.evidence < SURE)
     sizes = f"engine against trainer {noise:.2g} nats (usual in bfloat16: {usual:.2g})"
 
-    def found(code: Literal[0, 1, 2], sentence: str, likely: Sequence[Likeness] = ()) -> Checked:
-        return Checked(code, sentence, tuple(likely), hidden, noise, usual, step)
+    def found(code: Literal[0, 1, 2], sentence: str, likely: Sequence[Likeness] = ()) -> CanaryCheck:
+        return CanaryCheck(code, sentence, tuple(likely), hidden, noise, usual, step)
 
     if ranked and ranked[0].evidence >= SURE:
         best = ranked[0]

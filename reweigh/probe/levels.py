@@ -9,7 +9,7 @@ from typing import Any
 
 from reweigh.guard import loads
 from reweigh.probe.engine import ProbeError, Prompt
-from reweigh.probe.matrix import Arm, Failed, Measured, Plan, Setup, run_matrix
+from reweigh.probe.matrix import Arm, ArmFailure, ArmResult, MatrixPlan, Setup, run_matrix
 from reweigh.records import read_info
 
 
@@ -59,19 +59,23 @@ def measure_levels(
     for length in lengths:
         setup = replace(base, sampling=replace(base.sampling, max_tokens=length))
         told(length, None)
-        plan = Plan(folder / f"{length}", setup, [Arm("base")], prompts, seconds, isolate)
+        plan = MatrixPlan(folder / f"{length}", setup, [Arm("base")], prompts, seconds, isolate)
         try:
-            [result] = run_matrix(plan, lambda *_: None)
+            [result] = run_matrix(plan, _silent)
         except ProbeError as error:
             told(length, str(error).split("\nhint:")[0])
             continue
-        if isinstance(result, Failed):
+        if isinstance(result, ArmFailure):
             raise AssertionError(result.reason)  # a base that fails is raised
         rows.append(_row(result, setup, command))
     return rows
 
 
-def _row(found: Measured, setup: Setup, command: str) -> LevelRow:
+def _silent(*_: object) -> None:
+    """Tell nobody of an arm."""
+
+
+def _row(found: ArmResult, setup: Setup, command: str) -> LevelRow:
     info = read_info(found.records)
     scored: Any = loads(next((found.records.parents[1] / "parts").glob("trainer-*.json")).read_text("utf-8"))
     sums = list(found.prompts.values())

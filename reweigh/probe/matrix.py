@@ -71,7 +71,8 @@ class Setup:
         Raises:
             ProbeError: a value that the option cannot have.
         """
-        engine, sampling, scorer = asdict(self.engine), asdict(self.sampling), asdict(self.scorer)
+        engine: dict[str, Any] = asdict(self.engine)
+        sampling, scorer = asdict(self.sampling), asdict(self.scorer)
         more: dict[str, Any] = {"python": self.python, "start": self.start}
         args = dict(self.engine.args)
         for name, value in changes.items():
@@ -94,9 +95,8 @@ class Setup:
                 more[key] = value
             else:
                 args[name] = value
-        return Setup(
-            EngineOptions(**(engine | {"args": args})), SamplingSettings(**sampling), ScorerOptions(**scorer), **more
-        )
+        engine["args"] = args
+        return Setup(EngineOptions(**engine), SamplingSettings(**sampling), ScorerOptions(**scorer), **more)
 
 
 def _typed(name: str, value: Value, before: Any, owner: type) -> Any:
@@ -110,7 +110,7 @@ def _typed(name: str, value: Value, before: Any, owner: type) -> Any:
 
 
 @dataclass(frozen=True)
-class Factor:
+class Varied:
     """An option that is varied: the value of the base first, then the others."""
 
     name: str
@@ -128,14 +128,14 @@ class Arm:
 BASE = "base"
 
 
-def parse_vary(text: str) -> Factor:
+def parse_vary(text: str) -> Varied:
     """Read `NAME=a,b,...`: values are JSON where they can be, otherwise words; the first is the base's.
 
     Example:
         >>> parse_vary("batch_size=1,32").values
         (1, 32)
         >>> parse_vary("kv-cache-dtype=fp8,auto")
-        Factor(name='kv_cache_dtype', values=('fp8', 'auto'))
+        Varied(name='kv_cache_dtype', values=('fp8', 'auto'))
     """
     name, equals, rest = text.partition("=")
     values = tuple(dict.fromkeys(_value(x) for x in rest.split(","))) if rest else ()
@@ -144,7 +144,7 @@ def parse_vary(text: str) -> Factor:
             f"--vary: must be NAME=a,b with two values or more, got {text!r}\n"
             "hint: --vary dtype=bfloat16,float32: the first is the base, the others are tried in its place."
         )
-    return Factor(name.strip().replace("-", "_"), values)
+    return Varied(name.strip().replace("-", "_"), values)
 
 
 def _value(text: str) -> Value:
@@ -188,7 +188,7 @@ def read_arms(path: Path) -> tuple[dict[str, Value], list[Arm]]:
     return dict(base), arms
 
 
-def arms_of(factors: Sequence[Factor], design: Design, more: Sequence[Arm] = ()) -> list[Arm]:
+def arms_of(factors: Sequence[Varied], design: Design, more: Sequence[Arm] = ()) -> list[Arm]:
     """Lay out the arms: the base, each option changed alone, then pairs and all together, or every combination.
 
     Raises:
@@ -225,7 +225,7 @@ def _word(value: Value) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ArmResult:
     """One arm that is done.
 
     Attributes:
@@ -246,7 +246,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Failed:
+class ArmFailure:
     """One arm that could not be measured, and why."""
 
     arm: Arm
@@ -254,7 +254,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MatrixPlan:
     """What a matrix runs: the folder, the base, its arms and prompts.
 
     Attributes:
@@ -274,10 +274,10 @@ class Plan:
     isolate: bool = True
 
 
-Told = Callable[[int, Arm, "Measured | Failed | None", float | None], None]
+Told = Callable[[int, Arm, "ArmResult | ArmFailure | None", float | None], None]
 
 
-def run_matrix(plan: Plan, told: Told) -> list[Measured | Failed]:
+def run_matrix(plan: MatrixPlan, told: Told) -> list[ArmResult | ArmFailure]:
     """Measure each arm, or say why not; what a run before has measured in the folder is taken over.
 
     Args:
@@ -289,18 +289,18 @@ def run_matrix(plan: Plan, told: Told) -> list[Measured | Failed]:
     """
     setups = [plan.base.with_changes(arm.changes) for arm in plan.arms]  # a wrong option is told before any work
     _claim(plan)
-    results: list[Measured | Failed] = []
+    results: list[ArmResult | ArmFailure] = []
     spent: list[float] = []
     tokens: Path | None = None
     for i, (arm, setup) in enumerate(zip(plan.arms, setups, strict=True)):
         told(i, arm, None, _left(spent, len(plan.arms) - i))
         start = time.monotonic()
         try:
-            result: Measured | Failed = _measure(plan, arm, setup, tokens)
+            result: ArmResult | ArmFailure = _measure(plan, arm, setup, tokens)
         except (ProbeError, OSError, RuntimeError, MemoryError, ValueError) as error:
-            result = Failed(arm, _reason(error))
+            result = ArmFailure(arm, _reason(error))
         if tokens is None:
-            if isinstance(result, Failed):
+            if isinstance(result, ArmFailure):
                 raise ProbeError(
                     f"the base could not be measured: {result.reason}\n"
                     f"hint: `reweigh probe` with the same options alone shows more; {plan.folder} keeps what there is."
@@ -317,7 +317,7 @@ def _left(spent: Sequence[float], arms: int) -> float | None:
     return sum(worked) / len(worked) * arms if worked else None
 
 
-def _claim(plan: Plan) -> None:
+def _claim(plan: MatrixPlan) -> None:
     """Make the folder, and see that another matrix's prompts and settings are not mixed with these."""
     head = {"reweigh_matrix": 1, "base": _plain(plan.base), "prompts": [asdict(one) for one in plan.prompts]}
     path = plan.folder / "matrix.json"
@@ -352,11 +352,11 @@ def _engine_key(setup: Setup, tokens: Path | None) -> str:
     return _key(plain["engine"], plain["sampling"], plain["python"], plain["start"], tokens and tokens.name)
 
 
-def _rollouts(plan: Plan, setup: Setup, tokens: Path | None) -> Path:
+def _rollouts(plan: MatrixPlan, setup: Setup, tokens: Path | None) -> Path:
     return plan.folder / "parts" / f"engine-{_engine_key(setup, tokens)}.rollouts"
 
 
-def _measure(plan: Plan, arm: Arm, setup: Setup, base_tokens: Path | None) -> Measured:
+def _measure(plan: MatrixPlan, arm: Arm, setup: Setup, base_tokens: Path | None) -> ArmResult:
     given = base_tokens if base_tokens and setup.sampling == plan.base.sampling else None
     # The base's own engine is not asked again: its tokens have their log-probs.
     same = given is not None and _engine_key(setup, None) == _engine_key(plan.base, None)
@@ -372,10 +372,10 @@ def _measure(plan: Plan, arm: Arm, setup: Setup, base_tokens: Path | None) -> Me
         _records(records, rows, engine, scored, setup)
     paired = not own_tokens or same or base_tokens is None
     sums, parts = _sums(rows, reference, engine, scored)
-    return Measured(arm, records, paired, sums, parts, (engine["seconds"], scored["seconds"]))
+    return ArmResult(arm, records, paired, sums, parts, (engine["seconds"], scored["seconds"]))
 
 
-def _engine_part(plan: Plan, setup: Setup, tokens: Path | None, rollouts: Path) -> dict[str, Any]:
+def _engine_part(plan: MatrixPlan, setup: Setup, tokens: Path | None, rollouts: Path) -> dict[str, Any]:
     out = rollouts.with_suffix(".json")
     if not (out.exists() and rollouts.exists()):
         plain = _plain(setup)["engine"] | {"api_key": setup.engine.api_key}
@@ -393,7 +393,7 @@ def _engine_part(plan: Plan, setup: Setup, tokens: Path | None, rollouts: Path) 
     return loads(out.read_text("utf-8"))
 
 
-def _score_part(plan: Plan, setup: Setup, tokens: Path) -> dict[str, Any]:
+def _score_part(plan: MatrixPlan, setup: Setup, tokens: Path) -> dict[str, Any]:
     scorer = asdict(setup.scorer) | {"repeat": True}
     out = plan.folder / "parts" / f"trainer-{_key(scorer, tokens.name)}.json"
     if not out.exists():
@@ -402,7 +402,7 @@ def _score_part(plan: Plan, setup: Setup, tokens: Path) -> dict[str, Any]:
     return loads(out.read_text("utf-8"))
 
 
-def _run_job(plan: Plan, job: dict[str, Any], out: Path, python: str | None) -> None:
+def _run_job(plan: MatrixPlan, job: dict[str, Any], out: Path, python: str | None) -> None:
     if not plan.isolate and python is None:
         run_part(job)
         return
@@ -622,7 +622,7 @@ class Matrix:
         why: one sentence on `cheapest`.
     """
 
-    results: tuple[Measured | Failed, ...]
+    results: tuple[ArmResult | ArmFailure, ...]
     gaps: Mapping[str, Number]
     sizes: Mapping[str, Number]
     effects: tuple[Effect, ...]
@@ -634,24 +634,24 @@ class Matrix:
     why: str
 
     @property
-    def measured(self) -> tuple[Measured, ...]:
+    def measured(self) -> tuple[ArmResult, ...]:
         """The arms that have numbers."""
-        return tuple(x for x in self.results if isinstance(x, Measured))
+        return tuple(x for x in self.results if isinstance(x, ArmResult))
 
     @property
-    def failed(self) -> tuple[Failed, ...]:
+    def failed(self) -> tuple[ArmFailure, ...]:
         """The arms that have none."""
-        return tuple(x for x in self.results if isinstance(x, Failed))
+        return tuple(x for x in self.results if isinstance(x, ArmFailure))
 
 
-def analyse(results: Sequence[Measured | Failed]) -> Matrix:
+def analyse(results: Sequence[ArmResult | ArmFailure]) -> Matrix:
     """Work out what each change does; the first result is the base, and must have been measured.
 
     Intervals are 95%, of the paired difference, with prompts as clusters: each arm's mean is linearised in the sums of
     a prompt, and a difference or share in those means.
     """
-    done = {x.arm.name: x for x in results if isinstance(x, Measured)}
-    base = next(x for x in results if isinstance(x, Measured))
+    done = {x.arm.name: x for x in results if isinstance(x, ArmResult)}
+    base = next(x for x in results if isinstance(x, ArmResult))
     calculator = _Linear(done, base)
     by_changes = {frozenset(x.arm.changes.items()): x.arm.name for x in done.values()}
     singles = {next(iter(k)): name for k, name in by_changes.items() if len(k) == 1}
@@ -746,7 +746,7 @@ def _excludes_0(x: Number) -> bool:
 class _Linear:
     """Values and intervals of sums of the arms' means."""
 
-    def __init__(self, done: Mapping[str, Measured], base: Measured) -> None:
+    def __init__(self, done: Mapping[str, ArmResult], base: ArmResult) -> None:
         self._done, self._base = done, base
         self._prompts = list(dict.fromkeys(p for one in done.values() for p in one.prompts))
 

@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from reweigh.probe.matrix import Effect, Matrix, Measured
+from reweigh.probe.matrix import ArmResult, Effect, Matrix
 from reweigh.report.tables import EMPTY, Block, Cell, Column, Line, Table, columns, line, to_html
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import count, two
@@ -125,7 +125,7 @@ def to_dict(found: Matrix) -> dict[str, Any]:
     """Plain values, for JSON."""
     arms_of: list[dict[str, Any]] = []
     for one in found.results:
-        if not isinstance(one, Measured):
+        if not isinstance(one, ArmResult):
             arms_of.append({"name": one.arm.name, "changes": dict(one.arm.changes), "failed": one.reason})
             continue
         arms_of.append(
