@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reweigh.probe.matrix import ArmResult, Effect, Matrix
 from reweigh.report.tables import EMPTY, Block, Cell, Column, Line, Table, columns, line, to_html
 from reweigh.stats.intervals import Number
 from reweigh.stats.numerals import count, two
+
+if TYPE_CHECKING:  # it loads what probes
+    from reweigh.probe.matrix import Effect, Matrix
 
 _LINKS = (
     ("all", "decode against trainer"),
@@ -19,7 +21,7 @@ _LINKS = (
 _LEFT = Column(align="left")
 
 
-def headline(found: Matrix) -> str:
+def headline(found: "Matrix") -> str:
     """Say in a sentence what carries the gap."""
     base = found.gaps[found.results[0].arm.name]
     start = f"KL(mu||pi) of the base is {_positive(base.value)} nats a token"
@@ -29,7 +31,7 @@ def headline(found: Matrix) -> str:
     return f"{start}; {one.names[0]} alone takes off {_share(one.share)} of it ({_ends(one.share)})"
 
 
-def on_terminal(found: Matrix) -> Iterator[Block]:
+def on_terminal(found: "Matrix") -> Iterator[Block]:
     """Show the sentence first, then effects, interactions, links and arms."""
     yield Line(((headline(found), "bold"),))
     if found.cheapest is not None:
@@ -39,7 +41,7 @@ def on_terminal(found: Matrix) -> Iterator[Block]:
         yield one
 
 
-def tables(found: Matrix) -> Iterator[Table]:
+def tables(found: "Matrix") -> Iterator[Table]:
     """Every table, those with nothing in them left out."""
     if found.effects:
         yield effects(found)
@@ -53,7 +55,7 @@ def tables(found: Matrix) -> Iterator[Table]:
         )
 
 
-def effects(found: Matrix) -> Table:
+def effects(found: "Matrix") -> Table:
     """What each change takes off the gap."""
     rows = [_effect(" + ".join(one.names), one) for one in found.effects]
     rows += [_effect(f"{' with '.join(one.names)}, beyond each alone", one) for one in found.interactions]
@@ -73,13 +75,13 @@ def effects(found: Matrix) -> Table:
     return Table.of(columns(*heads, first=[_LEFT]), rows, "what each change takes off", notes)
 
 
-def _effect(name: str, one: Effect) -> list[str]:
+def _effect(name: str, one: "Effect") -> list[str]:
     carried = "" if one.carried is None else _share(one.carried)
     cost = "" if one.cost is None else f"{two(one.cost)} x"
     return [name, _signed(one.removed.value), _share(one.share), _ends(one.share), carried, cost]
 
 
-def _links(found: Matrix) -> Table | None:
+def _links(found: "Matrix") -> Table | None:
     shown = [one for one in found.measured if len(one.parts) > 1]
     if not shown:
         return None
@@ -95,7 +97,7 @@ def _links(found: Matrix) -> Table | None:
 _SHORT = ("all", "decode-prefill", "prefill-trainer", "trainer-itself")
 
 
-def arms(found: Matrix) -> Table:
+def arms(found: "Matrix") -> Table:
     """The gap of every arm."""
     rows: list[list[Cell | str]] = []
     for one in found.measured:
@@ -107,7 +109,7 @@ def arms(found: Matrix) -> Table:
     return Table.of(columns(*heads, first=[_LEFT]), rows, "arms")
 
 
-def page(found: Matrix) -> str:
+def page(found: "Matrix") -> str:
     """A page that needs nothing else."""
     css = files("reweigh.report").joinpath("page.css").read_text("utf-8")
     parts = [f"<h1>{escape(headline(found))}</h1>"]
@@ -121,8 +123,10 @@ def page(found: Matrix) -> str:
     )
 
 
-def to_dict(found: Matrix) -> dict[str, Any]:
+def to_dict(found: "Matrix") -> dict[str, Any]:
     """Plain values, for JSON."""
+    from reweigh.probe.matrix import ArmResult
+
     arms_of: list[dict[str, Any]] = []
     for one in found.results:
         if not isinstance(one, ArmResult):
@@ -154,7 +158,7 @@ def to_dict(found: Matrix) -> dict[str, Any]:
     }
 
 
-def _plain(one: Effect) -> dict[str, Any]:
+def _plain(one: "Effect") -> dict[str, Any]:
     carried = None if one.carried is None else _number(one.carried)
     return {
         "changes": list(one.names),
