@@ -98,6 +98,15 @@ def arguments(path, tmp_path, model):
             return [tmp_path / "recorded.json"]
         case ("doctor-install",):
             return ["verl"]
+        case ("canary", "record"):
+            return ["--model", model, "--num-prompts", 2, "--max-tokens", 4, "--out", tmp_path / "canary.json"]
+        case ("canary", "check"):
+            record = ["canary", "record", *arguments(("canary", "record"), tmp_path, model), "-q"]
+            assert main([str(x) for x in record]) == 0
+            return [tmp_path / "canary.json", "--model", model, "--dtype", "float32"]
+        case ("levels",):
+            where = ["--folder", tmp_path / "levels"]
+            return ["--model", model, "--length", 4, "--num-prompts", 2, *where]
         case ("experiment",):
             setting = "lag = 2, stale_from = 1, steps = 5, warm = 1, length = 4, prompts = 2, answers = 2"
             block = f'[[tiny.block]]\nsettings = [{{ {setting} }}]\nmethods = ["naive()"]\nseeds = [100]\n'
@@ -208,7 +217,8 @@ def test_results_go_to_stdout_and_messages_to_stderr(path, capsys, tmp_path, fol
     quiet, short, said = run(capsys, *given, "--quiet")
     assert (quiet, said) == (code, "")
     assert 0 < len(short) <= len(out)
-    assert run(capsys, *given, "--json", "-q")[1] == document
+    same = lambda text: re.sub(r'("version": )\d+', r"\1of this run", text)  # noqa: E731 - a canary's counts on
+    assert same(run(capsys, *given, "--json", "-q")[1]) == same(document)
 
 
 @pytest.mark.parametrize("path", [("audit",), ("doctor",), ("plan",), ("gate",), ("explain",), ("records", "describe")])
