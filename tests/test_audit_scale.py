@@ -312,7 +312,7 @@ def test_packed_sums_come_back_as_they_were(folder):
     for cut_short in (data[:-1], data[:20], b"", b"PK" + data):
         with pytest.raises(ValueError, match="unpack: "):
             Measured.from_bytes(cut_short, job)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="unpack: damaged: the checksum"):
         Measured.from_bytes(data.replace(b"run.AuditSums", b"run.AuditPath"), job)
     with pytest.raises(KeyError):
         unpack(data)

@@ -286,7 +286,7 @@ def wrong(line):
     code, _, _ = line.partition(" # ")
     program, *rest = code.split() or [""]
     if program == "reweigh" and rest and re.fullmatch(r"[a-z-]+", rest[0]):
-        command = rest[:2] if rest[0] == "records" and len(rest) > 1 else rest[:1]
+        command = rest[:2] if rest[0] in ("records", "canary") and len(rest) > 1 else rest[:1]
         known = options_of(*command)
         if known is None:
             return f"no command {' '.join(command)}"
