@@ -17,14 +17,15 @@ import reweigh
 from reweigh import report
 from reweigh.__main__ import main
 from reweigh.audit import audit
-from reweigh.doctor import CAUSES
+from reweigh.doctor import CAUSES, doctor
 from reweigh.doctor.causes import ABOUT
 from reweigh.doctor.diagnosis import CannotTell, Diagnosis, Evidence, Finding, InputNote
 from reweigh.records import RecordWriter, RunInfo
 from reweigh.report.causes import in_short, section
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <b>"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "records" / "vllm_bfloat16.parquet"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "records"
+EXAMPLE = EXAMPLES / "vllm_bfloat16.parquet"
 MAX_BYTES = 10_000_000
 MIDDLE = "(() => { const r = %s.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2] })()"
 
@@ -429,6 +430,41 @@ def test_the_mean_ratio_s_axis_holds_its_intervals(browser, page, healthy, tmp_p
         assert all(low <= x["low"] <= x["value"] <= x["high"] <= high for x in near)
         said = browser.js(f"{plot}.textContent")
         assert all(x["refused"] in said for x in numbers)
+
+
+def test_a_phone_s_first_screen_has_verdict_cause_and_what_to_do(browser, tmp_path):
+    path, other = EXAMPLES / "vllm_fp8_kv.parquet", tmp_path / "fp8.html"
+    one = replace(audit(path), diagnosis=doctor(path))
+    other.write_text(report.page(one), encoding="utf-8")
+    for width, height in ((390, 844), (800, 1000), (1280, 900)):
+        browser.open(other, width=width, height=height)
+        parts = "[...document.querySelectorAll('.word, h1, .said dd, .todo, .verdict .scroll')]"
+        bottoms = browser.js(f"{parts}.map(x => [x.className, x.getBoundingClientRect().bottom])")
+        assert len(bottoms) >= 7
+        assert all(y <= height for name, y in bottoms if name != "scroll")
+        todo, sizes = (next(y for name, y in bottoms if name == x) for x in ("todo", "scroll"))
+        assert (sizes < todo) == (width > 640)  # as on a terminal, where there is room
+    assert one.verdict.use in browser.js("document.querySelector('.todo').textContent")
+    bold = (
+        "[...document.querySelectorAll('#plot-ess .ytick text')].filter(x => x.innerHTML.includes('font-weight:bold'))"
+    )
+    assert browser.js(f"{bold}.map(x => x.textContent)") == [one.verdict.use]
+
+
+def test_nothing_of_a_picture_is_cut_off_in_print(browser, page):
+    browser.open(page, width=720, height=1000)
+    browser.js("dispatchEvent(new Event('beforeprint'))")
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    edges = "(() => { const b = p.getBoundingClientRect(), t = x.getBoundingClientRect(); return %s })()"
+    outside = edges % "t.width && (t.left < b.left - 1 || t.right > b.right + 1)"
+    texts = "[...p.querySelectorAll('.infolayer text, .xtick text, .ytick text')]"
+    found = (
+        f"[...document.querySelectorAll('.plot')].flatMap(p => {texts}.filter(x => {outside}).map(x => x.textContent))"
+    )
+    cut = browser.js(found)
+    browser.call("Emulation.setEmulatedMedia", media="")
+    browser.js("dispatchEvent(new Event('afterprint'))")
+    assert cut == []
 
 
 def test_no_card_is_empty_and_wide_tables_show_that_they_go_on(browser, page):

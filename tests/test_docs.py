@@ -104,6 +104,36 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), scope)
 
 
+def typed():
+    """The commands that the README shows of the clone's own files or of none, with what it says they print."""
+    text = (ROOT / "README.md").read_text()
+    for block in re.findall(r"^```\n(\$ .*?)^```", text, re.M | re.S):
+        command, shown = block[2:].split("\n", 1)
+        if not command.startswith("reweigh probe"):  # `make demo` needs a model and minutes: CI runs it
+            yield command, shown
+
+
+@pytest.mark.parametrize(("command", "shown"), [*typed()], ids=lambda x: x.split("\n")[0])
+def test_what_the_readme_shows_is_what_is_printed(command, shown):
+    """In order; `...` stands for lines left out."""
+    program, *rest = command.split()
+    assert program == "reweigh"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-m", "reweigh", *rest], capture_output=True, text=True, check=False, cwd=ROOT, env=env
+    )
+    printed = iter([line.rstrip() for line in done.stdout.splitlines()])
+    skipped = False
+    for line in shown.splitlines():
+        if line == "...":
+            skipped = True
+        elif skipped:
+            assert line in printed, f"{command}: not printed there: {line}"  # which moves on to it
+            skipped = False
+        else:
+            assert next(printed, None) == line
+
+
 @pytest.mark.slow
 def test_the_table_of_estimators_is_that_of_the_code():
     script, path = ROOT / "docs" / "estimators.py", {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -90,7 +90,11 @@
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     };
     const out = Object.assign(base, more);
-    for (const key of Object.keys(out)) if (/^[xy]axis/.test(key)) out[key] = Object.assign({}, axis, out[key]);
+    for (const key of Object.keys(out)) {
+      if (!/^[xy]axis/.test(key)) continue;
+      out[key] = Object.assign({}, axis, out[key]);
+      if (out[key].title) out[key].title = Object.assign({ font: { size: narrow() ? 11 : 13 } }, out[key].title);
+    }
     return out;
   }
   function bars(numbers) {
@@ -226,7 +230,8 @@
       traces,
       layout: layout({
         xaxis: { title: { text: "log ratio of the " + name + ", nats" }, zeroline: false }, yaxis: { type: "log", dtick: 1, title: { text: "share at least this large" }, exponentformat: "power" },
-        annotations: [{ x: 1, y: 1, xref: "paper", yref: "paper", xanchor: "right", yanchor: "top", text: t.words, showarrow: false, font: { color: t.over ? css("--fail") : css("--ink"), size: 14 } }],
+        annotations: [{ x: 1, y: 1, xref: "paper", yref: "paper", xanchor: "right", yanchor: "bottom", text: t.words, showarrow: false, font: { color: t.over ? css("--fail") : css("--ink"), size: narrow() ? 12 : 13.5 } }],
+        margin: { l: 56, r: 12, t: 30, b: 44 },
       }),
       note: t.note, level: name,
     };
@@ -286,8 +291,11 @@
 
   // Of the estimators that are chosen, the cells of a table and what is drawn of them.
   const chosen = (id, drawn) => cellsOf(id).map((cells, i) => ({ cells, drawn: drawn[i], name: cells[0].text })).filter((_, i) => state.estimator < 0 || state.estimator === i);
+  // The estimator to use stands out as it does in the table.
+  const heading = (t) => t.name === data.use ? "<b>" + broken(t.name) + "</b>" : broken(t.name);
+  const marked = (trials) => trials.some((t) => t.name === data.use) ? "Bold: the one to use." : "";
   function ess() {
-    const trials = chosen("ess", data.ess).reverse(), names = trials.map((t) => broken(t.name));
+    const trials = chosen("ess", data.ess).reverse(), names = trials.map(heading);
     const bar = (key, column, name, color, patterned) => ({
       type: "bar", orientation: "h", y: names, x: trials.map((t) => t.drawn[key].sample), name,
       marker: { color, pattern: { shape: patterned ? trials.map((t) => t.drawn[key].value === null ? "/" : "") : undefined, size: 5 } },
@@ -297,6 +305,7 @@
       traces: [bar("applied", 3, "applied", css("--bar"), false), bar("raw", 2, "raw (striped: refused, figure of this sample)", css("--second"), true)],
       layout: layout({ barmode: "group", bargap: 0.25, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "reversed" }, xaxis: { range: [0, 1], tickformat: ".0%", title: { text: "effective share of units" } }, yaxis: { type: "category" }, margin: { l: 56, r: 12, t: 30, b: 44 } }),
       height: 120 + 34 * trials.length,
+      note: marked(trials),
     };
   }
   // Rows of estimators, columns of lengths or of signs: as a table of colours, or as bars with intervals for one of them.
@@ -319,11 +328,12 @@
     const scale = [[0, css("--loss")], [1 / top, css("--page")], [1, css("--fill")]];
     return {
       traces: [{
-        type: "heatmap", x: labels, y: order.map((t) => broken(t.name)), z: each((t, k) => t.drawn[k] ? high(t.drawn[k]) : null), zmin: 0, zmax: top, xgap: 2, ygap: 2, colorscale: scale, showscale: false, hoverongaps: false,
-        text: each((t, k) => t.cells[k + 1].text), texttemplate: "%{text}", textfont: { color: css("--ink"), size: narrow() ? 9 : 11.5 }, customdata: each(tipFor), hovertemplate: HOVER,
+        type: "heatmap", x: labels, y: order.map(heading), z: each((t, k) => t.drawn[k] ? high(t.drawn[k]) : null), zmin: 0, zmax: top, xgap: 2, ygap: 2, colorscale: scale, showscale: false, hoverongaps: false,
+        text: each((t, k) => t.cells[k + 1].text.replace(/e\+0*/, "e")), texttemplate: "%{text}", textfont: { color: css("--ink"), size: narrow() ? 9 : 11.5 }, customdata: each(tipFor), hovertemplate: HOVER,
       }],
       layout: layout({ xaxis: { type: "category", title: { text: title }, showgrid: false, tickangle: narrow() ? -60 : "auto" }, yaxis: { type: "category", showgrid: false } }),
       height: 110 + 26 * trials.length,
+      note: marked(trials),
     };
   }
 

@@ -192,6 +192,7 @@ def _pictures(
         "histograms": {name: bars for name, (_, bars) in histograms.items()},
         "tails": {name: curve for name, (_, curve) in tails.items()},
         "density": density,
+        "use": audit.verdict.use,
         "ess": [{"raw": _point(x.raw), "applied": _point(x.number(x.all, "effective_share"))} for x in trials],
         "parts": parts,
         "where": where,
