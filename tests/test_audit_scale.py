@@ -20,7 +20,7 @@ from reweigh.records.schema import fail
 from reweigh.records.table import batch_of, conform
 from reweigh.report import document
 from reweigh.scan import Job, Measured, Workers, measure
-from reweigh.scan.measure import pack, unpack
+from reweigh.scan.measure import Task, pack, unpack
 from reweigh.scan.state import Merged, StateFile
 from reweigh.scan.tokens import Runs, Shared
 
@@ -91,7 +91,7 @@ def flat(value, path=""):
 def sums_of(paths, by, tokens, batch_tokens):
     total = Measured()
     for part in cut(paths, tokens):
-        total += measure(part, Job((question(by=by),), batch_tokens=batch_tokens))
+        total += measure(Task((part,)), Job((question(by=by),), batch_tokens=batch_tokens))
     return total.sums["audit"]
 
 
@@ -301,7 +301,7 @@ def test_runs_equal_packed_and_remember():
 def test_packed_sums_come_back_as_they_were(folder):
     found, job = Measured(), Job((question(by=BY),))
     for part in cut(folder, 5000):
-        found += measure(part, job)
+        found += measure(Task((part,)), job)
     data = found.to_bytes(job)
     again = Measured.from_bytes(data, job)
     assert again.to_bytes(job) == data

@@ -179,11 +179,11 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(healthy, tmp_path, capsys, mon
         m.setattr("reweigh.scan.run.PART_TOKENS", 1)
         measure, seen = engines.measure, []
 
-        def interrupted(part, job, before):
-            seen.append(part)
+        def interrupted(task, job):
+            seen.append(task)
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-            return measure(part, job, before)
+            return measure(task, job)
 
         m.setattr(engines, "measure", interrupted)
         assert main(["audit", healthy, whole]) == 130

@@ -19,7 +19,7 @@ from reweigh.records.files import cut
 from reweigh.records.schema import Tally
 from reweigh.report import document
 from reweigh.scan import BYS, Job, Measured, Workers, levels, look, measure, scan
-from reweigh.scan.measure import read
+from reweigh.scan.measure import Task, read
 from reweigh.scan.rows import Rows
 
 ROOT = Path(__file__).parents[1]
@@ -244,7 +244,7 @@ def test_sums_of_every_family_travel_as_bytes(tmp_path):
     path = write(tmp_path / "a.parquet", spoilt())
     known = look(path)
     job = Job((question(by=BYS), diagnosing.question(known, BYS)), keep_going=True)
-    found = measure(known.tasks[0].part, job)
+    found = measure(known.tasks[0], job)
     data = found.to_bytes(job)
     again = Measured.from_bytes(data, job)
     assert again.to_bytes(job) == data
@@ -381,7 +381,7 @@ def ids(path, **choice):
     job = Job((question(),), rows=Rows.of(**choice))
     found = []
     for part in cut(path, 10**9):
-        for one in read(part, job, Tally()):
+        for one in read(Task((part,)), job, Tally()):
             found += one.column("sequence_id").tolist()
     return found
 

@@ -100,7 +100,7 @@ def test_new_files_are_read_once_and_add_up_to_the_audit_of_all(tmp_path):
     opened = []
 
     def engine(tasks, job):
-        opened.extend(one.part.path.name for one in tasks)
+        opened.extend(one.parts[0].path.name for one in tasks)
         return Workers(1)(tasks, job)
 
     first = [parquet(tmp_path / f"step_{i}.parquet", i) for i in range(3)]
@@ -332,7 +332,7 @@ def test_a_watch_goes_on_from_its_state(tmp_path):
     opened = []
 
     def engine(tasks, job):
-        opened.extend(one.part for one in tasks)
+        opened.extend(one.parts[0] for one in tasks)
         return Workers(1)(tasks, job)
 
     with open(growing, "a") as file:

@@ -179,7 +179,9 @@ class Comparison:
 def question(by: Iterable[By] = ()) -> Family:
     """Ask for one side of what is scanned."""
     cuts = refuse_other_cuts("compare", by)
-    return Family("compare", partial(Side.of, cuts), CUT_COLUMNS, (Side, Slices), {"--by": list(cuts)})
+    return Family(
+        "compare", partial(Side.of, cuts), CUT_COLUMNS, (Side, Slices), {"--by": list(cuts)}, per_file="source" in cuts
+    )
 
 
 def compare(

@@ -191,6 +191,7 @@ def question(estimators: Mapping[str, Estimator] | None = None, by: Iterable[By]
             "estimators": "default" if estimators is None else {name: repr(e) for name, e in estimators.items()},
             "--by": list(cuts),
         },
+        per_file="source" in cuts,
     )
 
 

@@ -22,8 +22,7 @@ from reweigh.records.arrays import numbers
 from reweigh.records.files import Paths
 from reweigh.records.schema import BY_NAME, Tally
 from reweigh.records.table import single
-from reweigh.scan.engines import Task
-from reweigh.scan.measure import Family, Job, Measured, Names, fingerprints, read
+from reweigh.scan.measure import Family, Job, Measured, Names, Task, fingerprints, read
 from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.run import Known, Progress, Report, look
 from reweigh.scan.tokens import Part
@@ -148,7 +147,7 @@ def _pieces(
     paths: Paths | Known, asked: Asked, keep_going: bool, reader: str | None, rows: Rows, report: Report | None
 ) -> Iterator[pa.Table]:
     known = paths if isinstance(paths, Known) else look(paths, reader, rows=rows)
-    family = Family("table", _no_sums, _COLUMNS)
+    family = Family("table", _no_sums, _COLUMNS, per_file=True)
     job = Job((family,), keep_going, reader=known.reader, formats=known.formats, rows=known.chosen)
     seen, count, tokens = Measured(), 0, 0
 
@@ -173,7 +172,7 @@ def _pieces(
 
 def _read(task: Task, job: Job, has: Any, most: int | None) -> Iterator[Part]:
     tally = Tally()
-    yield from read(task.part, job, tally, task.before, has, most)
+    yield from read(task, job, tally, has, most)
 
 
 def _no_sums(_: Part) -> Any:  # rows are what is asked for

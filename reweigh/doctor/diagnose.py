@@ -231,6 +231,7 @@ def question(
         {"cuts of the doctor": list(cuts), "tokens that the doctor looks at": most},
         without_pi=True,
         many=("top_log_mu", "top_log_pi") if candidates else (),
+        per_file="source" in cuts,
     )
 
 

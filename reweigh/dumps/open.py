@@ -414,7 +414,8 @@ def formats(reader: str | None = None, skipped: Skipped | None = None) -> Format
     return Formats(known.expand, known.source, known.ignored, known.left_out)
 
 
-_MOST_OPEN = 64  # files; of more, those that were not asked for longest are closed, and opened again when they are
+_MOST_OPEN = 64  # files; of more, the first are closed, and opened again when they are read
+_MOST_KNOWN = 4096  # files whose footer is remembered
 
 
 class _Known:
@@ -423,6 +424,7 @@ class _Known:
     def __init__(self, reader: str | None, skipped: Skipped | None = None) -> None:
         self._reader, self._skipped = reader, skipped
         self._ignored: dict[Path, None] = {}
+        self._files: dict[Path, Opened] = {}
         self._open: dict[Path, Opened] = {}
         self._formats: dict[Path, Format | None] = {}
         self._left_out: dict[Path, Violation] = {}
@@ -512,7 +514,7 @@ class _Known:
                 if not path.stat().st_size:
                     empty.append(path)
                     continue
-                if _broken_lines(_look(self._opened(path))):
+                if path.name.endswith(LINES) and _broken_lines(_look(self._opened(path))):
                     broken.append(path)
                     continue
                 one = self._format_of(path)
@@ -609,10 +611,12 @@ class _Known:
         return self._formats[path]
 
     def _opened(self, path: Path) -> Opened:
-        file = self._open.pop(path, None) or Opened(path)
-        self._open[path] = file
+        file = self._files.pop(path, None) or Opened(path)
+        self._files[path] = self._open[path] = file
         if len(self._open) > _MOST_OPEN:
-            del self._open[next(iter(self._open))]
+            self._open.pop(next(iter(self._open))).rest()
+        if len(self._files) > _MOST_KNOWN:
+            del self._files[next(iter(self._files))]
         return file
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import sys
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,16 +177,38 @@ class FilePart:
     tokens: int | None = None
 
 
+_SMALL = 1 << 20  # bytes; a file of at most so many is read whole
+
+
 class Opened:
-    """A file that is opened once: each reading of it has a place of its own, and none opens it again."""
+    """A file that is opened once: each reading of it has a place of its own, and none opens it again.
+
+    What its footer said is kept where it is closed for a while, see `rest`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = _Descriptor(path)
+        self._descriptor: _Descriptor | None = None
+        self._was = self._open().identity
+
+    def _open(self) -> "_Descriptor":
+        if self._descriptor is None:
+            self._descriptor = _Descriptor(self.path)
+        return self._descriptor
+
+    def rest(self) -> None:
+        """Close it until it is read again; who reads it now reads on."""
+        self._descriptor = None
+        self.__dict__.pop("parquet", None)
 
     def stream(self) -> io.BufferedReader:
         """Read the bytes from the beginning."""
-        return io.BufferedReader(_Reading(self._descriptor), 1 << 16)
+        descriptor = self._open()
+        if descriptor.identity != self._was:  # another file by now
+            self._was = descriptor.identity
+            for name in ("parquet", "groups", "names", "info"):
+                self.__dict__.pop(name, None)
+        return io.BufferedReader(_Reading(descriptor), 1 << 16)
 
     def lines(self) -> IO[bytes]:
         """Read them through gzip if the name ends in .gz."""
@@ -199,11 +222,18 @@ class Opened:
             UnreadableFileError: it is none, or not whole.
         """
         try:
-            parquet = pq.ParquetFile(self.stream())
+            parquet = pq.ParquetFile(self._arrow())
             texts = _long_texts(self.groups)
-            return pq.ParquetFile(self.stream(), read_dictionary=texts) if texts else parquet
+            return pq.ParquetFile(self._arrow(), read_dictionary=texts) if texts else parquet
         except (pa.ArrowException, OSError) as e:
             raise _unreadable(self, e) from None
+
+    def _arrow(self) -> Any:
+        """Give it to Arrow, whose reads of a file of Python's cost more than all else of a small one."""
+        stream = self.stream()
+        if os.fstat(self._open().number).st_size > _SMALL:
+            return stream
+        return pa.BufferReader(stream.read())
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -219,6 +249,21 @@ class Opened:
                 f"{self.path}: not a whole Parquet file: {e}\nhint: copy the file again from where it was written."
             ) from None
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Name the columns of a Parquet file."""
+        return tuple(sys.intern(name) for name in self.parquet.schema_arrow.names)
+
+    @cached_property
+    def info(self) -> RunInfo:
+        """Read what the metadata of a Parquet file say of the run; all unknown if they say nothing."""
+        try:
+            return RunInfo.from_metadata(self.parquet.metadata.metadata)
+        except UnreadableFileError:
+            raise
+        except ValueError as e:
+            raise UnreadableFileError(_of_info(str(self.path), e)) from None
+
 
 class _Descriptor:
     """An open file of the operating system, closed when nobody reads it any more."""
@@ -226,6 +271,8 @@ class _Descriptor:
     def __init__(self, path: Path) -> None:
         self.number = opened_regular(path)
         weakref.finalize(self, os.close, self.number)
+        stat = os.fstat(self.number)
+        self.identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 class _Reading(io.RawIOBase):
@@ -302,12 +349,7 @@ _MAX_ROWS = 65_536  # of one table, however short the rows
 
 def parquet_info(file: Opened) -> RunInfo:
     """Read the run's metadata; all unknown if the file holds none."""
-    try:
-        return RunInfo.from_metadata(file.parquet.metadata.metadata)
-    except UnreadableFileError:
-        raise
-    except ValueError as e:
-        raise UnreadableFileError(_of_info(str(file.path), e)) from None
+    return file.info
 
 
 def _of_info(place: str, error: ValueError) -> str:
@@ -321,7 +363,7 @@ def parquet_names(file: Opened) -> list[str]:
     Raises:
         UnreadableFileError: a column of records stands twice.
     """
-    names = list(file.parquet.schema_arrow.names)
+    names = list(file.names)
     for name in BY_NAME:
         if names.count(name) > 1:
             raise twice(name, file.path)
@@ -330,7 +372,7 @@ def parquet_names(file: Opened) -> list[str]:
 
 def cut_parquet(file: Opened, tokens: int) -> Iterator[FilePart]:
     """Cut into parts of about so many tokens. A row group is never cut: its pages cannot be read from the middle."""
-    all_groups, row = file.groups if file.parquet else (), 0
+    all_groups, row = file.groups if file.names else (), 0
     for groups, rows, size in _runs(all_groups, range(len(all_groups)), tokens):
         yield FilePart(file.path, groups[0], groups[-1] + 1, row, rows=rows, tokens=size)
         row += rows

@@ -5,6 +5,7 @@ raising. So what is needed before anything is read, how many values in how many 
 damaged when it reads is an error like any other.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -16,7 +17,7 @@ _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = 1, 2
 _INTEGERS = (4, 5, 6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """One column of a row group.
 
@@ -33,7 +34,7 @@ class Chunk:
     unpacked: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """One row group."""
 
@@ -58,61 +59,67 @@ def read_groups(file: IO[bytes]) -> tuple[Group, ...]:
     if end[4:] != _MAGIC or length + 8 > size:
         raise ValueError("no footer of Parquet at its end")
     file.seek(size - 8 - length)
-    footer = _Footer(file.read(length))
     try:
-        groups = next((at for number, kind, at in footer.fields(0) if (number, kind) == (4, _LIST)), None)
-        return () if groups is None else tuple(map(footer.group, footer.items(groups)))
+        return _Footer(file.read(length)).groups()
     except (IndexError, RecursionError, UnicodeDecodeError):
         raise ValueError("the footer is damaged") from None
 
 
 class _Footer:
-    """Bytes of Thrift, of which `fields` and `items` say where values stand."""
+    """Bytes of Thrift, gone through once: who reads a value leaves `_at` behind it, who does not asks `_behind`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0  # behind what was read last
+        self._at = 0
 
-    def group(self, at: int) -> Group:
+    def groups(self) -> tuple[Group, ...]:
+        found = tuple[Group, ...]()
+        for number, kind in self._fields():
+            if (number, kind) == (4, _LIST):
+                return tuple(self._group() for _ in self._items())
+            self._at = self._behind(kind, self._at)
+        return found
+
+    def _group(self) -> Group:
         rows, chunks = 0, list[Chunk]()
-        for number, kind, where in self.fields(at):
+        for number, kind in self._fields():
             if (number, kind) == (1, _LIST):
-                chunks = [self._chunk(one) for one in self.items(where)]
+                chunks = [self._chunk() for _ in self._items()]
             elif number == 3 and kind in _INTEGERS:
-                rows = self._signed(where)
+                rows = self._signed()
+            else:
+                self._at = self._behind(kind, self._at)
         return Group(rows, tuple(chunks))
 
-    def _chunk(self, at: int) -> Chunk:
+    def _chunk(self) -> Chunk:
         names, numbers = list[str](), {5: 0, 6: 0, 7: 0}
-        for number, kind, where in self.fields(at):
+        for number, kind in self._fields():
             if (number, kind) != (3, _STRUCT):
+                self._at = self._behind(kind, self._at)
                 continue
-            for inner, its, place in self.fields(where):
+            for inner, its in self._fields():
                 if (inner, its) == (3, _LIST):
-                    names = [self._text(one) for one in self.items(place)]
+                    names = [self._text() for _ in self._items()]
                 elif inner in numbers and its in _INTEGERS:
-                    numbers[inner] = self._signed(place)
-        return Chunk(".".join(names), numbers[5], numbers[7], numbers[6])
+                    numbers[inner] = self._signed()
+                else:
+                    self._at = self._behind(its, self._at)
+        return Chunk(sys.intern(".".join(names)), numbers[5], numbers[7], numbers[6])
 
-    def fields(self, at: int) -> Iterator[tuple[int, int, int]]:
-        """Give number, type and place of the fields of a structure."""
+    def _fields(self) -> Iterator[tuple[int, int]]:
+        """Give number and type of the fields of a structure, each at its value; who takes it goes behind it."""
         number = 0
-        while head := self._data[at]:
-            kind, at = head & 15, at + 1
-            if head >> 4:
-                number += head >> 4
-            else:
-                number, at = self._signed(at), self._at
-            yield number, kind, at
-            at = self._behind(kind, at)
-        self._at = at + 1
+        while head := self._data[self._at]:
+            self._at += 1
+            number = number + (head >> 4) if head >> 4 else self._signed()
+            yield number, head & 15
+        self._at += 1
 
-    def items(self, at: int) -> Iterator[int]:
-        """Give the places of the values of a list."""
-        kind, count, at = self._head(at)
+    def _items(self) -> Iterator[None]:
+        """Stand at each value of a list in turn; who takes it goes behind it."""
+        _, count, self._at = self._head(self._at)
         for _ in range(count):
-            yield at
-            at = self._behind(kind, at, in_list=True)
+            yield
 
     def _head(self, at: int) -> tuple[int, int, int]:
         head, at = self._data[at], at + 1
@@ -136,13 +143,14 @@ class _Footer:
             if shift > 63:
                 raise IndexError(at)
 
-    def _signed(self, at: int) -> int:
-        value = self._integer(at)
+    def _signed(self) -> int:
+        value = self._integer(self._at)
         return (value >> 1) ^ -(value & 1)
 
-    def _text(self, at: int) -> str:
-        size = self._integer(at)
-        return self._data[self._at : self._at + size].decode()
+    def _text(self) -> str:
+        size = self._integer(self._at)
+        start, self._at = self._at, self._at + size
+        return self._data[start : start + size].decode()
 
     def _behind(self, kind: int, at: int, in_list: bool = False, depth: int = 0) -> int:
         """Say where a value ends."""

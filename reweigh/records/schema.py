@@ -1,6 +1,8 @@
 """The rollout record: its columns, what a file says of its run, and what breaks a rule of it."""
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false
 
+import bisect
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -257,16 +259,36 @@ class Tally:
 
 @dataclass(frozen=True)
 class Origin:
-    """The place of rows: row 0 of a table is row `first_row` of the file, or line `lines[0]` of a JSONL file."""
+    """The place of rows: row 0 of a table is row `first_row` of the file, or line `lines[0]` of a JSONL file.
+
+    Where tables of several files were put one behind the other, `others` has the first row of each, in order,
+    and where its rows are from; `kept` then counts rows of the whole.
+    """
 
     path: Path
     first_row: int
     lines: Sequence[int] | None = None
     kept: Sequence[int] | None = None  # which rows are left, if some were taken out
+    others: tuple[tuple[int, "Origin"], ...] = ()
+
+    @classmethod
+    def joined(cls, origins: Sequence["Origin"], rows: Sequence[int]) -> "Origin":
+        """The origin of tables of so many rows each, one behind the other."""
+        starts = itertools.accumulate(rows[:-1], initial=0)
+        each = tuple(zip(starts, origins, strict=True))
+        return replace(origins[0], kept=range(sum(rows)), others=each) if len(each) > 1 else origins[0]
+
+    def owner(self, row: int) -> int:
+        """Which of the joined origins a row is from: 0 where nothing is joined."""
+        row = row if self.kept is None else self.kept[row]
+        return bisect.bisect_right(self.others, row, key=lambda one: one[0]) - 1 if self.others else 0
 
     def place(self, row: int) -> str:
         """File and row (counted from 0), or file and line (from 1)."""
         row = row if self.kept is None else self.kept[row]
+        if self.others:
+            start, origin = self.others[bisect.bisect_right(self.others, row, key=lambda one: one[0]) - 1]
+            return origin.place(row - start)
         if self.lines is not None:
             return f"{self.path}:{self.lines[row]}"
         return f"{self.path} row {self.first_row + row}"

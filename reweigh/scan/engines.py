@@ -1,6 +1,7 @@
 """What runs a scan's map: this process, the cores of this machine, or a Ray cluster; results in the parts' order."""
 # pyright: reportMissingImports=false, reportUntypedFunctionDecorator=false
 
+import json
 import logging
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 
 from reweigh.guard import live_with
 from reweigh.records.files import FilePart
-from reweigh.scan.measure import Job, Measured, measure
+from reweigh.scan.measure import Job, Measured, Task, measure
 
 _WRITTEN = 5.0  # seconds, by which the results that are being written are
 P = TypeVar("P")
@@ -31,19 +32,6 @@ R = TypeVar("R")
 
 # Below this one process is done before others have imported torch; for `Workers(None)`.
 WORTH_STARTING = 1 << 25  # tokens
-
-
-@dataclass(frozen=True)
-class Task:
-    """One part to measure.
-
-    Attributes:
-        part: which rows.
-        before: about how many tokens of the records stand before it.
-    """
-
-    part: FilePart
-    before: int = 0
 
 
 Engine = Callable[[Sequence[Task], Job], Generator[Measured, None, None]]
@@ -170,14 +158,14 @@ class Workers:
         """Give the result of each part, in the order of the parts."""
         count = min(self._wanted(tasks), len(tasks))
         if count <= 1:
-            return (measure(one.part, job, one.before) for one in tasks)
+            return (measure(one, job) for one in tasks)
         return _in_processes(tasks, job, count)
 
     def _wanted(self, tasks: Sequence[Task]) -> int:
         if self.count is not None:
             return self.count
-        known = sum(one.part.tokens or 0 for one in tasks)
-        whole = any(one.part.tokens is None for one in tasks)  # a gzipped file: it may be long
+        known = sum(one.tokens or 0 for one in tasks)
+        whole = any(one.tokens is None for one in tasks)  # a gzipped file: it may be long
         return cores() if known >= WORTH_STARTING or (whole and len(tasks) > 1) else 1
 
 
@@ -189,7 +177,7 @@ def _in_processes(tasks: Sequence[Task], job: Job, count: int) -> Generator[Meas
 
 
 def _measured(job: Job, task: Task) -> bytes:
-    return measure(task.part, job, task.before).to_bytes(job)
+    return measure(task, job).to_bytes(job)
 
 
 @dataclass(frozen=True)
@@ -247,19 +235,19 @@ def _by_ray(tasks: Sequence[Task], job: Job, workers: int | None) -> Generator[M
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [
-        {"index": i, "before": one.before, **asdict(one.part), "path": str(one.part.path)}
+        {"index": i, "before": one.before, "parts": json.dumps([asdict(part) for part in one.parts], default=str)}
         for i, one in enumerate(tasks)
     ]
-    # A block a part: what is lost with a worker is the part that it was at.
+    # A block a task: what is lost with a worker is the task that it was at.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _of_row,  # pyright: ignore[reportArgumentType] - its second argument is in fn_args
         fn_args=(job,),
-        compute=ray.data.TaskPoolStrategy(size=workers),
+        compute=ray.data.TaskPoolStrategy(size=workers and min(workers, len(rows))),
         num_cpus=1,
     )
     for expected, row in enumerate(dataset.iter_rows()):
         if row["index"] != expected:
-            raise RuntimeError(f"{job.families[0].name}: Ray gave part {row['index']} in the place of part {expected}")
+            raise RuntimeError(f"{job.families[0].name}: Ray gave task {row['index']} in the place of task {expected}")
         if row["error"]:
             raise ValueError(row["error"])
         yield Measured.from_bytes(row["measured"], job)
@@ -267,9 +255,10 @@ def _by_ray(tasks: Sequence[Task], job: Job, workers: int | None) -> Generator[M
 
 def _of_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     single_threaded()
-    part = replace(FilePart(**{f.name: row[f.name] for f in fields(FilePart)}), path=Path(row["path"]))
+    given: list[dict[str, Any]] = json.loads(row["parts"])
+    parts = tuple(FilePart(Path(part.pop("path")), **part) for part in given)
     try:
-        return {"index": row["index"], "measured": measure(part, job, row["before"]).to_bytes(job), "error": ""}
+        return {"index": row["index"], "measured": measure(Task(parts, row["before"]), job).to_bytes(job), "error": ""}
     except ValueError as e:  # of the records: an answer, and no reason to try again or to show where it was raised
         return {"index": row["index"], "measured": b"", "error": str(e)}
     except OSError as e:

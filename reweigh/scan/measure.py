@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -64,6 +63,7 @@ class Family:
         many: columns of many values a token that it also reads: they are most of a file that has them.
         types: dataclasses that its sums are made of, so that they can be read back from bytes.
         identity: what is asked, by the name of the option: what a state file is of.
+        per_file: it asks which file rows are from, so that rows of several are not put together.
         without_pi: it has a use for rows without log_pi that have the engine's prefill: that stands in for it, if all
             families of the scan say so.
     """
@@ -75,6 +75,33 @@ class Family:
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_pi: bool = False
     many: tuple[str, ...] = ()
+    per_file: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured in one go.
+
+    Attributes:
+        parts: a part, or some small ones; their tables are put together where they have the same columns, since each
+            call on the way costs as much for a thousand tokens as for a hundred thousand.
+        before: about how many tokens of the records stand before it.
+    """
+
+    parts: tuple[FilePart, ...]
+    before: int = 0
+
+    @property
+    def tokens(self) -> int | None:
+        """Add up the tokens, about; None if only reading tells."""
+        some = [part.tokens for part in self.parts]
+        return None if None in some else sum(n or 0 for n in some)
+
+    @property
+    def rows(self) -> int | None:
+        """Add up the rows; None if only reading tells."""
+        some = [part.rows for part in self.parts]
+        return None if None in some else sum(n or 0 for n in some)
 
 
 @dataclass(frozen=True)
@@ -96,6 +123,11 @@ class Job:
     reader: str | None = None
     formats: Formats | None = None
     rows: Rows = EVERY
+
+    @property
+    def per_file(self) -> bool:
+        """Whether it is asked which file rows are from."""
+        return any(one.per_file for one in self.families) or "source" in {one.column for one in self.rows.where}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -124,6 +156,7 @@ class Measured:
         notes: rules that do not hold, by rule.
         names: fingerprints of the responses, see `fingerprints`; sorted, in arrays each of less than half of the one
             before, so that adding up many files sorts no number often.
+        files: rows and counted tokens of each file, by name.
     """
 
     rows: int = 0
@@ -131,9 +164,14 @@ class Measured:
     sums: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: Mapping[str, Violation] = field(default_factory=dict[str, Violation])
     names: tuple[Names, ...] = ()
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def __add__(self, other: "Measured") -> "Measured":
         """Add up both."""
+        files = dict(self.files)
+        for name, (rows, tokens) in other.files.items():
+            before = files.get(name, (0, 0))
+            files[name] = (before[0] + rows, before[1] + tokens)
         sums = dict(self.sums)
         for name, x in other.sums.items():
             sums[name] = sums[name] + x if name in sums else x
@@ -145,7 +183,7 @@ class Measured:
             while names and 2 * len(more) > len(names[-1]):
                 more = np.sort(np.concatenate([names.pop(), more]), kind="stable")  # which merges what is sorted
             names.append(more)
-        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule, tuple(names))
+        return Measured(self.rows + other.rows, self.tokens + other.tokens, sums, tally.by_rule, tuple(names), files)
 
     def has(self, names: Names) -> NDArray[np.bool_]:
         """Tell which responses are among these."""
@@ -160,7 +198,7 @@ class Measured:
 
     def to_bytes(self, job: Job) -> bytes:
         """Write them for another process."""
-        return pack([self.rows, self.tokens, self.sums, self.notes, self.names], types_of(job))
+        return pack([self.rows, self.tokens, self.sums, self.notes, self.names, self.files], types_of(job))
 
     @classmethod
     def from_bytes(cls, data: bytes, job: Job) -> "Measured":
@@ -168,13 +206,12 @@ class Measured:
         return cls(*unpack(data, types_of(job)))
 
 
-def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = None, most: int | None = None) -> Measured:
-    """Read one part and add it up. A response that stands in it twice is counted once.
+def measure(task: Task, job: Job, known: Names | None = None, most: int | None = None) -> Measured:
+    """Read some parts and add them up. A response that stands in them twice is counted once.
 
     Args:
-        part: some rows of a file.
+        task: the parts.
         job: what is done with them.
-        before: about how many tokens stand before the part.
         known: fingerprints of responses that were read before, in another part, and are left out.
         most: responses that are read at most.
     """
@@ -185,30 +222,45 @@ def measure(part: FilePart, job: Job, before: int = 0, known: Names | None = Non
     def has(names: Names) -> NDArray[np.bool_]:
         return seen.has(names)  # as it is by then
 
-    for one in read(part, job, tally, before, has, most):
+    for one in read(task, job, tally, has, most):
         sums = {family.name: family.measure(one) for family in job.families}
         names = np.unique(one.names)
         here = Measured(names=(names[names != 0],) if names.any() else ())
         seen += here
-        total += Measured(one.table.num_rows, int(one.batch.layout.lengths.sum()), sums) + here
+        lengths = one.batch.layout.lengths.numpy()
+        found = Measured(one.table.num_rows, int(lengths.sum()), sums, files=_by_file(one.origin, lengths))
+        total += found + here
     return total + Measured(notes=tally.by_rule)
 
 
-def measure_next(before: Measured, found: Measured, part: FilePart, job: Job, tokens: int = 0) -> Measured:
-    """Give what a part adds to what was read before: what was found in it, or, if some of its responses were read
+def _by_file(origin: Origin, lengths: NDArray[np.int64]) -> dict[str, tuple[int, int]]:
+    """Give rows and tokens of each file that rows of these lengths are from."""
+    if not origin.others:
+        return {str(origin.path): (len(lengths), int(lengths.sum()))}
+    owners = [origin.owner(row) for row in range(len(lengths))]
+    rows, tokens = np.bincount(owners), np.bincount(owners, lengths)
+    found: dict[str, tuple[int, int]] = {}
+    for which in np.flatnonzero(rows):
+        name = str(origin.others[which][1].path)
+        before = found.get(name, (0, 0))
+        found[name] = (before[0] + int(rows[which]), before[1] + int(tokens[which]))
+    return found
+
+
+def measure_next(before: Measured, found: Measured, task: Task, job: Job) -> Measured:
+    """Give what a task adds to what was read before: what was found in it, or, if some of its responses were read
     before, say because a folder holds a merged file beside its pieces, what is found without these; and no more
     responses than the job's limit has left.
 
     Args:
         before: what was read before.
-        found: what was found in the part.
-        part: the part.
+        found: what was found in its parts.
+        task: the parts.
         job: what is done with it.
-        tokens: about how many stand before the part.
     """
     again = before.shared(found)
     most = None if job.rows.limit is None else job.rows.limit - before.rows
-    return measure(part, job, tokens, again, most) if len(again) or (most or found.rows) < found.rows else found
+    return measure(task, job, again, most) if len(again) or (most or found.rows) < found.rows else found
 
 
 _HEAD = 64  # tokens of a response that its fingerprint is of
@@ -252,20 +304,18 @@ def _never(names: Names) -> NDArray[np.bool_]:
 
 
 def read(
-    part: FilePart,
+    task: Task,
     job: Job,
     tally: Tally,
-    before: int = 0,
     known: Callable[[Names], NDArray[np.bool_]] = _never,
     most: int | None = None,
 ) -> Iterator[Part]:
-    """Read a part of a file, some rows at a time.
+    """Read parts of files, some rows at a time.
 
     Args:
-        part: which rows.
+        task: which rows.
         job: which columns, and what to do about bad values.
         tally: counts what is not as it should be.
-        before: about how many tokens stand before the part.
         known: which responses were read before, by fingerprint: they are left out, and counted.
         most: rows that are read at most.
 
@@ -273,18 +323,18 @@ def read(
         ValueError: a value that breaks a rule, unless such are left out, or a column is missing; with file, row and
             remedy.
     """
-    source = (job.formats or formats(job.reader)).source(part.path)
     strict = () if job.keep_going else job.strict_columns
     rule = _Rule(frozenset(strict), tally, records=not job.keep_going)
     lenient = any(family.columns is None for family in job.families)
-    for raw, origin in source.read(part, job.columns, job.batch_tokens, rule):
-        table, origin, whole = _usable(raw, origin, job, rule)
+    before, apart = task.before, job.per_file or len(task.parts) == 1
+    tables = _tables(task, job, rule)
+    for table, origin, whole in tables if apart else _joined(tables, job.batch_tokens):
         lengths = lengths_of(single(table, "log_mu"))
         for first, count in slices_of(lengths, job.batch_tokens):
             some, here = table.slice(first, count), origin.slice(first, count)
             size = int(lengths[first : first + count].sum())
             kept = None if whole is None else whole[first : first + count]
-            wanted = job.rows.chosen(some, part.path)
+            wanted = job.rows.chosen(some, here.path)
             if not wanted.all():
                 tally(_not_chosen(job.rows, here, wanted))
             names = fingerprints(some)
@@ -305,11 +355,55 @@ def read(
             if job.rows.replay:
                 some = _replayed(some, here)
             good, place = (some, here) if kept is None else _rows(some, here, kept)
-            check_values(good, place, tally if job.keep_going else partial(_refuse, part.path, tally))
+            check_values(good, place, tally if job.keep_going else partial(_refuse, here, tally))
             if lenient:
                 check_counts(good, place, tally)
             yield Part(some, here, names, kept, before)
             before += size
+
+
+_Usable = tuple[pa.Table, Origin, "np.ndarray[Any, Any] | None"]
+
+
+def _tables(task: Task, job: Job, rule: "_Rule") -> Iterator[_Usable]:
+    """Read what can be used of the parts, one after the other."""
+    known = job.formats or formats(job.reader)
+    for part in task.parts:
+        for raw, origin in known.source(part.path).read(part, job.columns, job.batch_tokens, rule):
+            yield _usable(raw, origin, job, rule)
+
+
+def _joined(tables: Iterator[_Usable], most: int) -> Iterator[_Usable]:
+    """Put tables that follow each other together, up to so many tokens, where they have the same columns."""
+    held: list[_Usable] = []
+    tokens = 0
+    for one in tables:
+        size = int(lengths_of(single(one[0], "log_mu")).sum())
+        if held and (tokens + size > most or not _alike(held[0][0], one[0])):
+            yield _as_one(held)
+            held, tokens = [], 0
+        held.append(one)
+        tokens += size
+    if held:
+        yield _as_one(held)
+
+
+def _alike(a: pa.Table, b: pa.Table) -> bool:
+    """Whether rows of both are told apart by nothing; numbers of packed rows begin anew in each file."""
+    return a.schema.equals(b.schema, check_metadata=True) and not any(
+        "pack_index" in x.schema.names and single(x, "pack_index").null_count < x.num_rows for x in (a, b)
+    )
+
+
+def _as_one(held: list[_Usable]) -> _Usable:
+    if len(held) == 1:
+        return held[0]
+    tables, origins, wholes = zip(*held, strict=True)
+    rows = [table.num_rows for table in tables]
+    whole = None
+    if any(one is not None for one in wholes):
+        whole = np.concatenate([np.ones(n, np.bool_) if x is None else x for n, x in zip(rows, wholes, strict=True)])
+    return pa.concat_tables(tables).combine_chunks(), Origin.joined(origins, rows), whole
 
 
 def _replayed(table: pa.Table, origin: Origin) -> pa.Table:
@@ -419,10 +513,12 @@ class _Rule:
             self.tally(violation)
 
 
-def _refuse(path: Path, report: Report, violation: Violation) -> None:
+def _refuse(origin: Origin, report: Report, violation: Violation) -> None:
     if not violation.rule.startswith(("log_mu:", "log_pi:")):
         report(violation)
         return
+    paths = [str(one.path) for _, one in origin.others] or [str(origin.path)]
+    path = next((path for path in paths if violation.place.startswith((f"{path} row ", f"{path}:"))), paths[0])
     raise ValueError(
         f"{violation} `reweigh records validate {path}` lists all there are; "
         "--keep-going leaves such tokens out and counts them."

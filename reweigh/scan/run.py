@@ -1,6 +1,6 @@
 """Scan record files: cut them into parts, measure the families of sums of each in one pass, and merge them in order."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reweigh.dumps import formats
-from reweigh.records.files import Formats, Paths, cut
+from reweigh.records.files import FilePart, Formats, Paths, cut
 from reweigh.records.schema import RECORDS_LOST, REQUIRED, RunInfo, Violation
 from reweigh.records.table import NO_TOKEN
-from reweigh.scan.engines import Engine, Task, Workers
-from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured, measure_next
+from reweigh.scan.engines import Engine, Workers
+from reweigh.scan.measure import BATCH_TOKENS, Family, Job, Measured, Task, measure_next
 from reweigh.scan.rows import EVERY, Rows
 from reweigh.scan.state import Keeper, Merged, StateFile, note_state
 
 PART_TOKENS = 1 << 21  # of one part: seconds of work, so that little is lost or waited for
+_MOST_PARTS = 256  # small files that are read in one go
 
 
 FOREIGN = "files of no format that is read"
@@ -75,12 +76,12 @@ class Known:
     @property
     def tokens(self) -> int:
         """Add up the tokens, about; those of files that only reading tells are not in it."""
-        return sum(one.part.tokens or 0 for one in self.tasks)
+        return sum(one.tokens or 0 for one in self.tasks)
 
     @property
     def rows(self) -> int | None:
         """Add up the rows; None if only reading tells."""
-        rows = [one.part.rows for one in self.tasks]
+        rows = [one.rows for one in self.tasks]
         return None if None in rows else sum(n or 0 for n in rows)
 
     def share(self, most: int | None) -> float:
@@ -136,12 +137,23 @@ def look(paths: Paths, reader: str | None = None, required: Sequence[str] = REQU
     """
     how = formats(reader)
     files = how.expand(paths)
-    tasks: list[Task] = []
-    before = 0
-    for part in cut(files, PART_TOKENS, required=required, formats=how):
-        tasks.append(Task(part, before))
-        before += part.tokens or 0
-    return Known(tuple(files), tuple(tasks), reader, how, rows)
+    tasks = tuple(_tasks(cut(files, PART_TOKENS, required=required, formats=how)))
+    return Known(tuple(files), tasks, reader, how, rows)
+
+
+def _tasks(parts: Iterable[FilePart]) -> Iterator[Task]:
+    """Put small parts that follow each other together, up to the tokens of one part."""
+    held: list[FilePart] = []
+    before = tokens = 0
+    for part in parts:
+        size = PART_TOKENS if part.tokens is None else part.tokens
+        if held and (tokens + size > PART_TOKENS or len(held) == _MOST_PARTS):
+            yield Task(tuple(held), before)
+            held, before, tokens = [], before + sum(one.tokens or 0 for one in held), 0
+        held.append(part)
+        tokens += size
+    if held:
+        yield Task(tuple(held), before)
 
 
 def scan(
@@ -192,9 +204,13 @@ def scan(
         )
     known = paths if isinstance(paths, Known) else look(paths, reader)
     job = Job(tuple(families), keep_going, BATCH_TOKENS, known.reader, known.formats, known.chosen)
-    kept = None if state is None else StateFile.of(Path(state), [one.part for one in known.tasks], job).placed(resume)
+    kept = (
+        None
+        if state is None
+        else StateFile.of(Path(state), [part for one in known.tasks for part in one.parts], job).placed(resume)
+    )
     merged = _merge(known, job, engine, kept, resume, on_progress)
-    counts = {path: merged.files.get(str(path), (0, 0)) for path in known.files}
+    counts = {path: merged.total.files.get(str(path), (0, 0)) for path in known.files}
     files = tuple(FileRead(path, *n, known.formats.source(path).info()) for path, n in counts.items())
     notes = dict(merged.total.notes)
     for one in known.formats.left_out():
@@ -220,8 +236,8 @@ def _merge(
     try:
         with closing(engine(rest, job)) as results:
             for task, found in zip(rest, results, strict=True):
-                found = measure_next(merged.total, found, task.part, job, task.before)
-                merged = merged.then(task.part, found)
+                found = measure_next(merged.total, found, task, job)
+                merged = merged.then(found)
                 keeper = keeper.keep(merged)
                 if report is not None:
                     report(Progress(merged.total.rows, merged.total.tokens, total, resumed))

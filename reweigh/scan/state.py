@@ -18,24 +18,19 @@ SAVE_SECONDS = 10.0  # between two writings of the state: the most work that a k
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What the first `parts` parts add up to.
+    """What the first `parts` tasks add up to.
 
     Attributes:
-        parts: how many are in it; they are merged in their order.
-        files: rows and counted tokens of each file.
+        parts: how many are in it, each of which an engine measured in one go; they are merged in their order.
         total: the sums, with all rows and tokens.
     """
 
     parts: int = 0
-    files: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     total: Measured = field(default_factory=Measured)
 
-    def then(self, part: FilePart, found: Measured) -> "Merged":
-        """With the next part."""
-        name = str(part.path)
-        rows, tokens = self.files.get(name, (0, 0))
-        files = {**self.files, name: (rows + found.rows, tokens + found.tokens)}
-        return Merged(self.parts + 1, files, self.total + found)
+    def then(self, found: Measured) -> "Merged":
+        """With the next task."""
+        return Merged(self.parts + 1, self.total + found)
 
 
 @dataclass(frozen=True)
@@ -102,11 +97,10 @@ class StateFile:
 
     def save(self, merged: Merged) -> None:
         """Write it whole or not at all: to a file beside it, then by renaming."""
-        files = {name: list(counts) for name, counts in merged.files.items()}
         total = merged.total
-        found = [total.rows, total.tokens, total.sums, total.notes, total.names]
+        found = [total.rows, total.tokens, total.sums, total.notes, total.names, total.files]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, pack([self.identity, merged.parts, files, found], self.types))
+        write_whole(self.path, pack([self.identity, merged.parts, found], self.types))
 
     def load(self) -> Merged:
         """Read it; nothing merged if there is no such file.
@@ -117,7 +111,7 @@ class StateFile:
         if not self.path.exists():
             return Merged()
         try:
-            identity, parts, files, found = unpack(self.path.read_bytes(), self.types)
+            identity, parts, found = unpack(self.path.read_bytes(), self.types)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(
                 f"{self.path}: not a state of this version of reweigh: {e}\nhint: start anew without --resume."
@@ -129,8 +123,7 @@ class StateFile:
                     f"{self.path}: the state is of another question: {name} was {_short(was)}, and is {_short(now)}\n"
                     "hint: give the same files and options to go on with it; start anew without --resume."
                 )
-        counts = {name: (n[0], n[1]) for name, n in files.items()}
-        return Merged(parts, counts, Measured(*found))
+        return Merged(parts, Measured(*found))
 
     def remove(self) -> None:
         """Delete it, once the work is done; what is not of this question stays."""

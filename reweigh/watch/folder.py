@@ -15,8 +15,7 @@ from reweigh.guard import write_whole
 from reweigh.records import RunInfo, read_info
 from reweigh.records.files import FilePart, cut, is_hidden
 from reweigh.scan import Engine, FileRead, Job, Measured, Scanned, Workers
-from reweigh.scan.engines import Task
-from reweigh.scan.measure import measure_next, pack, types_of, unpack
+from reweigh.scan.measure import Task, measure_next, pack, types_of, unpack
 from reweigh.scan.run import PART_TOKENS
 from reweigh.scan.state import identity_at
 
@@ -340,8 +339,9 @@ def _read(
         parts = [FilePart(path, start, upto, first_row=old.rows if old else 0, first_line=lines + 1)]
         lines += _count_lines(path, start, upto)
     total, seen = Measured(), Measured(names=before.names)
-    for part, measured in zip(parts, engine([Task(part) for part in parts], job), strict=True):
-        measured = measure_next(seen, measured, part, job)
+    tasks = [Task((part,)) for part in parts]
+    for task, measured in zip(tasks, engine(tasks, job), strict=True):
+        measured = measure_next(seen, measured, task, job)
         total += measured
         seen += Measured(names=measured.names)
     info = old.info if old else read_info(path, known).to_dict()
