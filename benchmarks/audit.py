@@ -4,6 +4,7 @@
     python benchmarks/audit.py --tokens 10e6                  # against pyarrow and a numpy script, one thread each
     python benchmarks/audit.py --memory 10e6 30e6 100e6       # peak memory by number of tokens
     python benchmarks/audit.py --tokens 60e6 --workers 1 2    # processes
+    python benchmarks/audit.py --tokens 1e6 --files 1000      # many small files: four responses each
 
 pyarrow decodes the columns that an audit reads and drops them: no audit can be faster. The numpy script makes a few of
 the audit's numbers from each row group (mean ratio, k3, |log ratio|, TV, effective sample size, by token and by
@@ -28,28 +29,38 @@ GROUP = 1_000_000  # tokens of a row group
 LENGTH = 1000  # tokens of a response, in the mean
 
 
-def generate(path: Path, tokens: int) -> None:
-    """Write random records, a row group at a time."""
+def generate(path: Path, tokens: int, files: int = 1) -> None:
+    """Write random records, a row group at a time; or a folder of so many files, each of four responses."""
+    if files > 1:
+        path.mkdir()
+        for i in range(files):
+            write(path / f"{i:05}.parquet", tokens // files, max(1, tokens // files // 4), i)
+    else:
+        write(path, tokens, LENGTH, 0)
+
+
+def write(path: Path, tokens: int, length: int, number: int) -> None:
+    """Write one file of responses of about this length."""
     import numpy as np
     import pyarrow as pa
 
     from reweigh.records import RecordWriter, RunInfo
 
-    g = np.random.default_rng(0)
+    g = np.random.default_rng(number)
     with RecordWriter(path, RunInfo(engine="vllm", trainer="fsdp")) as writer:
         for done in range(0, tokens, GROUP):
-            count = max(1, min(GROUP, tokens - done) // LENGTH)
-            lengths = g.lognormal(np.log(LENGTH) - 0.32, 0.8, count).astype(np.int64).clip(1, 30_000)
+            count = max(1, min(GROUP, tokens - done) // length)
+            lengths = g.lognormal(np.log(length) - 0.32, 0.8, count).astype(np.int64).clip(1, 30_000)
             offsets = pa.array(np.concatenate([[0], lengths.cumsum()]), pa.int32())
             n = int(lengths.sum())
             log_mu = -0.5 * g.standard_exponential(n, dtype=np.float32) ** 2 - np.float32(0.1)
             log_pi = np.minimum(
                 log_mu + np.float32(0.02) * g.standard_normal(n, dtype=np.float32) - np.float32(2e-4), 0
             )
-            first = done // LENGTH
+            first = done // length
             columns = {
-                "sequence_id": pa.array([f"s{first + i}" for i in range(count)]),
-                "prompt_id": pa.array([f"p{(first + i) // 8}" for i in range(count)]),
+                "sequence_id": pa.array([f"s{number}.{first + i}" for i in range(count)]),
+                "prompt_id": pa.array([f"p{number}.{(first + i) // 8}" for i in range(count)]),
                 "log_mu": pa.ListArray.from_arrays(offsets, pa.array(log_mu)),
                 "log_pi": pa.ListArray.from_arrays(offsets, pa.array(log_pi)),
                 "mask": pa.ListArray.from_arrays(offsets, pa.array(g.random(n, dtype=np.float32) < 0.95)),
@@ -57,13 +68,21 @@ def generate(path: Path, tokens: int) -> None:
             writer.write_table(pa.table(columns))
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file, or those of the folder."""
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
 def by_pyarrow(path: Path) -> int:
     """Decode the columns and drop them."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        groups = (file.read_row_group(i, COLUMNS, use_threads=False) for i in range(file.num_row_groups))
-        return sum(len(group.column("log_mu").chunk(0).flatten()) for group in groups)
+    tokens = 0
+    for one in files_of(path):
+        with pq.ParquetFile(one) as file:
+            groups = (file.read_row_group(i, COLUMNS, use_threads=False) for i in range(file.num_row_groups))
+            tokens += sum(len(group.column("log_mu").chunk(0).flatten()) for group in groups)
+    return tokens
 
 
 def by_numpy(path: Path) -> int:
@@ -80,7 +99,8 @@ def by_numpy(path: Path) -> int:
         )
 
     tokens = 0
-    with pq.ParquetFile(path) as file:
+    for one in files_of(path):
+        file = pq.ParquetFile(one)
         for i in range(file.num_row_groups):
             frame = file.read_row_group(i, columns=COLUMNS, use_threads=False).to_pandas()
             lengths = frame["log_mu"].map(len).to_numpy()
@@ -98,19 +118,14 @@ def by_numpy(path: Path) -> int:
 
 def by_reweigh(path: Path, workers: int = 1) -> int:
     """The audit, all of it."""
-    import pyarrow.parquet as pq
-
-    from reweigh.audit import audit
-    from reweigh.scan import Workers
+    from reweigh import audit
+    from reweigh.scan import Workers, look, scan
     from reweigh.scan.engines import single_threaded
 
     single_threaded()
-    assert audit(path, engine=Workers(workers)).verdict
-    with pq.ParquetFile(path) as file:
-        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    return sum(
-        c.num_values for g in groups for c in map(g.column, range(g.num_columns)) if "log_mu." in c.path_in_schema
-    )
+    known = look(path)
+    assert audit.answer(scan(known, [audit.question()], engine=Workers(workers))).verdict
+    return known.tokens
 
 
 def with_doctor(path: Path) -> int:
@@ -167,8 +182,8 @@ def table(path: Path, cases: list[tuple[str, int]], runs: int) -> None:
     for _ in range(runs):
         for case in cases:
             found[case].append(measure(case[0], path, case[1]))
-    load = os.getloadavg()[0]
-    print(f"{path.stat().st_size / 1e6:.0f} MB, median of {runs}, load of the machine {load:.1f}")
+    load, size = os.getloadavg()[0], sum(one.stat().st_size for one in files_of(path))
+    print(f"{size / 1e6:.0f} MB, median of {runs}, load of the machine {load:.1f}")
     print(
         f"{'':22s}{'M tokens/s':>12s}{'ns/token':>10s}{'processor, ns/token':>22s}{'peak MB':>9s}{'to the first':>14s}"
     )
@@ -187,6 +202,7 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=float, default=10e6)
+    parser.add_argument("--files", type=int, default=1, help="put the tokens into so many files")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", help="compare the audit with so many processes")
     parser.add_argument("--memory", type=float, nargs="+", help="peak memory of the audit, by tokens")
@@ -206,7 +222,7 @@ def main() -> None:
                 print(f"{n:12,.0f}{path.stat().st_size / 1e6:10.0f}{peak:10.0f}{n / seconds / 1e6:12.2f}", flush=True)
                 path.unlink()
             return
-        generate(path, int(args.tokens))
+        generate(path, int(args.tokens), args.files)
         cases = [("reweigh", n) for n in args.workers] if args.workers else [(name, 1) for name in CASES]
         table(path, cases, args.runs)
 

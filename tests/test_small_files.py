@@ -4,13 +4,15 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from doctor_records import every_column, write
+from doctor_records import every_column, table, write
 
 from reweigh.audit import audit, question
 from reweigh.audit.compare import compare
 from reweigh.doctor import doctor
 from reweigh.plan import plan_records
+from reweigh.records import RunInfo
 from reweigh.records.schema import Tally
 from reweigh.report import document
 from reweigh.scan import Job, Workers, look, measure
@@ -139,6 +141,23 @@ def doctor_question(folder):
     from reweigh.doctor.diagnose import question as ask
 
     return ask(look(folder), ())
+
+
+def test_files_of_other_runs_and_number_types_keep_their_names(folder, monkeypatch):
+    """Which are put together in two steps: within a run before types are cast, all of them after it."""
+    for i in range(6, FILES):
+        whole = table(ROWS[4 * i : 4 * i + 4])
+        at = whole.schema.get_field_index("log_mu")
+        whole = whole.set_column(at, "log_mu", whole["log_mu"].cast(pa.list_(pa.field("element", pa.float64()))))
+        write(folder / f"{i:02}.parquet", whole, info=RunInfo(engine_version=f"0.{i // 2}"))
+    (whole,) = parts(folder)
+    assert [whole.origin.place(row).split("/")[-1] for row in range(48)] == [
+        f"{i:02}.parquet row {k}" for i in range(FILES) for k in range(4)
+    ]
+    assert [one.rows for one in audit(folder).files] == [4] * FILES
+    joined = document(audit(folder))
+    alone(monkeypatch)
+    close(joined, document(audit(folder)))
 
 
 def test_numbers_of_packed_rows_begin_anew_in_each_file(folder, monkeypatch):

@@ -11,7 +11,7 @@ import re
 import sys
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike
@@ -206,7 +206,7 @@ class Opened:
         descriptor = self._open()
         if descriptor.identity != self._was:  # another file by now
             self._was = descriptor.identity
-            for name in ("parquet", "groups", "names", "info"):
+            for name in ("parquet", "groups", "_head", "info"):
                 self.__dict__.pop(name, None)
         return io.BufferedReader(_Reading(descriptor), 1 << 16)
 
@@ -231,9 +231,12 @@ class Opened:
     def _arrow(self) -> Any:
         """Give it to Arrow, whose reads of a file of Python's cost more than all else of a small one."""
         stream = self.stream()
-        if os.fstat(self._open().number).st_size > _SMALL:
-            return stream
-        return pa.BufferReader(stream.read())
+        return stream if self.is_large else pa.BufferReader(stream.read())
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is worth more than one read and one thread."""
+        return os.fstat(self._open().number).st_size > _SMALL
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -249,16 +252,21 @@ class Opened:
                 f"{self.path}: not a whole Parquet file: {e}\nhint: copy the file again from where it was written."
             ) from None
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
         """Name the columns of a Parquet file."""
-        return tuple(sys.intern(name) for name in self.parquet.schema_arrow.names)
+        return self._head[0]
+
+    @cached_property
+    def _head(self) -> tuple[tuple[str, ...], Mapping[bytes, bytes] | None]:
+        """Names of the columns, and metadata: all that is needed of a file before it is read, kept when it rests."""
+        return tuple(sys.intern(name) for name in self.parquet.schema_arrow.names), self.parquet.metadata.metadata
 
     @cached_property
     def info(self) -> RunInfo:
         """Read what the metadata of a Parquet file say of the run; all unknown if they say nothing."""
         try:
-            return RunInfo.from_metadata(self.parquet.metadata.metadata)
+            return RunInfo.from_metadata(self._head[1])
         except UnreadableFileError:
             raise
         except ValueError as e:
@@ -392,7 +400,7 @@ def read_parquet(
     for groups, rows, tokens in _runs(file.groups, some, max_tokens):
         size = max(1, min(rows, _MAX_ROWS, rows * max_tokens // max(tokens, 1)))
         try:
-            for batch in parquet.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
+            for batch in parquet.iter_batches(size, groups, columns=wanted, use_threads=file.is_large):
                 yield pa.Table.from_batches([batch]), Origin(path, row)
                 row += batch.num_rows
         except (pa.ArrowException, OSError) as e:

@@ -278,20 +278,30 @@ class Origin:
         each = tuple(zip(starts, origins, strict=True))
         return replace(origins[0], kept=range(sum(rows)), others=each) if len(each) > 1 else origins[0]
 
-    def owner(self, row: int) -> int:
-        """Which of the joined origins a row is from: 0 where nothing is joined."""
+    def _whence(self, row: int) -> tuple["Origin", int]:
+        """The table that a row is from, and its number there."""
         row = row if self.kept is None else self.kept[row]
-        return bisect.bisect_right(self.others, row, key=lambda one: one[0]) - 1 if self.others else 0
+        if not self.others:
+            return self, row
+        start, origin = self.others[bisect.bisect_right(self.others, row, key=lambda one: one[0]) - 1]
+        return origin._whence(row - start)
+
+    def file_of(self, row: int) -> Path:
+        """Give the file that a row is from."""
+        return self._whence(row)[0].path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Name the files that rows may be from."""
+        each = (path for _, one in self.others for path in one.files) if self.others else (self.path,)
+        return tuple(dict.fromkeys(each))
 
     def place(self, row: int) -> str:
         """File and row (counted from 0), or file and line (from 1)."""
-        row = row if self.kept is None else self.kept[row]
-        if self.others:
-            start, origin = self.others[bisect.bisect_right(self.others, row, key=lambda one: one[0]) - 1]
-            return origin.place(row - start)
-        if self.lines is not None:
-            return f"{self.path}:{self.lines[row]}"
-        return f"{self.path} row {self.first_row + row}"
+        origin, row = self._whence(row)
+        if origin.lines is not None:
+            return f"{origin.path}:{origin.lines[row]}"
+        return f"{origin.path} row {origin.first_row + row}"
 
     def slice(self, start: int, length: int) -> "Origin":
         """The origin of `table.slice(start, length)`."""

@@ -4,7 +4,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import IO, Any, Protocol
@@ -18,7 +18,7 @@ from reweigh.dumps import formats
 from reweigh.levels import LEVELS, Level
 from reweigh.records.arrays import arrow, numbers, valid
 from reweigh.records.files import OF_BATCH, FilePart, Formats, slices_of
-from reweigh.records.schema import COLUMNS, RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
+from reweigh.records.schema import BY_NAME, COLUMNS, RECORDS_LOST, REQUIRED, Origin, Report, Tally, Violation, fail
 from reweigh.records.table import (
     aligned,
     check_counts,
@@ -235,15 +235,13 @@ def measure(task: Task, job: Job, known: Names | None = None, most: int | None =
 
 def _by_file(origin: Origin, lengths: NDArray[np.int64]) -> dict[str, tuple[int, int]]:
     """Give rows and tokens of each file that rows of these lengths are from."""
-    if not origin.others:
+    if len(origin.files) == 1:
         return {str(origin.path): (len(lengths), int(lengths.sum()))}
-    owners = [origin.owner(row) for row in range(len(lengths))]
-    rows, tokens = np.bincount(owners), np.bincount(owners, lengths)
     found: dict[str, tuple[int, int]] = {}
-    for which in np.flatnonzero(rows):
-        name = str(origin.others[which][1].path)
-        before = found.get(name, (0, 0))
-        found[name] = (before[0] + int(rows[which]), before[1] + int(tokens[which]))
+    for row, length in enumerate(lengths.tolist()):
+        name = str(origin.file_of(row))
+        rows, tokens = found.get(name, (0, 0))
+        found[name] = (rows + 1, tokens + length)
     return found
 
 
@@ -326,9 +324,8 @@ def read(
     strict = () if job.keep_going else job.strict_columns
     rule = _Rule(frozenset(strict), tally, records=not job.keep_going)
     lenient = any(family.columns is None for family in job.families)
-    before, apart = task.before, job.per_file or len(task.parts) == 1
-    tables = _tables(task, job, rule)
-    for table, origin, whole in tables if apart else _joined(tables, job.batch_tokens):
+    before = task.before
+    for table, origin, whole in _tables(task, job, rule):
         lengths = lengths_of(single(table, "log_mu"))
         for first, count in slices_of(lengths, job.batch_tokens):
             some, here = table.slice(first, count), origin.slice(first, count)
@@ -366,32 +363,67 @@ _Usable = tuple[pa.Table, Origin, "np.ndarray[Any, Any] | None"]
 
 
 def _tables(task: Task, job: Job, rule: "_Rule") -> Iterator[_Usable]:
-    """Read what can be used of the parts, one after the other."""
+    """Read what can be used of the parts, one after the other; small tables that follow each other as one.
+
+    They are put together before they are looked at where no cast can fail, so that what is reported of a column of a
+    file is of this file; the others after that.
+    """
     known = job.formats or formats(job.reader)
-    for part in task.parts:
-        for raw, origin in known.source(part.path).read(part, job.columns, job.batch_tokens, rule):
-            yield _usable(raw, origin, job, rule)
+    raw = (
+        (table, origin, None)
+        for part in task.parts
+        for table, origin in known.source(part.path).read(part, job.columns, job.batch_tokens, rule)
+    )
+    apart = job.per_file or len(task.parts) == 1
+    joined = raw if apart else _joined(raw, job.batch_tokens, _certain)
+    usable = (_usable(table, origin, job, rule) for table, origin, _ in joined)
+    return usable if apart else _joined(usable, job.batch_tokens)
 
 
-def _joined(tables: Iterator[_Usable], most: int) -> Iterator[_Usable]:
-    """Put tables that follow each other together, up to so many tokens, where they have the same columns."""
+def _joined(
+    tables: Iterable[_Usable], most: int, may: Callable[[pa.Table], bool] = lambda table: True
+) -> Iterator[_Usable]:
+    """Put tables that follow each other together, up to so many tokens, where they may be and have the same columns."""
     held: list[_Usable] = []
     tokens = 0
     for one in tables:
-        size = int(lengths_of(single(one[0], "log_mu")).sum())
-        if held and (tokens + size > most or not _alike(held[0][0], one[0])):
+        fits = may(one[0])
+        size = int(lengths_of(single(one[0], "log_mu")).sum()) if fits else 0
+        if held and (not fits or tokens + size > most or not _alike(held[0][0], one[0])):
             yield _as_one(held)
             held, tokens = [], 0
-        held.append(one)
-        tokens += size
+        if fits:
+            held.append(one)
+            tokens += size
+        else:
+            yield one
     if held:
         yield _as_one(held)
 
 
+def _certain(table: pa.Table) -> bool:
+    """Whether a raw table has the required columns with values, and all columns in types that are cast without fail."""
+    names = table.schema.names
+    if len(set(names)) < len(names) or not all(
+        name in names and single(table, name).null_count < table.num_rows for name in REQUIRED
+    ):
+        return False
+    return all(f.name in BY_NAME and _cast_for_certain(f.type, BY_NAME[f.name].type) for f in table.schema)
+
+
+def _cast_for_certain(raw: pa.DataType, to: pa.DataType) -> bool:
+    if raw == to or (pa.types.is_string(to) and pa.types.is_large_string(raw)):
+        return True
+    lists = pa.types.is_list(raw) and pa.types.is_list(to)
+    return lists and pa.types.is_floating(raw.value_type) and pa.types.is_floating(to.value_type)
+
+
 def _alike(a: pa.Table, b: pa.Table) -> bool:
     """Whether rows of both are told apart by nothing; numbers of packed rows begin anew in each file."""
-    return a.schema.equals(b.schema, check_metadata=True) and not any(
-        "pack_index" in x.schema.names and single(x, "pack_index").null_count < x.num_rows for x in (a, b)
+    return (
+        a.schema.equals(b.schema)
+        and a.schema.metadata == b.schema.metadata
+        and not any("pack_index" in x.schema.names and single(x, "pack_index").null_count < x.num_rows for x in (a, b))
     )
 
 
@@ -517,7 +549,7 @@ def _refuse(origin: Origin, report: Report, violation: Violation) -> None:
     if not violation.rule.startswith(("log_mu:", "log_pi:")):
         report(violation)
         return
-    paths = [str(one.path) for _, one in origin.others] or [str(origin.path)]
+    paths = [str(one) for one in origin.files]
     path = next((path for path in paths if violation.place.startswith((f"{path} row ", f"{path}:"))), paths[0])
     raise ValueError(
         f"{violation} `reweigh records validate {path}` lists all there are; "
@@ -527,7 +559,7 @@ def _refuse(origin: Origin, report: Report, violation: Violation) -> None:
 
 # Sums as bytes: how they travel between processes and into a file. Reading them runs no code.
 
-_MAGIC = b"reweigh3"
+_MAGIC = b"reweigh4"
 _BEFORE = len(_MAGIC) + 4 + 8  # bytes: a checksum of all that follows it, and the size of the header
 _TYPES: tuple[type, ...] = (RatioStats, Violation)
 _LEVELS: Mapping[str, Level] = {level.name: level for level in LEVELS}
