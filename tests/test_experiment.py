@@ -98,9 +98,10 @@ def test_a_sampler_trails_by_its_lag_once_it_is_left_behind():
     versions = []
     for _ in range(8):
         rolled = training.rollouts()
-        versions.append(rolled.version)
-        log_pi, _, batch = training.batch_of(rolled)
-        training.update(training.method.objective(log_pi, batch, rolled.advantage)[0])
+        versions.append(rolled.versions[0])
+        assert set(rolled.versions) == {versions[-1]}
+        law, log_pi, batch = training.batch_of(rolled, rolled.advantage)
+        training.update(training.method.objective(law, log_pi, batch, rolled.advantage)[0])
     assert versions == [0, 1, 1, 1, 1, 2, 3, 4]
 
 
@@ -110,11 +111,11 @@ def test_a_step_is_that_of_the_packages_loss(name):
     training = Training(SHORT, Method.of("naive()"), 1)
     for _ in range(4):
         rolled = training.rollouts()
-        log_pi, _, batch = training.batch_of(rolled)
-        training.update(training.method.objective(log_pi, batch, rolled.advantage)[0])
+        law, log_pi, batch = training.batch_of(rolled, rolled.advantage)
+        training.update(training.method.objective(law, log_pi, batch, rolled.advantage)[0])
     rolled = training.rollouts()
-    log_pi, _, batch = training.batch_of(rolled)
-    loss, weights = Method.of(name).objective(log_pi, batch, rolled.advantage)
+    law, log_pi, batch = training.batch_of(rolled, rolled.advantage)
+    loss, weights = Method.of(name).objective(law, log_pi, batch, rolled.advantage)
     got = torch.autograd.grad(loss, list(training.model.parameters()), retain_graph=True)
     plain = Batch.padded(log_pi, rolled.sampled.log_mu, torch.ones(16, 6))
     if name == "ppo_clip":
@@ -126,6 +127,75 @@ def test_a_step_is_that_of_the_packages_loss(name):
     for a, b in zip(got, torch.autograd.grad(wanted, list(training.model.parameters())), strict=True):
         assert torch.equal(a, b)
     assert (plain.log_ratio != 0).any()
+
+
+@pytest.mark.parametrize("inner", ["naive()", "token_tis(2)", "prefix_tis(2)"])
+def test_a_centred_method_is_the_packages_centred_loss(inner):
+    """Over every symbol, so that the mean over what could be drawn is known: the same gradient as written out."""
+    method = Method.of(f"centred({inner})")
+    assert method.name == f"centred({inner})"
+    training = Training(SHORT, Method.of("naive()"), 1)
+    for _ in range(4):
+        rolled = training.rollouts()
+        law, log_pi, batch = training.batch_of(rolled, rolled.advantage)
+        training.update(training.method.objective(law, log_pi, batch, rolled.advantage)[0])
+    rolled = training.rollouts()
+    law, log_pi, batch = training.batch_of(rolled, torch.ones(16))
+    plain = Method.of(inner).estimator(batch)
+    parameters = list(training.model.parameters())
+    got = torch.autograd.grad(method.objective(law, log_pi, batch, torch.ones(16))[0], parameters, retain_graph=True)
+    mu, ratio = rolled.sampled.law.exp(), (law.detach() - rolled.sampled.law).exp()
+    before = (batch.log_ratio.cumsum(1) - batch.log_ratio).exp()[..., None]
+    weight = {"naive()": torch.ones_like(ratio), "token_tis(2)": ratio.clamp(max=2)}.get(
+        inner, (before * ratio).clamp(max=2)
+    )
+    drift = (mu * weight * law).sum()
+    wanted = torch.autograd.grad(-((plain.per_token * log_pi).sum() - drift) / num_tokens(batch), parameters)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-3)
+    for bad in ("centred(seq_tis(2))", "centred()", "centred(ppo_clip)"):
+        with pytest.raises(ValueError, match=r"centred|method"):
+            Method.of(bad)
+
+
+def test_a_partial_rollout_is_of_two_versions():
+    setting = replace(SHORT, partial=2)
+    training = Training(setting, Method.of("naive()"), 0)
+    seen = []
+    for _ in range(8):
+        rolled = training.rollouts()
+        half = setting.length // 2
+        assert len(set(rolled.versions[:half])) == len(set(rolled.versions[half:])) == 1
+        seen.append((rolled.versions[0], rolled.versions[-1]))
+        if seen[-1][0] != seen[-1][1]:
+            stale = score(training.engine, rolled.prompts, rolled.sampled.tokens)
+            own = stale.gather(2, rolled.sampled.tokens[..., None])[..., 0]
+            torch.testing.assert_close(own[:, :half], rolled.sampled.log_mu[:, :half], atol=1e-5, rtol=0)
+            assert not torch.allclose(own[:, half:], rolled.sampled.log_mu[:, half:], atol=1e-5)
+        training.update(-training.batch_of(rolled, rolled.advantage)[1].mean())  # which moves whatever the rewards are
+    assert seen == [(0, 0), (1, 1), (1, 2), (1, 3), (1, 3), (2, 4), (3, 5), (4, 6)]
+    with pytest.raises(ValueError, match="partial must be between 0 and the lag, 3"):
+        replace(SHORT, partial=4)
+
+
+def test_a_router_sends_a_token_to_one_expert():
+    """Its answer by itself, by hand; and the same whether keys are kept or not."""
+    task = Brackets(6)
+    torch.manual_seed(3)
+    model, prompts = Model(task, experts=3), task.prompts(8, generator())
+    drawn = sample(model, prompts, 6, generator(1))
+    law = score(model, prompts, drawn.tokens)
+    torch.testing.assert_close(law.gather(2, drawn.tokens[..., None])[..., 0], drawn.log_mu, atol=1e-5, rtol=0)
+    block, x = model.blocks[0], torch.randn(2, 5, 64, generator=generator())
+    share = block.router(x).softmax(-1)
+    assert len(share.argmax(-1).unique()) > 1
+    for i, j in ((0, 0), (1, 4)):
+        best = int(share[i, j].argmax())
+        up, down = block.up.weight.view(3, 256, 64)[best], block.down.weight.view(3, 64, 256)[best]
+        wanted = share[i, j, best] * (down @ torch.nn.functional.gelu(up @ x[i, j]))
+        torch.testing.assert_close(block._think(x)[i, j], wanted, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="experts must be 0, or 2 and more, got 1"):
+        replace(SHORT, experts=1)
 
 
 def test_advantages_are_of_the_group():

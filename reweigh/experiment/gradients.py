@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reweigh.batch import Batch
 from reweigh.experiment.train import Method, Rollouts, Training
-from reweigh.experiment.world import chosen, score
 
 BATCHES = 32  # of 128 answers: from pi, and as many from mu
 SEED = 5
@@ -61,22 +59,13 @@ def _gradient(
     training: Training, rolled: Rollouts, methods: Sequence[str], parameters: Sequence[Tensor]
 ) -> list[Tensor]:
     """Ascent direction of each method on one batch, flat."""
-    sampled, answers = rolled.sampled, training.setting.answers
-    support = sampled.support if training.setting.replay else None
-    log_pi = chosen(score(training.model, rolled.prompts, sampled.tokens, support), sampled.tokens)
+    answers = training.setting.answers
     rewards = rolled.rewards.view(-1, answers)
     advantage = (rewards - (rewards.sum(1, keepdim=True) - rewards) / (answers - 1)).flatten()
-    batch = Batch.padded(
-        log_pi,
-        sampled.log_mu,
-        training.mask,
-        advantage=advantage[:, None].expand_as(log_pi),
-        group=training.group,
-        check=False,
-    )
+    law, log_pi, batch = training.batch_of(rolled, advantage)
     out: list[Tensor] = []
     for name in methods:
-        loss, _ = Method.of(name).objective(log_pi, batch, advantage)
+        loss, _ = Method.of(name).objective(law, log_pi, batch, advantage)
         parts = torch.autograd.grad(-loss, parameters, retain_graph=True)
         out.append(torch.cat([part.flatten() for part in parts]))
     return out

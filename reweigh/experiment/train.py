@@ -1,5 +1,6 @@
 """One run: a policy that is trained on what a stale or rounded copy of itself samples, and what is seen meanwhile."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from reweigh.batch import Batch
+from reweigh.batch import Batch, Candidates
+from reweigh.centring import Centred, centred
 from reweigh.estimators import Estimator
 from reweigh.experiment.world import (
     CACHES,
@@ -69,6 +71,9 @@ class Setting:
         top_p: of the sampler; its log-probs are those after it.
         replay: whether the trainer leaves out what the sampler's top-p did.
         dropout: left on in the trainer.
+        partial: updates by which the weights of the second half of an answer are newer: they are exchanged while it is
+            written, and what was written is not gone over again.
+        experts: of each layer, one of which a router chooses for a token; 0 for none.
         prompts: of a batch.
         answers: to each prompt.
 
@@ -87,6 +92,8 @@ class Setting:
     top_p: float = 1.0
     replay: bool = False
     dropout: float = 0.0
+    partial: int = 0
+    experts: int = 0
     prompts: int = 16
     answers: int = 8
 
@@ -102,6 +109,8 @@ class Setting:
             ("warm", self.warm >= 0, ">= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("partial", 0 <= self.partial <= self.lag, f"between 0 and the lag, {self.lag}"),
+            ("experts", self.experts >= 0 and self.experts != 1, "0, or 2 and more"),
             ("prompts", self.prompts >= 1, ">= 1"),
             ("answers", self.answers >= 2, ">= 2"),
             ("cache", self.cache in CACHES, f"one of {', '.join(map(repr, CACHES))}"),
@@ -154,33 +163,37 @@ class Method:
 
     Attributes:
         name: as one would write it.
-        estimator: the weights.
+        estimator: the weights, centred or not.
         loss: REINFORCE with the weights, or PPO's clip of the ratio to mu.
     """
 
     name: str
-    estimator: Estimator
+    estimator: Estimator | Centred
     loss: Literal["policy_gradient", "ppo_clip"] = "policy_gradient"
 
     @classmethod
     def of(cls, name: str) -> "Method":
-        """Read an estimator as `reweigh audit --estimators` does; `ppo_clip` is the clip alone, at .2.
+        """Read an estimator as `reweigh audit --estimators` does, or such a one within `centred( )`; `ppo_clip` is the
+        clip alone, at .2.
 
         Raises:
             ValueError: it is none, or more than one.
         """
         if name.strip() == PPO:
             return cls(PPO, naive(), "ppo_clip")
-        found = parse(name, "method")
+        inner = re.fullmatch(r"\s*centred\((.*)\)\s*", name)
+        found = parse(inner[1] if inner else name, "method")
         if len(found) != 1:
             raise ValueError(f"method: must be one estimator, got {name!r}")
-        return cls(*next(iter(found.items())))
+        said, estimator = next(iter(found.items()))
+        return cls(f"centred({said})", centred(estimator)) if inner else cls(said, estimator)
 
-    def objective(self, log_pi: Tensor, batch: Batch, advantage: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(self, law: Tensor, log_pi: Tensor, batch: Batch, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """Give the loss, a mean over all tokens of the batch, and the weight of each token.
 
         Args:
-            log_pi: with its gradient.
+            law: log-probs of every symbol, with their gradient.
+            log_pi: of the answers, with its gradient.
             batch: of the same.
             advantage: one a sequence.
         """
@@ -188,7 +201,8 @@ class Method:
         if self.loss == "ppo_clip":
             loss = ppo_clip(log_pi, batch.log_mu, advantage, weights, num_tokens(batch))
         else:
-            loss = policy_gradient(log_pi, advantage, weights, num_tokens(batch))
+            every = law if isinstance(self.estimator, Centred) else None
+            loss = policy_gradient(log_pi, advantage, weights, num_tokens(batch), candidates=every)
         return loss, weights.per_token
 
 
@@ -266,14 +280,14 @@ class Rollouts:
         sampled: the answers, with the sampler's log-probs.
         rewards: `[S]`.
         advantage: `[S]`.
-        version: update that the sampler's weights are of.
+        versions: updates that the sampler's weights are of, one a place of an answer.
     """
 
     prompts: Tensor
     sampled: Sampled
     rewards: Tensor
     advantage: Tensor
-    version: int
+    versions: tuple[int, ...]
 
 
 class Training:
@@ -282,10 +296,11 @@ class Training:
     def __init__(self, setting: Setting, method: Method, seed: int, folder: Path | None = None) -> None:
         self.setting, self.method, self.step = setting, method, 0
         task = setting.task
-        start = warm_start(task, seed, setting.warm, folder)
+        start = warm_start(task, seed, setting.warm, folder, setting.experts)
         torch.manual_seed(seed)  # of dropout, the one draw that has no generator of its own
-        self.model = Model(task, dropout=setting.dropout)
-        self.engine = Model(task).eval()
+        self.model = Model(task, dropout=setting.dropout, experts=setting.experts)
+        self.engine = Model(task, experts=setting.experts).eval()
+        self.later = Model(task, experts=setting.experts).eval() if setting.partial else None
         self.model.load_state_dict(start)
         self.draws = torch.Generator().manual_seed(seed)
         self.group = torch.arange(setting.prompts).repeat_interleave(setting.answers)
@@ -308,7 +323,14 @@ class Training:
             self._past.clear()
         self._past.append({name: w.detach().clone() for name, w in self.model.state_dict().items()})
         self.engine.load_state_dict(as_stored(self._past[0], self.setting.weights))
+        if self.later is not None:
+            self.later.load_state_dict(as_stored(self._past[self._newer], self.setting.weights))
         return self.drawn(self.draws)
+
+    @property
+    def _newer(self) -> int:
+        """By how many updates the second half of an answer is newer than the first."""
+        return min(self.setting.partial, len(self._past) - 1)
 
     def drawn(self, draws: torch.Generator, from_pi: bool = False) -> Rollouts:
         """Draw a batch from the engine as it is, or from pi itself."""
@@ -317,23 +339,33 @@ class Training:
         if from_pi:
             sampled = sample(self.model, prompts, task.length, draws)
         else:
-            sampled = sample(self.engine, prompts, task.length, draws, setting.top_p, setting.cache)
+            sampled = sample(self.engine, prompts, task.length, draws, setting.top_p, setting.cache, self.later)
         rewards = task.rewards(prompts, sampled.tokens)
         grouped = rewards.view(-1, setting.answers)
         spread = grouped.std(1, keepdim=True) + _LITTLE
         advantage = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()
-        return Rollouts(prompts, sampled, rewards, advantage, self.step - len(self._past) + 1)
+        first, half = self.step - len(self._past) + 1, task.length // 2
+        versions = (first,) * half + (first + self._newer,) * (task.length - half)
+        return Rollouts(prompts, sampled, rewards, advantage, versions)
 
-    def batch_of(self, rolled: Rollouts) -> tuple[Tensor, Tensor, Batch]:
-        """Score the answers as the trainer does: log pi with its gradient, pi's entropy, and the batch of both."""
+    def batch_of(self, rolled: Rollouts, advantage: Tensor, check: bool = False) -> tuple[Tensor, Tensor, Batch]:
+        """Score the answers as the trainer does: log-probs of every symbol and of the answers, with their gradient, and
+        the batch, with every symbol as a candidate.
+        """
         sampled = rolled.sampled
         law = score(self.model, rolled.prompts, sampled.tokens, sampled.support if self.setting.replay else None)
         log_pi = chosen(law, sampled.tokens)
-        advantage = rolled.advantage[:, None].expand_as(log_pi)
+        ids = torch.arange(law.shape[-1]).expand_as(law).where(sampled.law.isfinite(), -1)
         batch = Batch.padded(
-            log_pi, sampled.log_mu, self.mask, advantage=advantage, group=self.group, check=self.step == 0
+            log_pi,
+            sampled.log_mu,
+            self.mask,
+            advantage=advantage[:, None].expand_as(log_pi),
+            group=self.group,
+            candidates=Candidates(ids, sampled.law, law.detach(), complete=True),
+            check=check,
         )
-        return log_pi, entropy_of(law), batch
+        return law, log_pi, batch
 
     def update(self, loss: Tensor) -> float:
         """Take Adam's step, and give the norm that the gradient had."""
@@ -382,8 +414,9 @@ def run(
             rolled = training.rollouts()
             if look is not None:
                 look(training)
-            log_pi, entropy, batch = training.batch_of(rolled)
-            loss, weights = method.objective(log_pi, batch, rolled.advantage)
+            law, log_pi, batch = training.batch_of(rolled, rolled.advantage, check=step == 0)
+            entropy = entropy_of(law)
+            loss, weights = method.objective(law, log_pi, batch, rolled.advantage)
             stats = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
             if writer is not None and records is not None and step in records[1]:
                 writer.write(rows_of(training, rolled, log_pi.detach(), entropy))
@@ -478,7 +511,7 @@ def rows_of(training: Training, rolled: Rollouts, log_pi: Tensor, entropy: Tenso
             "prompt_length": rolled.prompts.shape[1],
             "reward": float(rolled.rewards[i]),
             "advantage": float(rolled.advantage[i]),
-            "versions": [rolled.version] * setting.length,
+            "versions": list(rolled.versions),
             "trainer_version": step,
             "finish_reason": "length",
         }

@@ -92,14 +92,21 @@ class Brackets:
 
 
 class Block(nn.Module):
-    """A layer of a decoder: attention, then two matrices, each after a norm and beside what came in."""
+    """A layer of a decoder: attention, then two matrices, each after a norm and beside what came in.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    With experts, a router sends each token to the one that it thinks likeliest, whose answer counts by that
+    probability, as in a switch transformer (Fedus et al., 2021).
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, experts: int = 0) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.experts = heads, dropout, experts
         self.before_mix, self.before_think = nn.RMSNorm(width), nn.RMSNorm(width)
         self.mix, self.mixed = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        each = max(experts, 1)
+        self.up = nn.Linear(width, each * 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, each * width, bias=False)
+        self.router = nn.Linear(width, experts, bias=False) if experts else None
 
     def forward(self, x: Tensor, cache: Tensor | None, at: int) -> Tensor:
         """Give the next layer's input; with a cache, of tokens that begin at position `at`."""
@@ -110,7 +117,17 @@ class Block(nn.Module):
             held = list(cache[:, :, :, : at + new].to(query.dtype))
         seen = functional.scaled_dot_product_attention(query, held[0], held[1], is_causal=new > 1)
         x = x + self._drop(self.mixed(seen.transpose(1, 2).reshape(rows, new, width)))
-        return x + self._drop(self.down(functional.gelu(self.up(self.before_think(x)))))
+        return x + self._drop(self._think(self.before_think(x)))
+
+    def _think(self, x: Tensor) -> Tensor:
+        if self.router is None:
+            return self.down(functional.gelu(self.up(x)))
+        *places, width = x.shape
+        share, which = self.router(x).softmax(-1).max(-1, keepdim=True)
+        thought = functional.gelu(self.up(x)).view(*places, self.experts, 4 * width)
+        thought = thought.gather(-2, which[..., None].expand(*places, 1, 4 * width))[..., 0, :]
+        said = self.down(thought).view(*places, self.experts, width)
+        return share * said.gather(-2, which[..., None].expand(*places, 1, width))[..., 0, :]
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -119,12 +136,14 @@ class Block(nn.Module):
 class Model(nn.Module):
     """A decoder with learned positions and a head of its own."""
 
-    def __init__(self, task: Brackets, width: int = 64, layers: int = 2, heads: int = 4, dropout: float = 0.0) -> None:
+    def __init__(
+        self, task: Brackets, width: int = 64, layers: int = 2, heads: int = 4, dropout: float = 0.0, experts: int = 0
+    ) -> None:
         super().__init__()
         context = task.prompt_length + task.length
         self.shape = heads, context, width // heads  # of keys, a row
         self.tokens, self.places = nn.Embedding(task.vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, experts) for _ in range(layers))
         self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, task.vocabulary, bias=False)
         for matrix in self.parameters():
             if matrix.dim() > 1:
@@ -152,17 +171,25 @@ class Sampled:
         log_mu: of the distribution that they were drawn from, nats.
         entropy: of that distribution, nats.
         support: `[S, T, V]`, what top-p left to choose from; None without top-p.
+        law: `[S, T, V]`, log-probs of every symbol that could have been drawn, nats; -inf where top-p left it out.
     """
 
     tokens: Int[Tensor, "S T"]
     log_mu: Float[Tensor, "S T"]
     entropy: Float[Tensor, "S T"]
     support: Bool[Tensor, "S T V"] | None
+    law: Float[Tensor, "S T V"]
 
 
 @torch.no_grad()
 def sample(
-    model: Model, prompts: Int[Tensor, "S P"], length: int, generator: Generator, top_p: float = 1.0, cache: str = ""
+    model: Model,
+    prompts: Int[Tensor, "S P"],
+    length: int,
+    generator: Generator,
+    top_p: float = 1.0,
+    cache: str = "",
+    then: Model | None = None,
 ) -> Sampled:
     """Draw an answer to each prompt, symbol by symbol, with keys and values kept.
 
@@ -173,12 +200,14 @@ def sample(
         generator: of the draws.
         top_p: leaves out what is less likely than the most likely symbols that have this share together.
         cache: number type of keys and values, a name of `CACHES`.
+        then: weights that stand in for the model's from the middle of each answer on; keys and values stay.
     """
     caches, new, at = model.caches(len(prompts), cache), prompts, 0
     drawn: list[Tensor] = []
     laws: list[Tensor] = []
-    for _ in range(length):
-        law = model(new, caches, at)[:, -1].float().log_softmax(-1)
+    for i in range(length):
+        now = model if then is None or i < length // 2 else then
+        law = now(new, caches, at)[:, -1].float().log_softmax(-1)
         if top_p < 1:
             falling, order = law.sort(-1, descending=True)
             before = falling.exp().cumsum(-1) - falling.exp()
@@ -189,7 +218,7 @@ def sample(
         drawn.append(new)
         laws.append(law)
     tokens, law = torch.cat(drawn, 1), torch.stack(laws, 1)
-    return Sampled(tokens, chosen(law, tokens), entropy_of(law), law.isfinite() if top_p < 1 else None)
+    return Sampled(tokens, chosen(law, tokens), entropy_of(law), law.isfinite() if top_p < 1 else None, law)
 
 
 def score(
@@ -251,7 +280,7 @@ def as_stored(state: Mapping[str, Tensor], kind: str) -> State:
     return out
 
 
-def warm_start(task: Brackets, seed: int, steps: int, folder: Path | None = None) -> State:
+def warm_start(task: Brackets, seed: int, steps: int, folder: Path | None = None, experts: int = 0) -> State:
     """Teach a model right answers until it gives some of its own: the policy that every run of a seed begins with.
 
     Args:
@@ -259,13 +288,15 @@ def warm_start(task: Brackets, seed: int, steps: int, folder: Path | None = None
         seed: of the model and of what it is shown.
         steps: of Adam.
         folder: where it is kept, to be made once; None keeps nothing.
+        experts: of each layer.
     """
-    kept = None if folder is None else folder / f"warm-{task.length}-{task.opened}-{task.kinds}-{steps}-{seed}.pt"
+    name = f"warm-{task.length}-{task.opened}-{task.kinds}-{steps}-{seed}" + (f"-{experts}" if experts else "")
+    kept = None if folder is None else folder / f"{name}.pt"
     if kept is not None and kept.exists():
         return torch.load(kept, weights_only=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1000 + seed)
-        model = Model(task)
+        model = Model(task, experts=experts)
     generator = torch.Generator().manual_seed(2000 + seed)
     prompts = task.prompts(WARM_POOL, generator)
     answers = task.answers(prompts, generator)
