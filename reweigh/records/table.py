@@ -569,6 +569,8 @@ def check_values(table: pa.Table, origin: Origin, report: Report) -> None:
         if not rules or column.name not in names:
             continue
         lists = single(table, column.name)
+        if lists.null_count == len(lists):
+            continue  # nothing is said
         values = numbers(token_values(lists, lengths))
         ends = np.array([values.min(), values.max()] if values.size else [])  # NaN if there is one
         for rule in rules:
