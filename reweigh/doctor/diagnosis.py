@@ -217,12 +217,13 @@ class Diagnosis:
             return None
         if self.verdict == "not_decided":
             some = [ABOUT[one.id].title for one in self.causes[:2] if one.id not in BENIGN]
-            return Cause(" or ".join(some), "", "policy", sure=False)
+            first = self.causes[0].id if self.causes else ""
+            return Cause(" or ".join(some), "", "policy", sure=False, stale=first == "stale_weights")
         about = ABOUT[self.verdict]
         if self.verdict in BENIGN:
             return Cause(about.title, "", "benign")
         kind = "policy" if about.correctable else "wrong" if self.verdict in WRONG else "bug"
-        return Cause(about.title, about.fix["general"], kind)
+        return Cause(about.title, about.fix["general"], kind, stale=self.verdict == "stale_weights")
 
     @property
     def decided(self) -> bool:
@@ -403,7 +404,8 @@ def diagnose(
                     if other in best:
                         best[other] = _Ranked(best[other].of, min(best[other].confidence, 1 - sure))
     if to_test_first is not None:
-        best[to_test_first.id] = _Ranked(to_test_first, _POINTED)
+        pointed, had = _Ranked(to_test_first, _POINTED), best.get(to_test_first.id)
+        best[to_test_first.id] = pointed if had is None or not had.named else had
     if "none" in weighed:
         sure = _RULED_OUT if "none" in ruled_out else weighed["none"]
         best["none"] = _Ranked(Suspicion("none", 1.0, 1.0, None, ()), sure)
@@ -425,6 +427,8 @@ def diagnose(
     benign = [x for x in ordered if x.named and x.of.id in BENIGN]
     shown = named or benign[:1]
     least = _LIKELY if shown else _SUSPECTED
+    if to_test_first is not None:
+        ordered.sort(key=lambda x: x.named or x.of is to_test_first, reverse=True)  # before what is not named
     others = [x for x in ordered if x not in shown and x.confidence >= least and x.explains]
     if not shown and len(others) < 2:
         others = [x for x in ordered if x.confidence > _RULED_OUT][:2]

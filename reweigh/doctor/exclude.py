@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from reweigh.doctor.causes import ABOUT, CAUSES, CauseId
-from reweigh.doctor.cells import Array, ratio
+from reweigh.doctor.cells import Array, Keyed, ratio
 from reweigh.doctor.diagnosis import NAMED, Evidence, Spread, Suspicion
 from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
 from reweigh.doctor.families.noise import decode_rms, size_of
-from reweigh.doctor.families.place import sizes_by_step
+from reweigh.doctor.families.place import farthest, sizes_by_step
 from reweigh.doctor.families.responses import correlation_of, profile_of
 from reweigh.doctor.family import Case, counted, once, p_above
-from reweigh.stats.verdict import KL_NOTICEABLE
+from reweigh.stats.verdict import KL_DYING, KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
 CLUSTERS = 4  # responses, or groups of them, below which nothing has an error to be judged by
@@ -53,6 +53,8 @@ _TOLD = 0.9
 _SERVERS = ("vllm", "sglang", "llama.cpp")  # engines whose cache and weights are often in fewer bits than they say
 _FALLS = 0.3  # of an earlier step: weights that do not arrive make a gap that stays
 _FLOAT32, _HALF = ("float32", "fp32", "f32"), ("bfloat16", "bf16", "float16", "fp16", "half", "f16")
+_FAR = 64  # tokens: in shorter contexts positions read otherwise and what is done at a place are alike
+_MOSTLY = 0.9  # of the tokens
 _RETURNS = 30.0  # times: between the steps of a gap that is always there
 
 
@@ -209,7 +211,42 @@ def held_back(case: Case, found: Mapping[str, float]) -> dict[CauseId, str]:
         along = correlation_of(case)
         if not (np.isfinite(along.value) and p_above(along) < 0.05) and returns_of(sizes_by_step(case)) < 2:
             out["stale_weights"] = "no versions, and neither advantages nor steps show older weights"
+    if farthest(case) < _FAR:
+        out["position_encoding"] = f"no context is of {_FAR} tokens: how an answer unfolds makes a gap grow so, too"
+    behind = always_behind(case)
+    if behind is not None:
+        reason = (
+            f"no token is of the trainer's own weights, the newest {behind} updates old: so are gaps that follow the"
+        )
+        out["position_encoding"] = f"{reason} place"
+        out["template_prefix"] = f"{reason} begin of a response"
+        out["trainer_temperature"] = f"{reason} entropy"
+        if _gap(case) > KL_DYING:
+            unmet = "rare large ratios are not met where weights are that far behind: mass seems to be missing"
+            out.update(dict.fromkeys(("truncated_sampling", "vocab_padding"), unmet))
     return out
+
+
+def _gap(case: Case) -> float:
+    """Returns about the KL of a token, nats: half the mean square of log ratios."""
+    m = case.identity.sum(0)
+    return float(0.5 * m[SQUARES] / max(m[N], 1.0))
+
+
+@once
+def always_behind(case: Case) -> int | None:
+    """Returns by how many updates the newest token's weights were behind the trainer's; None if it is not known, or if
+    some token's were not behind: then there are tokens to hold those of older weights against."""
+    keyed = case.sums.get("lag")
+    if not isinstance(keyed, Keyed) or not keyed.data:
+        return None
+    tokens: dict[int, float] = {}
+    for (_, lag), sums in keyed.data.items():
+        tokens[lag] = tokens.get(lag, 0.0) + float(sums[:, 0].sum())
+    late = sum(n for lag, n in tokens.items() if lag > 0)
+    if late < _MOSTLY * sum(tokens.values()):
+        return None
+    return min(lag for lag, n in tokens.items() if lag > 0 and n > 0)
 
 
 def returns_of(steps: Array) -> int:
@@ -265,9 +302,17 @@ def by_size(case: Case) -> dict[CauseId, float]:
 
 
 def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
-    """Returns what the shape of the gap points to where no column proves it: decoding, if the gap is in a few responses
-    or begins at a place, and the engine's prefill is not there."""
-    if "prefill" in case.sums or case.tokens < FEWEST or (size_of(case, 0.9) < 1e-4 and spread is None):
+    """Returns what points to a cause that no column proves: the shape of the gap to decoding, if it is in a few
+    responses or begins at a place, and the engine's prefill is not there; a lag that all tokens have to older weights,
+    if the gap is larger than rounding makes it.
+    """
+    if case.tokens < FEWEST:
+        return None
+    return _decoding(case, spread) or _always_stale(case)
+
+
+def _decoding(case: Case, spread: Spread | None) -> Suspicion | None:
+    if "prefill" in case.sums or (size_of(case, 0.9) < 1e-4 and spread is None):
         return None
     profile = profile_of(case)
     finds: list[Evidence] = []
@@ -283,6 +328,16 @@ def to_test_first(case: Case, spread: Spread | None) -> Suspicion | None:
     if not finds:
         return None
     return Suspicion("engine_decode", 1.0, 0.0, None if spread is None else spread.share, tuple(finds))
+
+
+def _always_stale(case: Case) -> Suspicion | None:
+    behind = always_behind(case)
+    if behind is None or _engine_alone(case) or size_of(case, 0.9) < _BF16:
+        return None
+    if max(by_size(case).values(), default=0.0) >= NAMED or (mean_excludes(case) and _gap(case) <= KL_DYING):
+        return None
+    finds = (counted("behind", behind, case.tokens, "updates by which even the newest tokens' weights are behind"),)
+    return Suspicion("stale_weights", 1.0, 0.0, None, finds)
 
 
 def _over_own_noise(case: Case) -> float:

@@ -65,12 +65,15 @@ class Cause:
         kind: "wrong": the log-probs are not of what was sampled; "bug": they are, and no weight is a remedy; "policy":
             the sampler is another policy, and weights are for that; "benign": nothing need be done about it.
         sure: whether it is named, or only suspected.
+        stale: whether it is that the sampler is some updates behind, or that comes first of what it may be: sequence
+            ratios are for that, however large the gap is.
     """
 
     title: str
     remedy: str
     kind: Literal["wrong", "bug", "policy", "benign"]
     sure: bool = True
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,25 +298,32 @@ def _are_swapped(s: Summary) -> bool:
     return k1.high < 0 and abs((k1.low + k1.high) / 2 + sd**2 / 2) <= k1.high - k1.low
 
 
-def options(gap: Gap) -> tuple[Option, Option | None] | None:
+def options(gap: Gap, stale: bool = False) -> tuple[Option, Option | None] | None:
     """Choose an estimator for a gap, and the one that comes next; None if neither level was measured.
 
     Sequence ratios where a cap of 2 leaves enough of them: they alone correct which states and returns are seen. Token
-    ratios where it does not, or where they miss less even so, as with responses of one token that differs.
+    ratios where it does not, or where they miss less even so, as with responses of one token that differs. If the
+    sampler is some updates behind, sequence ratios in any case: a gap that token ratios let stand grows by itself
+    (docs/experiment.md).
     """
     sequence, token = gap.sequence, gap.token
     if sequence is None or token is None:
         only = sequence or token
         return None if only is None else (only, None)
-    serves = sequence.mean_weight >= KEPT_LEAST
-    if serves and (token.missed is None or sequence.missed is None or sequence.missed <= token.missed + _ALIKE):
-        return sequence, token
-    return token, sequence
+    return (sequence, token) if stale or _serves(sequence, token) else (token, sequence)
+
+
+def _serves(sequence: Option, token: Option) -> bool:
+    """Whether sequence ratios capped at 2 leave enough, and miss no more than token ratios do."""
+    alike = token.missed is None or sequence.missed is None or sequence.missed <= token.missed + _ALIKE
+    return sequence.mean_weight >= KEPT_LEAST and alike
 
 
 def _deciding(choice: Option, other: Option | None) -> str:
     if other is None:
         return f"{choice.name}: {choice.line}"
+    if choice.name == SEQUENCE_CAP and not _serves(choice, other):
+        return f"{choice.line}; {other.name} does not correct which states a stale sampler visits, and runs died of it"
     if choice.missed is not None and other.missed is not None and choice.missed < other.missed:
         versus = f"at worst it misses {share(choice.missed)} of a gradient, {other.name} {share(other.missed)}"
         return f"{choice.line}; {versus}"
@@ -347,7 +357,7 @@ def advise(
         level: Severity = "fail" if action == "reduce" else "warn"
         found = [Finding(level, reason, hint), *found]
         return Verdict(level, "fix", reason, hint, findings=_worst_first(found))
-    best = None if action == "nothing" else options(gap)
+    best = None if action == "nothing" else options(gap, cause is not None and cause.stale)
     choice, other = (None, None) if best is None else best
     reason, hint = _said(gap, action, choice, other, cause)
     first = Finding(_OF_ACTION[action], reason, hint)

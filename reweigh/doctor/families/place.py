@@ -148,6 +148,13 @@ def _profile(case: Case) -> Findings:
     ]
 
 
+def farthest(case: Case) -> int:
+    """Returns about how many tokens the longest context has, or response where prompts' lengths are not known."""
+    cells = case.cells("context") if "context" in case.sums else case.cells("position")
+    some = np.flatnonzero(cells.total[:, 0] > 0)
+    return int(2 ** ((some[-1] + 1) / 2)) - 1 if len(some) else 0
+
+
 def _over_the_first(total: Array) -> float:
     """Returns the share of squares over the level of the first places that have a tenth of the tokens."""
     upto = np.searchsorted(np.cumsum(total[:, 0]), 0.1 * total[:, 0].sum()) + 1
