@@ -321,6 +321,8 @@ def made(method, seed, evals, setting=SHORT, **series):
         "k3": (0.0, 0.2),
         "use": ("", "token_tis(2)"),
         "action": ("nothing", "reduce"),
+        "told": (None, "seq_tis(2)"),
+        "told_action": (None, "correct"),
         "ratio_token": (1.0, 0.7),
     }
     windows |= {"identity_token": (True, False), "identity_sequence": (True, True)}
@@ -353,16 +355,26 @@ def test_advice_is_judged_by_the_ends_of_all():
     ends = dict(zip(results.FIELD, (0.1, 0.2, 0.9, 0.8, 0.95), strict=True))
     runs = [made(name, 0, (end,) * 3) for name, end in ends.items()]
     (one,) = results.advised(runs)
-    assert (one.use, one.action) == ("token_tis(2)", "reduce")
+    assert (one.use, one.action, one.alone) == ("seq_tis(2)", "correct", "token_tis(2)")
     assert not one.among_best(one.use)
     assert one.among_best("ppo_clip")
-    assert one.lost(one.use) == pytest.approx(0.75)
+    assert one.lost(one.alone) == pytest.approx(0.75)
     assert one.at_random == pytest.approx((0.4, 0.36))
     ways, difference = results.worth([one])
-    assert [way.name for way in ways][:2] == ["the advice", results.LAGGED]
-    assert ways[1].lost[0] == pytest.approx(0.15)
-    assert difference[0] == pytest.approx(0.6)
+    assert [way.name for way in ways][:2] == ["the advice", results.ALONE]
+    assert [way.lost[0] for way in ways[:2]] == pytest.approx([0.15, 0.75])
+    assert difference[0] == pytest.approx(0.0)
     assert math.isnan(difference[1])
+
+
+def test_the_doctor_is_asked_in_the_first_windows_with_a_mismatch():
+    """By the command's own way, of the records of those steps alone, and of nothing else."""
+    setting = Setting(lag=12, stale_from=3, steps=15, warm=60, length=12, prompts=8, answers=4)
+    one = run(setting, Method.of("naive()"), 5)
+    with_gap = [k3 > 1e-9 for k3 in one.windows["k3"]]
+    assert with_gap == [True, True, True]
+    assert [x is not None for x in one.windows["told_action"]] == [True, True, False]
+    assert run(setting, Method.of("seq_tis(2)"), 5).windows["told_action"] == (None, None, None)
 
 
 def test_blame_is_counted_by_size():

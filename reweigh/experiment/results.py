@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, median, stdev
 
-from reweigh.experiment.train import EVERY, Run, Setting
+from reweigh.experiment.train import EVERY, MISMATCH, NAIVE, Run, Setting
 from reweigh.stats.intervals import bernoulli_kl, t_quantile
 from reweigh.stats.verdict import KL_DYING
 
 HALF = 0.5  # of the peak: a run that ends there or lower has collapsed
 LAST = 4  # measurements whose mean a run ends at
 ALIKE = 0.02  # of reward: methods whose ends are nearer than that are as good as each other
-NAIVE, FIXED = "naive()", "seq_tis(2)"
+FIXED = "seq_tis(2)"
 FIELD = (NAIVE, "token_tis(2)", "ppo_clip", FIXED, "geo_rs(0.95, 1.05) * token_tis(2)")
 """Methods that the advice is compared over: the same in every setting, however many more were run in one of them."""
-LAGGED = "the advice, but seq_tis(2) where a lag is recorded"
-_MISMATCH = 1e-9  # nats a token of k3: under it pi and mu are the same but for rounding
+ALONE = "the verdict without a doctor"
 
 Interval = tuple[float, float, float]
 """A figure and its 95% interval; an end that cannot be known is NaN."""
@@ -133,8 +132,9 @@ class Advised:
     Attributes:
         setting: of the run.
         seed: of the run.
-        action: of the verdict.
-        use: the method that was advised: `naive()` where there is nothing to do.
+        action: of the verdict with what a doctor finds, as the commands print it.
+        use: the method that it advises: `naive()` where there is nothing to do.
+        alone: the method that the verdict advises on the two levels' sums alone, as a hook has them; empty if none.
         ends: mean reward at the end of each method that was run in the setting, over its seeds.
     """
 
@@ -142,16 +142,8 @@ class Advised:
     seed: int
     action: str
     use: str
+    alone: str
     ends: Mapping[str, float]
-
-    @property
-    def if_stale(self) -> str:
-        """Name what another rule would say: `seq_tis(2)` where the records' versions show a lag, else the advice.
-
-        Where weights are stale the gap is of the trainer's own making, and a correction keeps it small; that of an
-        engine's number type is there whatever is done.
-        """
-        return FIXED if self.setting.lag and self.use != NAIVE else self.use
 
     def among_best(self, use: str, most: int = 2) -> bool:
         """Tell whether a method is among the best, or ends as well as the last of them."""
@@ -185,11 +177,15 @@ def advised(runs: Sequence[Run], window: int = 1, field: Sequence[str] = FIELD) 
     for run in runs:
         if run.method != NAIVE or len(ends[run.setting]) < len(field):
             continue
-        gap = [i for i, k3 in enumerate(run.windows["k3"]) if k3 > _MISMATCH]
+        gap = [i for i, k3 in enumerate(run.windows["k3"]) if k3 > MISMATCH]
         if gap:
             at = gap[min(window, len(gap)) - 1]
-            use = run.windows["use"][at] or NAIVE
-            found.append(Advised(run.setting, run.seed, run.windows["action"][at], use, ends[run.setting]))
+            action = run.windows.get("told_action", {at: None})[at]
+            if action is None:  # of a run in which no doctor was asked
+                continue
+            use = run.windows["told"][at] or NAIVE
+            alone = "" if run.windows["action"][at] == "fix" else run.windows["use"][at] or NAIVE
+            found.append(Advised(run.setting, run.seed, action, use, alone, ends[run.setting]))
     return found
 
 
@@ -221,7 +217,7 @@ def worth(found: Sequence[Advised]) -> tuple[list[Worth], Interval]:
 
     ways = [
         Worth("the advice", over(lambda a: a.among_best(a.use)), over(lambda a: a.lost(a.use))),
-        Worth(LAGGED, over(lambda a: a.among_best(a.if_stale)), over(lambda a: a.lost(a.if_stale))),
+        Worth(ALONE, over(lambda a: a.among_best(a.alone or a.use)), over(lambda a: a.lost(a.alone or a.use))),
     ]
     for name in fixed:
         ways.append(Worth(f"always {name}", over(lambda a, n=name: a.among_best(n)), over(lambda a, n=name: a.lost(n))))
@@ -440,7 +436,7 @@ def blamed(runs: Iterable[Run]) -> list[Blamed]:
         found += [
             (k3, not token, not sequence, abs(ratio - 1))
             for k3, token, sequence, ratio in zip(*(run.windows[name] for name in names), strict=True)
-            if k3 > _MISMATCH
+            if k3 > MISMATCH
         ]
     out: list[Blamed] = []
     for low, high in pairwise(K3_BINS):

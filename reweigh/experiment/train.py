@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from reweigh.batch import Batch, Candidates
 from reweigh.centring import Centred, centred
+from reweigh.doctor import doctor
 from reweigh.estimators import Estimator
 from reweigh.experiment.world import (
     CACHES,
@@ -37,6 +39,9 @@ from reweigh.stats.summary import Summary, summarise
 from reweigh.stats.sums import RatioStats
 from reweigh.stats.verdict import advise, gap_of, wrong_of
 
+NAIVE = "naive()"
+MISMATCH = 1e-9  # nats a token of k3: under it pi and mu are the same but for rounding
+ASKED = 2  # windows with a mismatch in which the doctor is asked
 EVERY = 5  # steps between two measurements of pi's own reward, and in one window of the verdict
 EVALS = 256  # answers to one prompt each, always the same prompts
 EVAL_SEED = 7
@@ -216,7 +221,9 @@ class Run:
         seed: of warm start, prompts and draws.
         evals: pi's own reward, at step 0, 5, 10 and so on: of answers drawn from pi itself.
         series: a number a step, by name of `SERIES`.
-        windows: what a verdict on the records of each 5 steps alone says, by name of `seen`.
+        windows: what a verdict on the records of each 5 steps alone says, by name of `seen`; and "told" and
+            "told_action", what `reweigh doctor` advises of them, in the first two windows with a mismatch of an
+            uncorrected run, None in the others.
         stopped: whether it was over before its last step.
         gradients: what `gradients.measure` found, and at which step, where it was asked.
         seconds: of one core, without the warm start.
@@ -402,6 +409,7 @@ def run(
     noted: list[list[float]] = []
     windows: list[dict[str, Any]] = []
     window: tuple[RatioStats, ...] | None = None
+    asked, rows = 0, list[dict[str, Any]]()
     writer = None if records is None else RecordWriter(records[0], info_of(setting, method, seed))
     stopped = False
     try:
@@ -418,14 +426,20 @@ def run(
             entropy = entropy_of(law)
             loss, weights = method.objective(law, log_pi, batch, rolled.advantage)
             stats = RatioStats.of_levels(batch, (TOKEN, SEQUENCE))
+            written = rows_of(training, rolled, log_pi.detach(), entropy)
             if writer is not None and records is not None and step in records[1]:
-                writer.write(rows_of(training, rolled, log_pi.detach(), entropy))
+                writer.write(written)
+            if method.name == NAIVE and asked < ASKED:
+                rows += written
             norm = training.update(loss)
             noted.append([float(rolled.rewards.mean()), float(entropy.mean()), *_numbers(stats), norm, *_of(weights)])
             window = stats if window is None else tuple(a + b for a, b in zip(window, stats, strict=True))
             if training.step % EVERY == 0:
-                windows.append(seen(*window))
-                window = None
+                windows.append(seen(*window) | {"told": None, "told_action": None})
+                if rows and windows[-1]["k3"] > MISMATCH:
+                    windows[-1] |= told(rows, info_of(setting, method, seed))
+                    asked += 1
+                window, rows = None, []
     finally:
         if writer is not None:
             writer.close()
@@ -455,6 +469,16 @@ def seen(token: RatioStats, sequence: RatioStats) -> dict[str, Any]:
     found["k3"] = _short(levels[0]["kl_k3"].sample or 0.0)
     found["ess"] = _short(levels[1]["ess_fraction"].sample or 0.0)
     return found
+
+
+def told(rows: Sequence[Mapping[str, Any]], info: RunInfo) -> dict[str, Any]:
+    """Say what `reweigh doctor` advises of records, with the cause that it finds or suspects: an estimator, or none."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "window.parquet"
+        with RecordWriter(path, info) as writer:
+            writer.write(rows)
+        advice = doctor(path).advice
+    return {"told": advice.use, "told_action": advice.action} if advice is not None else {}
 
 
 def _numbers(stats: tuple[RatioStats, ...]) -> list[float]:
