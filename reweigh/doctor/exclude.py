@@ -12,7 +12,7 @@ from reweigh.doctor.cells import Array, Keyed, ratio
 from reweigh.doctor.diagnosis import NAMED, Evidence, Spread, Suspicion
 from reweigh.doctor.families.distribution import BOUNDED, FORWARD, GAP, SQUARES, UP, N
 from reweigh.doctor.families.noise import decode_rms, size_of
-from reweigh.doctor.families.place import farthest, sizes_by_step
+from reweigh.doctor.families.place import farthest, lag_said, sizes_by_step
 from reweigh.doctor.families.responses import correlation_of, profile_of
 from reweigh.doctor.family import Case, counted, once, p_above
 from reweigh.stats.verdict import KL_DYING, KL_NOTICEABLE
@@ -215,12 +215,8 @@ def held_back(case: Case, found: Mapping[str, float]) -> dict[CauseId, str]:
         out["position_encoding"] = f"no context is of {_FAR} tokens: how an answer unfolds makes a gap grow so, too"
     behind = always_behind(case)
     if behind is not None:
-        reason = (
-            f"no token is of the trainer's own weights, the newest {behind} updates old: so are gaps that follow the"
-        )
-        out["position_encoding"] = f"{reason} place"
-        out["template_prefix"] = f"{reason} begin of a response"
-        out["trainer_temperature"] = f"{reason} entropy"
+        reason = f"the newest token's weights are {lag_said(behind)} updates old: these make such gaps, too"
+        out.update(dict.fromkeys(("position_encoding", "template_prefix", "trainer_temperature"), reason))
         if _gap(case) > KL_DYING:
             unmet = "rare large ratios are not met where weights are that far behind: mass seems to be missing"
             out.update(dict.fromkeys(("truncated_sampling", "vocab_padding"), unmet))
@@ -336,7 +332,8 @@ def _always_stale(case: Case) -> Suspicion | None:
         return None
     if max(by_size(case).values(), default=0.0) >= NAMED or (mean_excludes(case) and _gap(case) <= KL_DYING):
         return None
-    finds = (counted("behind", behind, case.tokens, "updates by which even the newest tokens' weights are behind"),)
+    meaning = f"updates by which even the newest tokens' weights are behind: {lag_said(behind)}"
+    finds = (counted("behind", behind, case.tokens, meaning),)
     return Suspicion("stale_weights", 1.0, 0.0, None, finds)
 
 

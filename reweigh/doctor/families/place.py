@@ -197,7 +197,7 @@ PLACE = Family(
 )
 
 
-_FARTHEST = 8  # lags from here on are counted together
+FARTHEST = 8  # lags from here on are counted together
 _TRIFLE = 0.003  # nats over 1 - p: a growth below it does nothing to any ratio
 _ROUNDED = 0.015  # nats over 1 - p: what bfloat16 weights can hold back grows to less, and stays there
 _MIXED = ("one version", "before the change", "after the change")
@@ -209,7 +209,7 @@ def _measure_versions(tokens: Tokens) -> Sums:
     step = tokens.step
     lag = None if tokens.lag is None else np.maximum(tokens.lag, -1)  # a later version than the trainer's is not old
     if step is not None:
-        late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, _FARTHEST)
+        late = np.full(len(tokens), -1) if lag is None else np.minimum(lag, FARTHEST)
         sums["lag"] = Keyed.of(*_where(step != MISSING, bucket, step, late, *moments))
     # Which weights sampled a token, or when: its version, or its step where it has none.
     version = step
@@ -271,6 +271,11 @@ def sizes_by_step(case: Case) -> Array:
     return (size / np.maximum(n, 1))[n >= 50]
 
 
+def lag_said(lag: int) -> str:
+    """Writes a lag as it is counted: the largest are counted together."""
+    return str(lag) if lag < FARTHEST else f"{FARTHEST} or more"
+
+
 def _rate(data: Array) -> Estimate:
     return ratio(data[:, 1], data[:, 0])
 
@@ -290,7 +295,9 @@ def _stale(case: Case) -> Findings:
             return []
         return [
             CannotTell(
-                "stale_weights", f"all tokens have one lag ({lags[0]}): there is none to compare with", ("versions",)
+                "stale_weights",
+                f"all tokens have one lag ({lag_said(lags[0])}): there is none to compare with",
+                ("versions",),
             )
         ]
     # Within a step: old and new tokens that were trained on together.
