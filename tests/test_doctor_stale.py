@@ -32,7 +32,7 @@ def lagging(lag, seed=0, size=0.4, **of):
         "trainer_version": lambda i, n, g: 20 + i % 5,
         "versions": lambda i, n, g: np.full(n, 20 + i % 5 - lag),
     }
-    return world(seed, prompts=40, **{"length": 80, "pi": noisy(seed + 1, size), **columns, **of})
+    return world(seed, **{"prompts": 40, "length": 80, "pi": noisy(seed + 1, size), **columns, **of})
 
 
 @pytest.mark.parametrize("lag", [1, 3, 12])
