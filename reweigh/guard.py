@@ -231,6 +231,22 @@ def write_whole(path: Path, data: bytes | str) -> None:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_to(path: Path, part: Path | None = None) -> Generator[None, None, None]:
+    """Name the file in the error of a write that fails: Python and Arrow say only that there is no room.
+
+    Args:
+        path: the file that was asked for.
+        part: what is really written to, until it is whole.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None or (e.filename is not None and str(e.filename) != str(part)):
+            raise
+        raise OSError(e.errno, os.strerror(e.errno), str(path)) from None
+
+
 def live_with(parent: int, begin: str) -> None:
     """Begin a worker process, which ends when the one that started it has ended in whatever way, SIGKILL too.
 

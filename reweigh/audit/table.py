@@ -4,7 +4,9 @@
 
 import heapq
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from reweigh.audit.trial import needs, refuse_batch_readers
 from reweigh.estimators import Estimator
+from reweigh.guard import claimed, written_to
 from reweigh.layout import Packed
 from reweigh.records.arrays import numbers
 from reweigh.records.files import Paths
@@ -122,23 +125,22 @@ def write(pieces: Iterator[pa.Table], path: Path) -> int:
     if not path.name.endswith(ENDINGS):
         raise ValueError(f"{path}: a table is written as {' or '.join(ENDINGS)}, got {path.suffix or 'no extension'}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    writer: Any = None
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
     try:
-        for piece in pieces:
+        with claimed(path), written_to(path, beside), ExitStack() as stack:
+            writer: Any = None
+            for piece in pieces:
+                if writer is None:
+                    make = pq.ParquetWriter if path.name.endswith(".parquet") else csv.CSVWriter
+                    writer = stack.enter_context(make(beside, piece.schema))
+                writer.write_table(piece)
+                count += piece.num_rows
             if writer is None:
-                make = pq.ParquetWriter if path.name.endswith(".parquet") else csv.CSVWriter
-                writer = make(beside, piece.schema)
-            writer.write_table(piece)
-            count += piece.num_rows
-        if writer is None:
-            raise ValueError(f"{path}: no row of the records is in the table, and nothing was written")
-        writer.close()
-        beside.replace(path)
-    finally:
-        if writer is not None:
+                raise ValueError(f"{path}: no row of the records is in the table, and nothing was written")
             writer.close()
+            beside.replace(path)
+    finally:
         beside.unlink(missing_ok=True)
     return count
 

@@ -85,14 +85,16 @@ def experiment(
             except KeyboardInterrupt:
                 say(f"interrupted: {there + done} of {len(chosen.jobs)} runs are done; the same command goes on")
                 raise typer.Exit(INTERRUPTED) from None
+    if form == "json":
+        print_json(shown.to_dict(runs))
+    else:
+        to_terminal(shown.summary(runs) if quiet else shown.blocks(runs), stdout())
     if svg is not None:
         write_output(svg, shown.picture(runs))
     if html is not None:
         write_output(html, shown.page(runs))
     if form == "json":
-        print_json(shown.to_dict(runs))
         return
-    to_terminal(shown.summary(runs) if quiet else shown.blocks(runs), stdout())
     written = [str(x) for x in (None if redraw else out / grids.RESULTS, svg, html) if x is not None]
     say(f"wrote {', '.join(written)}", quiet or not written)
 

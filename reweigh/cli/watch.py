@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -118,15 +119,29 @@ def watch(
     show = _shown(folder, form, every, live if shows_live else None)
     audit: Audit | None = None
     first, waiting, failing = True, (), False
+    trouble: OSError | None = None
+    told = set[str]()
+
+    def kept_of(write: Callable[[], None]) -> None:
+        """Write, and go on if it cannot be: what was found is shown all the same."""
+        nonlocal trouble
+        try:
+            write()
+        except OSError as e:
+            trouble, text = e, f"{e.filename or kept}: {e.strerror or e}: not written, and the watch goes on"
+            if not once and text not in told:
+                say(text)
+            told.add(text)
+
     try:
         while True:
             with progress("looking", quiet=quiet or live.is_started):  # the dashboard is there after the first look
                 found = watching.look(watched, folder, job, time.time(), engine=runs)
                 watched, waiting = found.watched, found.waiting
                 if first or found.news:
-                    memory.save(watched)
-                    audit = watched.audit()
-                    _write_page(html, audit, text)
+                    audit, trouble = watched.audit(), None
+                    kept_of(partial(memory.save, watched))
+                    kept_of(partial(_write_page, html, audit, text))
                     before, failing = failing, audit is not None and audit.verdict.level == "fail"
                     if failing and not before:
                         _run(on_fail, audit, html)
@@ -142,6 +157,8 @@ def watch(
         memory.save(watched)
     finally:
         live.stop()
+    if trouble is not None and once:
+        raise trouble
     if not quiet:
         _summary(watched, audit, waiting, kept, html)
     if failing and (fail_on == "stop" or (once and fail_on == "fail")):

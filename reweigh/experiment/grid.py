@@ -14,7 +14,7 @@ import tomllib
 
 from reweigh.experiment.gradients import measure
 from reweigh.experiment.train import Method, Run, Setting, Training, key_of, run
-from reweigh.guard import claimed
+from reweigh.guard import claimed, written_to
 from reweigh.scan.engines import in_order, single_threaded
 
 FORMAT = 1
@@ -185,7 +185,7 @@ def do(
         todo = [job for job in jobs if job.key not in done]
         work = partial(_do, folder=folder, with_records=with_records)
         for one in _results(work, todo, min(workers, len(todo))):
-            with open(path, "a", encoding="utf-8") as file:
+            with written_to(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(one.to_dict(), allow_nan=False, separators=(",", ":")) + "\n")
             done[one.key] = one
             if on_done is not None:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from transformers import PreTrainedTokenizerBase
 
-from reweigh.guard import claimed
+from reweigh.guard import claimed, written_to
 from reweigh.probe.engine import Engine, EngineInfo, ProbeError, Prompt, SamplingSettings, tokenize
 from reweigh.probe.engine_openai import OpenAIEngine
 from reweigh.probe.engine_transformers import TransformersEngine, end_ids
@@ -96,11 +96,12 @@ class RolloutWriter:
 
     def write(self, rollout: Rollout) -> None:
         """Append one sample; the first one makes the file."""
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
-            _put(self._file, self._head)
-        _put(self._file, asdict(rollout))
+        with written_to(self._path):
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("w", encoding="utf-8")
+                _put(self._file, self._head)
+            _put(self._file, asdict(rollout))
 
 
 def _put(file: TextIO, row: Mapping[str, Any]) -> None:
@@ -257,7 +258,8 @@ def score(out: Path, source: RolloutFile, scorer: Scorer, *, progress: Progress)
             scores = scorer.score(
                 [Response(r.prompt_ids, r.token_ids, r.support_ids) for r in group], lambda n: progress(1, n)
             )
-            writer.write([_row(rollout, one) for rollout, one in zip(group, scores, strict=True)])
+            with written_to(out, part):
+                writer.write([_row(rollout, one) for rollout, one in zip(group, scores, strict=True)])
             for rollout, one in zip(group, scores, strict=True):
                 num_tokens += len(rollout.token_ids)
                 num_outside += one.num_outside
@@ -275,9 +277,12 @@ def writing(path: Path, info: RunInfo) -> Generator[RecordWriter, None, None]:
         try:
             with writer:
                 yield writer
+        except OSError:  # there is no room: what is there is no whole file, and cannot be made one
+            path.unlink(missing_ok=True)
+            raise
         finally:
             if writer.rows_written == 0:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _row(rollout: Rollout, one: Score) -> dict[str, Any]:

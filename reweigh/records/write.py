@@ -12,7 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reweigh.guard import claimed
+from reweigh.guard import claimed, written_to
 from reweigh.records.files import (
     MAX_TOKENS,
     RECORDS,
@@ -83,12 +83,13 @@ class RecordWriter:
         info = RunInfo() if info is None else info
         self._lines: IO[bytes] | None = None
         self._parquet: pq.ParquetWriter | None = None
-        if format_of(self.path) == "parquet":
-            schema = ARROW_SCHEMA.with_metadata(info.to_metadata())
-            self._parquet = pq.ParquetWriter(self.path, schema, **_ENCODING)
-        else:
-            self._lines = open_lines(self.path, "wb")
-            self._lines.write(info_line(info))
+        with written_to(self.path):
+            if format_of(self.path) == "parquet":
+                schema = ARROW_SCHEMA.with_metadata(info.to_metadata())
+                self._parquet = pq.ParquetWriter(self.path, schema, **_ENCODING)
+            else:
+                self._lines = open_lines(self.path, "wb")
+                self._lines.write(info_line(info))
 
     def __enter__(self) -> "RecordWriter":
         """Return the writer."""
@@ -134,27 +135,31 @@ class RecordWriter:
         """Write a canonical table, as `read_tables` yields it, as one row group; its values are not checked again."""
         if self._parquet is not None:
             # every row group has every column; one that is null throughout takes a few bytes
-            whole = [
+            columns = [
                 single(table, c.name) if c.name in table.schema.names else pa.nulls(table.num_rows, c.type)
                 for c in COLUMNS
             ]
-            self._parquet.write_table(
-                pa.Table.from_arrays(whole, schema=self._parquet.schema), row_group_size=max(table.num_rows, 1)
-            )
+            whole = pa.Table.from_arrays(columns, schema=self._parquet.schema)
+            with written_to(self.path):
+                self._parquet.write_table(whole, row_group_size=max(table.num_rows, 1))
         elif self._lines is not None:
-            self._lines.write(lines_of(table))
-            self._lines.flush()
+            lines = lines_of(table)
+            with written_to(self.path):
+                self._lines.write(lines)
+                self._lines.flush()
         else:
             raise ValueError(f"RecordWriter: {self.path} is closed")
         self.rows_written += table.num_rows
 
     def close(self) -> None:
         """Finish the file. Closing twice does nothing."""
-        if self._parquet is not None:
-            self._parquet.close()
-        if self._lines is not None:
-            self._lines.close()
+        parquet, lines = self._parquet, self._lines
         self._parquet = self._lines = None
+        with written_to(self.path):
+            if parquet is not None:
+                parquet.close()
+            if lines is not None:
+                lines.close()
 
 
 class _Call(Origin):
@@ -209,7 +214,7 @@ def convert(
             report(one)
     partial = output.with_name(f".partial-{os.getpid()}-{output.name}")  # hidden: nobody reads it
     try:
-        with claimed(output), RecordWriter(partial, info) as writer:
+        with claimed(output), written_to(output, partial), RecordWriter(partial, info) as writer:
             tables = read_tables(files, required=ROLLOUT_REQUIRED, max_tokens=MAX_TOKENS, formats=formats)
             for table in _regrouped(_told(tables, report), rows_per_group):
                 writer.write_table(table)
