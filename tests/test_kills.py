@@ -1,4 +1,4 @@
-"""The short form of `python -m tools.kills`: commands that are ended at random points lose nothing that they reported."""
+"""The short form of `python -m tools.kills`: what commands that are ended reported is not lost."""
 
 import random
 import sys
