@@ -216,7 +216,8 @@ def held_back(case: Case, found: Mapping[str, float]) -> dict[CauseId, str]:
     behind = always_behind(case)
     if behind is not None:
         reason = f"the newest token's weights are {lag_said(behind)} updates old: these make such gaps, too"
-        out.update(dict.fromkeys(("position_encoding", "template_prefix", "trainer_temperature"), reason))
+        alike: tuple[CauseId, ...] = ("position_encoding", "template_prefix", "trainer_temperature", "weight_sync")
+        out.update(dict.fromkeys(alike, reason))
         if _gap(case) > KL_DYING:
             unmet = "rare large ratios are not met where weights are that far behind: mass seems to be missing"
             out.update(dict.fromkeys(("truncated_sampling", "vocab_padding"), unmet))
