@@ -367,6 +367,20 @@ def test_advice_is_judged_by_the_ends_of_all():
     assert math.isnan(difference[1])
 
 
+def test_a_method_is_told_at_the_rate_that_other_seeds_chose():
+    slow, usual = replace(SHORT, rate=1e-4), replace(SHORT, rate=1e-3)
+    runs = [
+        *(made("a", seed, (end,) * 3, setting) for seed, setting, end in ((10, slow, 0.9), (10, usual, 0.2))),
+        *(made("a", seed, (end,) * 3, setting) for seed, setting, end in ((100, slow, 0.4), (100, usual, 0.8))),
+        made("b", 10, (0.5,) * 3, usual),
+        made("b", 100, (0.5,) * 3, usual),
+        made("c", 100, (0.9,) * 3, slow),
+    ]
+    (one,) = results.at_best(runs, usual)
+    assert (one.method, one.rate, one.chosen_by) == ("a", 1e-4, 1)
+    assert (one.row.final[0], one.usual.final[0]) == pytest.approx((0.4, 0.8))
+
+
 def test_the_doctor_is_asked_in_the_first_windows_with_a_mismatch():
     """By the command's own way, of the records of those steps alone, and of nothing else."""
     setting = Setting(lag=12, stale_from=3, steps=15, warm=60, length=12, prompts=8, answers=4)

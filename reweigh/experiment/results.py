@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import mean, median, stdev
 
@@ -17,6 +17,8 @@ FIXED = "seq_tis(2)"
 FIELD = (NAIVE, "token_tis(2)", "ppo_clip", FIXED, "geo_rs(0.95, 1.05) * token_tis(2)")
 """Methods that the advice is compared over: the same in every setting, however many more were run in one of them."""
 ALONE = "the verdict without a doctor"
+
+REPORTED = 100  # seeds from here on are reported; those below it choose
 
 Interval = tuple[float, float, float]
 """A figure and its 95% interval; an end that cannot be known is NaN."""
@@ -119,6 +121,45 @@ def rows(runs: Iterable[Run]) -> list[Row]:
     for run in runs:
         found.setdefault((run.setting, run.method), []).append(Outcome.of(run))
     return [Row(setting, method, tuple(outcomes)) for (setting, method), outcomes in found.items()]
+
+
+@dataclass(frozen=True)
+class AtBest:
+    """A method at the learning rate that other seeds chose for it.
+
+    Attributes:
+        method: its name.
+        rate: at which it ended highest, over the seeds that choose.
+        chosen_by: how many these are.
+        row: what came of it there, over the seeds that are reported.
+        usual: the same at the rate of the setting.
+    """
+
+    method: str
+    rate: float
+    chosen_by: int
+    row: Row
+    usual: Row
+
+
+def at_best(runs: Sequence[Run], setting: Setting) -> list[AtBest]:
+    """Give each method the rate that is best for it; one that was not run there on seeds of both kinds is left out.
+
+    Args:
+        runs: of this setting and of others that differ from it in the rate alone.
+        setting: with the usual rate.
+    """
+    alike = [run for run in runs if replace(run.setting, rate=setting.rate) == setting]
+    choosing, told = (rows(x for x in alike if (x.seed < REPORTED) is young) for young in (True, False))
+    found: list[AtBest] = []
+    for method in dict.fromkeys(row.method for row in choosing):
+        tried = [row for row in choosing if row.method == method]
+        best = max(tried, key=lambda row: row.final[0])
+        there = [row for row in told if row.method == method and row.setting == best.setting]
+        usual = [row for row in told if row.method == method and row.setting == setting]
+        if len(tried) > 1 and there and usual:
+            found.append(AtBest(method, best.setting.rate, len(best.outcomes), there[0], usual[0]))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from reweigh.experiment import results
+from reweigh.experiment.grid import grid
 from reweigh.experiment.results import Interval, Outcome, Row
 from reweigh.experiment.train import EVERY, Run, Setting
 from reweigh.report.tables import NAMES, Block, Cell, Column, Line, Table, columns, to_html
@@ -43,10 +44,20 @@ def blocks(runs: Sequence[Run]) -> Iterator[Block]:
 
 def tables(runs: Sequence[Run]) -> Iterator[Table]:
     """Make every table that the runs have enough for."""
+    everything, runs = runs, [run for run in runs if run.seed >= results.REPORTED] or runs
     found, main = results.rows(runs), main_setting(runs)
     yield outcomes([row for row in found if row.setting in (main, control_of(main))] or found)
     if len({row.setting for row in found}) > 2:
         yield settings(runs)
+    best = [] if main is None else results.at_best(everything, main)
+    if best:
+        yield rates(best)
+    held = {job.setting for job in grid("held").jobs}
+    some = [run for run in runs if run.setting in held]
+    for windows in (1, 2):
+        found = results.advised(some, windows)
+        if any(one.action != "fix" for one in found):
+            yield advice(found, windows, HELD)
     for windows in (1, 2):
         found = results.advised(runs, windows)
         if any(one.action != "fix" for one in found):
@@ -118,7 +129,36 @@ def _cell(row: Row, best: float) -> Cell:
     return Cell(f"{row.final[0]:.2f}{star}{dead}", style="fail" if row.collapsed else "")
 
 
-def advice(found: Sequence[results.Advised], windows: int) -> Table:
+def rates(found: Sequence[results.AtBest]) -> Table:
+    """How each method ends at the learning rate that other seeds chose for it, beside the usual one."""
+    made = [
+        (
+            one.method,
+            f"{one.usual.final[0]:.2f}",
+            _collapsed(one.usual),
+            f"{one.rate:g}",
+            _figure(one.row.final),
+            _collapsed(one.row),
+        )
+        for one in found
+    ]
+    usual = found[0].usual.setting
+    heads = columns("at the usual rate", "collapsed", "its own rate", "reward at the end", "collapsed there")
+    notes = (
+        f"{usual.name}, {usual.rate:g} for the usual rate. The rate is chosen by the reward at the end on "
+        f"{found[0].chosen_by} other seeds.",
+    )
+    return Table.of(heads, made, "Each method at a rate of its own", notes)
+
+
+def _collapsed(row: Row) -> str:
+    return f"{row.collapsed} of {len(row.outcomes)}"
+
+
+HELD = ", on settings of its own"
+
+
+def advice(found: Sequence[results.Advised], windows: int, where: str = "") -> Table:
     """What the advice of the first records was worth, beside fixed choices and chance."""
     ways, difference = results.worth(found)
     made = [(way.name, _share(way.best_two), _figure(way.lost)) for way in ways]
@@ -137,7 +177,7 @@ def advice(found: Sequence[results.Advised], windows: int) -> Table:
     return Table.of(
         columns("among the best two", "reward lost to the best"),
         made,
-        f"What the advice is worth, from the {which} {EVERY} steps",
+        f"What the advice is worth, from the {which} {EVERY} steps{where}",
         notes,
     )
 
@@ -263,7 +303,7 @@ def _share(x: Interval) -> str:
 # Pictures
 
 
-_MISMATCHES = {"lag", "stale_from", "weights", "cache", "top_p", "replay", "dropout"}
+_MISMATCHES = {"lag", "stale_from", "weights", "cache", "top_p", "replay", "dropout", "partial"}
 
 
 def main_setting(runs: Sequence[Run]) -> Setting | None:
