@@ -868,3 +868,12 @@ def test_texts_are_arrows():
     assert arrow_texts(["\ud800"]).to_pylist() == ["\\ud800"]  # half a character, which UTF-8 has not got
     with pytest.raises(TypeError, match="string is no type of numbers"):
         numbers(pa.array(["a"]))
+
+
+@pytest.mark.parametrize("value", [["a"], [[1.0]], [{}], ["\u202e"], [None, "x"], {"a": 1}, "7"])
+@pytest.mark.parametrize(("name", "word"), [("reward", "a number"), ("step", "an integer")])
+def test_a_list_in_the_place_of_a_number_is_told_with_its_line(tmp_path, name, value, word):
+    row = {"sequence_id": "a", "log_mu": [-1.0], "log_pi": [-1.0], name: value}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: {name} must be {word}, got "):
+        list(read_batches(tmp_path / "a.jsonl"))

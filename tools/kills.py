@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from reweigh.probe.run import read_rollouts
 from reweigh.records import RecordWriter, validate
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -132,6 +133,13 @@ def rows_of(path: Path) -> object:
     return pq.read_table(path).to_pydict() if path.exists() else None
 
 
+def _sampling(read: Path, samples: Path) -> list[str]:
+    prompts = read / "prompts.jsonl"
+    return reweigh(
+        "probe", "--model", read / "model", "--prompts", prompts, "--max-tokens", 40, "--sample-only", samples
+    )
+
+
 def _captured(out: Path, said: str) -> str:
     done = [int(line) for line in said.split()]
     missing = [step for step in done if not (out / "dumps" / f"step_{step:08d}_rank_0000.parquet").exists()]
@@ -141,17 +149,18 @@ def _captured(out: Path, said: str) -> str:
 
 def _sampled(out: Path, _: str) -> str:
     path = out / "a.rollouts"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    for number, line in enumerate(lines):
-        try:
-            json.loads(line)
-        except ValueError:
-            return f"line {number} of {len(lines)} is no JSON"
-    return ""
+    try:
+        whole_lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        kept = len(read_rollouts(path).rollouts) if whole_lines > 1 else 0
+    except ValueError as e:
+        return f"what was sampled cannot be read: {e}"
+    return "" if kept == max(whole_lines - 1, 0) else f"{kept} of {whole_lines - 1} samples are read"
 
 
 def _lines(out: Path, _: str) -> object:
-    rows = [json.loads(line) for line in (out / "a.rollouts").read_text().splitlines()[1:]]
+    again = out / "b.rollouts"
+    path = again if again.exists() else out / "a.rollouts"
+    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     return sorted((row["prompt_id"], len(row["token_ids"])) for row in rows)
 
 
@@ -199,12 +208,10 @@ CASES = (
     ),
     Case(
         "probe",
-        lambda read, out: reweigh(
-            *("probe", "--model", read / "model", "--prompts", read / "prompts.jsonl", "--max-tokens", 40),
-            *("--sample-only", out / "a.rollouts"),
-        ),
+        lambda read, out: _sampling(read, out / "a.rollouts"),
         _lines,
         _sampled,
+        lambda read, out: _sampling(read, out / "b.rollouts"),  # what was sampled stays, and is not gone on with
     ),
     Case(
         "rescore",

@@ -332,9 +332,12 @@ def _value(row: Mapping[str, Any], column: Column) -> Any:
 
 
 def _number(value: Any, column: Column) -> float | int:
-    array = to_numpy(value)
     integer = pa.types.is_integer(column.type)
-    if array.ndim or array.dtype.kind not in ("iu" if integer else "fiu"):
+    try:
+        array = to_numpy(value)
+    except (ValueError, TypeError):  # a list of something
+        array = None
+    if array is None or array.ndim or array.dtype.kind not in ("iu" if integer else "fiu"):
         raise ValueError(f"{column.name} must be {'an integer' if integer else 'a number'}, got {short(value)}")
     if integer and not _INT64.min <= int(array) <= _INT64.max:
         raise ValueError(f"{column.name} must fit in 64 bits, got {short(value)}")
