@@ -15,7 +15,7 @@ from reweigh.doctor.families.noise import decode_rms, size_of
 from reweigh.doctor.families.place import farthest, lag_said, sizes_by_step
 from reweigh.doctor.families.responses import correlation_of, profile_of
 from reweigh.doctor.family import Case, counted, once, p_above
-from reweigh.stats.verdict import KL_DYING, KL_NOTICEABLE
+from reweigh.stats.verdict import KL_NOTICEABLE
 
 FEWEST = 200  # tokens, below which only what stands in the rows themselves is said
 CLUSTERS = 4  # responses, or groups of them, below which nothing has an error to be judged by
@@ -54,6 +54,7 @@ _SERVERS = ("vllm", "sglang", "llama.cpp")  # engines whose cache and weights ar
 _FALLS = 0.3  # of an earlier step: weights that do not arrive make a gap that stays
 _FLOAT32, _HALF = ("float32", "fp32", "f32"), ("bfloat16", "bf16", "float16", "fp16", "half", "f16")
 _FAR = 64  # tokens: in shorter contexts positions read otherwise and what is done at a place are alike
+_CUT_OFF = 0.05  # nats, half a mean square: more than is missing from pi where a sampler keeps seven tenths of the mass
 _MOSTLY = 0.9  # of the tokens
 _RETURNS = 30.0  # times: between the steps of a gap that is always there
 
@@ -218,7 +219,7 @@ def held_back(case: Case, found: Mapping[str, float]) -> dict[CauseId, str]:
         reason = f"the newest token's weights are {lag_said(behind)} updates old: these make such gaps, too"
         alike: tuple[CauseId, ...] = ("position_encoding", "template_prefix", "trainer_temperature", "weight_sync")
         out.update(dict.fromkeys(alike, reason))
-        if _gap(case) > KL_DYING:
+        if _gap(case) > _CUT_OFF:
             unmet = "rare large ratios are not met where weights are that far behind: mass seems to be missing"
             out.update(dict.fromkeys(("truncated_sampling", "vocab_padding"), unmet))
     return out
@@ -331,7 +332,7 @@ def _always_stale(case: Case) -> Suspicion | None:
     behind = always_behind(case)
     if behind is None or _engine_alone(case) or size_of(case, 0.9) < _BF16:
         return None
-    if max(by_size(case).values(), default=0.0) >= NAMED or (mean_excludes(case) and _gap(case) <= KL_DYING):
+    if max(by_size(case).values(), default=0.0) >= NAMED or (mean_excludes(case) and _gap(case) <= _CUT_OFF):
         return None
     meaning = f"updates by which even the newest tokens' weights are behind: {lag_said(behind)}"
     finds = (counted("behind", behind, case.tokens, meaning),)
