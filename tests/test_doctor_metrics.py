@@ -9,10 +9,11 @@ import metric_histories as h
 import numpy as np
 import pytest
 
+from reweigh.__main__ import main
 from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
 from reweigh.doctor.metrics.history import Series
 from reweigh.doctor.metrics.read import flat, read_history
-from reweigh.doctor.metrics.signals import recognise, translate
+from reweigh.doctor.metrics.signals import _LAWS, recognise, translate
 from reweigh.doctor.metrics.steps import correlation, fold, mean
 
 DATA = Path(__file__).parent / "data" / "metrics"
@@ -1018,3 +1019,18 @@ def test_two_trends_alone_do_not_correlate():
     e = correlation(a, b)
     assert e.low < 0 < e.high
     assert correlation(a, Series(t, np.full(60, 2.0))).ends == (None, None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_steps_that_no_float_holds_say_nothing_of_the_course():
+    steps = np.arange(60.0)
+    steps[30] = np.inf
+    assert math.isnan(fold(Series(steps, np.full(60, 0.1))).value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e300, -1e300, 0.0])
+def test_laws_of_means_take_any_number(value):
+    some = np.array([0.1, value])
+    for law in _LAWS:
+        assert law.contradicts(some, np.array([value, 0.1]), 0.1).shape == (2,)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from reweigh.__main__ import main
 from reweigh.records import (
     ARROW_SCHEMA,
     COLUMNS,
@@ -868,6 +869,14 @@ def test_texts_are_arrows():
     assert arrow_texts(["\ud800"]).to_pylist() == ["\\ud800"]  # half a character, which UTF-8 has not got
     with pytest.raises(TypeError, match="string is no type of numbers"):
         numbers(pa.array(["a"]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_advantage_that_float32_does_not_hold_is_infinite_and_told(tmp_path, capsys):
+    row = {"sequence_id": "a", "log_mu": [-1.0] * 3, "log_pi": [-1.0] * 3, "advantage": -1e308}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["records", "validate", str(tmp_path / "a.jsonl")]) == 1
+    assert "advantage[0] = -inf is infinite" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [["a"], [[1.0]], [{}], ["\u202e"], [None, "x"], {"a": 1}, "7"])

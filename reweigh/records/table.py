@@ -319,7 +319,8 @@ def _value(row: Mapping[str, Any], column: Column) -> Any:
         return None
     if column.name == "advantage" and np.ndim(value) == 0:
         log_mu = row.get("log_mu")
-        return np.full(0 if log_mu is None else len(log_mu), _number(value, column), dtype=np.float32)
+        with np.errstate(over="ignore"):  # as in a list, and reported as that
+            return np.full(0 if log_mu is None else len(log_mu), _number(value, column), dtype=np.float32)
     if column.many:
         return _many_arrays(value, column)
     if column.per_token:

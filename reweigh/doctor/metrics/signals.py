@@ -464,9 +464,19 @@ class _Law:
     signals: tuple[Signal, Signal]
     broken: Callable[[Array, Array, float], NDArray[np.bool_]]
 
+    def contradicts(self, a: Array, b: Array, room: float) -> NDArray[np.bool_]:
+        """Tell where it does not hold; numbers that no mean of log-probs has overflow to what no mean has."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.broken(a, b, room)
+
 
 def _log(x: Array) -> Array:
     return np.log(np.maximum(x, 1e-300))
+
+
+def _least_k3(shift: Array) -> Array:
+    """Give the least k3 that log ratios of this mean have: e^-x - 1 + x."""
+    return np.expm1(np.clip(-shift, -700.0, 700.0)) + shift
 
 
 _LAWS = (
@@ -493,18 +503,18 @@ _LAWS = (
     _Law(
         "k3 >= e^-k1 - 1 + k1",
         ("k3", "k1"),
-        lambda a, b, r: _below(np.expm1(np.clip(-b, -700.0, 700.0)) + b, a, r),
+        lambda a, b, r: _below(_least_k3(b), a, r),
     ),
     _Law("max |log ratio| >= mean |log ratio|", ("max_abs", "mean_abs"), lambda a, b, r: _below(b, a, r)),
     _Law(
         "k3 >= e^-m - 1 + m for m = mean |log ratio|",
         ("k3", "mean_abs"),
-        lambda a, b, r: _below(np.expm1(-b) + b, a, r),
+        lambda a, b, r: _below(_least_k3(b), a, r),
     ),
     _Law(
         "k3 >= e^-d - 1 + d for d = mean |pi - mu|",
         ("k3", "mean_prob_diff"),
-        lambda a, b, r: _below(np.expm1(-b) + b, a, r),
+        lambda a, b, r: _below(_least_k3(b), a, r),
     ),
     _Law("chi2 + 1 >= ratio^2", ("chi2", "mean_ratio"), lambda a, b, r: _below(b * b, a + 1, r)),
 )
@@ -527,7 +537,7 @@ def _contradictions(readings: dict[Signal, Reading]) -> list[InputNote]:
         x, y = a.series.with_(b.series)
         if not len(x):
             continue
-        broken = law.broken(x.values, y.values, _ROOM[a.over == b.over])
+        broken = law.contradicts(x.values, y.values, _ROOM[a.over == b.over])
         if broken.sum() > len(x) / 2:
             found[law.signals] = (law, int(broken.sum()), float(x.steps[broken][0]))
     notes: list[InputNote] = []

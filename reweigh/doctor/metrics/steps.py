@@ -88,6 +88,8 @@ def fold(series: Series, noisy: bool = False) -> OverSteps:
     keep = np.ones(len(series), dtype=bool) if noisy else series.values > 0
     steps, values = series.steps[keep], series.values[keep]
     n = len(steps)
+    if not np.isfinite(steps).all():  # numbers of steps that no float holds
+        return OverSteps(math.nan, -math.inf, math.inf, n)
     x = np.array([b.mean() for b in blocks(steps)])
     y = np.array([b.mean() if noisy else np.log(b).mean() for b in blocks(values)])
     if noisy:
