@@ -9,7 +9,6 @@ import metric_histories as h
 import numpy as np
 import pytest
 
-from reweigh.__main__ import main
 from reweigh.doctor.metrics import FRAMEWORKS, diagnose_metrics
 from reweigh.doctor.metrics.history import Series
 from reweigh.doctor.metrics.read import flat, read_history

@@ -22,8 +22,8 @@ _OF_ACTION: dict[Action, Severity] = {
 
 # Where a number turns into a word. Each with who says so; docs/audit.md has the table.
 KL_NOTICEABLE = 1e-3  # nats a token: NeMo-RL's guide; Liu and Li (2025) report about this for healthy runs
-# Nats a token. A judgement: of runs under stale weights, on seeds that nothing was chosen on, 69% of those that died
-# were over it in time, and 31% of those that lived were over it too (docs/experiment.md).
+# Nats a token. A judgement: of runs under stale weights, on seeds that nothing was chosen on, 77% of those that died
+# were over it in time, and 29% of those that lived were over it too (docs/experiment.md).
 KL_DYING = 0.25
 KL_LARGE = 1e-2  # nats a token: the advice of tinker-cookbook and prime-rl for a run worth stopping
 ESS_GOOD, ESS_POOR = 0.5, 0.3  # verl's guide to its rollout correction
