@@ -122,3 +122,24 @@ def test_processes_find_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("reweigh.scan.run.PART_TOKENS", 300)
     a, b = write(tmp_path / "a.parquet", 0, 40), write(tmp_path / "b.parquet", 1, 40)
     assert compare(a, b, engine=Workers(2)).to_dict() == compare(a, b).to_dict()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_ratio_beyond_every_number_on_one_side_is_compared_without_a_warning(tmp_path):
+    """e^1500: the sums of its cluster are infinite, those of clusters without a token stay 0."""
+    for name, gap in (("a", -0.01), ("b", 1500.0)):
+        rows = [
+            {
+                "sequence_id": f"{i}",
+                "prompt_id": f"{i}",
+                "log_mu": [-1600.0, -1.0],
+                "log_pi": [-1600.0 + gap * (i == 3), -1.01],
+            }
+            for i in range(40)
+        ]
+        with RecordWriter(tmp_path / f"{name}.parquet") as writer:
+            writer.write(rows)
+    found = compare(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    by_name = {(one.name, one.level): one for one in found.differences}
+    assert by_name["kl_k1", "token"].a.value is not None
+    assert not by_name["mean_ratio", "token"].sure

@@ -288,8 +288,9 @@ _MEANS: tuple[tuple[str, str, _Combine], ...] = (
 
 
 def _ratio(h: HostSums) -> Array:
-    with np.errstate(over="ignore"):
-        return h.clusters["w1"] * np.exp(np.float64(h.shift_max))
+    weights = h.clusters["w1"]
+    with np.errstate(over="ignore", divide="ignore"):  # where there is no weight there is none
+        return np.exp(np.log(weights) + h.shift_max)
 
 
 def _k3(h: HostSums) -> Array:
