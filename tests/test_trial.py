@@ -249,11 +249,12 @@ def test_a_cause_that_no_weight_mends_comes_first(rough, cause):
     assert diagnosed(rough, cause, confidence=0.3).recommendation.use  # a suspicion blocks nothing
 
 
-def test_a_large_gap_is_to_be_reduced_and_tokens_are_capped_until_then(tmp_path):
+def test_a_large_gap_is_to_be_reduced_and_what_is_used_until_then_follows_its_cause(tmp_path):
     large = audit(write(tmp_path / "large.parquet", sd=0.2, length=200))
     assert (large.verdict.level, large.verdict.action) == ("fail", "reduce")
     assert large.recommendation.use == "token_tis(2)"
-    assert diagnosed(large, "stale_weights").recommendation.use == "token_tis(2)"
+    assert diagnosed(large, "quantised_rollout").recommendation.use == "token_tis(2)"
+    assert diagnosed(large, "stale_weights").recommendation.use == "seq_tis(2)"
     assert "reduce it first: allow fewer steps of lag" in diagnosed(large, "stale_weights").verdict.hint
     assert diagnosed(large, "shift").recommendation.use is None
 
