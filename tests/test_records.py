@@ -886,3 +886,15 @@ def test_a_list_in_the_place_of_a_number_is_told_with_its_line(tmp_path, name, v
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: {name} must be {word}, got "):
         list(read_batches(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_file_of_which_no_row_is_left_is_converted_to_none(tmp_path, capsys, ending):
+    """Its one row does not line up: what is left has no row whose place could be said."""
+    row = {"sequence_id": "a", "log_mu": [-1.0] * 3, "log_pi": [-1.0] * 3, "versions": [1]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / f"b.{ending}"
+    assert main(["records", "convert", "--skip-bad", str(tmp_path / "a.jsonl"), str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "a.jsonl:1: versions has 1 values, log_mu has 3" in said
+    assert "wrote 0 rows" in said

@@ -297,7 +297,9 @@ class Origin:
         return tuple(dict.fromkeys(each))
 
     def place(self, row: int) -> str:
-        """File and row (counted from 0), or file and line (from 1)."""
+        """File and row (counted from 0), or file and line (from 1); the file alone where no row is left."""
+        if self.kept is not None and not len(self.kept):
+            return str(self.path)
         origin, row = self._whence(row)
         if origin.lines is not None:
             return f"{origin.path}:{origin.lines[row]}"
