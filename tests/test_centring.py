@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from batches import packed, tight
+from batches import packed, random_batch, tight
 
 from reweigh import (
     PREFIX,
@@ -255,6 +255,19 @@ def test_losses_with_a_third_policy_are_centred(name, sign, k):
     assert slope(token_tis(1.1), None).norm() > 1e-2
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_denominator_divides_what_is_subtracted_too(name):
+    make, bounds = LOSSES[name]
+    batch = random_batch(0)
+    head = random_candidates(batch)
+    batch = Batch.padded(batch.log_pi, batch.log_mu, batch.layout.mask, candidates=head)
+    weights, advantage = centred(token_tis(1.1))(batch), torch.ones(batch.layout.num_seqs)
+    given = {"candidates": head.log_pi, "old_candidates": head.log_mu, **bounds}
+    whole, part = (make(batch.log_pi, batch.log_mu, advantage, weights, d, **given) for d in (1.0, 4.0))
+    assert weights.centre is not None
+    torch.testing.assert_close(part, whole / 4)
+
+
 def random_candidates(batch, k=5, seed=0, complete=False):
     """Candidates at the places of a padded batch, with nonsense where the mask is off."""
     g = torch.Generator().manual_seed(seed)
@@ -278,7 +291,6 @@ def with_candidates(batch, **kwargs):
 
 
 def odd(seed=0, **kwargs):
-    from batches import random_batch
 
     return with_candidates(random_batch(seed), **kwargs)
 

@@ -278,3 +278,23 @@ def test_a_clipped_ratio_may_be_one_that_no_float_holds(advantage, kwargs):
     )
     assert value.item() == pytest.approx({1.0: -2.2, -1.0: 4.0, 0.0: 0.0}[advantage], rel=1e-6)
     assert grad_of(value, log_pi).tolist() == [[0.0, pytest.approx(-advantage)]]
+
+
+def test_default_bounds_are_those_that_are_documented():
+    """CISPO clips at 5 and not below, GSPO at 1 - 3e-4 and 1 + 4e-4, PPO at .8 and 1.2; ratios lie on both sides."""
+    g = torch.Generator().manual_seed(4)
+    old = -torch.rand(40, 5, generator=g, dtype=torch.float64) - 3.0
+    mask, advantage = torch.ones(40, 5), torch.tensor([1.0, -1.0]).repeat(20).double()
+    for loss, spread, bounds in (
+        (cispo, 2.5, {"low": 1.0, "high": 4.0}),
+        (gspo, 1e-3, {"low": 3e-4, "high": 4e-4}),
+        (ppo_clip, 0.6, {"low": 0.2, "high": 0.2}),
+    ):
+        pi = (old + spread * torch.randn(40, 5, generator=g)).clamp(max=-1e-3)
+        weights = naive()(Batch.padded(pi, old, mask))
+        assert torch.equal(loss(pi, old, advantage, weights, 7.0), loss(pi, old, advantage, weights, 7.0, **bounds))
+        for name, value in bounds.items():  # each bound is in use; a low of 1 is none
+            moved = bounds | {name: value * 0.7 if value != 1.0 else 0.5}
+            assert not torch.equal(
+                loss(pi, old, advantage, weights, 7.0), loss(pi, old, advantage, weights, 7.0, **moved)
+            )
