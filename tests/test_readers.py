@@ -1640,3 +1640,13 @@ def test_a_damaged_file_among_records_is_no_foreign_one(tmp_path):
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"b\.parquet: truncated or not closed"):
         audit(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_log_prob_of_a_trace_that_float32_does_not_hold_is_told_as_any_other(tmp_path):
+    from reweigh.dumps.verifiers import _spread
+
+    path = [{"mask": [False, True, True], "logprobs": [-1.0, -1e300]}, {"mask": [True], "logprobs": [-2.0]}]
+    whole = _spread(path, "logprobs", 4)
+    assert whole is not None
+    assert whole.tolist()[1:] == [-1.0, -1e300, -2.0]

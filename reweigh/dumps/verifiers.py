@@ -152,7 +152,7 @@ def _spread(path: Sequence[Mapping[str, Any]], name: str, length: int) -> np.nda
     """Values of the sampled tokens at their places; NaN elsewhere, and where a node has none."""
     if all(not node.get(name) for node in path):
         return None
-    whole, at = np.full(length, np.nan, np.float32), 0
+    whole, at = np.full(length, np.nan, np.float64), 0  # float32 is the record's
     for node in path:
         mask = mask_of(node.get("mask") or [], "mask")
         values = node.get(name)
