@@ -19,6 +19,7 @@ from doctor_records import (
     world,
 )
 
+from reweigh.doctor.diagnosis import Suspicion, diagnose
 from reweigh.doctor.exclude import always_behind
 from reweigh.doctor.family import Case
 from reweigh.records import RunInfo
@@ -143,3 +144,12 @@ def test_audit_plan_and_doctor_take_the_same(tmp_path):
     assert audit.verdict.use == "seq_tis(2)"
     assert plan_records(path).verdict.use == "seq_tis(2)"
     assert math.isclose(audit.verdict.choice.mean_weight, found.advice.choice.mean_weight, rel_tol=1e-9)
+
+
+def test_a_candidate_explains_something():
+    """Of what is not decided nothing is shown that has no part in the gap, however little there is to say of others."""
+    nothing = Suspicion("truncated_sampling", 1e-9, 3.0, 0.0, ())
+    some = Suspicion("dropout", 1e-9, 3.0, 0.5, ())
+    weighed = {"truncated_sampling": 0.1, "dropout": 0.1}
+    assert diagnose([nothing], weighed).causes == ()
+    assert [one.id for one in diagnose([nothing, some], weighed).causes] == ["dropout"]

@@ -431,7 +431,7 @@ def diagnose(
         ordered.sort(key=lambda x: x.named or x.of is to_test_first, reverse=True)  # before what is not named
     others = [x for x in ordered if x not in shown and x.confidence >= least and x.explains]
     if not shown and len(others) < 2:
-        others = [x for x in ordered if x.confidence > _RULED_OUT][:2]
+        others = [x for x in ordered if x.confidence > _RULED_OUT and x.explains][:2]
     shown = [*shown, *others[: None if shown else _CANDIDATES]]
     decided = bool(shown) and shown[0].named
     # Of candidates each has its part of what is likely at all, less what none of them may be.
