@@ -14,6 +14,7 @@ a test is missing, or the change means nothing.
 import argparse
 import ast
 import copy
+import importlib
 import os
 import random
 import signal
@@ -50,7 +51,7 @@ TESTS = {
     "transforms": _FACTORS,
     "caps": ("test_caps", "test_capped", "test_transforms"),
 }
-_COMPARED = {
+_COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
     ast.Gt: ast.GtE,
@@ -62,7 +63,7 @@ _COMPARED = {
     ast.In: ast.NotIn,
     ast.NotIn: ast.In,
 }
-_DONE = {
+_DONE: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
     ast.Mult: ast.Div,
@@ -248,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT / "tests"))
-    import pyarrow  # noqa: F401 - what each process has then
     import torch
 
+    importlib.import_module("pyarrow")  # what each process has then
     torch.set_num_threads(1)
     every = [one for module in args.only for one in mutants(module) if args.at in (None, one.line)]
     some = random.Random(args.seed).sample(every, min(args.count, len(every)))
